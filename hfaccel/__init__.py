@@ -1,0 +1,50 @@
+"""hfaccel: run Hugging Face Transformers on server CPUs as fast as the machine allows.
+
+    import hfaccel
+    model = hfaccel.optimize(model)     # same results, faster
+    print(hfaccel.report(model))        # what was done, what was not, and why
+
+Importing this package imports no torch and changes nothing: the public names are resolved when used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hfaccel import memory as memory
+    from hfaccel.configure import configure as configure
+    from hfaccel.errors import HfaccelError as HfaccelError
+    from hfaccel.information import info as info
+    from hfaccel.optimize import optimize as optimize
+    from hfaccel.optimize import report as report
+    from hfaccel.optimize import restore as restore
+
+__version__ = "0.1.0"
+
+# public name -> (module, attribute); an empty attribute is the module itself
+_PUBLIC = {
+    "HfaccelError": ("hfaccel.errors", "HfaccelError"),
+    "configure": ("hfaccel.configure", "configure"),
+    "info": ("hfaccel.information", "info"),
+    "memory": ("hfaccel.memory", ""),
+    "optimize": ("hfaccel.optimize", "optimize"),
+    "report": ("hfaccel.optimize", "report"),
+    "restore": ("hfaccel.optimize", "restore"),
+}
+__all__ = [*sorted(_PUBLIC)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'hfaccel' has no attribute {name!r}; public names: {', '.join(__all__)}")
+    module_name, attribute = _PUBLIC[name]
+    module = importlib.import_module(module_name)
+    value = getattr(module, attribute) if attribute else module
+    globals()[name] = value  # `hfaccel.optimize` is the function, although a module has that name
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

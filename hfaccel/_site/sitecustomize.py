@@ -1,0 +1,31 @@
+"""Runs in a Python that hfaccel-run started, before the program does.
+
+It undoes what was meant for this process alone, so that the program and its children see the
+environment that the user has, and then runs the sitecustomize that it stands in front of, if any.
+Everything here is inside one function: no name stays behind.
+"""
+
+
+def _start() -> None:
+    import os
+    import sys
+
+    here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 (pathlib costs 10 ms)
+    saved = "HFACCEL_SAVED_"
+    for name in [name for name in os.environ if name.startswith(saved)]:
+        value = os.environ.pop(name)
+        if value:
+            os.environ[name.removeprefix(saved)] = value
+        else:
+            os.environ.pop(name.removeprefix(saved), None)
+    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != here]  # noqa: PTH100
+
+    del sys.modules["sitecustomize"]
+    try:
+        import sitecustomize  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "sitecustomize":
+            raise
+
+
+_start()

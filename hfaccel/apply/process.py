@@ -1,0 +1,70 @@
+"""Changes to the running process: affinity, glibc's malloc, torch's threads. Each returns what it did."""
+
+from __future__ import annotations
+
+import os
+
+from hfaccel import native
+from hfaccel.host import HostFacts, Library
+from hfaccel.outcome import Outcome
+from hfaccel.plan import Plan
+
+# glibc's names and numbers (malloc.h). Order matters: arena_max first, because setting the threshold
+# freezes the trim threshold at 128 KiB, which the second call then raises.
+M_ARENA_MAX, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -8, -1, -3
+MAX_RETAINED = 1 << 30  # bytes
+
+
+def apply_plan(plan: Plan, facts: HostFacts) -> list[Outcome]:
+    """Set this process up as planned. A refusal is a line in the answer, not an exception."""
+    return [
+        _apply_affinity(plan["affinity"].value),
+        _apply_allocator(plan["allocator"].value, facts),
+        _apply_threads(plan["threads"].value),
+    ]
+
+
+def _apply_affinity(cpus: tuple[int, ...] | None) -> Outcome:
+    if cpus is None:
+        return Outcome("affinity", False, "left as it is")
+    try:
+        os.sched_setaffinity(0, cpus)
+    except OSError as error:
+        return Outcome("affinity", False, f"sched_setaffinity({list(cpus)}) failed: {error.strerror}")
+    return Outcome("affinity", True, f"bound to CPUs {list(cpus)}")
+
+
+def _apply_allocator(value: Library | str | None, facts: HostFacts) -> Outcome:
+    if value is None:
+        return Outcome("allocator", False, "left as it is")
+    if isinstance(value, Library):
+        return Outcome("allocator", False, f"{value.kind} must be preloaded: start with hfaccel-run")
+    if native.arena is None:
+        return Outcome("allocator", False, native.MISSING)
+    retained = retained_bytes(facts)
+    settings = (
+        ("arena_max", M_ARENA_MAX, 1),
+        ("trim_threshold", M_TRIM_THRESHOLD, retained),
+        ("mmap_threshold", M_MMAP_THRESHOLD, retained),
+    )
+    refused = [name for name, option, number in settings if not native.arena.mallopt(option, number)]
+    if refused:
+        return Outcome("allocator", False, f"glibc refused {', '.join(refused)}")
+    reason = f"glibc keeps up to {retained >> 20} MiB of freed memory, in one arena for all threads"
+    return Outcome("allocator", True, reason)
+
+
+def retained_bytes(facts: HostFacts) -> int:
+    """How much freed memory glibc may keep: an eighth of what the process may use, at most 1 GiB."""
+    usable = min(filter(None, (facts.limits.memory_limit, facts.memory.total)), default=MAX_RETAINED)
+    return max(1 << 20, min(MAX_RETAINED, usable // 8))
+
+
+def _apply_threads(threads: int | None) -> Outcome:
+    if threads is None:
+        return Outcome("threads", False, "left as it is")
+    import torch
+
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    return Outcome("threads", True, f"torch computes with {threads}")

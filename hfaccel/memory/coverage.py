@@ -1,0 +1,50 @@
+"""Which share of tensors' bytes lies on huge pages, as the kernel says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from hfaccel import native
+from hfaccel.errors import HfaccelError
+
+# Ranges closer than this are read as one: tensors in an arena lie a few bytes apart.
+GAP = 4096
+
+
+def coverage(tensors: torch.nn.Module | Iterable[torch.Tensor]) -> float:
+    """Fraction (0 to 1) of the bytes of a model's parameters and buffers, or of the given tensors, that
+    lie on 2 MiB pages, read from /proc/self/smaps. Memory never touched counts as not covered.
+
+    Raises HfaccelError where it cannot be read.
+    """
+    if native.arena is None:
+        raise HfaccelError(f"coverage cannot be read: {native.MISSING}")
+    ranges = merge(_ranges(tensors))
+    huge = 0.0
+    for start, end in ranges:
+        _, anonymous, file = native.arena.smaps(start, end - start)
+        huge += min(anonymous + file, end - start)
+    total = sum(end - start for start, end in ranges)
+    return huge / total if total else 0.0
+
+
+def _ranges(tensors: torch.nn.Module | Iterable[torch.Tensor]) -> Iterator[tuple[int, int]]:
+    if isinstance(tensors, torch.nn.Module):
+        tensors = [*tensors.parameters(), *tensors.buffers()]
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        if tensor.device.type == "cpu" and storage.nbytes():
+            yield storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+
+
+def merge(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Address ranges, ascending and disjoint; those with a gap below GAP become one."""
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if merged and start - merged[-1][1] < GAP:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged

@@ -1,0 +1,227 @@
+"""optimize(), report() and restore(): the three names that most programs need."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import nn
+
+from hfaccel.apply.verify import Finding, verify
+from hfaccel.backends import BACKENDS, Backend, Options, by_name
+from hfaccel.configure import Configuration, configure
+from hfaccel.errors import HfaccelError, ModelError
+from hfaccel.memory import coverage
+from hfaccel.outcome import Outcome
+from hfaccel.tables import render
+
+T = TypeVar("T")
+_KEY = "_hfaccel"  # attribute of an optimized model that holds its Record
+
+
+@dataclass(frozen=True)
+class Record:
+    """What optimize() did to a model; travels with it through deepcopy and pickle."""
+
+    backend: str  # "" where the model was left as it is
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was applied to a model and its process, what was not, why, and what really took effect."""
+
+    model: str
+    backend: str
+    outcomes: tuple[Outcome, ...]
+    configuration: Configuration
+    verified: tuple[Finding, ...]
+    stock_calls: dict[str, int]  # reason -> calls of a layer that took the model's own path
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "backend": self.backend,
+            "outcomes": [outcome.to_dict() for outcome in self.outcomes],
+            "configuration": self.configuration.to_dict(),
+            "verified": [finding.to_dict() for finding in self.verified],
+            "stock_calls": self.stock_calls,
+        }
+
+    def __str__(self) -> str:
+        done = [
+            ["yes" if o.applied else "no", f"{o.subject} x {o.count}" if o.count > 1 else o.subject, o.reason]
+            for o in (*self.outcomes, *self.configuration.outcomes)
+        ]
+        chosen = [[c.knob, c.value, c.source, c.reason] for c in self.configuration.plan.choices]
+        found = [[f.subject, f.value, f.source] for f in self.verified]
+        tables = [
+            render(f"{self.model}, backend {self.backend or 'none'}", ["applied", "what", "why"], done),
+            render("choices", ["knob", "value", "source", "reason"], chosen),
+            render("verified", ["what", "value", "read from"], found),
+        ]
+        if self.stock_calls:
+            rows = [[count, reason] for reason, count in self.stock_calls.items()]
+            tables.append(render("layer calls on the stock path", ["calls", "reason"], rows))
+        return "\n".join(tables)
+
+
+def optimize(
+    model_or_pipeline: T,
+    *,
+    backend: str = "auto",
+    huge_pages: str = "auto",
+    num_threads: int | None = None,
+    inplace: bool = False,
+    strict: bool = False,
+) -> T:
+    """Return the model, or the transformers pipeline, ready to run faster with equal results.
+
+    The process is configured once (`hfaccel.configure`). float32 results stay equal up to rounding.
+    What cannot be improved is left as it is, with the reason in `hfaccel.report`; `strict=True` raises
+    HfaccelError instead. An optimized model is returned unchanged.
+
+    There is one copy of the weights. With `inplace=False` the result is a new tree of modules around
+    the same parameters, whose values stay and whose memory layout changes; the given model works as
+    before. With `inplace=True` the given model itself is changed.
+
+    `backend`: "auto" or a name from `hfaccel.backends.BACKENDS`. `huge_pages`: "auto" or "off".
+    `num_threads`: compute threads, for the whole process. Raises ModelError for an object that is
+    neither a torch.nn.Module nor a pipeline holding one, UsageError for a value that breaks a rule.
+    """
+    overrides = {"threads": num_threads, "huge_pages": None if huge_pages == "auto" else huge_pages}
+    chosen = None if backend == "auto" else by_name(backend)
+    model = _model_of(model_or_pipeline)
+    configuration = configure(**{name: value for name, value in overrides.items() if value is not None})
+    if _record(model) is not None:
+        return model_or_pipeline
+    problem = _problem(model)
+    backend_of_choice, rejected = _select(chosen, model) if not problem else (None, ())
+    if backend_of_choice is None:
+        reasons = rejected or (Outcome("model", False, problem),)
+        if strict:
+            raise HfaccelError("; ".join(outcome.reason for outcome in reasons))
+        return _with_record(model_or_pipeline, model, Record("", reasons), inplace)
+    result = model if inplace else _copy_tree(model)
+    options = Options(huge_pages=configuration.plan["huge_pages"].value != "off")
+    outcomes = backend_of_choice.transform(result, options)
+    if strict and not any(outcome.applied for outcome in outcomes):
+        raise HfaccelError("nothing was applied: " + "; ".join(outcome.reason for outcome in outcomes))
+    record = Record(backend_of_choice.name, (*rejected, *outcomes))
+    return _with_record(model_or_pipeline, result, record, inplace)
+
+
+def report(model_or_pipeline: Any) -> Report:
+    """What optimize() did to this model and why; prints as tables, `to_dict()` for programs.
+
+    Raises ModelError for an object that was not optimized.
+    """
+    model = _model_of(model_or_pipeline)
+    record = _record(model)
+    if record is None:
+        raise ModelError(
+            "report() takes what optimize() returned, but this "
+            f"{type(model).__name__} was not optimized; call hfaccel.optimize(model) first"
+        )
+    stock_calls = by_name(record.backend).stock_calls(model) if record.backend else {}
+    return Report(
+        model=type(model).__name__,
+        backend=record.backend,
+        outcomes=record.outcomes,
+        configuration=configure(),
+        verified=(*verify(), *_weights_on_huge_pages(model)),
+        stock_calls=stock_calls,
+    )
+
+
+def restore(model_or_pipeline: T) -> T:
+    """Undo optimize() in place: original classes and memory layout, values bit for bit.
+
+    A model that was not optimized is returned as it is.
+    """
+    model = _model_of(model_or_pipeline)
+    record = _record(model)
+    if record is not None:
+        if record.backend:
+            by_name(record.backend).restore(model)
+        del model.__dict__[_KEY]
+    return model_or_pipeline
+
+
+def _model_of(candidate: Any) -> nn.Module:
+    if isinstance(candidate, nn.Module):
+        return candidate
+    model = getattr(candidate, "model", None)
+    if isinstance(model, nn.Module) and callable(candidate):
+        return model
+    raise ModelError(
+        "a torch.nn.Module or a transformers pipeline is expected, but got "
+        f"{type(candidate).__name__}; pass the model object itself, for example AutoModel.from_pretrained(...)"
+    )
+
+
+def _record(model: nn.Module) -> Record | None:
+    record = model.__dict__.get(_KEY)
+    return record if isinstance(record, Record) else None
+
+
+def _problem(model: nn.Module) -> str:
+    """Why no backend may touch this model; "" for none."""
+    tensors = list(itertools.chain(model.parameters(), model.buffers()))
+    elsewhere = sorted({tensor.device.type for tensor in tensors} - {"cpu"})
+    if not tensors:
+        return "the model has no weights"
+    if elsewhere:
+        return f"the model must be on the CPU, but part of it is on {', '.join(elsewhere)}; call model.to('cpu')"
+    if model.training:
+        return "the model must be in evaluation mode, but model.training is True; call model.eval()"
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        return "accelerate moves its weights during a call; load it without device_map"
+    return ""
+
+
+def _select(chosen: Backend | None, model: nn.Module) -> tuple[Backend | None, tuple[Outcome, ...]]:
+    """The first backend that can run this model, and why those before it cannot."""
+    rejected: list[Outcome] = []
+    for backend in [chosen] if chosen else BACKENDS:
+        reason = backend.available() or backend.supports(model)
+        if not reason:
+            return (None if backend.name == "eager" and rejected else backend), tuple(rejected)
+        rejected.append(Outcome(f"backend {backend.name}", False, reason))
+    return None, tuple(rejected)
+
+
+def _copy_tree(model: nn.Module) -> nn.Module:
+    """New modules around the same parameters and buffers."""
+    shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
+    try:
+        return copy.deepcopy(model, dict(shared))
+    except Exception as error:
+        raise ModelError(
+            f"optimize() copies the module tree, but copying {type(model).__name__} failed "
+            f"({type(error).__name__}: {error}); pass inplace=True to change the model itself"
+        ) from error
+
+
+def _with_record(given: T, model: nn.Module, record: Record, inplace: bool) -> T:
+    """What optimize() returns: the model, or a pipeline like the given one around it."""
+    if record.backend or inplace:
+        model.__dict__[_KEY] = record
+    else:
+        model = copy.copy(model)  # left as it is: only the record is new, the modules are the given ones
+        model.__dict__[_KEY] = record
+    if isinstance(given, nn.Module):
+        return model  # type: ignore[return-value]
+    result = given if inplace else copy.copy(given)
+    result.model = model  # type: ignore[attr-defined]
+    return result
+
+
+def _weights_on_huge_pages(model: nn.Module) -> tuple[Finding, ...]:
+    try:
+        share = coverage(model)
+    except (HfaccelError, OSError) as error:
+        return (Finding("weights on huge pages", "unknown", str(error)),)
+    return (Finding("weights on huge pages", f"{share:.0%}", "/proc/self/smaps"),)

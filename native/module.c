@@ -1,0 +1,229 @@
+/* hfaccel._arena: the seam between Python and C. Behaviour lives in region.c, smaps.c and heap.c; here
+ * are only the method table, the conversion of arguments, and error codes turned into OSError. */
+#include <Python.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "heap.h"
+#include "os.h"
+#include "region.h"
+#include "smaps.h"
+
+typedef struct {
+  PyObject_HEAD struct region region;
+} RegionObject;
+
+/* OSError(errno, "madvise of 4194304 bytes at 0x...: Cannot allocate memory") */
+static PyObject *os_error(int code, const char *call, const void *address, size_t size)
+{
+  char message[256];
+  snprintf(message, sizeof message, "%s of %zu bytes at %p: %s", call, size, address, strerror(code));
+  PyObject *arguments = Py_BuildValue("(is)", code, message);
+  if (arguments != NULL) {
+    PyErr_SetObject(PyExc_OSError, arguments);
+    Py_DECREF(arguments);
+  }
+  return NULL;
+}
+
+/* A byte count from Python: negative and overlong numbers are ValueErrors that name the argument. */
+static int to_size(PyObject *number, const char *name, size_t *size)
+{
+  *size = PyLong_AsSize_t(number);
+  if (*size == (size_t)-1 && PyErr_Occurred()) {
+    if (!PyErr_ExceptionMatches(PyExc_OverflowError))
+      return -1;
+    PyErr_Clear();
+    PyErr_Format(PyExc_ValueError, "`0 <= %s < 2**64` bytes must hold, but got %S", name, number);
+    return -1;
+  }
+  return 0;
+}
+
+/* Region(size, huge=True) */
+static PyObject *region_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+  static char *names[] = {"size", "huge", NULL};
+  PyObject *number;
+  size_t size;
+  int huge = 1;
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|p", names, &PyLong_Type, &number, &huge) ||
+      to_size(number, "size", &size) < 0)
+    return NULL;
+  if (size == 0 || size > PY_SSIZE_T_MAX - OS_HUGE_PAGE_SIZE) {
+    PyErr_Format(PyExc_ValueError, "`0 < size < 2**63` bytes must hold, but got size=%zu", size);
+    return NULL;
+  }
+  struct region region;
+  const int error = region_create(&region, size, huge);
+  if (error != 0)
+    return os_error(error, "mmap", NULL, size);
+  allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+  RegionObject *self = (RegionObject *)allocate(type, 0);
+  if (self == NULL) {
+    region_release(&region);
+    return NULL;
+  }
+  self->region = region;
+  return (PyObject *)self;
+}
+
+static void region_dealloc(PyObject *object)
+{
+  PyTypeObject *type = Py_TYPE(object);
+  freefunc free_object = (freefunc)PyType_GetSlot(type, Py_tp_free);
+  region_release(&((RegionObject *)object)->region);
+  free_object(object);
+  Py_DECREF(type);
+}
+
+/* Region.populate(offset, size) -> None */
+static PyObject *region_populate_py(PyObject *object, PyObject *args)
+{
+  const struct region *region = &((RegionObject *)object)->region;
+  PyObject *offset_number, *size_number;
+  size_t offset, size;
+  if (!PyArg_ParseTuple(args, "O!O!", &PyLong_Type, &offset_number, &PyLong_Type, &size_number) ||
+      to_size(offset_number, "offset", &offset) < 0 || to_size(size_number, "size", &size) < 0)
+    return NULL;
+  int error;
+  Py_BEGIN_ALLOW_THREADS;
+  error = region_populate(region, offset, size);
+  Py_END_ALLOW_THREADS;
+  if (error == ERANGE)
+    return PyErr_Format(PyExc_ValueError, "`offset + size <= %zu` must hold, but got offset=%zu, size=%zu",
+                        region->size, offset, size);
+  if (error != 0)
+    return os_error(error, "madvise(MADV_POPULATE_WRITE)", (char *)region->address + offset, size);
+  Py_RETURN_NONE;
+}
+
+static PyObject *region_get_address(PyObject *object, void *closure)
+{
+  (void)closure;
+  return PyLong_FromVoidPtr(((RegionObject *)object)->region.address);
+}
+
+static PyObject *region_get_advise_error(PyObject *object, void *closure)
+{
+  (void)closure;
+  return PyLong_FromLong(((RegionObject *)object)->region.advise_error);
+}
+
+static Py_ssize_t region_length(PyObject *object)
+{
+  return (Py_ssize_t)((RegionObject *)object)->region.size;
+}
+
+static int region_get_buffer(PyObject *object, Py_buffer *view, int flags)
+{
+  const struct region *region = &((RegionObject *)object)->region;
+  return PyBuffer_FillInfo(view, object, region->address, (Py_ssize_t)region->size, 0, flags);
+}
+
+/* smaps(address, size) -> (resident, anon_huge, file_huge), bytes */
+static PyObject *smaps_py(PyObject *module, PyObject *args)
+{
+  (void)module;
+  PyObject *address_number, *size_number;
+  size_t address, size;
+  if (!PyArg_ParseTuple(args, "O!O!", &PyLong_Type, &address_number, &PyLong_Type, &size_number) ||
+      to_size(address_number, "address", &address) < 0 || to_size(size_number, "size", &size) < 0)
+    return NULL;
+  struct smaps_sum sum;
+  int error;
+  Py_BEGIN_ALLOW_THREADS;
+  error = smaps_sum("/proc/self/smaps", address, size, &sum);
+  Py_END_ALLOW_THREADS;
+  if (error != 0)
+    return os_error(error, "reading /proc/self/smaps", (void *)address, size);
+  return Py_BuildValue("(nnn)", (Py_ssize_t)sum.resident, (Py_ssize_t)sum.anon_huge,
+                       (Py_ssize_t)sum.file_huge);
+}
+
+/* malloc_owner() -> path of the library that serves malloc */
+static PyObject *malloc_owner_py(PyObject *module, PyObject *unused)
+{
+  (void)module;
+  (void)unused;
+  char path[4096];
+  const int error = heap_owner(path, sizeof path);
+  return error == 0 ? PyUnicode_DecodeFSDefault(path) : os_error(error, "dladdr(malloc)", NULL, 0);
+}
+
+/* mallopt(option, value) -> bool: whether libc accepted it */
+static PyObject *mallopt_py(PyObject *module, PyObject *args)
+{
+  (void)module;
+  int option, value;
+  if (!PyArg_ParseTuple(args, "ii", &option, &value))
+    return NULL;
+  return PyBool_FromLong(heap_set_option(option, value) == 0);
+}
+
+static PyMethodDef region_methods[] = {
+    {"populate", region_populate_py, METH_VARARGS, "populate(offset, size): make the bytes present."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef region_getset[] = {
+    {"address", region_get_address, NULL, "Address of the first byte.", NULL},
+    {"advise_error", region_get_advise_error, NULL, "errno of MADV_HUGEPAGE; 0: granted.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot region_slots[] = {
+    {Py_tp_doc, "Region(size, huge=True): anonymous memory, aligned to and advised for huge pages."},
+    {Py_tp_new, region_new},
+    {Py_tp_dealloc, region_dealloc},
+    {Py_tp_methods, region_methods},
+    {Py_tp_getset, region_getset},
+    {Py_sq_length, region_length},
+    {Py_bf_getbuffer, region_get_buffer},
+    {0, NULL},
+};
+
+static PyType_Spec region_spec = {
+    .name = "hfaccel._arena.Region",
+    .basicsize = sizeof(RegionObject),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = region_slots,
+};
+
+static PyMethodDef functions[] = {
+    {"smaps", smaps_py, METH_VARARGS, "smaps(address, size) -> (resident, anon_huge, file_huge) bytes."},
+    {"malloc_owner", malloc_owner_py, METH_NOARGS, "Path of the library that serves malloc."},
+    {"mallopt", mallopt_py, METH_VARARGS, "mallopt(option, value) -> whether libc accepted it."},
+    {NULL, NULL, 0, NULL},
+};
+
+static int module_exec(PyObject *module)
+{
+  PyObject *type = PyType_FromSpec(&region_spec);
+  if (type == NULL)
+    return -1;
+  const int result = PyModule_AddObjectRef(module, "Region", type);
+  Py_DECREF(type);
+  if (result < 0)
+    return -1;
+  return PyModule_AddIntConstant(module, "HUGE_PAGE_SIZE", (long)OS_HUGE_PAGE_SIZE);
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, module_exec},
+    {0, NULL},
+};
+
+static struct PyModuleDef module_definition = {
+    .m_base = PyModuleDef_HEAD_INIT,
+    .m_name = "hfaccel._arena",
+    .m_doc = "Huge-page memory, and what the kernel and malloc made of it.",
+    .m_methods = functions,
+    .m_slots = module_slots,
+};
+
+PyMODINIT_FUNC PyInit__arena(void)
+{
+  return PyModuleDef_Init(&module_definition);
+}

@@ -1,0 +1,90 @@
+#define _GNU_SOURCE
+#include "os.h"
+
+#include <errno.h>
+#include <stdint.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14; absent from older headers */
+#endif
+#ifndef PR_SET_VMA
+#define PR_SET_VMA 0x53564d41
+#define PR_SET_VMA_ANON_NAME 0
+#endif
+
+static int real_prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d)
+{
+  return prctl(option, a, b, c, d);
+}
+
+struct os_calls os_calls = {
+    .mmap = mmap,
+    .munmap = munmap,
+    .madvise = madvise,
+    .prctl = real_prctl,
+};
+
+int os_reserve(size_t size, void **address)
+{
+  const size_t slack = OS_HUGE_PAGE_SIZE;
+  if (size == 0 || size % OS_HUGE_PAGE_SIZE != 0)
+    return EINVAL;
+  if (size > SIZE_MAX - slack)
+    return ENOMEM;
+  /* Kernels differ in whether they align anonymous mappings by themselves (efa7df3e3bb5 in 6.7,
+   * narrowed by d4148aeab412 in 6.12). Reserving one huge page more and cutting both ends off makes
+   * their choice irrelevant. */
+  char *raw = os_calls.mmap(NULL, size + slack, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (raw == MAP_FAILED)
+    return errno;
+  const size_t head = (size_t)(-(uintptr_t)raw) % OS_HUGE_PAGE_SIZE;
+  const size_t tail = slack - head;
+  size_t trimmed = 0; /* bytes at the front that are no longer ours to unmap */
+  int error = 0;
+  if (head > 0 && os_calls.munmap(raw, head) != 0)
+    error = errno;
+  else
+    trimmed = head;
+  if (error == 0 && tail > 0 && os_calls.munmap(raw + head + size, tail) != 0)
+    error = errno;
+  if (error != 0) {
+    os_calls.munmap(raw + trimmed, size + slack - trimmed);
+    return error;
+  }
+  *address = raw + head;
+  return 0;
+}
+
+int os_release(void *address, size_t size)
+{
+  return os_calls.munmap(address, size) == 0 ? 0 : errno;
+}
+
+int os_advise_huge(void *address, size_t size)
+{
+  return os_calls.madvise(address, size, MADV_HUGEPAGE) == 0 ? 0 : errno;
+}
+
+int os_populate(void *address, size_t size)
+{
+  if (os_calls.madvise(address, size, MADV_POPULATE_WRITE) == 0)
+    return 0;
+  if (errno != EINVAL)
+    return errno;
+  const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+  volatile char *bytes = address;
+  for (size_t offset = 0; offset < size; offset += page)
+    bytes[offset] = bytes[offset];
+  return 0;
+}
+
+int os_name(void *address, size_t size, const char *name)
+{
+  const int result = os_calls.prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, (unsigned long)address,
+                                    (unsigned long)size, (unsigned long)name);
+  return result == 0 ? 0 : errno;
+}

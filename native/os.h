@@ -1,0 +1,43 @@
+/* System calls of the arena, behind one table.
+ *
+ * Every function returns an error code: 0 is success, anything else is the errno value of the call
+ * that failed. Nothing else in native/ talks to the kernel about memory, so a test replaces an entry
+ * of `os_calls` to make any single call fail.
+ *
+ * Sizes are bytes, addresses are those of this process.
+ */
+#ifndef HFACCEL_OS_H
+#define HFACCEL_OS_H
+
+#include <stddef.h>
+
+#define OS_HUGE_PAGE_SIZE ((size_t)2 << 20) /* a PMD-mapped page with 4 KiB base pages, x86-64 */
+
+struct os_calls {
+  void *(*mmap)(void *address, size_t size, int protection, int flags, int file, long offset);
+  int (*munmap)(void *address, size_t size);
+  int (*madvise)(void *address, size_t size, int advice);
+  int (*prctl)(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d);
+};
+
+extern struct os_calls os_calls; /* the real calls; tests swap entries */
+
+/* Reserve `size` bytes of private anonymous memory aligned to OS_HUGE_PAGE_SIZE. `size` is a positive
+ * multiple of OS_HUGE_PAGE_SIZE. Nothing is touched: no page is present yet. */
+int os_reserve(size_t size, void **address);
+
+/* Give the range back. It must be exactly one reservation. */
+int os_release(void *address, size_t size);
+
+/* Ask for transparent huge pages. Useful only before the first touch. EINVAL: the kernel has none. */
+int os_advise_huge(void *address, size_t size);
+
+/* Make every page of the range present and writable. Kernels before 5.14 lack the advice
+ * (MADV_POPULATE_WRITE); there the pages are touched one by one, which keeps their content. */
+int os_populate(void *address, size_t size);
+
+/* Label the range in /proc/self/maps. Ranges of different names are never merged into one line, which
+ * is what makes their smaps figures exact. Kernels without CONFIG_ANON_VMA_NAME answer EINVAL. */
+int os_name(void *address, size_t size, const char *name);
+
+#endif

@@ -1,0 +1,229 @@
+/* Tests of native/: one function a subject, each system call made to fail in turn. Run by `make check`
+ * under AddressSanitizer with UBSan, and under ThreadSanitizer. */
+#include <errno.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "heap.h"
+#include "os.h"
+#include "region.h"
+#include "smaps.h"
+
+#define CHECK(condition)                                                                                     \
+  do {                                                                                                       \
+    if (!(condition)) {                                                                                      \
+      fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, __func__, #condition);                          \
+      exit(1);                                                                                               \
+    }                                                                                                        \
+  } while (0)
+
+/* --- failing system calls ------------------------------------------------------------------------ */
+
+static struct os_calls real;
+static int fail_with;
+static int fail_advice;    /* which advice fails; others pass */
+static int fail_munmap_at; /* which munmap, counted from 1, fails */
+static int munmap_count;
+
+static void *failing_mmap(void *address, size_t size, int protection, int flags, int file, long offset)
+{
+  (void)address, (void)size, (void)protection, (void)flags, (void)file, (void)offset;
+  errno = fail_with;
+  return MAP_FAILED;
+}
+
+static int failing_munmap(void *address, size_t size)
+{
+  if (++munmap_count == fail_munmap_at) {
+    errno = fail_with;
+    return -1;
+  }
+  return real.munmap(address, size);
+}
+
+static int failing_madvise(void *address, size_t size, int advice)
+{
+  if (advice == fail_advice) {
+    errno = fail_with;
+    return -1;
+  }
+  return real.madvise(address, size, advice);
+}
+
+static int failing_prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d)
+{
+  (void)option, (void)a, (void)b, (void)c, (void)d;
+  errno = fail_with;
+  return -1;
+}
+
+static const int all_errors[] = {EPERM, ENOMEM, ENOSYS, EINVAL};
+#define FOR_EACH_ERROR for (size_t i = 0; i < 4 && (fail_with = all_errors[i]); i++)
+
+/* --- tests --------------------------------------------------------------------------------------- */
+
+static void test_create_aligns_and_rounds_up(void)
+{
+  const size_t sizes[] = {1, 4096, OS_HUGE_PAGE_SIZE, OS_HUGE_PAGE_SIZE + 1, 7 * OS_HUGE_PAGE_SIZE};
+  for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+    struct region region;
+    CHECK(region_create(&region, sizes[i], 1) == 0);
+    CHECK((uintptr_t)region.address % OS_HUGE_PAGE_SIZE == 0);
+    CHECK(region.size % OS_HUGE_PAGE_SIZE == 0 && region.size >= sizes[i]);
+    CHECK(region.size - sizes[i] < OS_HUGE_PAGE_SIZE);
+    memset(region.address, 0x5a, region.size);
+    CHECK(region_release(&region) == 0);
+    CHECK(region_release(&region) == 0);
+  }
+}
+
+static void test_absurd_sizes_are_refused(void)
+{
+  struct region region;
+  void *address;
+  CHECK(region_create(&region, 0, 1) == EINVAL);
+  CHECK(region_create(&region, SIZE_MAX, 1) == ENOMEM);
+  CHECK(region_create(&region, SIZE_MAX / 2, 1) == ENOMEM);
+  CHECK(os_reserve(0, &address) == EINVAL);
+  CHECK(os_reserve(4096, &address) == EINVAL);
+  CHECK(os_reserve(SIZE_MAX / OS_HUGE_PAGE_SIZE * OS_HUGE_PAGE_SIZE, &address) == ENOMEM);
+}
+
+static void test_populate_makes_pages_present_and_keeps_content(void)
+{
+  struct region region;
+  struct smaps_sum sum;
+  CHECK(region_create(&region, 2 * OS_HUGE_PAGE_SIZE, 0) == 0);
+  ((char *)region.address)[5000] = 7;
+  CHECK(region_populate(&region, 0, region.size) == 0);
+  CHECK(((char *)region.address)[5000] == 7);
+  CHECK(smaps_sum("/proc/self/smaps", (uintptr_t)region.address, region.size, &sum) == 0);
+  CHECK(region.name_error != 0 || sum.resident == region.size);
+  CHECK(region_populate(&region, 5000, 10) == 0);
+  CHECK(region_populate(&region, region.size, 0) == 0);
+  CHECK(region_populate(&region, region.size, 1) == ERANGE);
+  CHECK(region_populate(&region, SIZE_MAX, 2) == ERANGE);
+  CHECK(region_populate(&region, 1, SIZE_MAX) == ERANGE);
+  CHECK(region_release(&region) == 0);
+}
+
+static void test_each_call_may_fail(void)
+{
+  FOR_EACH_ERROR
+  {
+    struct region region = {0};
+    os_calls.mmap = failing_mmap;
+    CHECK(region_create(&region, 1, 1) == fail_with);
+    CHECK(region.address == NULL);
+    os_calls = real;
+
+    os_calls.munmap = failing_munmap; /* trimming the reservation: what is left of it is given back */
+    for (fail_munmap_at = 1; fail_munmap_at <= 2; fail_munmap_at++) {
+      munmap_count = 0;
+      const int error = region_create(&region, 1, 1);
+      if (error == 0) { /* an aligned reservation has one end to trim, not two */
+        CHECK(fail_munmap_at == 2 && munmap_count == 1);
+        CHECK(region_release(&region) == fail_with);
+        CHECK(real.munmap(region.address, region.size) == 0);
+        region.address = NULL;
+        continue;
+      }
+      CHECK(error == fail_with && region.address == NULL);
+      CHECK(munmap_count == fail_munmap_at + 1);
+    }
+    fail_munmap_at = 1;
+    os_calls = real;
+
+    os_calls.prctl = failing_prctl;
+    CHECK(region_create(&region, 1, 1) == 0);
+    CHECK(region.name_error == fail_with && region.advise_error == 0);
+    os_calls = real;
+    CHECK(region_release(&region) == 0);
+
+    os_calls.madvise = failing_madvise;
+    fail_advice = MADV_HUGEPAGE;
+    CHECK(region_create(&region, 1, 1) == 0);
+    CHECK(region.advise_error == fail_with);
+    memset(region.address, 1, region.size);
+
+    fail_advice = 23; /* MADV_POPULATE_WRITE: EINVAL is an old kernel, pages are touched instead */
+    CHECK(region_populate(&region, 0, region.size) == (fail_with == EINVAL ? 0 : fail_with));
+    CHECK(((char *)region.address)[4096] == 1);
+    os_calls = real;
+
+    os_calls.munmap = failing_munmap;
+    munmap_count = 0;
+    CHECK(region_release(&region) == fail_with);
+    CHECK(region.address != NULL);
+    os_calls = real;
+    CHECK(region_release(&region) == 0);
+  }
+}
+
+static void test_smaps_sums_the_share_in_range(void)
+{
+  char path[] = "/tmp/hfaccel-smaps-XXXXXX";
+  const int descriptor = mkstemp(path);
+  FILE *file = fdopen(descriptor, "w");
+  struct smaps_sum sum;
+  CHECK(file != NULL);
+  fputs("1000-3000 rw-p 00000000 00:00 0 [anon:hfaccel 0]\nSize: 8 kB\nRss: 8 kB\nAnonHugePages: 4 kB\n"
+        "3000-5000 rw-p 00000000 00:00 0\nRss: 6 kB\nAnonHugePages: 2 kB\nFilePmdMapped: 6 kB\n"
+        "noise\nRss:\nRss: many kB\n",
+        file);
+  fclose(file);
+  CHECK(smaps_sum(path, 0x1000, 0x2000, &sum) == 0);
+  CHECK(sum.resident == 8192 && sum.anon_huge == 4096 && sum.file_huge == 0);
+  CHECK(smaps_sum(path, 0x2000, 0x2000, &sum) == 0);
+  CHECK(sum.resident == 4096 + 3072 && sum.anon_huge == 2048 + 1024 && sum.file_huge == 3072);
+  CHECK(smaps_sum(path, 0x9000, 0x1000, &sum) == 0);
+  CHECK(sum.resident == 0);
+  unlink(path);
+  CHECK(smaps_sum(path, 0, 1, &sum) == ENOENT);
+}
+
+static void test_heap(void)
+{
+  char path[4096];
+  CHECK(heap_owner(path, sizeof path) == 0 && path[0] != 0);
+  CHECK(heap_owner(path, 1) == ENAMETOOLONG);
+}
+
+static void *create_and_release(void *unused)
+{
+  for (int i = 0; i < 200; i++) {
+    struct region region;
+    CHECK(region_create(&region, 1, 1) == 0);
+    ((char *)region.address)[0] = 1;
+    CHECK(region_release(&region) == 0);
+  }
+  return unused;
+}
+
+static void test_threads_create_their_own_regions(void)
+{
+  pthread_t threads[4];
+  for (int i = 0; i < 4; i++)
+    CHECK(pthread_create(&threads[i], NULL, create_and_release, NULL) == 0);
+  for (int i = 0; i < 4; i++)
+    CHECK(pthread_join(threads[i], NULL) == 0);
+}
+
+int main(void)
+{
+  real = os_calls;
+  test_create_aligns_and_rounds_up();
+  test_absurd_sizes_are_refused();
+  test_populate_makes_pages_present_and_keeps_content();
+  test_each_call_may_fail();
+  test_smaps_sums_the_share_in_range();
+  test_heap();
+  test_threads_create_their_own_regions();
+  puts("native: all tests passed");
+  return 0;
+}
