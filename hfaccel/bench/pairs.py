@@ -1,0 +1,151 @@
+"""Two sides measured in turn, each in a process of its own: A B A B ...
+
+A machine's speed drifts by tens of percent within minutes, so absolute times of different moments do
+not compare. Here each pair is measured within seconds, and what counts is the ratio within the pair.
+While one side computes, the other waits on its input and uses no CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from hfaccel.errors import HfaccelError
+
+# OpenMP threads spin for some milliseconds after their last work; the next side starts after that.
+SETTLE = 0.02
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison: how to start it, and what it measures.
+
+    `case` is `path/to/file.py:function`. The function is called once with `arguments` and returns the
+    callable that takes one sample: a number of seconds, or a dict with the key "seconds".
+    `launcher` stands in front of the Python command, for example ("hfaccel-run",) replaces `python`.
+    """
+
+    name: str
+    case: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    launcher: tuple[str, ...] = (sys.executable,)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def command(self) -> list[str]:
+        return [*self.launcher, "-m", "hfaccel.bench.worker", self.case, json.dumps(dict(self.arguments))]
+
+
+class Worker:
+    """A side's process. `sample()` lets it take one sample and waits for the answer."""
+
+    def __init__(self, side: Side) -> None:
+        self.side = side
+        self.process = subprocess.Popen(
+            side.command(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **side.environment},
+        )
+        self._answer()  # it is ready
+
+    def sample(self) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write("sample\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise HfaccelError(f"the side {self.side.name} ended with exit code {self.process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Samples of two sides taken in turn. `ratio` is how many times faster `fast` is: the median."""
+
+    base: str
+    fast: str
+    base_samples: tuple[dict[str, Any], ...]
+    fast_samples: tuple[dict[str, Any], ...]
+
+    @property
+    def ratios(self) -> list[float]:
+        pairs = zip(self.base_samples, self.fast_samples, strict=True)
+        return [base["seconds"] / fast["seconds"] for base, fast in pairs]
+
+    @property
+    def ratio(self) -> float:
+        return statistics.median(self.ratios)
+
+    def seconds(self, side: str) -> float:
+        samples = self.base_samples if side == self.base else self.fast_samples
+        return statistics.median(sample["seconds"] for sample in samples)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "base": self.base,
+            "fast": self.fast,
+            "ratio": round(self.ratio, 3),
+            "ratios": [round(ratio, 3) for ratio in self.ratios],
+            "base_ms": round(self.seconds(self.base) * 1e3, 3),
+            "fast_ms": round(self.seconds(self.fast) * 1e3, 3),
+        }
+
+
+def compare(
+    base: Side, fast: Side, *, pairs: int = 7, progress: Callable[[], None] = lambda: None
+) -> Comparison:
+    """Measure both sides in turn, `pairs` times, after one sample each that does not count."""
+    if pairs < 1:
+        raise ValueError(f"`pairs >= 1` must hold, but got {pairs}")
+    with Worker(base) as first, Worker(fast) as second:
+        taken: dict[str, list[dict[str, Any]]] = {"base": [], "fast": []}
+        for number in range(pairs + 1):
+            for key, worker in _order(number, first, second):
+                time.sleep(SETTLE)
+                sample = worker.sample()
+                if number > 0:
+                    taken[key].append(sample)
+            progress()
+    return Comparison(base.name, fast.name, tuple(taken["base"]), tuple(taken["fast"]))
+
+
+def _order(number: int, first: Worker, second: Worker) -> Sequence[tuple[str, Worker]]:
+    """Sides swap places in every pair, so that neither always runs on the warmer machine."""
+    order = [("base", first), ("fast", second)]
+    return order if number % 2 else order[::-1]
+
+
+def load_case(case: str) -> Callable[..., Callable[[], Any]]:
+    """The function that `path/to/file.py:function` names."""
+    import runpy
+
+    path, _, name = case.rpartition(":")
+    if not Path(path).is_file():
+        raise HfaccelError(f"a case is path/to/file.py:function, but there is no file {path!r}")
+    function: Callable[..., Callable[[], Any]] = runpy.run_path(path)[name]
+    return function
