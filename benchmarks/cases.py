@@ -36,7 +36,12 @@ def forward(
 
 
 def faults(
-    model: str, batch: int, length: int, optimized: bool = False, configured: bool = False, worker: bool = False
+    model: str,
+    batch: int,
+    length: int,
+    optimized: bool = False,
+    configured: bool = False,
+    worker: bool = False,
 ) -> Callable[[], dict[str, Any]]:
     """Minor page faults of one warm forward, from the main thread or from a worker thread."""
     if configured:

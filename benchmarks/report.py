@@ -20,7 +20,9 @@ def check(title: str, rows: list[dict[str, Any]], *, at_most: bool = False) -> i
         reached = row["measured"] <= row["bar"] if at_most else row["measured"] >= row["bar"]
         missed += not reached
         details = f"{row['base_ms']:.1f} -> {row['fast_ms']:.1f} ms" if "base_ms" in row else ""
-        cells.append([row["name"], f"{row['measured']:.3g}", f"{row['bar']:.3g}", "yes" if reached else "NO", details])
+        cells.append(
+            [row["name"], f"{row['measured']:.3g}", f"{row['bar']:.3g}", "yes" if reached else "NO", details]
+        )
     print(render(title, ["case", "measured", "bar", "reached", "medians"], cells))
     return int(missed > 0)
 

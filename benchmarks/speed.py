@@ -6,9 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from report import check, save
-
 from hfaccel.bench import Side, compare
+from report import check, save
 
 CASES = str(Path(__file__).with_name("cases.py")) + ":forward"
 

@@ -9,9 +9,7 @@ Importing this package imports no torch and changes nothing: the public names ar
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing alone would cost half of this package's import
 if TYPE_CHECKING:
     from hfaccel import memory as memory
     from hfaccel.configure import configure as configure
@@ -36,9 +34,13 @@ _PUBLIC = {
 __all__ = [*sorted(_PUBLIC)]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
+    import importlib
+
     if name not in _PUBLIC:
-        raise AttributeError(f"module 'hfaccel' has no attribute {name!r}; public names: {', '.join(__all__)}")
+        raise AttributeError(
+            f"module 'hfaccel' has no attribute {name!r}; public names: {', '.join(__all__)}"
+        )
     module_name, attribute = _PUBLIC[name]
     module = importlib.import_module(module_name)
     value = getattr(module, attribute) if attribute else module

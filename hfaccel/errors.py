@@ -22,4 +22,4 @@ class ModelError(HfaccelError, TypeError):
 class ScriptError(HfaccelError):
     """The program that `hfaccel-run` should start cannot be started."""
 
-    exit_code = 127
+    exit_code = 2  # as Python itself ends then

@@ -35,7 +35,7 @@ class Arena(Protocol):
 
 def _load() -> tuple[Any, str]:
     try:
-        from hfaccel import _arena  # type: ignore[attr-defined]
+        from hfaccel import _arena
     except ImportError as error:
         return None, (
             f"the native part is missing ({error}): weights stay on 4 KiB pages and glibc keeps its "

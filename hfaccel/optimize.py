@@ -158,7 +158,7 @@ def _model_of(candidate: Any) -> nn.Module:
         return model
     raise ModelError(
         "a torch.nn.Module or a transformers pipeline is expected, but got "
-        f"{type(candidate).__name__}; pass the model object itself, for example AutoModel.from_pretrained(...)"
+        f"{type(candidate).__name__}; pass what AutoModel.from_pretrained returned"
     )
 
 
@@ -174,7 +174,9 @@ def _problem(model: nn.Module) -> str:
     if not tensors:
         return "the model has no weights"
     if elsewhere:
-        return f"the model must be on the CPU, but part of it is on {', '.join(elsewhere)}; call model.to('cpu')"
+        return (
+            f"the model must be on the CPU, but part of it is on {', '.join(elsewhere)}; call model.to('cpu')"
+        )
     if model.training:
         return "the model must be in evaluation mode, but model.training is True; call model.eval()"
     if any(hasattr(module, "_hf_hook") for module in model.modules()):

@@ -20,12 +20,13 @@ def _start() -> None:
             os.environ.pop(name.removeprefix(saved), None)
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != here]  # noqa: PTH100
 
-    del sys.modules["sitecustomize"]
+    this = sys.modules.pop("sitecustomize")
     try:
-        import sitecustomize  # noqa: F401
+        import sitecustomize  # type: ignore[import-not-found]  # noqa: F401
     except ModuleNotFoundError as error:
         if error.name != "sitecustomize":
             raise
+        sys.modules["sitecustomize"] = this  # the import that runs this expects to find something
 
 
 _start()

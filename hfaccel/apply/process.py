@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 from hfaccel import native
 from hfaccel.host import HostFacts, Library
@@ -17,16 +19,18 @@ MAX_RETAINED = 1 << 30  # bytes
 
 def apply_plan(plan: Plan, facts: HostFacts) -> list[Outcome]:
     """Set this process up as planned. A refusal is a line in the answer, not an exception."""
+    actions: dict[str, Callable[[Any], Outcome]] = {
+        "affinity": _apply_affinity,
+        "allocator": lambda value: _apply_allocator(value, facts),
+        "threads": _apply_threads,
+    }
     return [
-        _apply_affinity(plan["affinity"].value),
-        _apply_allocator(plan["allocator"].value, facts),
-        _apply_threads(plan["threads"].value),
+        Outcome(knob, False, plan[knob].reason) if plan[knob].value is None else action(plan[knob].value)
+        for knob, action in actions.items()
     ]
 
 
-def _apply_affinity(cpus: tuple[int, ...] | None) -> Outcome:
-    if cpus is None:
-        return Outcome("affinity", False, "left as it is")
+def _apply_affinity(cpus: tuple[int, ...]) -> Outcome:
     try:
         os.sched_setaffinity(0, cpus)
     except OSError as error:
@@ -34,9 +38,7 @@ def _apply_affinity(cpus: tuple[int, ...] | None) -> Outcome:
     return Outcome("affinity", True, f"bound to CPUs {list(cpus)}")
 
 
-def _apply_allocator(value: Library | str | None, facts: HostFacts) -> Outcome:
-    if value is None:
-        return Outcome("allocator", False, "left as it is")
+def _apply_allocator(value: Library | str, facts: HostFacts) -> Outcome:
     if isinstance(value, Library):
         return Outcome("allocator", False, f"{value.kind} must be preloaded: start with hfaccel-run")
     if native.arena is None:
@@ -60,9 +62,7 @@ def retained_bytes(facts: HostFacts) -> int:
     return max(1 << 20, min(MAX_RETAINED, usable // 8))
 
 
-def _apply_threads(threads: int | None) -> Outcome:
-    if threads is None:
-        return Outcome("threads", False, "left as it is")
+def _apply_threads(threads: int) -> Outcome:
     import torch
 
     if torch.get_num_threads() != threads:

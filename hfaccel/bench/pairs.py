@@ -103,7 +103,7 @@ class Comparison:
 
     def seconds(self, side: str) -> float:
         samples = self.base_samples if side == self.base else self.fast_samples
-        return statistics.median(sample["seconds"] for sample in samples)
+        return statistics.median(float(sample["seconds"]) for sample in samples)
 
     def to_dict(self) -> dict[str, Any]:
         return {

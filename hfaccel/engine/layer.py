@@ -186,8 +186,9 @@ def run(parts: Parts, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.
     bias = None if query.bias is None else torch.cat([query.bias, key.bias, value.bias])
     qkv = linear_pointwise(hidden, parts.qkv, bias, "none", [], "")
     heads = qkv.view(batch, length, 3, -1, parts.attention.attention_head_size)
+    q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (batch, heads, length, head size)
     context = nn.functional.scaled_dot_product_attention(
-        *heads.permute(2, 0, 3, 1, 4), attn_mask=mask, scale=parts.attention.scaling
+        q, k, v, attn_mask=mask, scale=parts.attention.scaling
     )
     context = context.transpose(1, 2).reshape(batch, length, -1)
     attended = linear_add(context, hidden, attention_output.weight.matrix, attention_output.bias, "add")
@@ -206,7 +207,11 @@ class FusedLayer(nn.Module):
     hfaccel_stock: type[nn.Module]
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *args: Any, **kwargs: Any
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         parts = self.__dict__.get("_hfaccel_parts")
         if parts is None:
@@ -250,7 +255,7 @@ class FusedLayer(nn.Module):
         return _new, (self.hfaccel_stock, self.hfaccel_row), self.__getstate__()
 
 
-@cache
+@cache  # type: ignore[arg-type]
 def fused_class(stock: type[nn.Module], row: PostNormLayer) -> type[nn.Module]:
     """A subclass of `stock` whose forward is fused; the same class for the same arguments."""
     members = {"hfaccel_row": row, "hfaccel_stock": stock, "__module__": __name__}
@@ -272,4 +277,4 @@ def unfuse(layer: FusedLayer) -> None:
     """Undo `fuse`; the linear layers stay packed."""
     layer.__dict__.pop("_hfaccel_parts", None)
     layer.__dict__.pop("_hfaccel_calls", None)
-    layer.__class__ = layer.hfaccel_stock
+    layer.__class__ = layer.hfaccel_stock  # type: ignore[assignment]

@@ -36,7 +36,11 @@ FUSED_ACTIVATIONS = {
 
 def stock_reason(tensor: torch.Tensor) -> str:
     """Why a call with this input must take torch's own path; "" where oneDNN's may run."""
-    if type(tensor) is not torch.Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if (
+        type(tensor) is not torch.Tensor
+        or torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+    ):
         return "traced, or given a subclass of torch.Tensor"
     if tensor.dtype is not torch.float32:
         return f"computed in {str(tensor.dtype).removeprefix('torch.')}"
@@ -71,7 +75,7 @@ class PackedLinear(nn.Linear):
         weight = self.weight
         if isinstance(weight, PackedWeight) and fn(weight) is not weight:
             unpack_weight(weight)
-        return super()._apply(fn, recurse)  # type: ignore[no-any-return]
+        return super()._apply(fn, recurse)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Checkpoints hold ordinary tensors."""
@@ -139,7 +143,7 @@ def unpack(module: PackedLinear) -> None:
     """Undo `pack`: an nn.Linear with an ordinary weight, bit for bit the one that was packed."""
     if isinstance(module.weight, PackedWeight):
         unpack_weight(module.weight)
-    module.__class__ = nn.Linear
+    module.__class__ = nn.Linear  # type: ignore[assignment]
 
 
 def unpack_weight(weight: PackedWeight) -> None:

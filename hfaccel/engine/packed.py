@@ -97,8 +97,8 @@ class PackedWeight(nn.Parameter):
     def __new__(
         cls, memory: torch.Tensor, metadata: bytes, shape: tuple[int, int], requires_grad: bool
     ) -> PackedWeight:
-        self: PackedWeight = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, shape, dtype=torch.float32, device="cpu", requires_grad=requires_grad
+        self: PackedWeight = torch.Tensor._make_wrapper_subclass(
+            cls, shape, dtype=torch.float32, device=torch.device("cpu"), requires_grad=requires_grad
         )
         self.memory = memory
         self.metadata = metadata
@@ -131,14 +131,14 @@ class PackedWeight(nn.Parameter):
         """Keep the values in `memory` (bytes, as many as before) from now on."""
         memory.copy_(self.memory)
         self.memory = memory
-        self.matrix = _get_shim().view(memory, *self.shape, self.metadata)
+        self.matrix = _get_shim().view(memory, self.shape[0], self.shape[1], self.metadata)
 
     def alias(self, requires_grad: bool = False) -> PackedWeight:
         shape = (self.shape[0], self.shape[1])
         return PackedWeight(self.memory, self.metadata, shape, requires_grad)
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Any operation but the packed GEMM: on the dense values, written back where it changes them."""
@@ -173,7 +173,7 @@ class PackedWeight(nn.Parameter):
         # Packed bytes mean something to this oneDNN on this CPU only: pickles carry the dense values.
         return _packed_anew, (self.unpack(), self.requires_grad)
 
-    def __repr__(self, **kwargs: Any) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"PackedWeight(shape={tuple(self.shape)}, requires_grad={self.requires_grad})"
 
 

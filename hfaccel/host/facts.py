@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+ThpMode = Literal["always", "madvise", "never", "absent"]
+
 
 @dataclass(frozen=True)
 class Processor:
@@ -60,7 +62,7 @@ class Limits:
 @dataclass(frozen=True)
 class MemoryFacts:
     total: int  # bytes of RAM; 0 where unknown
-    thp: Literal["always", "madvise", "never", "absent"]
+    thp: ThpMode
     thp_defrag: str
     thp_disabled: bool  # for this process, by prctl(PR_SET_THP_DISABLE)
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from hfaccel.host.facts import MemoryFacts
+from hfaccel.host.facts import MemoryFacts, ThpMode
 from hfaccel.host.tree import Tree
 
 THP = "/sys/kernel/mm/transparent_hugepage"
+MODES: dict[str, ThpMode] = {"always": "always", "madvise": "madvise", "never": "never"}
 
 
 def read_memory(tree: Tree) -> MemoryFacts:
     mode = _selected(tree.text(f"{THP}/enabled"))
-    thp: Literal["always", "madvise", "never", "absent"] = "absent"
-    if mode == "always" or mode == "madvise" or mode == "never":
-        thp = mode
-    elif mode:
+    if mode not in MODES and mode:
         tree.problem(f"{THP}/enabled", f"always, madvise or never was expected, but it selects {mode[:40]!r}")
     return MemoryFacts(
         total=_field(tree.text("/proc/meminfo"), "MemTotal") * 1024,
-        thp=thp,
+        thp=MODES.get(mode, "absent"),
         thp_defrag=_selected(tree.text(f"{THP}/defrag")),
         thp_disabled=_has_line(tree.text("/proc/self/status"), "THP_enabled", "0"),
     )

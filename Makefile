@@ -1,0 +1,53 @@
+# Every target sets up what it needs: a virtual environment in .venv with the versions of constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test check bench docs clean
+
+help:
+	@echo "make demo    embed real texts with and without hfaccel, and compare"
+	@echo "make test    run all tests"
+	@echo "make check   lint, types, formatting, C tests under sanitizers"
+	@echo "make bench   measure every figure of benchmarks/README.md (about 15 minutes)"
+	@echo "make docs    generate docs/knobs.md"
+
+$(INSTALLED): constraints.txt pyproject.toml native/CMakeLists.txt $(wildcard native/*.c native/*.h)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --progress-bar off torch==2.13.0
+	$(BIN)/pip install --quiet --progress-bar off --editable '.[demo,test]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python demo/run.py
+
+test: $(INSTALLED)
+	$(BIN)/pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror native/*.c native/*.h native/tests/*.c
+	$(MAKE) native-test SANITIZE=address,undefined
+	$(MAKE) native-test SANITIZE=thread
+
+.PHONY: native-test
+native-test: $(INSTALLED)
+	$(BIN)/cmake -S native -B build/native-$(SANITIZE) -DHFACCEL_TESTS=ON -DHFACCEL_SANITIZE=$(SANITIZE)
+	$(BIN)/cmake --build build/native-$(SANITIZE)
+	$(BIN)/ctest --test-dir build/native-$(SANITIZE) --output-on-failure
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/faults.py
+	$(BIN)/python benchmarks/speed.py
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf .venv build dist
