@@ -7,55 +7,16 @@ import inspect
 import random
 from types import ModuleType
 
-MODULES = [
-    "argparse",
-    "asyncio",
-    "collections",
-    "concurrent.futures",
-    "configparser",
-    "csv",
-    "ctypes",
-    "datetime",
-    "decimal",
-    "email.message",
-    "fractions",
-    "functools",
-    "heapq",
-    "http.client",
-    "inspect",
-    "io",
-    "itertools",
-    "json",
-    "logging",
-    "math",
-    "multiprocessing",
-    "numpy",
-    "os",
-    "pathlib",
-    "pickle",
-    "random",
-    "re",
-    "shutil",
-    "socket",
-    "sqlite3",
-    "ssl",
-    "statistics",
-    "string",
-    "subprocess",
-    "tarfile",
-    "tempfile",
-    "textwrap",
-    "threading",
-    "tokenizers",
-    "torch",
-    "torch.nn",
-    "typing",
-    "unittest",
-    "urllib.request",
-    "uuid",
-    "xml.dom",
-    "zipfile",
-]
+# fmt: off
+MODULES = (
+    "argparse", "asyncio", "collections", "concurrent.futures", "configparser", "csv", "ctypes",
+    "datetime", "decimal", "email.message", "fractions", "functools", "heapq", "http.client",
+    "inspect", "io", "itertools", "json", "logging", "math", "multiprocessing", "numpy", "os",
+    "pathlib", "pickle", "random", "re", "shutil", "socket", "sqlite3", "ssl", "statistics",
+    "string", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "tokenizers", "torch",
+    "torch.nn", "typing", "unittest", "urllib.request", "uuid", "xml.dom", "zipfile",
+)
+# fmt: on
 
 
 def texts(count: int, *, least: int = 20, seed: int = 0) -> list[str]:

@@ -17,6 +17,9 @@ from typing import Any
 from hfaccel.commands import guarded
 from hfaccel.launcher import Launch, become, prepare
 
+USAGE = """hfaccel-run [options] [--] script.py [arguments]
+       hfaccel-run [options] -m module [arguments]"""
+
 
 def main() -> int:
     return guarded(lambda: run(sys.argv[1:]))
@@ -41,8 +44,7 @@ def run(arguments: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hfaccel-run",
-        usage="hfaccel-run [options] [--] script.py [arguments]\n"
-        "       hfaccel-run [options] -m module [arguments]",
+        usage=USAGE,
         description="Start an unchanged Python program in the best environment for this machine.",
         allow_abbrev=False,
     )

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from operator import attrgetter
 from typing import Any
 
@@ -255,11 +254,15 @@ class FusedLayer(nn.Module):
         return _new, (self.hfaccel_stock, self.hfaccel_row), self.__getstate__()
 
 
-@cache  # type: ignore[arg-type]
-def fused_class(stock: type[nn.Module], row: PostNormLayer) -> type[nn.Module]:
+_fused_classes: dict[Any, type[FusedLayer]] = {}
+
+
+def fused_class(stock: type[nn.Module], row: PostNormLayer) -> type[FusedLayer]:
     """A subclass of `stock` whose forward is fused; the same class for the same arguments."""
-    members = {"hfaccel_row": row, "hfaccel_stock": stock, "__module__": __name__}
-    return type(f"Fused{stock.__name__}", (FusedLayer, stock), members)
+    if (stock, row) not in _fused_classes:
+        members = {"hfaccel_row": row, "hfaccel_stock": stock, "__module__": __name__}
+        _fused_classes[stock, row] = type(f"Fused{stock.__name__}", (FusedLayer, stock), members)
+    return _fused_classes[stock, row]
 
 
 def _new(stock: type[nn.Module], row: PostNormLayer) -> nn.Module:
@@ -277,4 +280,5 @@ def unfuse(layer: FusedLayer) -> None:
     """Undo `fuse`; the linear layers stay packed."""
     layer.__dict__.pop("_hfaccel_parts", None)
     layer.__dict__.pop("_hfaccel_calls", None)
-    layer.__class__ = layer.hfaccel_stock  # type: ignore[assignment]
+    module: nn.Module = layer
+    module.__class__ = layer.hfaccel_stock

@@ -75,11 +75,12 @@ class PackedLinear(nn.Linear):
         weight = self.weight
         if isinstance(weight, PackedWeight) and fn(weight) is not weight:
             unpack_weight(weight)
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Checkpoints hold ordinary tensors."""
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         if isinstance(self.weight, PackedWeight) and not keep_vars:
             destination[prefix + "weight"] = self.weight.unpack()
 

@@ -173,7 +173,7 @@ class PackedWeight(nn.Parameter):
         # Packed bytes mean something to this oneDNN on this CPU only: pickles carry the dense values.
         return _packed_anew, (self.unpack(), self.requires_grad)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"PackedWeight(shape={tuple(self.shape)}, requires_grad={self.requires_grad})"
 
 
