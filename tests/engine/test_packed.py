@@ -1,0 +1,293 @@
+"""A packed weight is a parameter like any other, except where a linear layer multiplies it."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hfaccel.engine.linear import PackedLinear, linear_problem, pack, unpack
+from hfaccel.engine.packed import (
+    PackedWeight,
+    joined,
+    packed_bytes,
+    place_side_by_side,
+    stacked_metadata,
+)
+from hfaccel.memory import Arena, padded
+
+
+def packed_linear(inputs=256, outputs=320, bias=True):
+    torch.manual_seed(0)
+    linear = nn.Linear(inputs, outputs, bias=bias)
+    values = linear.weight.detach().clone()
+    assert pack(linear, Arena(packed_bytes(linear.weight), huge=False)) == ""
+    return linear, values
+
+
+sizes = st.integers(1, 300)
+
+
+@given(sizes, sizes)
+@settings(deadline=None, max_examples=60)
+def test_unpacking_gives_the_same_bits(rows, columns):
+    weight = torch.randn(rows, columns)
+    packed = PackedWeight.pack(weight, Arena(packed_bytes(weight), huge=False))
+    assert torch.equal(packed.unpack(), weight)
+    assert packed.shape == weight.shape and packed.dtype == weight.dtype
+
+
+@given(st.integers(1, 9), sizes, sizes, st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_linear_equals_stock(tokens, inputs, outputs, bias):
+    linear, values = packed_linear(inputs, outputs, bias)
+    input = torch.randn(2, tokens, inputs)
+    expected = nn.functional.linear(input, values, linear.bias)
+    with torch.inference_mode():
+        torch.testing.assert_close(linear(input), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("special", [float("nan"), float("inf"), -0.0, 1e-42])
+def test_special_values_survive(special):
+    weight = torch.full((256, 256), special)
+    packed = PackedWeight.pack(weight, Arena(packed_bytes(weight), huge=False))
+    assert packed.unpack().view(torch.int32).equal(weight.view(torch.int32))
+
+
+def test_the_parameter_keeps_its_identity():
+    linear = nn.Linear(256, 256)
+    parameter, optimizer = linear.weight, torch.optim.SGD(linear.parameters(), lr=0.1)
+    pack(linear, Arena(packed_bytes(parameter), huge=False))
+    assert linear.weight is parameter is optimizer.param_groups[0]["params"][0]
+    assert isinstance(parameter, nn.Parameter) and parameter.requires_grad
+    assert isinstance(linear, nn.Linear) and type(linear) is PackedLinear
+
+
+def test_any_operation_sees_the_values():
+    linear, values = packed_linear()
+    weight = linear.weight
+    assert torch.equal(weight, values)
+    assert torch.equal(weight.t(), values.t())
+    assert weight.norm() == values.norm()
+    assert torch.equal(weight[3:5], values[3:5])
+    assert torch.equal(weight.detach() * 2, values * 2)
+    assert weight.numel() == values.numel() and weight.is_floating_point()
+
+
+def test_what_reaches_below_the_operators_sees_the_values():
+    linear, values = packed_linear()
+    weight = linear.weight
+    assert (weight.detach().numpy() == values.numpy()).all()
+    assert (np.asarray(weight.detach()) == values.numpy()).all()
+    assert weight.tolist() == values.tolist()
+    assert torch.equal(torch.from_dlpack(weight.detach()), values)
+    assert torch.equal(weight.to_dense(), values)
+    with pytest.raises(RuntimeError, match="requires grad"):
+        weight.numpy()
+
+
+@pytest.mark.parametrize("reach", [lambda w: w.data_ptr(), lambda w: w.untyped_storage()])
+def test_there_is_no_raw_address(reach):
+    with pytest.raises(RuntimeError, match="must be in the ordinary layout, but this weight is packed"):
+        reach(packed_linear()[0].weight)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weight: weight.mul_(2),
+        lambda weight: weight.data.add_(1),
+        lambda weight: weight.detach().zero_(),
+        lambda weight: weight.copy_(torch.ones_like(weight)),
+        lambda weight: nn.init.constant_(weight, 3.0),
+    ],
+)
+def test_changes_in_place_are_kept(change):
+    linear, values = packed_linear()
+    expected = values.clone()
+    with torch.no_grad():
+        change(expected)
+        change(linear.weight)
+        assert torch.equal(linear.weight, expected)
+        input = torch.randn(4, 256)
+        torch.testing.assert_close(linear(input), nn.functional.linear(input, expected, linear.bias))
+    assert type(linear.weight) is PackedWeight
+
+
+def test_gradients_equal_stock():
+    linear, values = packed_linear()
+    stock = nn.Linear(256, 320)
+    stock.load_state_dict({"weight": values, "bias": linear.bias.detach()})
+    input = torch.randn(2, 5, 256, requires_grad=True)
+    other = input.detach().clone().requires_grad_()
+    for module, source in ((stock, input), (linear, other)):
+        module(source).square().mean().backward()
+    torch.testing.assert_close(other.grad, input.grad)
+    torch.testing.assert_close(linear.weight.grad, stock.weight.grad)
+    torch.testing.assert_close(linear.bias.grad, stock.bias.grad)
+
+
+def test_training_changes_the_weight_as_stock_does():
+    linear, values = packed_linear()
+    stock = nn.Linear(256, 320)
+    stock.load_state_dict({"weight": values, "bias": linear.bias.detach()})
+    input = torch.randn(8, 256)
+    for module in (stock, linear):
+        optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
+        for _ in range(3):
+            optimizer.zero_grad()
+            module(input).square().mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(linear.weight.detach().clone(), stock.weight.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_frozen_weight_stays_frozen():
+    linear = nn.Linear(256, 256).requires_grad_(False)
+    pack(linear, Arena(packed_bytes(linear.weight), huge=False))
+    assert not linear.weight.requires_grad
+    assert not linear(torch.randn(2, 256)).requires_grad
+
+
+def through_pickle(module):
+    return pickle.loads(pickle.dumps(module))
+
+
+def through_torch_save(module):
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, through_pickle, through_torch_save])
+def test_copies_are_packed_and_independent(way):
+    linear, values = packed_linear()
+    other = way(linear)
+    assert type(other.weight) is PackedWeight and torch.equal(other.weight, values)
+    with torch.no_grad():
+        other.weight.zero_()
+    assert torch.equal(linear.weight, values)
+
+
+def test_state_dict_holds_ordinary_tensors_and_loads():
+    linear, values = packed_linear()
+    state = linear.state_dict()
+    assert type(state["weight"]) is torch.Tensor and torch.equal(state["weight"], values)
+    linear.load_state_dict({"weight": values * 3, "bias": state["bias"]})
+    assert torch.equal(linear.weight, values * 3) and type(linear.weight) is PackedWeight
+
+
+def test_assigning_another_weight_computes_with_it():
+    linear, values = packed_linear()
+    linear.load_state_dict({"weight": values * 2, "bias": linear.bias.detach()}, assign=True)
+    input = torch.randn(3, 256)
+    torch.testing.assert_close(linear(input), nn.functional.linear(input, values * 2, linear.bias))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_casting_gives_an_ordinary_weight(dtype):
+    linear, values = packed_linear()
+    linear.to(dtype)
+    assert type(linear.weight) is nn.Parameter and torch.equal(linear.weight, values.to(dtype))
+    assert linear(torch.randn(2, 256, dtype=dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("move", [lambda m: m.to("cpu"), lambda m: m.float(), lambda m: m.eval()])
+def test_moving_nowhere_keeps_the_weight_packed(move):
+    linear, _ = packed_linear()
+    assert type(move(linear).weight) is PackedWeight
+
+
+def test_share_memory_gives_an_ordinary_shared_weight():
+    linear, values = packed_linear()
+    linear.share_memory()
+    assert linear.weight.is_shared() and torch.equal(linear.weight, values)
+
+
+def test_unpack_gives_the_original_back():
+    linear, values = packed_linear()
+    parameter = linear.weight
+    unpack(linear)
+    assert type(linear) is nn.Linear and linear.weight is parameter
+    assert type(parameter) is nn.Parameter and parameter.is_contiguous() and torch.equal(parameter, values)
+
+
+@pytest.mark.parametrize(
+    "input",
+    [
+        torch.randn(256),
+        torch.randn(0, 256),
+        torch.randn(2, 0, 256),
+        torch.randn(4, 512)[:, ::2],
+        torch.randn(256, 6).t(),
+        torch.randn(2, 3, 4, 256),
+        torch.randn(5, 1, 256).expand(5, 4, 256),
+    ],
+    ids=["1-D", "empty", "no tokens", "strided", "transposed", "4-D", "expanded"],
+)
+def test_odd_inputs_give_what_stock_gives(input):
+    linear, values = packed_linear()
+    expected = nn.functional.linear(input, values, linear.bias)
+    with torch.inference_mode():
+        got = linear(input)
+    assert got.shape == expected.shape
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_wrong_inputs_raise_what_stock_raises():
+    linear, _ = packed_linear()
+    with pytest.raises(RuntimeError):
+        linear(torch.randn(2, 255))
+    with pytest.raises(RuntimeError):
+        linear(torch.randn(2, 256, dtype=torch.float64))
+
+
+def test_autocast_computes_in_bfloat16():
+    linear, values = packed_linear()
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        got, expected = linear(torch.ones(2, 256)), nn.functional.linear(torch.ones(2, 256), values, linear.bias)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got, expected)
+
+
+def test_weights_side_by_side_are_one_matrix():
+    weights = [torch.randn(256, 256) for _ in range(3)]
+    arena = Arena(sum(padded(packed_bytes(weight)) for weight in weights), huge=False)
+    packed = [PackedWeight.pack(weight, arena) for weight in weights]
+    matrix = joined(packed)
+    assert matrix is not None and torch.equal(matrix.to_dense(), torch.cat(weights))
+
+
+def test_weights_apart_are_no_matrix_until_placed():
+    packed = [PackedWeight.pack(torch.randn(256, 256), Arena(1 << 20, huge=False)) for _ in range(3)]
+    assert joined(packed) is None
+    values = [weight.unpack() for weight in packed]
+    place_side_by_side(packed)
+    matrix = joined(packed)
+    assert matrix is not None and torch.equal(matrix.to_dense(), torch.cat(values))
+
+
+def test_widths_that_leave_a_panel_unfilled_are_not_stacked():
+    assert stacked_metadata(3, 312, 312) is None  # TinyBERT: 312 is no multiple of the panel
+    assert stacked_metadata(3, 384, 384) is not None
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        (nn.Linear(8, 300), "narrower than 256"),
+        (nn.Linear(300, 300).double(), "only float32"),
+        (nn.Linear(300, 300, device="meta"), "is on meta"),
+        (type("Custom", (nn.Linear,), {})(300, 300), "not a plain nn.Linear"),
+        (nn.Linear(300, 300).share_memory(), "shared with other processes"),
+    ],
+)
+def test_layers_that_are_left_alone(module, text):
+    assert text in linear_problem(module)
