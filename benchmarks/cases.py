@@ -13,14 +13,13 @@ import torch
 
 
 def forward(
-    model: str, batch: int, length: int, optimized: bool = False, seconds: float = 0.3, threads: int = 0
+    model: str, batch: int, length: int, optimized: bool = False, seconds: float = 0.3
 ) -> Callable[[], float]:
     """One forward of `model` ("bert-base" or "minilm") on (batch, length) random tokens, no padding.
 
-    A sample is the median over as many calls as fit into `seconds`, at least three. `threads`: 0 leaves
-    torch's default to both sides.
+    A sample is the median over as many calls as fit into `seconds`, at least three.
     """
-    module = build(model, optimized, threads)
+    module = build(model, optimized)
     tokens = torch.randint(1000, 20000, (batch, length), generator=torch.Generator().manual_seed(0))
 
     def sample() -> float:
@@ -78,14 +77,12 @@ def minor_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-def build(model: str, optimized: bool, threads: int = 0) -> torch.nn.Module:
+def build(model: str, optimized: bool) -> torch.nn.Module:
     """The model in evaluation mode: BERT-base with random weights, or MiniLM with its real ones."""
     from transformers import AutoModel, BertConfig, BertModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    if threads:
-        torch.set_num_threads(threads)
     torch.manual_seed(0)
     module: torch.nn.Module
     if model == "bert-base":

@@ -155,13 +155,13 @@ class Parts:
         """Why the stock forward must run; "" for none. A few microseconds: it runs at every call."""
         if self.qkv is None:
             return "query, key and value do not lie side by side in memory"
+        for table, name, child in self.links:
+            if table.get(name) is not child:
+                return f"the submodule {name} was replaced"
         for linear, memory in zip(self.linears, self.memories, strict=True):
             weight = linear._parameters["weight"]
             if type(weight) is not PackedWeight or weight.memory is not memory:
                 return "a weight was replaced, moved or cast"
-        for table, name, child in self.links:
-            if table.get(name) is not child:
-                return f"the submodule {name} was replaced"
         for hooks in self.hooks:
             if hooks and any(hook.__module__ != HARMLESS_HOOKS for hook in hooks.values()):
                 return "a submodule has a hook"

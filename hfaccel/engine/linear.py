@@ -147,4 +147,3 @@ def unpack(module: PackedLinear) -> None:
     if isinstance(module.weight, PackedWeight):
         module.weight.make_dense()
     module.__class__ = nn.Linear  # type: ignore[assignment]
-

@@ -252,7 +252,10 @@ def test_wrong_inputs_raise_what_stock_raises():
 def test_autocast_computes_in_bfloat16():
     linear, values = packed_linear()
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        got, expected = linear(torch.ones(2, 256)), nn.functional.linear(torch.ones(2, 256), values, linear.bias)
+        got, expected = (
+            linear(torch.ones(2, 256)),
+            nn.functional.linear(torch.ones(2, 256), values, linear.bias),
+        )
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got, expected)
 

@@ -53,7 +53,7 @@ def test_negative_sizes_are_refused():
 
 
 class NoMemory:
-    def Region(self, size, huge=True):  # noqa: N802 (the extension's name)
+    def Region(self, size, huge=True):
         raise OSError(12, f"mmap of {size} bytes at (nil): Cannot allocate memory")
 
 

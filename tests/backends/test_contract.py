@@ -1,0 +1,91 @@
+"""Every backend under the one contract; the registry; and a complete backend of a third party."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from contract import CONTRACT
+
+import hfaccel
+from hfaccel import backends
+from hfaccel.backends import BACKENDS, Backend, by_name, register
+from hfaccel.errors import UsageError
+from hfaccel.outcome import Outcome
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch):
+    monkeypatch.setattr(backends, "BACKENDS", BACKENDS)
+    before = list(BACKENDS)
+    yield
+    BACKENDS[:] = before
+
+
+class HalvingBackend(Backend):
+    """A third party's backend, whole: this is the example that docs/backends.md links to.
+
+    It replaces nn.ReLU by nn.ReLU6 where that is the same (never true in general: do not use it).
+    """
+
+    name = "halving"
+
+    def available(self):
+        return ""
+
+    def supports(self, model):
+        return "" if any(type(module) is torch.nn.ReLU for module in model.modules()) else "no ReLU"
+
+    def transform(self, model, options):
+        changed = [module for module in model.modules() if type(module) is torch.nn.ReLU]
+        for module in changed:
+            module.__class__ = torch.nn.ReLU6
+            module.min_val, module.max_val = 0.0, 6.0
+        return (Outcome("ReLU", True, "replaced by ReLU6", len(changed)),) if changed else ()
+
+    def restore(self, model):
+        for module in model.modules():
+            if type(module) is torch.nn.ReLU6:
+                module.__class__ = torch.nn.ReLU
+
+
+@pytest.mark.parametrize("rule", CONTRACT, ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("backend", [*BACKENDS, HalvingBackend()], ids=lambda backend: backend.name)
+def test_contract(backend, rule, batch):
+    if backend.available():
+        pytest.skip(f"the backend {backend.name} is not available here: {backend.available()}")
+    rule(backend, batch)
+
+
+def test_register_adds_and_replaces():
+    first, second = HalvingBackend(), HalvingBackend()
+    register(first)
+    register(second)
+    assert [backend for backend in BACKENDS if backend.name == "halving"] == [second]
+    assert by_name("halving") is second
+
+
+def test_a_registered_backend_is_used_by_name():
+    register(HalvingBackend())
+    model = hfaccel.optimize(
+        torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU()).eval(), backend="halving"
+    )
+    assert hfaccel.report(model).backend == "halving"
+    assert type(model[1]) is torch.nn.ReLU6
+    assert type(hfaccel.restore(model)[1]) is torch.nn.ReLU
+
+
+def test_entry_points_are_found(monkeypatch):
+    class Entry:
+        name = "halving"
+
+        def load(self):
+            return HalvingBackend
+
+    found = lambda group, name=None: [Entry()] if name in (None, "halving") else []  # noqa: E731
+    monkeypatch.setattr(backends, "entry_points", found)
+    assert isinstance(by_name("halving"), HalvingBackend)
+
+
+def test_an_unknown_backend_names_the_known_ones():
+    with pytest.raises(UsageError, match="must be auto or one of torch, eager, but got 'nonsense'"):
+        by_name("nonsense")
