@@ -237,6 +237,21 @@ def test_errors_of_the_model_are_unchanged(bert):
         assert str(got.value) == str(expected.value)
 
 
+def test_a_compiled_model_gives_equal_results(bert, batch):
+    """The fused layers stand outside the graph."""
+    expected = states(bert, batch)
+    compiled = torch.compile(hfaccel.optimize(bert))
+    torch.testing.assert_close(states(compiled, batch), expected, rtol=0, atol=1e-5)
+
+
+def test_export_says_what_to_do(bert, batch):
+    fast = hfaccel.optimize(bert)
+    with pytest.raises(RuntimeError, match=r"hfaccel.restore\(model\) first"):
+        torch.export.export(fast, (batch["input_ids"],))
+    exported = torch.export.export(hfaccel.restore(fast), (batch["input_ids"],))
+    assert exported is not None
+
+
 def test_the_report_is_data_and_text(bert):
     import json
 

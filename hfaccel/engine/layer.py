@@ -205,6 +205,7 @@ class FusedLayer(nn.Module):
     hfaccel_row: PostNormLayer
     hfaccel_stock: type[nn.Module]
 
+    @torch.compiler.disable
     def forward(
         self,
         hidden_states: torch.Tensor,

@@ -60,6 +60,7 @@ class PackedLinear(nn.Linear):
     ordinary one (`.to(torch.bfloat16)`, `load_state_dict(assign=True)`), it computes as nn.Linear does.
     """
 
+    @torch.compiler.disable
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         weight = self.weight
         if type(weight) is not PackedWeight or input.dim() < 2 or stock_reason(input):

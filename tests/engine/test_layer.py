@@ -139,6 +139,7 @@ def test_a_hook_on_a_part_is_called(bert, batch):
 
 def test_a_replaced_part_is_used(bert, batch):
     stock, fast = copy.deepcopy(bert), hfaccel.optimize(bert)
+    states(fast, batch)
     for model in (stock, fast):
         torch.manual_seed(5)
         model.encoder.layer[1].output.dense = nn.Linear(512, 256)

@@ -1,0 +1,58 @@
+"""What the documents say is what the code does."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from hfaccel.commands import VERBS
+from hfaccel.commands.run import _parser
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_knobs_page_is_up_to_date():
+    generated = runpy.run_path(str(ROOT / "docs/generate.py"))["knobs"]()
+    assert (ROOT / "docs/knobs.md").read_text() == generated, "run `make docs`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_files_exist(page):
+    for name in re.findall(
+        r"`((?:tests|benchmarks|hfaccel|docs|demo)/[\w/.]+\.(?:py|md))`", page.read_text()
+    ):
+        assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+def test_options_of_the_readme_exist():
+    text = "".join(page.read_text() for page in PAGES)
+    known = {name for action in _parser()._actions for name in action.option_strings}
+    used = {
+        option
+        for line in re.findall(r"hfaccel-run ([^`\n]*)", text)
+        for option in re.findall(r"(?<!\S)--[\w-]+", line.split(".py")[0])
+    }
+    assert used <= known, used - known
+
+
+def test_verbs_of_the_readme_exist():
+    text = "".join(page.read_text() for page in PAGES)
+    used = set(re.findall(r"`hfaccel (\w+)", text))
+    assert used <= set(VERBS), used - set(VERBS)
+
+
+def test_make_targets_of_the_readme_exist():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    used = {name for page in PAGES for name in re.findall(r"`make ([\w-]+)`", page.read_text())}
+    assert used and used <= targets, used - targets
