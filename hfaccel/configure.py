@@ -17,6 +17,7 @@ class Configuration:
     """What configure() found, chose and did."""
 
     facts: HostFacts
+    overrides: dict[str, Any]  # of this call and those before it
     plan: Plan
     outcomes: tuple[Outcome, ...]
 
@@ -35,14 +36,15 @@ def configure(**overrides: Any) -> Configuration:
     """Set the running process up: threads, affinity, and glibc's malloc where it serves this process.
 
     Without arguments, a second call changes nothing and returns the first's answer. `overrides` are
-    knobs by name (docs/knobs.md), for example `threads=4` or `allocator="default"`; they win over the
-    environment and the rules. Call it before threads are started: memory that they already hold keeps
+    added to those of earlier calls: knobs by name (docs/knobs.md), for example `threads=4` or
+    `allocator="default"`; they win over the environment and the rules. Call it before threads are started: memory that they already hold keeps
     its old arenas. Raises UsageError for an unknown knob or value; what the system refuses is an
     Outcome with its reason.
     """
     global _current
     if _current is None or overrides:
         facts = read_host()
-        plan = make_plan(facts, Goal("process", overrides, dict(os.environ)))
-        _current = Configuration(facts, plan, tuple(apply_plan(plan, facts)))
+        wanted = {**(_current.overrides if _current else {}), **overrides}
+        plan = make_plan(facts, Goal("process", wanted, dict(os.environ)))
+        _current = Configuration(facts, wanted, plan, tuple(apply_plan(plan, facts)))
     return _current

@@ -81,7 +81,7 @@ def optimize(
 
     The process is configured once (`hfaccel.configure`). float32 results stay equal up to rounding.
     What cannot be improved is left as it is, with the reason in `hfaccel.report`; `strict=True` raises
-    HfaccelError instead. An optimized model is returned unchanged.
+    HfaccelError instead. An optimized model is returned unchanged, and so is one that cannot be improved.
 
     There is one copy of the weights. With `inplace=False` the result is a new tree of modules around
     the same parameters and linear layers, and the given model works as before, on the packed weights
@@ -95,7 +95,8 @@ def optimize(
     chosen = None if backend == "auto" else by_name(backend)
     model = _model_of(model_or_pipeline)
     configuration = configure(**{name: value for name, value in overrides.items() if value is not None})
-    if _record(model) is not None:
+    record = _record(model)
+    if record is not None and record.backend:
         return model_or_pipeline
     problem = _problem(model)
     backend_of_choice, rejected = _select(chosen, model) if not problem else (None, ())
@@ -103,14 +104,19 @@ def optimize(
         reasons = rejected or (Outcome("model", False, problem),)
         if strict:
             raise HfaccelError("; ".join(outcome.reason for outcome in reasons))
-        return _with_record(model_or_pipeline, model, Record("", reasons), inplace)
+        model.__dict__[_KEY] = Record("", reasons)
+        return model_or_pipeline
     result = model if inplace else _copy_tree(model)
     options = Options(huge_pages=configuration.plan["huge_pages"].value != "off")
     outcomes = backend_of_choice.transform(result, options)
     if strict and not any(outcome.applied for outcome in outcomes):
         raise HfaccelError("nothing was applied: " + "; ".join(outcome.reason for outcome in outcomes))
-    record = Record(backend_of_choice.name, (*rejected, *outcomes))
-    return _with_record(model_or_pipeline, result, record, inplace)
+    result.__dict__[_KEY] = Record(backend_of_choice.name, (*rejected, *outcomes))
+    if isinstance(model_or_pipeline, nn.Module):
+        return result  # type: ignore[return-value]
+    pipeline = model_or_pipeline if inplace else copy.copy(model_or_pipeline)
+    pipeline.model = result  # type: ignore[attr-defined]
+    return pipeline
 
 
 def report(model_or_pipeline: Any) -> Report:
@@ -212,20 +218,6 @@ def _copy_tree(model: nn.Module) -> nn.Module:
             f"optimize() copies the module tree, but copying {type(model).__name__} failed "
             f"({type(error).__name__}: {error}); pass inplace=True to change the model itself"
         ) from error
-
-
-def _with_record(given: T, model: nn.Module, record: Record, inplace: bool) -> T:
-    """What optimize() returns: the model, or a pipeline like the given one around it."""
-    if record.backend or inplace:
-        model.__dict__[_KEY] = record
-    else:
-        model = copy.copy(model)  # left as it is: only the record is new, the modules are the given ones
-        model.__dict__[_KEY] = record
-    if isinstance(given, nn.Module):
-        return model  # type: ignore[return-value]
-    result = given if inplace else copy.copy(given)
-    result.model = model  # type: ignore[attr-defined]
-    return result
 
 
 def _weights_on_huge_pages(model: nn.Module) -> tuple[Finding, ...]:

@@ -179,11 +179,17 @@ def test_models_left_as_they_are_have_a_reason(reason):
     model = unusable()[reason]
     classes = [type(module) for module in model.modules()]
     result = hfaccel.optimize(model)
+    assert result is model
     assert [type(module) for module in result.modules()] == classes
     report = hfaccel.report(result)
     assert report.backend == "" and reason in report.outcomes[0].reason
     with pytest.raises(HfaccelError, match=reason.split(";")[0].replace(".", r"\.")):
         hfaccel.optimize(unusable()[reason], strict=True)
+
+
+def test_a_refused_model_is_looked_at_again(bert):
+    assert hfaccel.report(hfaccel.optimize(bert.train())).backend == ""
+    assert hfaccel.report(hfaccel.optimize(bert.eval())).backend == "torch"
 
 
 def test_half_precision_is_left_alone(bert, batch):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfaccel.engine.packed import PackedWeight
+from hfaccel.engine.packed import PackedWeight, exchange
 from hfaccel.memory import Arena
 
 linear_pointwise = torch.ops.mkldnn._linear_pointwise.default
@@ -120,6 +120,8 @@ def linear_problem(module: nn.Linear) -> str:
         return f"its weight is {str(weight.dtype).removeprefix('torch.')}; only float32 is packed"
     if type(weight) is not nn.Parameter or weight.layout is not torch.strided:
         return "its weight is not an ordinary parameter"
+    if weight.is_inference():
+        return "its weight was made in inference mode, where parameters cannot be exchanged"
     if weight.is_shared():
         return "its weight is in memory shared with other processes"
     if min(weight.shape) < MIN_WIDTH:
@@ -136,7 +138,8 @@ def pack(module: nn.Linear, arena: Arena) -> str:
     weight = module.weight
     if not isinstance(weight, PackedWeight):
         try:
-            torch.utils.swap_tensors(weight, PackedWeight.pack(weight, arena))
+            with torch.inference_mode(False):  # a parameter made in inference mode could not be exchanged
+                exchange(weight, PackedWeight.pack(weight, arena))
         except RuntimeError as error:
             return f"its weight cannot be exchanged ({error})"
     module.__class__ = PackedLinear

@@ -13,13 +13,14 @@ stable ABI): packed weights can lie on huge pages and next to each other.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from hfaccel.memory import Arena, padded
 
@@ -31,6 +32,9 @@ NO_ADDRESS = (
     "raw memory must be in the ordinary layout, but this weight is packed for oneDNN; "
     "use weight.detach().clone(), or hfaccel.restore(model) first"
 )
+
+
+PACKED_ATTRIBUTES = ("memory", "metadata", "matrix")
 
 
 class _Shim:
@@ -141,7 +145,8 @@ class PackedWeight(nn.Parameter):
 
     def make_dense(self) -> None:
         """Become an ordinary parameter with these values; whoever holds this one holds that."""
-        torch.utils.swap_tensors(self, nn.Parameter(self.unpack(), self.requires_grad))
+        with torch.inference_mode(False):
+            exchange(self, nn.Parameter(self.unpack(), self.requires_grad))
 
     def share_memory_(self) -> PackedWeight:
         """Other processes see a weight in the ordinary layout: packed bytes mean nothing to them."""
@@ -164,18 +169,16 @@ class PackedWeight(nn.Parameter):
         def to_dense(value: Any) -> Any:
             if not isinstance(value, PackedWeight):
                 return value
-            return dense.setdefault(id(value), value.unpack())
+            if id(value) not in dense:
+                dense[id(value)] = value.unpack()
+            return dense[id(value)]
 
-        map_only = torch.utils._pytree.tree_map
-        result = func(*map_only(to_dense, args), **map_only(to_dense, kwargs or {}))
-        changed = [
-            value
-            for argument, value in zip(func._schema.arguments, args, strict=False)
-            if argument.alias_info and argument.alias_info.is_write and isinstance(value, PackedWeight)
-        ]
-        for weight in changed:
+        result = func(*tree_map(to_dense, args), **tree_map(to_dense, kwargs or {}))
+        changed: dict[int, PackedWeight] = {}  # by the dense tensor that stood for it
+        for weight in _written(func, args):
             weight.overwrite(dense[id(weight)])
-        return changed[0] if changed and isinstance(result, torch.Tensor) else result
+            changed[id(dense[id(weight)])] = weight
+        return tree_map(lambda value: changed.get(id(value), value), result)
 
     # What reaches below torch's operators gets the values of a dense copy, or an error: the bytes in
     # memory are in an order that only oneDNN knows.
@@ -221,6 +224,25 @@ class PackedWeight(nn.Parameter):
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"PackedWeight(shape={tuple(self.shape)}, requires_grad={self.requires_grad})"
+
+
+def _written(func: Any, args: tuple[Any, ...]) -> Iterator[PackedWeight]:
+    """The packed weights among the arguments that `func` changes in place, by its schema."""
+    for argument, value in zip(func._schema.arguments, args, strict=False):
+        if argument.alias_info and argument.alias_info.is_write:
+            for item in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(item, PackedWeight):
+                    yield item
+
+
+def exchange(parameter: torch.Tensor, replacement: torch.Tensor) -> None:
+    """Give `parameter` the nature and values of `replacement`, and keep its identity, gradient and what
+    other code has attached to it. Raises RuntimeError where torch cannot (there are weak references)."""
+    gradient = parameter.grad
+    attached = {name: value for name, value in vars(parameter).items() if name not in PACKED_ATTRIBUTES}
+    vars(replacement).update(attached)
+    torch.utils.swap_tensors(parameter, replacement)
+    parameter.grad = gradient
 
 
 def _reorder(weight: torch.Tensor) -> torch.Tensor:

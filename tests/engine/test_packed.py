@@ -107,6 +107,7 @@ def test_there_is_no_raw_address(reach):
         lambda weight: weight.detach().zero_(),
         lambda weight: weight.copy_(torch.ones_like(weight)),
         lambda weight: nn.init.constant_(weight, 3.0),
+        lambda weight: torch._foreach_mul_([weight], 0.5),
     ],
 )
 def test_changes_in_place_are_kept(change):
@@ -146,6 +147,30 @@ def test_training_changes_the_weight_as_stock_does():
             module(input).square().mean().backward()
             optimizer.step()
     torch.testing.assert_close(linear.weight.detach().clone(), stock.weight.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_packing_and_unpacking_keep_gradient_and_attributes():
+    linear = nn.Linear(256, 256)
+    linear.weight.note = "kept"
+    linear(torch.ones(1, 256)).sum().backward()
+    gradient = linear.weight.grad.clone()
+    for step in (lambda: pack(linear, Arena(1 << 20, huge=False)), lambda: unpack(linear)):
+        step()
+        assert torch.equal(linear.weight.grad, gradient) and linear.weight.note == "kept"
+    assert not hasattr(linear.weight, "memory")
+
+
+def test_packing_inside_inference_mode_is_the_same():
+    linear = nn.Linear(256, 256)
+    values = linear.weight.detach().clone()
+    with torch.inference_mode():
+        pack(linear, Arena(1 << 20, huge=False))
+        assert torch.equal(linear.weight.detach().clone(), values)
+    linear(torch.ones(1, 256)).sum().backward()
+    assert linear.weight.grad is not None
+    with torch.inference_mode():
+        unpack(linear)
+    assert torch.equal(linear.weight, values) and not linear.weight.is_inference()
 
 
 def test_a_frozen_weight_stays_frozen():
@@ -290,6 +315,7 @@ def test_widths_that_leave_a_panel_unfilled_are_not_stacked():
         (nn.Linear(300, 300, device="meta"), "is on meta"),
         (type("Custom", (nn.Linear,), {})(300, 300), "not a plain nn.Linear"),
         (nn.Linear(300, 300).share_memory(), "shared with other processes"),
+        (torch.inference_mode()(nn.Linear)(300, 300), "made in inference mode"),
     ],
 )
 def test_layers_that_are_left_alone(module, text):
