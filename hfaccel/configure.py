@@ -37,9 +37,9 @@ def configure(**overrides: Any) -> Configuration:
 
     Without arguments, a second call changes nothing and returns the first's answer. `overrides` are
     added to those of earlier calls: knobs by name (docs/knobs.md), for example `threads=4` or
-    `allocator="default"`; they win over the environment and the rules. Call it before threads are started: memory that they already hold keeps
-    its old arenas. Raises UsageError for an unknown knob or value; what the system refuses is an
-    Outcome with its reason.
+    `allocator="default"`; they win over the environment and the rules. Call it before threads are
+    started: memory that they already hold keeps its old arenas. Raises UsageError for an unknown knob
+    or value; what the system refuses is an Outcome with its reason.
     """
     global _current
     if _current is None or overrides:

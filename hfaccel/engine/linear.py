@@ -112,21 +112,17 @@ def linear_problem(module: nn.Linear) -> str:
     weight = module.weight
     if type(module) is PackedLinear and type(weight) is PackedWeight:
         return ""  # by an earlier call, for another tree of modules that shares this layer
-    if type(module) is not nn.Linear:
-        return f"is a {type(module).__name__}, not a plain nn.Linear"
-    if not weight.is_cpu:
-        return f"its weight is on {weight.device.type}"
-    if weight.dtype is not torch.float32:
-        return f"its weight is {str(weight.dtype).removeprefix('torch.')}; only float32 is packed"
-    if type(weight) is not nn.Parameter or weight.layout is not torch.strided:
-        return "its weight is not an ordinary parameter"
-    if weight.is_inference():
-        return "its weight was made in inference mode, where parameters cannot be exchanged"
-    if weight.is_shared():
-        return "its weight is in memory shared with other processes"
-    if min(weight.shape) < MIN_WIDTH:
-        return f"narrower than {MIN_WIDTH}: torch's own path is faster"
-    return ""
+    dtype = str(weight.dtype).removeprefix("torch.")
+    problems = {
+        f"is a {type(module).__name__}, not a plain nn.Linear": type(module) is not nn.Linear,
+        f"its weight is on {weight.device.type}": not weight.is_cpu,
+        f"its weight is {dtype}; only float32 is packed": weight.dtype is not torch.float32,
+        "its weight is not an ordinary parameter": type(weight) is not nn.Parameter,
+        "its weight was made in inference mode, where parameters cannot be exchanged": weight.is_inference(),
+        "its weight is in memory shared with other processes": weight.is_cpu and weight.is_shared(),
+        f"narrower than {MIN_WIDTH}: torch's own path is faster": min(weight.shape) < MIN_WIDTH,
+    }
+    return next((problem for problem, applies in problems.items() if applies), "")
 
 
 def pack(module: nn.Linear, arena: Arena) -> str:

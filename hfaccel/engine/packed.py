@@ -154,8 +154,10 @@ class PackedWeight(nn.Parameter):
         return self.share_memory_()  # by now torch.Tensor's
 
     def alias(self, requires_grad: bool = False) -> PackedWeight:
+        """Another weight over the same memory."""
         shape = (self.shape[0], self.shape[1])
-        return PackedWeight(self.memory, self.metadata, shape, requires_grad)
+        with torch.inference_mode(False):  # detach() cannot hand out a tensor made in inference mode
+            return PackedWeight(self.memory, self.metadata, shape, requires_grad)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
