@@ -12,24 +12,24 @@ from __future__ import annotations
 TYPE_CHECKING = False  # typing alone would cost half of this package's import
 if TYPE_CHECKING:
     from hfaccel import memory as memory
-    from hfaccel.configure import configure as configure
+    from hfaccel.configuration import configure as configure
     from hfaccel.errors import HfaccelError as HfaccelError
     from hfaccel.information import info as info
-    from hfaccel.optimize import optimize as optimize
-    from hfaccel.optimize import report as report
-    from hfaccel.optimize import restore as restore
+    from hfaccel.optimization import optimize as optimize
+    from hfaccel.optimization import report as report
+    from hfaccel.optimization import restore as restore
 
 __version__ = "0.1.0"
 
 # public name -> (module, attribute); an empty attribute is the module itself
 _PUBLIC = {
     "HfaccelError": ("hfaccel.errors", "HfaccelError"),
-    "configure": ("hfaccel.configure", "configure"),
+    "configure": ("hfaccel.configuration", "configure"),
     "info": ("hfaccel.information", "info"),
     "memory": ("hfaccel.memory", ""),
-    "optimize": ("hfaccel.optimize", "optimize"),
-    "report": ("hfaccel.optimize", "report"),
-    "restore": ("hfaccel.optimize", "restore"),
+    "optimize": ("hfaccel.optimization", "optimize"),
+    "report": ("hfaccel.optimization", "report"),
+    "restore": ("hfaccel.optimization", "restore"),
 }
 __all__ = [*sorted(_PUBLIC)]
 
@@ -44,7 +44,7 @@ def __getattr__(name: str) -> object:
     module_name, attribute = _PUBLIC[name]
     module = importlib.import_module(module_name)
     value = getattr(module, attribute) if attribute else module
-    globals()[name] = value  # `hfaccel.optimize` is the function, although a module has that name
+    globals()[name] = value
     return value
 
 

@@ -96,18 +96,46 @@ def check_program(program: Sequence[str]) -> None:
     if name == "-":
         return
     if name.startswith("-"):
-        raise UsageError(f"a script must come after the options, but got {name!r}; put -- before it")
-    if not Path(name).exists():
-        raise ScriptError(f"a script must exist, but there is no {name!r} in {Path.cwd()}")
-    if not os.access(name, os.R_OK):
+        raise UsageError(
+            f"a script or -m module must come after the options, but got {name!r}; "
+            f"a script of that name is ./{name}, and options of Python are set by PYTHON* variables"
+        )
+    _check_script(name)
+
+
+def _check_script(name: str) -> None:
+    try:
+        Path(name).stat()
+        readable = os.access(name, os.R_OK)
+    except PermissionError:
+        readable = False
+    except OSError as error:
+        place = f"no {name!r} in {_here()} ({error.strerror})"
+        raise ScriptError(f"a script must exist, but there is {place}; check the path") from None
+    if not readable:
         raise ScriptError(f"a script must be readable, but {name!r} is not; check its permissions")
 
 
+def _here() -> str:
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        return "a folder that was removed"
+
+
 def become(launch: Launch) -> None:
-    """Replace this process by the program. Returns only by raising OSError."""
+    """Replace this process by the program. Returns only by raising ScriptError."""
     cpus = launch.plan["affinity"].value
     if cpus is not None:
-        os.sched_setaffinity(0, cpus)
+        try:
+            os.sched_setaffinity(0, cpus)
+        except OSError as error:  # some containers forbid it; the program runs all the same
+            print(f"hfaccel-run: binding to CPUs {list(cpus)} failed ({error.strerror})", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(launch.command[0], launch.command, dict(launch.environment))
+    try:
+        os.execve(launch.command[0], launch.command, dict(launch.environment))
+    except OSError as error:
+        raise ScriptError(
+            f"Python must be startable, but {launch.command[0]} is not ({error.strerror})"
+        ) from None

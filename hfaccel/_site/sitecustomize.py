@@ -15,7 +15,7 @@ def _start() -> None:
     for name in [name for name in os.environ if name.startswith(saved)]:
         value = os.environ.pop(name)
         if value:
-            os.environ[name.removeprefix(saved)] = value
+            os.environ[name.removeprefix(saved)] = value.removeprefix("=")
         else:
             os.environ.pop(name.removeprefix(saved), None)
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != here]  # noqa: PTH100

@@ -39,7 +39,8 @@ def launch_environment(plan: Plan, environment: Mapping[str, str]) -> dict[str, 
     private = allocator_variables(plan, environment)
     private["PYTHONPATH"] = _prepend(SITE, environment.get("PYTHONPATH"))
     for name, value in private.items():
-        result[SAVED + name] = environment.get(name, "")
+        # "=value", or nothing for a variable that is not set: an empty one is something else.
+        result[SAVED + name] = f"={environment[name]}" if name in environment else ""
         result[name] = value
     result.update(openmp_variables(plan))
     return result

@@ -7,6 +7,7 @@ While one side computes, the other waits on its input and uses no CPU.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -60,17 +61,23 @@ class Worker:
 
     def sample(self) -> dict[str, Any]:
         assert self.process.stdin is not None
-        self.process.stdin.write("sample\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write("sample\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise self._ended() from None
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise HfaccelError(f"the side {self.side.name} ended with exit code {self.process.wait()}")
+            raise self._ended()
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+    def _ended(self) -> HfaccelError:
+        return HfaccelError(f"the side {self.side.name} ended with exit code {self.process.wait()}")
 
     def __enter__(self) -> Worker:
         return self
@@ -79,7 +86,8 @@ class Worker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it ended before us; _ended has said so
+            self.process.stdin.close()
         self.process.wait()
 
 
@@ -147,5 +155,7 @@ def load_case(case: str) -> Callable[..., Callable[[], Any]]:
     path, _, name = case.rpartition(":")
     if not Path(path).is_file():
         raise HfaccelError(f"a case is path/to/file.py:function, but there is no file {path!r}")
-    function: Callable[..., Callable[[], Any]] = runpy.run_path(path)[name]
+    function: Callable[..., Callable[[], Any]] | None = runpy.run_path(path).get(name)
+    if function is None:
+        raise HfaccelError(f"a case is path/to/file.py:function, but {path} has no function {name!r}")
     return function

@@ -15,9 +15,13 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     from hfaccel.bench.pairs import load_case
+    from hfaccel.errors import HfaccelError
 
     case, arguments = sys.argv[1:]
-    take = load_case(case)(**json.loads(arguments))
+    try:
+        take = load_case(case)(**json.loads(arguments))
+    except HfaccelError as error:
+        sys.exit(f"hfaccel: {error}")
     answers.write(json.dumps({"ready": True}) + "\n")
     for _ in sys.stdin:
         sample = take()

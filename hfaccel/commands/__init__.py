@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -19,11 +20,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """`hfaccel VERB ...`. Returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
-        print("usage: hfaccel VERB [options]\n")
-        print("\n".join(f"  {verb:8} {meaning}" for verb, meaning in VERBS.items()))
-        print("\nhfaccel VERB --help tells more about one of them.")
-        return 0 if given else 2
+        return guarded(lambda: _usage(0 if given else 2))
     return guarded(lambda: _run_verb(given[0], given[1:]))
+
+
+def _usage(code: int) -> int:
+    print("usage: hfaccel VERB [options]\n")
+    print("\n".join(f"  {verb:8} {meaning}" for verb, meaning in VERBS.items()))
+    print("\nhfaccel VERB --help tells more about one of them.")
+    return code
 
 
 def _run_verb(verb: str, arguments: list[str]) -> int:
@@ -36,10 +41,14 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
 def guarded(command: Callable[[], int]) -> int:
     """Run a command; an expected failure is one line on standard error and its exit code."""
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()
+        return code
     except HfaccelError as error:
         print(f"hfaccel: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output went away; that is no failure of ours
+        # The reader of our output went away (`hfaccel info | head`), which is no failure. Python flushes
+        # standard output once more at exit, so it gets another place to flush to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -80,6 +80,8 @@ class HugePages(Check):
         if choice.value == "thp":
             return self.ok(choice.reason)
         advice = "as root: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
+        if facts.memory.thp_disabled:
+            advice = "start the program without the parent that calls prctl(PR_SET_THP_DISABLE)"
         return self.warning(choice.reason, advice)
 
 

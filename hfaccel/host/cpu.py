@@ -59,9 +59,11 @@ def _nodes(tree: Tree) -> dict[int, int]:
     """CPU number -> NUMA node."""
     nodes: dict[int, int] = {}
     for folder in tree.children("/sys/devices/system/node", "node[0-9]*"):
-        node = int(folder.name.removeprefix("node"))
+        number = folder.name.removeprefix("node")
+        if not number.isdecimal():
+            continue
         for cpu in tree.numbers(f"/sys/devices/system/node/{folder.name}/cpulist") or ():
-            nodes[cpu] = node
+            nodes[cpu] = int(number)
     return nodes
 
 
@@ -74,6 +76,7 @@ def _count_processors(tree: Tree) -> int:
 def read_affinity(tree: Tree, topology: Topology) -> tuple[int, ...]:
     """The CPUs in this process's affinity mask, as the kernel shows it in /proc."""
     online = tuple(entry.cpu for entry in topology.cpus)
+    known = frozenset(online)
     for line in (tree.text("/proc/self/status") or "").splitlines():
         name, _, value = line.partition(":")
         if name == "Cpus_allowed_list":
@@ -82,7 +85,7 @@ def read_affinity(tree: Tree, topology: Topology) -> tuple[int, ...]:
             except ValueError as error:
                 tree.problem("/proc/self/status", str(error))
                 break
-            return tuple(cpu for cpu in allowed if cpu in set(online)) or online
+            return tuple(cpu for cpu in allowed if cpu in known) or online
     if tree.is_live:
         return tuple(sorted(os.sched_getaffinity(0)))
     return online

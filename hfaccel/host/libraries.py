@@ -25,7 +25,8 @@ def find_allocators(tree: Tree) -> tuple[Library, ...]:
     found: list[Library] = []
     for kind, names in ALLOCATORS.items():
         candidates = (folder / name for name in names for folder in folders)
-        usable = (path for path in candidates if path.is_file() and _is_usable(tree, path))
+        # os.path and not Path.is_file: a folder that may not be looked into must not raise.
+        usable = (path for path in candidates if os.path.isfile(path) and _is_usable(tree, path))  # noqa: PTH113
         path = next(usable, None)
         if path is not None:
             found.append(Library(kind, str(path)))

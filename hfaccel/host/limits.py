@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from hfaccel.host.tree import Tree
+from hfaccel.host.tree import Tree, is_number
 
 CGROUP = "/sys/fs/cgroup"
 NO_LIMIT = 1 << 62  # version 1 says "unlimited" with a number near 2**63
@@ -66,7 +66,7 @@ def _quota_v1(tree: Tree, group: str) -> float | None:
 
 
 def _ratio(tree: Tree, path: str, quota: str, period: str) -> float | None:
-    if quota.isdecimal() and period.isdecimal() and int(quota) > 0 and int(period) > 0:
+    if is_number(quota) and is_number(period) and int(quota) > 0 and int(period) > 0:
         return int(quota) / int(period)
     tree.problem(path, f"quota and period were expected, but it holds {quota[:20]!r} and {period[:20]!r}")
     return None
@@ -76,7 +76,7 @@ def _bytes(tree: Tree, path: str) -> int | None:
     text = tree.text(path)
     if text is None or text == "max":
         return None
-    if not text.isdecimal():
+    if not is_number(text):
         tree.problem(path, f"bytes were expected, but it holds {text[:40]!r}")
         return None
     return int(text) if 0 < int(text) < NO_LIMIT else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hfaccel.host.facts import MemoryFacts, ThpMode
-from hfaccel.host.tree import Tree
+from hfaccel.host.tree import Tree, is_number
 
 THP = "/sys/kernel/mm/transparent_hugepage"
 MODES: dict[str, ThpMode] = {"always": "always", "madvise": "madvise", "never": "never"}
@@ -30,7 +30,7 @@ def _field(text: str | None, name: str) -> int:
     for line in (text or "").splitlines():
         key, _, value = line.partition(":")
         number = value.split()[:1]
-        if key == name and number and number[0].isdecimal():
+        if key == name and number and is_number(number[0]):
             return int(number[0])
     return 0
 

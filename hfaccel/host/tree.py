@@ -31,6 +31,9 @@ class Tree:
         except OSError as error:
             self.problem(absolute, f"cannot be read ({error.strerror})")
             return None
+        except ValueError:  # a null byte in the path, which came out of a damaged /proc/self/cgroup
+            self.problem(absolute.replace("\0", "?"), "cannot be read (it is no path)")
+            return None
 
     def integer(self, absolute: str) -> int | None:
         text = self.text(absolute)
@@ -64,6 +67,14 @@ class Tree:
         self.problems.append(f"{absolute}: {what}")
 
 
+MAX_DIGITS = 18  # more is noise, and Python refuses to convert thousands of digits
+
+
+def is_number(text: str) -> bool:
+    """Whether `text` is a natural number of sane length."""
+    return text.isdecimal() and len(text) <= MAX_DIGITS
+
+
 MAX_CPUS = 1 << 16  # far above any machine; a list that names more is noise, not a CPU list
 
 
@@ -71,8 +82,8 @@ def parse_number_list(text: str) -> tuple[int, ...]:
     """`0-3,8` -> (0, 1, 2, 3, 8); an empty text is an empty list. ValueError for anything else."""
     numbers: set[int] = set()
     for part in filter(None, (part.strip() for part in text.split(","))):
-        first, _, last = part.partition("-")
-        if not first.isdecimal() or (last and not last.isdecimal()):
+        first, dash, last = part.partition("-")
+        if not is_number(first) or (dash and not is_number(last)):
             raise ValueError(f"a list such as 0-3,8 was expected, but it holds {text[:40]!r}")
         low, high = int(first), int(last or first)
         if not low <= high < MAX_CPUS:

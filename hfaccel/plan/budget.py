@@ -21,7 +21,7 @@ def cpu_budget(facts: HostFacts) -> Budget:
     cores = facts.topology.one_per_core(facts.limits.affinity) or (0,)
     quota = facts.limits.cpu_quota
     allowed = len(cores) if quota is None else max(1, math.floor(quota))
-    if quota is not None and allowed < len(cores):
+    if quota is not None and quota < len(cores):
         text = f"the CPU quota of {quota:g} allows {allowed} of {len(cores)} cores"
         return Budget(allowed, cores, True, text)
     text = f"{len(cores)} physical cores in the affinity mask of {len(facts.limits.affinity)} CPUs"

@@ -19,7 +19,7 @@ Decision = tuple[Any, str]  # value, reason
 class Knob:
     name: str
     meaning: str  # one line for docs/knobs.md; says what the values are
-    variables: tuple[str, ...]  # environment variables that set it already; the first that exists wins
+    variables: tuple[str, ...]  # environment variables that set it already; the first that is not empty wins
     rule: Callable[[HostFacts, Goal], Decision]
     parse: Callable[[Any, HostFacts], Any]  # a user's value -> the knob's value, or UsageError
 
@@ -32,9 +32,9 @@ def _threads(facts: HostFacts, goal: Goal) -> Decision:
 def _parse_threads(value: Any, facts: HostFacts) -> int:
     try:
         threads = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         threads = 0
-    if threads < 1:
+    if threads < 1 or (not isinstance(value, str) and threads != value):
         raise UsageError(f"`threads >= 1` must hold, but got {value!r}; leave it out to use every core")
     return threads
 
@@ -44,7 +44,7 @@ def _affinity(facts: HostFacts, goal: Goal) -> Decision:
     mask = facts.limits.affinity
     if budget.limited_by_quota:
         return None, "under a CPU quota the scheduler places threads better than a fixed mask"
-    if len(budget.cores) == len(mask):
+    if len(budget.cores) >= len(mask):
         return None, "the mask already holds one CPU of each core"
     return budget.cores, f"one CPU of each core: {len(mask) - len(budget.cores)} sibling CPUs left out"
 
@@ -53,8 +53,8 @@ def _parse_affinity(value: Any, facts: HostFacts) -> tuple[int, ...] | None:
     if value in (None, "off"):
         return None
     try:
-        cpus = parse_number_list(value) if isinstance(value, str) else tuple(sorted(map(int, value)))
-    except (TypeError, ValueError) as error:
+        cpus = parse_number_list(value) if isinstance(value, str) else tuple(sorted(set(map(int, value))))
+    except (TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"CPU numbers such as 0-3,8 are expected, but got {value!r}: {error}") from None
     outside = sorted(set(cpus) - set(facts.limits.affinity))
     if not cpus or outside:
@@ -98,7 +98,10 @@ def _parse_allocator(value: Any, facts: HostFacts) -> Library | str | None:
     if isinstance(value, str) and "/" in value:
         problem = preload_problem(value)
         if problem:
-            raise UsageError(f"a library to preload must be loadable, but {value} {problem}")
+            raise UsageError(
+                f"a library to preload must be loadable, but {value} {problem}; "
+                "use --memory-allocator auto or another path"
+            )
         return Library("custom", value)
     found = ", ".join(library.kind for library in facts.allocators) or "none"
     raise UsageError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hfaccel.errors import UsageError
 from hfaccel.host import HostFacts
 from hfaccel.plan.choice import Choice, Goal, Plan
@@ -17,7 +19,14 @@ def make_plan(facts: HostFacts, goal: Goal) -> Plan:
     if unknown:
         known = ", ".join(knob.name for knob in KNOBS)
         raise UsageError(f"a setting must be one of {known}, but got {', '.join(unknown)}")
-    return Plan(tuple(_choose(knob, facts, goal) for knob in KNOBS))
+    choices = {knob.name: _choose(knob, facts, goal) for knob in KNOBS}
+    affinity = choices["affinity"]
+    if affinity.source == "user" and affinity.value is not None:
+        # The rules see the mask that the user asks for, so that there are no more threads than its cores.
+        within = replace(facts, limits=replace(facts.limits, affinity=affinity.value))
+        rest = {knob.name: _choose(knob, within, goal) for knob in KNOBS if knob.name != "affinity"}
+        choices.update(rest)
+    return Plan(tuple(choices.values()))
 
 
 def _choose(knob: Knob, facts: HostFacts, goal: Goal) -> Choice:

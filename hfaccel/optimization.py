@@ -11,7 +11,7 @@ from torch import nn
 
 from hfaccel.apply.verify import Finding, verify
 from hfaccel.backends import BACKENDS, Backend, Options, by_name
-from hfaccel.configure import Configuration, configure
+from hfaccel.configuration import Configuration, configure
 from hfaccel.errors import HfaccelError, ModelError
 from hfaccel.memory import coverage
 from hfaccel.outcome import Outcome
