@@ -13,13 +13,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from hfaccel.apply.environ import launch_environment
 from hfaccel.apply.preload import preload_trial
 from hfaccel.errors import ScriptError, UsageError
 from hfaccel.host import HostFacts, Library, read_host
 from hfaccel.plan import Choice, Goal, Plan, make_plan
+
+TYPE_CHECKING = False  # hfaccel-run starts in milliseconds: typing is for the checker only
+if TYPE_CHECKING:
+    from typing import Any
 
 
 @dataclass(frozen=True)

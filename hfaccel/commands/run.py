@@ -7,15 +7,16 @@ hfaccel-run [options] -m module [arguments]
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from hfaccel.commands import guarded
 from hfaccel.launcher import Launch, become, prepare
+
+TYPE_CHECKING = False  # hfaccel-run starts in milliseconds: typing is for the checker only
+if TYPE_CHECKING:
+    from typing import Any
 
 USAGE = """hfaccel-run [options] [--] script.py [arguments]
        hfaccel-run [options] -m module [arguments]"""
@@ -98,10 +99,14 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _as_json(launch: Launch) -> str:
+    import json
+
     return json.dumps(launch.to_dict(os.environ), default=lambda value: value.path)
 
 
 def _as_text(launch: Launch) -> str:
+    import shlex
+
     from hfaccel.tables import render
 
     rows = [[c.knob, c.value, c.source, c.reason] for c in launch.plan.choices]

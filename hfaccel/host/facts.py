@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
 
-ThpMode = Literal["always", "madvise", "never", "absent"]
+TYPE_CHECKING = False  # hfaccel-run starts in milliseconds: typing is for the checker only
+if TYPE_CHECKING:
+    from typing import Any, Literal
+
+    ThpMode = Literal["always", "madvise", "never", "absent"]
 
 
 @dataclass(frozen=True)

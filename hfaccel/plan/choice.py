@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
 
-Source = Literal["user", "environment", "profile", "rule"]
+TYPE_CHECKING = False  # hfaccel-run starts in milliseconds: typing is for the checker only
+if TYPE_CHECKING:
+    from typing import Any, Literal
+
+    Source = Literal["user", "environment", "profile", "rule"]
 
 
 @dataclass(frozen=True)

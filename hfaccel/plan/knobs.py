@@ -5,14 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from hfaccel.errors import UsageError
 from hfaccel.host import HostFacts, Library, parse_number_list, preload_problem
 from hfaccel.plan.budget import cpu_budget
 from hfaccel.plan.choice import Goal
 
-Decision = tuple[Any, str]  # value, reason
+TYPE_CHECKING = False  # hfaccel-run starts in milliseconds: typing is for the checker only
+if TYPE_CHECKING:
+    from typing import Any
+
+    Decision = tuple[Any, str]  # value, reason
 
 
 @dataclass(frozen=True)
