@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from hfaccel.apply.environ import launch_environment
 from hfaccel.apply.preload import preload_trial
@@ -20,19 +20,14 @@ from hfaccel.errors import ScriptError, UsageError
 from hfaccel.host import HostFacts, Library, read_host
 from hfaccel.plan import Choice, Goal, Plan, make_plan
 
-TYPE_CHECKING = False  # hfaccel-run starts in milliseconds: typing is for the checker only
-if TYPE_CHECKING:
-    from typing import Any
 
-
-@dataclass(frozen=True)
-class Launch:
+class Launch(NamedTuple):
     """A program that is ready to be started, and why it is started so."""
 
     command: tuple[str, ...]
     environment: Mapping[str, str]
     plan: Plan
-    notes: tuple[str, ...] = field(default=())  # what was tried and did not work
+    notes: tuple[str, ...] = ()  # what was tried and did not work
 
     def changes(self, before: Mapping[str, str]) -> dict[str, str]:
         """The variables that differ from `before`, without hfaccel's own bookkeeping."""
@@ -76,7 +71,7 @@ def plan_with_working_preload(facts: HostFacts, goal: Goal) -> tuple[Plan, tuple
         _refuse_if_asked_for(choice, problem)
         notes.append(f"{choice.value.path} {problem}")
         others = tuple(library for library in facts.allocators if library != choice.value)
-        facts = replace(facts, allocators=others)
+        facts = facts._replace(allocators=others)
 
 
 def _refuse_if_asked_for(choice: Choice, problem: str) -> None:

@@ -41,6 +41,11 @@ def minilm_path():
     return str(Path(package).with_name("model"))
 
 
+def replace(facts, **changes):
+    """A copy of facts with some of them changed."""
+    return facts._replace(**changes)
+
+
 def states(model, batch):
     with torch.inference_mode():
         return model(**batch)[0]

@@ -10,13 +10,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from hfaccel.commands import guarded
 from hfaccel.launcher import Launch, become, prepare
-
-TYPE_CHECKING = False  # hfaccel-run starts in milliseconds: typing is for the checker only
-if TYPE_CHECKING:
-    from typing import Any
 
 USAGE = """hfaccel-run [options] [--] script.py [arguments]
        hfaccel-run [options] -m module [arguments]"""
@@ -101,7 +98,7 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
 def _as_json(launch: Launch) -> str:
     import json
 
-    return json.dumps(launch.to_dict(os.environ), default=lambda value: value.path)
+    return json.dumps(launch.to_dict(os.environ))
 
 
 def _as_text(launch: Launch) -> str:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from hfaccel.host.facts import MemoryFacts
+from hfaccel.host.facts import MemoryFacts, ThpMode
 from hfaccel.host.tree import Tree, is_number
-
-TYPE_CHECKING = False  # hfaccel-run starts in milliseconds: typing is for the checker only
-if TYPE_CHECKING:
-    from hfaccel.host.facts import ThpMode
 
 THP = "/sys/kernel/mm/transparent_hugepage"
 MODES: dict[str, ThpMode] = {"always": "always", "madvise": "madvise", "never": "never"}

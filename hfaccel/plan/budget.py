@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hfaccel.host import HostFacts
 
 
-@dataclass(frozen=True)
-class Budget:
+class Budget(NamedTuple):
     threads: int  # at least 1
     cores: tuple[int, ...]  # one CPU number for each physical core in the affinity mask
     limited_by_quota: bool

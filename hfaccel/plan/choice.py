@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
-TYPE_CHECKING = False  # hfaccel-run starts in milliseconds: typing is for the checker only
-if TYPE_CHECKING:
-    from typing import Any, Literal
+from hfaccel.host.facts import to_data
 
-    Source = Literal["user", "environment", "profile", "rule"]
+Source = Literal["user", "environment", "profile", "rule"]
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """What one knob is set to, and why. `value` None leaves things as they are."""
 
     knob: str
@@ -22,12 +20,24 @@ class Choice:
     source: Source = "rule"
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        data: dict[str, Any] = to_data(self)
+        return data
 
 
-@dataclass(frozen=True)
 class Plan:
-    choices: tuple[Choice, ...]
+    """The choices for all knobs, in the order of the table; `plan["threads"]` is the one for threads."""
+
+    def __init__(self, choices: tuple[Choice, ...]) -> None:
+        self.choices = choices
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self.choices == other.choices
+
+    def __hash__(self) -> int:
+        return hash(self.choices)
+
+    def __repr__(self) -> str:
+        return f"Plan({self.choices!r})"
 
     def __getitem__(self, knob: str) -> Choice:
         for choice in self.choices:
@@ -40,8 +50,7 @@ class Plan:
         return [choice.to_dict() for choice in self.choices]
 
 
-@dataclass(frozen=True)
-class Goal:
+class Goal(NamedTuple):
     """What the plan is for.
 
     `scope` "launch" plans a process that is yet to start, where libraries can still be preloaded;
@@ -50,5 +59,5 @@ class Goal:
     """
 
     scope: Literal["launch", "process"] = "launch"
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    environment: Mapping[str, str] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = MappingProxyType({})
+    environment: Mapping[str, str] = MappingProxyType({})

@@ -4,22 +4,17 @@ have set it, and the rule that chooses a value from the facts. Rules are pure.""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from hfaccel.errors import UsageError
 from hfaccel.host import HostFacts, Library, parse_number_list, preload_problem
 from hfaccel.plan.budget import cpu_budget
 from hfaccel.plan.choice import Goal
 
-TYPE_CHECKING = False  # hfaccel-run starts in milliseconds: typing is for the checker only
-if TYPE_CHECKING:
-    from typing import Any
-
-    Decision = tuple[Any, str]  # value, reason
+Decision = tuple[Any, str]  # value, reason
 
 
-@dataclass(frozen=True)
-class Knob:
+class Knob(NamedTuple):
     name: str
     meaning: str  # one line for docs/knobs.md; says what the values are
     variables: tuple[str, ...]  # environment variables that set it already; the first that is not empty wins

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from hfaccel.errors import UsageError
 from hfaccel.host import HostFacts
 from hfaccel.plan.choice import Choice, Goal, Plan
@@ -23,7 +21,7 @@ def make_plan(facts: HostFacts, goal: Goal) -> Plan:
     affinity = choices["affinity"]
     if affinity.source == "user" and affinity.value is not None:
         # The rules see the mask that the user asks for, so that there are no more threads than its cores.
-        within = replace(facts, limits=replace(facts.limits, affinity=affinity.value))
+        within = facts._replace(limits=facts.limits._replace(affinity=affinity.value))
         rest = {knob.name: _choose(knob, within, goal) for knob in KNOBS if knob.name != "affinity"}
         choices.update(rest)
     return Plan(tuple(choices.values()))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import runpy
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import replace
 
 from hfaccel.apply.environ import (
     GLIBC_TUNABLES,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 
 import pytest
 import torch
+from conftest import replace
 
 from hfaccel import configuration, native
 from hfaccel.apply.process import (

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
+from conftest import replace
 
 from hfaccel import native
 from hfaccel.doctor import CHECKS, Check, Diagnosis, Finding, checks, diagnose

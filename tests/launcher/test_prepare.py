@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 
 import pytest
+from conftest import replace
 
 from hfaccel import launcher
 from hfaccel.apply.environ import SITE

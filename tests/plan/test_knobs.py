@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import replace
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 
 import pytest
+from conftest import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
