@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hfaccel.errors import UsageError
 from hfaccel.host import HostFacts, read_host
 from hfaccel.plan import Goal, Plan, cpu_budget, make_plan
 from hfaccel.tables import render
@@ -34,7 +35,12 @@ class Information:
 
 
 def info(root: str | Path = "/") -> Information:
-    """Read the host below `root` ("/" is this machine) and plan for it. Changes nothing."""
+    """Read the host below `root` ("/" is this machine) and plan for it. Changes nothing.
+
+    Raises UsageError for a root that is no folder.
+    """
+    if not Path(root).is_dir():
+        raise UsageError(f"a root must be a folder that holds proc and sys, but got {str(root)!r}")
     facts = read_host(root)
     environment = dict(os.environ) if str(root) == "/" else {}
     return Information(facts, make_plan(facts, Goal("launch", {}, environment)))

@@ -315,7 +315,7 @@ def test_widths_that_leave_a_panel_unfilled_are_not_stacked():
         (nn.Linear(300, 300, device="meta"), "is on meta"),
         (type("Custom", (nn.Linear,), {})(300, 300), "not a plain nn.Linear"),
         (nn.Linear(300, 300).share_memory(), "shared with other processes"),
-        (torch.inference_mode()(nn.Linear)(300, 300), "made in inference mode"),
+        (torch.inference_mode()(lambda: nn.Linear(300, 300))(), "made in inference mode"),
     ],
 )
 def test_layers_that_are_left_alone(module, text):
