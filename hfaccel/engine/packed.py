@@ -182,6 +182,16 @@ class PackedWeight(nn.Parameter):
             changed[id(dense[id(weight)])] = weight
         return tree_map(lambda value: changed.get(id(value), value), result)
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """`weight[index] = value` writes through a view, which here would be one of a dense copy."""
+        if torch.is_grad_enabled() and self.requires_grad:
+            raise RuntimeError(
+                "a leaf that requires a gradient must not be changed in place; use torch.no_grad"
+            )
+        dense = self.unpack()
+        dense[index] = value
+        self.overwrite(dense)
+
     # What reaches below torch's operators gets the values of a dense copy, or an error: the bytes in
     # memory are in an order that only oneDNN knows.
 

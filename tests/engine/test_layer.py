@@ -68,7 +68,7 @@ def test_layers_that_only_look_alike_are_not_fused(kind, batch):
     lengths=st.lists(st.integers(0, 40), min_size=1, max_size=5),
     left=st.booleans(),
 )
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_any_mask_gives_equal_results(length, lengths, left):
     stock, fast = pair()
     ids = torch.randint(5, 1000, (len(lengths), length))

@@ -18,7 +18,7 @@ shapes = st.lists(st.integers(0, 40), max_size=4).map(tuple)
 
 
 @given(st.lists(st.tuples(shapes, st.sampled_from(DTYPES)), max_size=12), st.booleans())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_tensors_do_not_overlap_and_are_aligned(wanted, huge):
     sizes = [torch.Size(shape).numel() * dtype.itemsize for shape, dtype in wanted]
     arena = Arena(sum(map(padded, sizes)), huge=huge)
