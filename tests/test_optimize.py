@@ -40,6 +40,15 @@ def test_inplace_changes_the_given_model(bert, batch):
     assert hfaccel.report(bert).backend == "torch"
 
 
+def test_the_programs_random_numbers_are_left_alone(bert):
+    from hfaccel.engine.packed import stacked_metadata
+
+    stacked_metadata.cache_clear()
+    state = torch.get_rng_state()
+    hfaccel.optimize(bert)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_twice_changes_nothing(bert):
     fast = hfaccel.optimize(bert)
     record = hfaccel.report(fast).outcomes

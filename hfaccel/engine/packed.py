@@ -72,14 +72,9 @@ class _Shim:
         return torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(self.capsule(handle, None, None))
 
 
-_shim: _Shim | None = None
-
-
+@cache
 def _get_shim() -> _Shim:
-    global _shim
-    if _shim is None:
-        _shim = _Shim()
-    return _shim
+    return _Shim()
 
 
 def packing_problem() -> str:
@@ -320,7 +315,9 @@ def joined(weights: Sequence[torch.Tensor]) -> torch.Tensor | None:
 def stacked_metadata(count: int, rows: int, columns: int) -> bytes | None:
     """oneDNN's description of `count` packed (rows, columns) matrices lying side by side, read as one
     matrix; None where side by side is not how it would pack that matrix."""
-    parts = [torch.randn(rows, columns) for _ in range(count)]
+    # A generator of its own: optimizing a model must not advance the program's random numbers.
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(rows, columns, generator=generator) for _ in range(count)]
     whole = _reorder(torch.cat(parts))
     nbytes = [_mkldnn._nbytes(_reorder(part)) for part in parts]
     if sum(nbytes) != _mkldnn._nbytes(whole) or any(padded(size) != size for size in nbytes):
