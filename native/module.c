@@ -1,12 +1,14 @@
-/* hfaccel._arena: the seam between Python and C. Behaviour lives in region.c, smaps.c and heap.c; here
- * are only the method table, the conversion of arguments, and error codes turned into OSError. */
+/* hfaccel._arena: the seam between Python and C. Behaviour lives in the other files; here are only the method
+ * table, the conversion of arguments, and error codes turned into OSError. */
 #include <Python.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "cpu.h"
 #include "heap.h"
 #include "os.h"
+#include "policy.h"
 #include "region.h"
 #include "smaps.h"
 
@@ -27,7 +29,7 @@ static PyObject *os_error(int code, const char *call, const void *address, size_
   return NULL;
 }
 
-/* A byte count from Python: negative and overlong numbers are ValueErrors that name the argument. */
+/* A count from Python: negative and overlong numbers are ValueErrors that name the argument. */
 static int to_size(PyObject *number, const char *name, size_t *size)
 {
   *size = PyLong_AsSize_t(number);
@@ -35,7 +37,7 @@ static int to_size(PyObject *number, const char *name, size_t *size)
     if (!PyErr_ExceptionMatches(PyExc_OverflowError))
       return -1;
     PyErr_Clear();
-    PyErr_Format(PyExc_ValueError, "`0 <= %s < 2**64` bytes must hold, but got %S", name, number);
+    PyErr_Format(PyExc_ValueError, "`0 <= %s < 2**64` must hold, but got %S", name, number);
     return -1;
   }
   return 0;
@@ -162,6 +164,98 @@ static PyObject *mallopt_py(PyObject *module, PyObject *args)
   return PyBool_FromLong(heap_set_option(option, value) == 0);
 }
 
+/* OSError(errno, "set_mempolicy: Operation not permitted") */
+static PyObject *call_error(int code, const char *call)
+{
+  char message[128];
+  snprintf(message, sizeof message, "%s: %s", call, strerror(code));
+  PyObject *arguments = Py_BuildValue("(is)", code, message);
+  if (arguments != NULL) {
+    PyErr_SetObject(PyExc_OSError, arguments);
+    Py_DECREF(arguments);
+  }
+  return NULL;
+}
+
+static const char *const policy_names[] = {"default", "preferred", "bind", "interleave"};
+enum { POLICY_NAMES = sizeof policy_names / sizeof *policy_names };
+
+/* set_memory_policy(mode, nodes) -> None */
+static PyObject *set_memory_policy_py(PyObject *module, PyObject *args)
+{
+  (void)module;
+  const char *name;
+  PyObject *nodes;
+  if (!PyArg_ParseTuple(args, "sO!", &name, &PyTuple_Type, &nodes))
+    return NULL;
+  struct policy policy = {.mode = POLICY_NAMES};
+  for (int i = 0; i < POLICY_NAMES; i++)
+    if (strcmp(name, policy_names[i]) == 0)
+      policy.mode = (enum policy_mode)i;
+  if (policy.mode == POLICY_NAMES)
+    return PyErr_Format(PyExc_ValueError, "mode must be default, preferred, bind or interleave, but got '%s'",
+                        name);
+  for (Py_ssize_t i = 0; i < PyTuple_Size(nodes); i++) {
+    size_t node;
+    if (to_size(PyTuple_GetItem(nodes, i), "node", &node) < 0)
+      return NULL;
+    if (policy_add_node(&policy, node) != 0)
+      return PyErr_Format(PyExc_ValueError, "`node < %d` must hold, but got %zu", POLICY_MAX_NODES, node);
+  }
+  const int error = policy_set(&policy);
+  if (error != 0)
+    return call_error(error, "set_mempolicy");
+  Py_RETURN_NONE;
+}
+
+/* memory_policy() -> (mode, nodes) of the calling thread */
+static PyObject *memory_policy_py(PyObject *module, PyObject *unused)
+{
+  (void)module;
+  (void)unused;
+  struct policy policy;
+  const int error = policy_get(&policy);
+  if (error != 0)
+    return call_error(error, "get_mempolicy");
+  PyObject *nodes = PyList_New(0);
+  for (size_t node = 0; nodes != NULL && node < POLICY_MAX_NODES; node++) {
+    if (!policy_has_node(&policy, node))
+      continue;
+    PyObject *number = PyLong_FromSize_t(node);
+    if (number == NULL || PyList_Append(nodes, number) < 0)
+      Py_CLEAR(nodes);
+    Py_XDECREF(number);
+  }
+  if (nodes == NULL)
+    return NULL;
+  PyObject *tuple = PyList_AsTuple(nodes);
+  Py_DECREF(nodes);
+  const char *name = (int)policy.mode < POLICY_NAMES ? policy_names[policy.mode] : "other";
+  return tuple == NULL ? NULL : Py_BuildValue("(sN)", name, tuple);
+}
+
+/* saved_state() and requestable_state(): bit masks of register sets */
+static PyObject *state(int (*read)(uint64_t *), const char *call)
+{
+  uint64_t mask = 0;
+  const int error = read(&mask);
+  return error == 0 ? PyLong_FromUnsignedLongLong(mask) : call_error(error, call);
+}
+
+static PyObject *saved_state_py(PyObject *module, PyObject *unused)
+{
+  (void)module;
+  (void)unused;
+  return state(cpu_saved_state, "xgetbv");
+}
+
+static PyObject *requestable_state_py(PyObject *module, PyObject *unused)
+{
+  (void)module;
+  (void)unused;
+  return state(cpu_requestable_state, "arch_prctl(ARCH_GET_XCOMP_SUPP)");
+}
+
 static PyMethodDef region_methods[] = {
     {"populate", region_populate_py, METH_VARARGS, "populate(offset, size): make the bytes present."},
     {NULL, NULL, 0, NULL},
@@ -195,6 +289,12 @@ static PyMethodDef functions[] = {
     {"smaps", smaps_py, METH_VARARGS, "smaps(address, size) -> (resident, anon_huge, file_huge) bytes."},
     {"malloc_owner", malloc_owner_py, METH_NOARGS, "Path of the library that serves malloc."},
     {"mallopt", mallopt_py, METH_VARARGS, "mallopt(option, value) -> whether libc accepted it."},
+    {"set_memory_policy", set_memory_policy_py, METH_VARARGS,
+     "set_memory_policy(mode, nodes): where this thread's new pages come from."},
+    {"memory_policy", memory_policy_py, METH_NOARGS, "memory_policy() -> (mode, nodes) of this thread."},
+    {"saved_state", saved_state_py, METH_NOARGS, "XCR0: register sets that the kernel saves."},
+    {"requestable_state", requestable_state_py, METH_NOARGS,
+     "Register sets that a program may ask the kernel for; bit 18 is AMX."},
     {NULL, NULL, 0, NULL},
 };
 

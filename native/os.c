@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #ifndef MADV_POPULATE_WRITE
@@ -20,11 +21,17 @@ static int real_prctl(int option, unsigned long a, unsigned long b, unsigned lon
   return prctl(option, a, b, c, d);
 }
 
+static long real_syscall(long number, unsigned long a, unsigned long b, unsigned long c)
+{
+  return syscall(number, a, b, c, 0UL, 0UL);
+}
+
 struct os_calls os_calls = {
     .mmap = mmap,
     .munmap = munmap,
     .madvise = madvise,
     .prctl = real_prctl,
+    .syscall = real_syscall,
 };
 
 int os_reserve(size_t size, void **address)
@@ -87,4 +94,29 @@ int os_name(void *address, size_t size, const char *name)
   const int result = os_calls.prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, (unsigned long)address,
                                     (unsigned long)size, (unsigned long)name);
   return result == 0 ? 0 : errno;
+}
+
+int os_set_mempolicy(int mode, const unsigned long *nodes, unsigned long max_node)
+{
+  const long result =
+      os_calls.syscall(SYS_set_mempolicy, (unsigned long)mode, (unsigned long)nodes, max_node);
+  return result == 0 ? 0 : errno;
+}
+
+int os_get_mempolicy(int *mode, unsigned long *nodes, unsigned long max_node)
+{
+  const long result =
+      os_calls.syscall(SYS_get_mempolicy, (unsigned long)mode, (unsigned long)nodes, max_node);
+  return result == 0 ? 0 : errno;
+}
+
+int os_arch_prctl(int option, uint64_t *value)
+{
+#ifdef SYS_arch_prctl
+  return os_calls.syscall(SYS_arch_prctl, (unsigned long)option, (unsigned long)value, 0) == 0 ? 0 : errno;
+#else
+  (void)option;
+  (void)value;
+  return ENOSYS;
+#endif
 }

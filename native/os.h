@@ -1,8 +1,8 @@
-/* System calls of the arena, behind one table.
+/* System calls of this folder, behind one table.
  *
  * Every function returns an error code: 0 is success, anything else is the errno value of the call
- * that failed. Nothing else in native/ talks to the kernel about memory, so a test replaces an entry
- * of `os_calls` to make any single call fail.
+ * that failed. Nothing else in native/ talks to the kernel, so a test replaces an entry of `os_calls` to
+ * make any single call fail.
  *
  * Sizes are bytes, addresses are those of this process.
  */
@@ -10,6 +10,7 @@
 #define HFACCEL_OS_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #define OS_HUGE_PAGE_SIZE ((size_t)2 << 20) /* a PMD-mapped page with 4 KiB base pages, x86-64 */
 
@@ -18,6 +19,7 @@ struct os_calls {
   int (*munmap)(void *address, size_t size);
   int (*madvise)(void *address, size_t size, int advice);
   int (*prctl)(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d);
+  long (*syscall)(long number, unsigned long a, unsigned long b, unsigned long c);
 };
 
 extern struct os_calls os_calls; /* the real calls; tests swap entries */
@@ -39,5 +41,13 @@ int os_populate(void *address, size_t size);
 /* Label the range in /proc/self/maps. Ranges of different names are never merged into one line, which
  * is what makes their smaps figures exact. Kernels without CONFIG_ANON_VMA_NAME answer EINVAL. */
 int os_name(void *address, size_t size, const char *name);
+
+/* Memory policy of the calling thread; `nodes` is a bit mask of `max_node` - 1 bits. libnuma, which wraps
+ * these calls, is missing from most containers. */
+int os_set_mempolicy(int mode, const unsigned long *nodes, unsigned long max_node);
+int os_get_mempolicy(int *mode, unsigned long *nodes, unsigned long max_node);
+
+/* arch_prctl with a pointer to 64 bits; ENOSYS on other processors than x86-64. */
+int os_arch_prctl(int option, uint64_t *value);
 
 #endif

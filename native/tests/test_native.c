@@ -9,8 +9,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "cpu.h"
 #include "heap.h"
 #include "os.h"
+#include "policy.h"
 #include "region.h"
 #include "smaps.h"
 
@@ -58,6 +60,13 @@ static int failing_madvise(void *address, size_t size, int advice)
 static int failing_prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d)
 {
   (void)option, (void)a, (void)b, (void)c, (void)d;
+  errno = fail_with;
+  return -1;
+}
+
+static long failing_syscall(long number, unsigned long a, unsigned long b, unsigned long c)
+{
+  (void)number, (void)a, (void)b, (void)c;
   errno = fail_with;
   return -1;
 }
@@ -194,6 +203,50 @@ static void test_heap(void)
   CHECK(heap_owner(path, 1) == ENAMETOOLONG);
 }
 
+static void test_policy_is_set_and_read_back(void)
+{
+  struct policy node0 = {.mode = POLICY_PREFERRED}, none = {.mode = POLICY_DEFAULT}, seen;
+  CHECK(policy_add_node(&node0, 0) == 0);
+  CHECK(policy_add_node(&node0, POLICY_MAX_NODES) == ERANGE);
+  CHECK(policy_has_node(&node0, 0) && !policy_has_node(&node0, 1));
+  CHECK(!policy_has_node(&node0, POLICY_MAX_NODES));
+  const int error = policy_set(&node0);
+  if (error == EPERM || error == ENOSYS)
+    return; /* forbidden in this container: what a container does is what is to be lived with */
+  CHECK(error == 0);
+  CHECK(policy_get(&seen) == 0 && seen.mode == POLICY_PREFERRED && policy_has_node(&seen, 0));
+  CHECK(policy_set(&none) == 0);
+  CHECK(policy_get(&seen) == 0 && seen.mode == POLICY_DEFAULT && !policy_has_node(&seen, 0));
+  struct policy absent = {.mode = POLICY_PREFERRED};
+  CHECK(policy_add_node(&absent, POLICY_MAX_NODES - 1) == 0);
+  CHECK(policy_set(&absent) == EINVAL);
+}
+
+static void test_policy_and_processor_calls_may_fail(void)
+{
+  FOR_EACH_ERROR
+  {
+    struct policy policy = {.mode = POLICY_INTERLEAVE};
+    uint64_t mask;
+    os_calls.syscall = failing_syscall;
+    CHECK(policy_set(&policy) == fail_with);
+    CHECK(policy_get(&policy) == fail_with);
+#ifdef __x86_64__
+    CHECK(cpu_requestable_state(&mask) == fail_with);
+#else
+    CHECK(cpu_requestable_state(&mask) == ENOSYS);
+#endif
+    os_calls = real;
+  }
+}
+
+static void test_saved_state_has_sse_wherever_there_is_avx(void)
+{
+  uint64_t mask = 0;
+  const int error = cpu_saved_state(&mask);
+  CHECK(error == ENOSYS || (error == 0 && (mask & 3) == 3));
+}
+
 static void *create_and_release(void *unused)
 {
   for (int i = 0; i < 200; i++) {
@@ -223,6 +276,9 @@ int main(void)
   test_each_call_may_fail();
   test_smaps_sums_the_share_in_range();
   test_heap();
+  test_policy_is_set_and_read_back();
+  test_policy_and_processor_calls_may_fail();
+  test_saved_state_has_sse_wherever_there_is_avx();
   test_threads_create_their_own_regions();
   puts("native: all tests passed");
   return 0;
