@@ -4,29 +4,48 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hfaccel.host.cpu import read_affinity, read_processor, read_topology
 from hfaccel.host.facts import (
+    Cache,
     HostFacts,
+    HugePages,
     Library,
     Limits,
     LogicalCpu,
     MemoryFacts,
+    Node,
     Processor,
+    Software,
     Topology,
 )
-from hfaccel.host.libraries import find_allocators, preload_problem, read_libc, read_mapped
-from hfaccel.host.limits import read_cpu_quota, read_memory_limit
+from hfaccel.host.libraries import (
+    ALLOCATORS,
+    OPENMP_RUNTIMES,
+    find_libraries,
+    preload_problem,
+    read_libc,
+    read_mapped,
+)
+from hfaccel.host.limits import read_limits
 from hfaccel.host.memory import read_memory
-from hfaccel.host.tree import Tree, parse_number_list
+from hfaccel.host.processor import read_processor
+from hfaccel.host.software import read_software
+from hfaccel.host.topology import read_topology
+from hfaccel.host.tree import Tree, capture, format_number_list, parse_number_list
 
 __all__ = [
+    "Cache",
     "HostFacts",
+    "HugePages",
     "Library",
     "Limits",
     "LogicalCpu",
     "MemoryFacts",
+    "Node",
     "Processor",
+    "Software",
     "Topology",
+    "capture_host",
+    "format_number_list",
     "parse_number_list",
     "preload_problem",
     "read_host",
@@ -34,25 +53,36 @@ __all__ = [
 
 
 def read_host(root: str | Path = "/") -> HostFacts:
-    """Read the facts of the host whose files lie below `root`: "/" is this machine.
+    """Read the facts of a host: "/" is this machine, another root a folder or a captured file.
 
     Never raises for a missing, unreadable or odd file: the fact takes its documented neutral value and
-    `HostFacts.problems` has a line about it.
+    `HostFacts.problems` has a line about it. A root that cannot be read at all raises OSError.
     """
-    tree = Tree(root)
+    return _read(Tree(root))
+
+
+def capture_host() -> str:
+    """The files of this machine that its facts are made of, as one text that read_host reads."""
+    tree = Tree("/")
+    _read(tree)
+    return capture(tree)
+
+
+def _read(tree: Tree) -> HostFacts:
     topology = read_topology(tree)
     mapped = read_mapped(tree)
+    libc, libc_version = read_libc(tree, mapped)
     return HostFacts(
+        kernel=tree.text("/proc/sys/kernel/osrelease") or "",
         processor=read_processor(tree),
         topology=topology,
-        limits=Limits(
-            affinity=read_affinity(tree, topology),
-            cpu_quota=read_cpu_quota(tree),
-            memory_limit=read_memory_limit(tree),
-        ),
+        limits=read_limits(tree, topology),
         memory=read_memory(tree),
-        allocators=find_allocators(tree),
-        libc=read_libc(mapped),
+        allocators=find_libraries(tree, ALLOCATORS),
+        openmp=find_libraries(tree, OPENMP_RUNTIMES),
+        libc=libc,
+        libc_version=libc_version,
         mapped=mapped,
+        software=read_software(tree),
         problems=tuple(tree.problems),
     )

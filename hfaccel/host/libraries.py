@@ -1,4 +1,4 @@
-"""Shared libraries: allocators on disk that can be preloaded, and what this process has mapped."""
+"""Shared libraries: those on disk that can be preloaded, and what this process has mapped."""
 
 from __future__ import annotations
 
@@ -17,32 +17,38 @@ ALLOCATORS = {
     "jemalloc": ("libjemalloc.so.2", "libjemalloc.so"),
     "tcmalloc": ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4", "libtcmalloc_minimal.so"),
 }
+# It also serves the calls of programs that were built for GNU's.
+OPENMP_RUNTIMES: dict[str, tuple[str, ...]] = {"intel": ("libiomp5.so",)}
+    "intel": ("libiomp5.so",)
+}  # it serves the calls of programs built for GNU's
 ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
 
 
-def find_allocators(tree: Tree) -> tuple[Library, ...]:
+def find_libraries(tree: Tree, kinds: dict[str, tuple[str, ...]]) -> tuple[Library, ...]:
+    """The first usable file of each kind, in the order of `kinds`."""
     folders = library_folders(tree)
     found: list[Library] = []
-    for kind, names in ALLOCATORS.items():
-        candidates = (folder / name for name in names for folder in folders)
-        # os.path and not Path.is_file: a folder that may not be looked into must not raise.
-        usable = (path for path in candidates if os.path.isfile(path) and _is_usable(tree, path))  # noqa: PTH113
-        path = next(usable, None)
+    for kind, names in kinds.items():
+        candidates = (f"{folder}/{name}" for name in names for folder in folders)
+        path = next((path for path in candidates if tree.has_file(path) and _is_usable(tree, path)), None)
         if path is not None:
-            found.append(Library(kind, str(path)))
+            found.append(Library(kind, path))
     return tuple(found)
 
 
-def library_folders(tree: Tree) -> list[Path]:
-    """Where allocators are found: this environment's packages first, the system's folders after."""
-    folders: list[Path] = []
-    if tree.is_live:
-        folders += [Path(entry) / "cmeel.prefix/lib" for entry in sys.path if entry.endswith("-packages")]
-        folders += [Path(sys.prefix) / "lib"]
-        folders += [Path(conda) / "lib" for conda in [os.environ.get("CONDA_PREFIX")] if conda]
+def library_folders(tree: Tree) -> list[str]:
+    """Where libraries are found: this environment's packages first, the system's folders after."""
+    folders = tree.probe("library_folders", lambda: ":".join(_own_folders())).split(":")
     for folder in ("/usr/local/lib", "/usr/lib", "/usr/lib64", "/lib"):
-        folders += [*tree.children(folder, "*-linux-*"), tree.path(folder)]
-    return folders
+        folders += [f"{folder}/{name}" for name in tree.names(folder, "*-linux-*")]
+        folders.append(folder)
+    return list(filter(None, folders))
+
+
+def _own_folders() -> list[str]:
+    packages = [f"{entry}/cmeel.prefix/lib" for entry in sys.path if entry.endswith("-packages")]
+    conda = os.environ.get("CONDA_PREFIX")
+    return [*packages, f"{sys.prefix}/lib", *([f"{conda}/lib"] if conda else [])]
 
 
 def elf_problem(header: bytes, machine: str) -> str | None:
@@ -65,29 +71,38 @@ def preload_problem(path: str | Path) -> str | None:
         return f"cannot be read ({error.strerror})"
 
 
-def _is_usable(tree: Tree, path: Path) -> bool:
+def _is_usable(tree: Tree, path: str) -> bool:
     if not tree.is_live:
-        return True  # a captured tree holds names, not libraries
+        return True  # a captured host holds names, not libraries
     problem = preload_problem(path)
     if problem is not None:
-        tree.problem(str(path), problem)
+        tree.problem(path, problem)
+        tree.seen.pop(path)
     return problem is None
 
 
 def read_mapped(tree: Tree) -> tuple[str, ...]:
     """Paths of the shared libraries in /proc/self/maps, in order of address."""
     paths: dict[str, None] = {}
-    for line in (tree.text("/proc/self/maps") or "").splitlines():
+    for line in tree.lines("/proc/self/maps", lambda line: ".so" in line and " 00000000 " in line):
         fields = line.split(maxsplit=5)
-        if len(fields) == 6 and ".so" in fields[5]:
+        if len(fields) == 6:
             paths[fields[5]] = None
     return tuple(paths)
 
 
-def read_libc(mapped: tuple[str, ...]) -> str:
+def read_libc(tree: Tree, mapped: tuple[str, ...]) -> tuple[str, str]:
+    """Name and version; the version of glibc alone can be asked for."""
     names = [path.rpartition("/")[2] for path in mapped]
     if any(name.startswith(("libc.so.6", "libc-2.")) for name in names):
-        return "glibc"
+        return "glibc", tree.probe("glibc_version", _glibc_version)
     if any(name.startswith(("ld-musl", "libc.musl")) for name in names):
-        return "musl"
-    return "unknown"
+        return "musl", ""
+    return "unknown", ""
+
+
+def _glibc_version() -> str:
+    try:
+        return (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ")
+    except (ValueError, OSError):
+        return ""

@@ -1,21 +1,55 @@
-"""CPU quota and memory limit of the cgroups that this process is in, versions 1 and 2."""
+"""What the cgroups (versions 1 and 2), the hypervisor and the process's own limits leave to it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
+from hfaccel.host.facts import Limits, Topology
+from hfaccel.host.topology import read_affinity, status_list
 from hfaccel.host.tree import Tree, is_number
 
-CGROUP = "/sys/fs/cgroup"
 NO_LIMIT = 1 << 62  # version 1 says "unlimited" with a number near 2**63
+
+
+class Hierarchy(NamedTuple):
+    """A mounted tree of cgroups."""
+
+    controllers: tuple[str, ...]  # of version 1; ("",) is version 2
+    mount: str  # where it is mounted
+    root: str  # which of its groups is found there: inside a container often the container's own
+
+
+# Where systemd mounts them; for hosts whose /proc/self/mountinfo names none.
+USUAL = (
+    Hierarchy(("",), "/sys/fs/cgroup", "/"),
+    Hierarchy(("cpu",), "/sys/fs/cgroup/cpu", "/"),
+    Hierarchy(("cpu",), "/sys/fs/cgroup/cpu,cpuacct", "/"),
+    Hierarchy(("cpuset",), "/sys/fs/cgroup/cpuset", "/"),
+    Hierarchy(("memory",), "/sys/fs/cgroup/memory", "/"),
+)
+
+
+def read_limits(tree: Tree, topology: Topology) -> Limits:
+    return Limits(
+        affinity=read_affinity(tree, topology),
+        cpu_quota=read_cpu_quota(tree),
+        memory_limit=read_memory_limit(tree),
+        cpuset=read_cpuset(tree),
+        memory_nodes=status_list(tree, "/proc/self/status", "Mems_allowed_list") or (),
+        parent_affinity=_parent_affinity(tree),
+        throttled=_throttled(tree),
+        steal=_steal(tree),
+        locked_memory=_locked_memory(tree),
+    )
 
 
 def read_cpu_quota(tree: Tree) -> float | None:
     """CPUs' worth of time per second; the smallest limit on the way to the root wins."""
     quotas = [_quota_v2(tree, group) for group in _groups(tree, "")]
-    for folder in ("cpu", "cpu,cpuacct"):
-        quotas += [_quota_v1(tree, group) for group in _groups(tree, "cpu", folder)]
+    quotas += [_quota_v1(tree, group) for group in _groups(tree, "cpu")]
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
@@ -24,27 +58,83 @@ def read_memory_limit(tree: Tree) -> int | None:
     limits: list[int | None] = []
     for group in _groups(tree, ""):
         limits += [_bytes(tree, f"{group}/memory.max"), _bytes(tree, f"{group}/memory.high")]
-    for group in _groups(tree, "memory", "memory"):
+    for group in _groups(tree, "memory"):
         limits.append(_bytes(tree, f"{group}/memory.limit_in_bytes"))
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _groups(tree: Tree, controller: str, folder: str = "") -> Iterator[str]:
-    """Folders of the own group and its parents, up to the root of the hierarchy.
+def read_cpuset(tree: Tree) -> tuple[int, ...] | None:
+    """CPU numbers of the nearest group that has a cpuset. The affinity mask lies within it."""
+    files = [f"{group}/cpuset.cpus.effective" for group in _groups(tree, "")]
+    files += [f"{group}/cpuset.effective_cpus" for group in _groups(tree, "cpuset")]
+    return next(filter(None, map(tree.numbers, files)), None)
+
+
+def _groups(tree: Tree, controller: str) -> Iterator[str]:
+    """Folders of the own group and its parents, as far as they are mounted.
 
     `controller` is "" for version 2. Inside a container the path that /proc names is often not visible;
     then only the parents that exist, at least the root, are read.
     """
-    base = PurePosixPath(CGROUP) / folder
-    for line in (tree.text("/proc/self/cgroup") or "").splitlines():
+    own = _own_group(tree, controller)
+    for hierarchy in _hierarchies(tree):
+        if controller in hierarchy.controllers:
+            base = PurePosixPath(hierarchy.mount)
+            inside = _below(own, hierarchy.root)
+            for group in (inside, *inside.parents):
+                yield str(base / str(group).lstrip("/"))
+
+
+def _own_group(tree: Tree, controller: str) -> PurePosixPath:
+    for line in tree.lines("/proc/self/cgroup"):
         _, names, path = [*line.split(":", 2), "", ""][:3]
-        if controller not in names.split(","):
-            continue
-        own = PurePosixPath("/") / path.lstrip("/")
-        for group in (own, *own.parents):
-            yield str(base / str(group).lstrip("/"))
-        return
-    yield str(base)
+        if controller in names.split(","):
+            return PurePosixPath("/") / path.lstrip("/")
+    return PurePosixPath("/")
+
+
+def _below(group: PurePosixPath, root: str) -> PurePosixPath:
+    """A group's path as seen from the group that is mounted."""
+    try:
+        return PurePosixPath("/") / group.relative_to(root)
+    except ValueError:  # mounted is another part of the hierarchy, or the path is from another namespace
+        return group
+
+
+def _hierarchies(tree: Tree) -> tuple[Hierarchy, ...]:
+    mounted = mounts(tree, lambda mount: mount.filesystem in ("cgroup", "cgroup2"))
+    return tuple(map(_hierarchy, mounted)) or USUAL
+
+
+class Mount(NamedTuple):
+    root: str  # the folder of the file system that is mounted
+    place: str
+    filesystem: str
+    options: tuple[str, ...]  # of the file system
+
+
+def mounts(tree: Tree, wanted: Callable[[Mount], bool]) -> list[Mount]:
+    """The mounts that are `wanted`, in order, from /proc/self/mountinfo (its form: proc_pid_mountinfo(5))."""
+
+    def keep(line: str) -> bool:
+        mount = _mount(line)
+        return mount is not None and wanted(mount)
+
+    return [mount for line in tree.lines("/proc/self/mountinfo", keep) if (mount := _mount(line))]
+
+
+def _mount(line: str) -> Mount | None:
+    before, _, after = line.partition(" - ")
+    left, right = before.split(), after.split()
+    if len(left) < 5 or len(right) < 3:
+        return None
+    return Mount(left[3], left[4], right[0], tuple(right[2].split(",")))
+
+
+def _hierarchy(mount: Mount) -> Hierarchy:
+    if mount.filesystem == "cgroup2":
+        return Hierarchy(("",), mount.place, mount.root)
+    return Hierarchy(mount.options, mount.place, mount.root)
 
 
 def _quota_v2(tree: Tree, group: str) -> float | None:
@@ -77,6 +167,40 @@ def _bytes(tree: Tree, path: str) -> int | None:
     if text is None or text == "max":
         return None
     if not is_number(text):
-        tree.problem(path, f"bytes were expected, but it holds {text[:40]!r}")
+        # Version 1 writes 9223372036854771712 for "unlimited", 19 digits.
+        if not (text.isdecimal() and len(text) == 19):
+            tree.problem(path, f"bytes were expected, but it holds {text[:40]!r}")
         return None
     return int(text) if 0 < int(text) < NO_LIMIT else None
+
+
+def _throttled(tree: Tree) -> int | None:
+    """nr_throttled of the own group."""
+    for controller in ("", "cpu"):
+        for group in _groups(tree, controller):
+            for line in tree.lines(f"{group}/cpu.stat"):
+                name, _, value = line.partition(" ")
+                if name == "nr_throttled" and is_number(value):
+                    return int(value)
+    return None
+
+
+def _steal(tree: Tree) -> float:
+    for line in tree.lines("/proc/stat", lambda line: line.startswith("cpu ")):
+        times = [int(text) for text in line.split()[1:9] if is_number(text)]
+        if len(times) == 8 and sum(times) > 0:
+            return round(times[7] / sum(times), 4)  # user nice system idle iowait irq softirq steal
+    return 0.0
+
+
+def _locked_memory(tree: Tree) -> int | None:
+    for line in tree.lines("/proc/self/limits", lambda line: line.startswith("Max locked memory")):
+        soft = line.removeprefix("Max locked memory").split()[:1]
+        if soft and is_number(soft[0]):
+            return int(soft[0])
+    return None
+
+
+def _parent_affinity(tree: Tree) -> tuple[int, ...]:
+    parent = tree.probe("parent", lambda: str(os.getppid()))
+    return status_list(tree, f"/proc/{parent}/status", "Cpus_allowed_list") or ()

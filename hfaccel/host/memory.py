@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hfaccel.host.facts import MemoryFacts, ThpMode
+from hfaccel.host.topology import kept_status
 from hfaccel.host.tree import Tree, is_number
 
 THP = "/sys/kernel/mm/transparent_hugepage"
@@ -13,12 +14,26 @@ def read_memory(tree: Tree) -> MemoryFacts:
     mode = _selected(tree.text(f"{THP}/enabled"))
     if mode not in MODES and mode:
         tree.problem(f"{THP}/enabled", f"always, madvise or never was expected, but it selects {mode[:40]!r}")
+    status = tree.lines("/proc/self/status", kept_status)
     return MemoryFacts(
-        total=_field(tree.text("/proc/meminfo"), "MemTotal") * 1024,
+        total=_total(tree),
         thp=MODES.get(mode, "absent"),
         thp_defrag=_selected(tree.text(f"{THP}/defrag")),
-        thp_disabled=_has_line(tree.text("/proc/self/status"), "THP_enabled", "0"),
+        thp_disabled=any(line.split() == ["THP_enabled:", "0"] for line in status),
+        thp_shared=_selected(tree.text(f"{THP}/shmem_enabled")),
+        thp_sizes=_sizes(tree),
     )
+
+
+def _sizes(tree: Tree) -> tuple[tuple[int, str], ...]:
+    """The kernel offers sizes below that of a PMD since 6.8; each has a mode of its own."""
+    sizes = []
+    for name in tree.names(THP, "hugepages-*kB"):
+        number = name.removeprefix("hugepages-").removesuffix("kB")
+        mode = _selected(tree.text(f"{THP}/{name}/enabled"))
+        if is_number(number) and mode:
+            sizes.append((int(number) * 1024, mode))
+    return tuple(sorted(sizes))
 
 
 def _selected(text: str | None) -> str:
@@ -26,15 +41,9 @@ def _selected(text: str | None) -> str:
     return (text or "").partition("[")[2].partition("]")[0]
 
 
-def _field(text: str | None, name: str) -> int:
-    for line in (text or "").splitlines():
-        key, _, value = line.partition(":")
-        number = value.split()[:1]
-        if key == name and number and is_number(number[0]):
-            return int(number[0])
+def _total(tree: Tree) -> int:
+    for line in tree.lines("/proc/meminfo", lambda line: line.startswith("MemTotal:")):
+        number = line.removeprefix("MemTotal:").split()[:1]
+        if number and is_number(number[0]):
+            return int(number[0]) * 1024
     return 0
-
-
-def _has_line(text: str | None, name: str, value: str) -> bool:
-    pairs = (line.partition(":") for line in (text or "").splitlines())
-    return any(key == name and rest.strip() == value for key, _, rest in pairs)
