@@ -19,8 +19,6 @@ ALLOCATORS = {
 }
 # It also serves the calls of programs that were built for GNU's.
 OPENMP_RUNTIMES: dict[str, tuple[str, ...]] = {"intel": ("libiomp5.so",)}
-    "intel": ("libiomp5.so",)
-}  # it serves the calls of programs built for GNU's
 ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
 
 
