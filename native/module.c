@@ -256,6 +256,19 @@ static PyObject *requestable_state_py(PyObject *module, PyObject *unused)
   return state(cpu_requestable_state, "arch_prctl(ARCH_GET_XCOMP_SUPP)");
 }
 
+/* end_with_parent(signal) -> None: send this process the signal when its parent's thread ends */
+static PyObject *end_with_parent_py(PyObject *module, PyObject *args)
+{
+  (void)module;
+  int number;
+  if (!PyArg_ParseTuple(args, "i", &number))
+    return NULL;
+  const int error = os_end_with_parent(number);
+  if (error != 0)
+    return call_error(error, "prctl(PR_SET_PDEATHSIG)");
+  Py_RETURN_NONE;
+}
+
 static PyMethodDef region_methods[] = {
     {"populate", region_populate_py, METH_VARARGS, "populate(offset, size): make the bytes present."},
     {NULL, NULL, 0, NULL},
@@ -292,6 +305,8 @@ static PyMethodDef functions[] = {
     {"set_memory_policy", set_memory_policy_py, METH_VARARGS,
      "set_memory_policy(mode, nodes): where this thread's new pages come from."},
     {"memory_policy", memory_policy_py, METH_NOARGS, "memory_policy() -> (mode, nodes) of this thread."},
+    {"end_with_parent", end_with_parent_py, METH_VARARGS,
+     "end_with_parent(signal): get the signal when the parent ends."},
     {"saved_state", saved_state_py, METH_NOARGS, "XCR0: register sets that the kernel saves."},
     {"requestable_state", requestable_state_py, METH_NOARGS,
      "Register sets that a program may ask the kernel for; bit 18 is AMX."},

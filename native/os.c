@@ -120,3 +120,8 @@ int os_arch_prctl(int option, uint64_t *value)
   return ENOSYS;
 #endif
 }
+
+int os_end_with_parent(int number)
+{
+  return os_calls.prctl(PR_SET_PDEATHSIG, (unsigned long)number, 0, 0, 0) == 0 ? 0 : errno;
+}

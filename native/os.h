@@ -50,4 +50,7 @@ int os_get_mempolicy(int *mode, unsigned long *nodes, unsigned long max_node);
 /* arch_prctl with a pointer to 64 bits; ENOSYS on other processors than x86-64. */
 int os_arch_prctl(int option, uint64_t *value);
 
+/* Have the kernel send this process a signal when the thread that started it ends. EINVAL: no such signal. */
+int os_end_with_parent(int number);
+
 #endif

@@ -20,6 +20,19 @@ def _start() -> None:
             os.environ.pop(name.removeprefix(saved), None)
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != here]  # noqa: PTH100
 
+    # hfaccel may be found by the launcher's path alone, which the program does not have.
+    home = os.path.dirname(os.path.dirname(here))  # noqa: PTH120
+    sys.path.append(home)
+    try:
+        from hfaccel.apply import hooks
+    finally:
+        sys.path.remove(home)
+    hooks.keep_affinity_over_import()
+    hooks.survive_forks()
+    children = os.environ.pop("HFACCEL_CHILDREN_AFFINITY", "")
+    if children:
+        hooks.give_children_affinity(set(map(int, children.split(","))))
+
     this = sys.modules.pop("sitecustomize")
     try:
         import sitecustomize  # type: ignore[import-not-found]  # noqa: F401

@@ -38,7 +38,7 @@ def library_folders(tree: Tree) -> list[str]:
     """Where libraries are found: this environment's packages first, the system's folders after."""
     folders = tree.probe("library_folders", lambda: ":".join(_own_folders())).split(":")
     for folder in ("/usr/local/lib", "/usr/lib", "/usr/lib64", "/lib"):
-        folders += [f"{folder}/{name}" for name in tree.names(folder, "*-linux-*")]
+        folders += [f"{folder}/{name}" for name in tree.names(folder, "*-linux-gnu")]
         folders.append(folder)
     return list(filter(None, folders))
 

@@ -71,7 +71,7 @@ def _efficient(tree: Tree) -> tuple[int, ...]:
 
 
 def _nodes(tree: Tree, online: tuple[int, ...]) -> tuple[Node, ...]:
-    numbers = (name.removeprefix("node") for name in tree.names(NODES, "node[0-9]*"))
+    numbers = (name.removeprefix("node") for name in tree.names(NODES, "node*"))
     nodes = tuple(_node(tree, number) for number in sorted(int(n) for n in numbers if is_number(n)))
     if not any(node.cpus for node in nodes):
         return (Node(0, online, 0, (LOCAL,), ()),)
@@ -117,7 +117,7 @@ def _huge_pages(tree: Tree, folder: str) -> tuple[HugePages, ...]:
 def _caches(tree: Tree, cpu: int) -> tuple[Cache, ...]:
     caches = []
     base = f"{CPUS}/cpu{cpu}/cache"
-    for name in tree.names(base, "index[0-9]*"):
+    for name in tree.names(base, "index*"):
         level, size = tree.integer(f"{base}/{name}/level"), tree.text(f"{base}/{name}/size") or ""
         number, unit = size[:-1], UNITS.get(size[-1:])
         if level is None or unit is None or not is_number(number):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 MAX_DIGITS = 18  # more is noise, and Python refuses to convert thousands of digits
@@ -67,8 +66,9 @@ class Tree:
             return None
 
     def names(self, folder: str, pattern: str) -> list[str]:
-        """Names in a folder that match a shell pattern, sorted."""
-        return sorted(name for name in self._list(folder) if fnmatchcase(name, pattern))
+        """Names in a folder that match a pattern with one `*`, sorted."""
+        start, _, end = pattern.partition("*")  # fnmatch would import re, which takes 5 ms
+        return sorted(name for name in self._list(folder) if name.startswith(start) and name.endswith(end))
 
     def has_file(self, absolute: str) -> bool:
         if self._captured is not None:

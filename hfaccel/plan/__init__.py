@@ -2,7 +2,24 @@
 
 from hfaccel.plan.budget import Budget, cpu_budget
 from hfaccel.plan.choice import Choice, Goal, Plan
+from hfaccel.plan.compute import MemoryPolicy
 from hfaccel.plan.knobs import KNOBS, Knob
-from hfaccel.plan.make import make_plan
+from hfaccel.plan.make import check_knobs, make_plan
+from hfaccel.plan.placement import Request, Slot, place, rank_slot
 
-__all__ = ["KNOBS", "Budget", "Choice", "Goal", "Knob", "Plan", "cpu_budget", "make_plan"]
+__all__ = [
+    "KNOBS",
+    "Budget",
+    "Choice",
+    "Goal",
+    "Knob",
+    "MemoryPolicy",
+    "Plan",
+    "Request",
+    "Slot",
+    "check_knobs",
+    "cpu_budget",
+    "make_plan",
+    "place",
+    "rank_slot",
+]

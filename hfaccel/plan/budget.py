@@ -7,21 +7,41 @@ from typing import NamedTuple
 
 from hfaccel.host import HostFacts
 
+Cores = tuple[tuple[int, ...], ...]  # for each core the CPU numbers of it that may be used
+
 
 class Budget(NamedTuple):
     threads: int  # at least 1
-    cores: tuple[int, ...]  # one CPU number for each physical core in the affinity mask
+    cores: tuple[int, ...]  # one CPU number for each usable core in the affinity mask, ascending
     limited_by_quota: bool
     reason: str
 
 
 def cpu_budget(facts: HostFacts) -> Budget:
     """min(physical cores in the affinity mask, floor(quota)), at least 1."""
-    cores = facts.topology.one_per_core(facts.limits.affinity) or (0,)
-    quota = facts.limits.cpu_quota
-    allowed = len(cores) if quota is None else max(1, math.floor(quota))
-    if quota is not None and quota < len(cores):
-        text = f"the CPU quota of {quota:g} allows {allowed} of {len(cores)} cores"
+    mask = facts.limits.affinity
+    usable = usable_cores(facts, mask)
+    cores = tuple(sorted(cpus[0] for cpus in usable)) or (0,)
+    left_out = len(facts.topology.cores(mask)) - len(usable)
+    allowed = quota_threads(facts, len(cores))
+    if allowed < len(cores):
+        text = f"the CPU quota of {facts.limits.cpu_quota:g} allows {allowed} of {len(cores)} cores"
         return Budget(allowed, cores, True, text)
-    text = f"{len(cores)} physical cores in the affinity mask of {len(facts.limits.affinity)} CPUs"
+    text = f"{len(cores)} physical cores in the affinity mask of {len(mask)} CPUs"
+    if left_out:
+        text += f"; {left_out} efficiency cores left out, because the slowest thread decides"
     return Budget(len(cores), cores, False, text)
+
+
+def quota_threads(facts: HostFacts, cores: int, instances: int = 1) -> int:
+    """Threads that the CPU quota allows each of several equal instances, from 1 to `cores`."""
+    quota = facts.limits.cpu_quota
+    return cores if quota is None else max(1, min(cores, math.floor(quota / instances)))
+
+
+def usable_cores(facts: HostFacts, mask: tuple[int, ...]) -> Cores:
+    """The cores that the mask touches, neighbours on one node together; of a hybrid processor the large."""
+    small = {entry.cpu for entry in facts.topology.cpus if entry.efficient}
+    cores = facts.topology.cores(mask)
+    large = tuple(cpus for cpus in cores if cpus[0] not in small)
+    return large or cores

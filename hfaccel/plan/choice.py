@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from hfaccel.host.facts import to_data
+from hfaccel.plan.placement import Slot
 
 Source = Literal["user", "environment", "profile", "rule"]
 
@@ -53,11 +54,14 @@ class Plan:
 class Goal(NamedTuple):
     """What the plan is for.
 
-    `scope` "launch" plans a process that is yet to start, where libraries can still be preloaded;
-    "process" plans the running one. `overrides` maps a knob to the value the user wants, in the words
-    of that knob's row; `environment` is the environment that the process has or would inherit.
+    `scope` "launch" plans a process that is yet to start, where libraries can still be preloaded and
+    variables set; "process" plans the running one. `overrides` maps a knob to the value the user wants,
+    `profile` to the one that was found by tuning, both in the words of that knob's row; `environment` is
+    the environment that the process has or would inherit; `slot` is its place among several instances.
     """
 
     scope: Literal["launch", "process"] = "launch"
     overrides: Mapping[str, Any] = MappingProxyType({})
     environment: Mapping[str, str] = MappingProxyType({})
+    profile: Mapping[str, Any] = MappingProxyType({})
+    slot: Slot | None = None

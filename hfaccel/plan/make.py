@@ -1,6 +1,9 @@
-"""facts + goal -> plan. Precedence: user > existing environment > rule."""
+"""facts + goal -> plan. Precedence: user > existing environment > tuned profile > rule."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from hfaccel.errors import UsageError
 from hfaccel.host import HostFacts
@@ -13,27 +16,46 @@ def make_plan(facts: HostFacts, goal: Goal) -> Plan:
 
     Raises UsageError for an override that is not a knob or not a value of it.
     """
-    unknown = sorted(set(goal.overrides) - {knob.name for knob in KNOBS})
-    if unknown:
-        known = ", ".join(knob.name for knob in KNOBS)
-        raise UsageError(f"a setting must be one of {known}, but got {', '.join(unknown)}")
+    check_knobs(goal.overrides, "a setting")
+    check_knobs(goal.profile, "a setting of a profile")
+    if goal.slot is not None:
+        facts = _within(facts, goal.slot.cpus)
     choices = {knob.name: _choose(knob, facts, goal) for knob in KNOBS}
     affinity = choices["affinity"]
-    if affinity.source == "user" and affinity.value is not None:
-        # The rules see the mask that the user asks for, so that there are no more threads than its cores.
-        within = facts._replace(limits=facts.limits._replace(affinity=affinity.value))
+    if "affinity" in goal.overrides and affinity.value is not None:
+        # The rules see the mask that is asked for, so that there are no more threads than its cores.
+        within = _within(facts, affinity.value)
         rest = {knob.name: _choose(knob, within, goal) for knob in KNOBS if knob.name != "affinity"}
         choices.update(rest)
     return Plan(tuple(choices.values()))
+
+
+def check_knobs(settings: Mapping[str, Any], what: str) -> None:
+    unknown = sorted(set(settings) - {knob.name for knob in KNOBS})
+    if unknown:
+        known = ", ".join(knob.name for knob in KNOBS)
+        raise UsageError(f"{what} must be one of {known}, but got {', '.join(unknown)}")
+
+
+def _within(facts: HostFacts, cpus: tuple[int, ...]) -> HostFacts:
+    return facts._replace(limits=facts.limits._replace(affinity=cpus))
 
 
 def _choose(knob: Knob, facts: HostFacts, goal: Goal) -> Choice:
     wanted = goal.overrides.get(knob.name, "auto")
     if wanted not in ("auto", None):
         return Choice(knob.name, knob.parse(wanted, facts), "asked for", "user")
+    if goal.slot is not None and goal.slot.asked and knob.name in ("threads", "affinity"):
+        value, reason = knob.rule(facts, goal)
+        return Choice(knob.name, value, reason, "user")
     for variable in knob.variables:
         value = goal.environment.get(variable)
         if value:
             return Choice(knob.name, None, f"{variable}={value} is set and kept", "environment")
+    if knob.name in goal.profile:
+        return Choice(knob.name, knob.parse(goal.profile[knob.name], facts), "tuned", "profile")
+    if goal.scope not in knob.scopes:
+        where = "hfaccel-run" if knob.scopes == ("launch",) else "configure()"
+        return Choice(knob.name, None, f"{where} sets it: it takes effect only there", "rule")
     value, reason = knob.rule(facts, goal)
     return Choice(knob.name, value, reason, "rule")

@@ -231,6 +231,8 @@ static void test_policy_and_processor_calls_may_fail(void)
     os_calls.syscall = failing_syscall;
     CHECK(policy_set(&policy) == fail_with);
     CHECK(policy_get(&policy) == fail_with);
+    os_calls.prctl = failing_prctl;
+    CHECK(os_end_with_parent(0) == fail_with);
 #ifdef __x86_64__
     CHECK(cpu_requestable_state(&mask) == fail_with);
 #else
@@ -238,6 +240,12 @@ static void test_policy_and_processor_calls_may_fail(void)
 #endif
     os_calls = real;
   }
+}
+
+static void test_signal_at_the_parents_end(void)
+{
+  CHECK(os_end_with_parent(0) == 0); /* none, the default */
+  CHECK(os_end_with_parent(-1) == EINVAL);
 }
 
 static void test_saved_state_has_sse_wherever_there_is_avx(void)
@@ -278,6 +286,7 @@ int main(void)
   test_heap();
   test_policy_is_set_and_read_back();
   test_policy_and_processor_calls_may_fail();
+  test_signal_at_the_parents_end();
   test_saved_state_has_sse_wherever_there_is_avx();
   test_threads_create_their_own_regions();
   puts("native: all tests passed");

@@ -1,0 +1,116 @@
+"""Rules for memory: the allocator, huge pages, caches that grow with shapes. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hfaccel.errors import UsageError
+from hfaccel.host import HostFacts, Library, preload_problem
+from hfaccel.plan.choice import Goal
+from hfaccel.plan.compute import Decision, Values, Variables
+
+# glibc's tunables have no upper bound of 2 GiB as mallopt has; 1 GiB is above any activation of a
+# server's batch. All three belong together: setting the threshold alone freezes trimming at 128 KiB.
+GLIBC_TUNABLES = (
+    "glibc.malloc.mmap_threshold=1073741824:"
+    "glibc.malloc.trim_threshold=1073741824:"
+    "glibc.malloc.arena_max=1:"
+    "glibc.malloc.hugetlb=1"
+)
+# Kept for ten seconds instead of one after being freed: otherwise the gap between two requests is
+# enough for every page of the activations to be returned and faulted in again.
+MIMALLOC = {"MIMALLOC_PURGE_DELAY": "10000"}
+JEMALLOC = {"MALLOC_CONF": "thp:always,dirty_decay_ms:-1,muzzy_decay_ms:-1"}
+SETTINGS = {"mimalloc": MIMALLOC, "jemalloc": JEMALLOC}
+
+
+def allocator(facts: HostFacts, goal: Goal) -> Decision:
+    if goal.scope == "launch":
+        if facts.allocators:
+            best = facts.allocators[0]
+            return best, f"{best.kind} keeps freed activations instead of returning every one of them"
+        if facts.libc == "glibc":
+            return "glibc", "no other allocator was found; glibc's thresholds keep freed activations"
+        return None, f"no allocator was found, and the libc ({facts.libc}) has no such settings"
+    preloaded = _preloaded_allocator(facts)
+    if preloaded:
+        return None, f"{preloaded} serves malloc already"
+    if facts.libc == "glibc":
+        return "glibc", "a running process cannot change its allocator, but glibc's thresholds"
+    return None, f"a running process cannot change its allocator, and the libc is {facts.libc}"
+
+
+def _preloaded_allocator(facts: HostFacts) -> str:
+    for path in facts.mapped:
+        name = path.rpartition("/")[2]
+        if name.startswith(("libmimalloc", "libjemalloc", "libtcmalloc")):
+            return name
+    return ""
+
+
+def parse_allocator(value: Any, facts: HostFacts) -> Library | str | None:
+    if value == "default":
+        return None
+    if value == "glibc":
+        return "glibc"
+    for library in facts.allocators:
+        if value == library.kind:
+            return library
+    if isinstance(value, str) and "/" in value:
+        problem = preload_problem(value)
+        if problem:
+            raise UsageError(
+                f"a library to preload must be loadable, but {value} {problem}; "
+                "use --memory-allocator auto or another path"
+            )
+        return Library("custom", value)
+    found = ", ".join(library.kind for library in facts.allocators) or "none"
+    raise UsageError(
+        "the allocator must be default, glibc, a path, or one that is installed "
+        f"(found here: {found}), but got {value!r}; pip install cmeel-mimalloc brings mimalloc"
+    )
+
+
+def export_allocator(value: Library | str, values: Values) -> Variables:
+    """The allocator's own settings; a library itself is preloaded."""
+    if value == "glibc":
+        return {"GLIBC_TUNABLES": GLIBC_TUNABLES}
+    return SETTINGS.get(value.kind, {}) if isinstance(value, Library) else {}
+
+
+def huge_pages(facts: HostFacts, goal: Goal) -> Decision:
+    memory = facts.memory
+    if memory.thp_disabled:
+        return "off", "transparent huge pages are switched off for this process (PR_SET_THP_DISABLE)"
+    if memory.thp in ("always", "madvise"):
+        return "thp", f"the kernel gives huge pages on request (mode {memory.thp})"
+    return "off", f"the kernel gives no transparent huge pages (mode {memory.thp})"
+
+
+def parse_huge_pages(value: Any, facts: HostFacts) -> str:
+    if value in ("off", False):
+        return "off"
+    if value in ("thp", True):
+        return "thp"
+    raise UsageError(f"huge_pages must be auto, thp or off, but got {value!r}")
+
+
+SMALL_MEMORY = 4 << 30  # bytes
+SMALL_CACHE = 128  # primitives; oneDNN's default is 1024, each with its own machine code
+
+
+def primitive_cache(facts: HostFacts, goal: Goal) -> Decision:
+    usable = min(filter(None, (facts.limits.memory_limit, facts.memory.total)), default=0)
+    if 0 < usable < SMALL_MEMORY:
+        return SMALL_CACHE, f"{usable / 2**30:.1f} GiB of memory: every new shape would stay in the cache"
+    return None, "oneDNN's default of 1024 shapes"
+
+
+def parse_primitive_cache(value: Any, facts: HostFacts) -> int:
+    if str(value).isdecimal():
+        return int(value)
+    raise UsageError(f"the primitive cache must hold 0 or more shapes, but got {value!r}")
+
+
+def export_primitive_cache(value: int, values: Values) -> Variables:
+    return {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(value), "LRU_CACHE_CAPACITY": str(value)}

@@ -1,0 +1,175 @@
+"""Which CPUs each of several instances gets. Pure: facts + request -> slots, disjoint by cores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from hfaccel.errors import UsageError
+from hfaccel.host import HostFacts, format_number_list
+from hfaccel.plan.budget import Cores, quota_threads, usable_cores
+
+Mode = Literal["latency", "throughput"]
+LATENCY_CORES = 4  # of an instance in latency mode, as run_cpu and ipexrun have it
+
+
+class Request(NamedTuple):
+    """What the user asks for; None leaves it to the rules."""
+
+    instances: int | None = None
+    cores_per_instance: int | None = None
+    nodes: tuple[int, ...] | None = None  # NUMA nodes to stay on
+    cpus: tuple[int, ...] | None = None  # CPU numbers to stay on
+    siblings: bool = False  # use every CPU of a core, not one
+    mode: Mode | None = None
+
+
+class Slot(NamedTuple):
+    """The place of one instance."""
+
+    instance: int  # from 0
+    instances: int
+    cpus: tuple[int, ...]
+    threads: int
+    nodes: tuple[int, ...]
+    reason: str
+    asked: bool = True  # by the user; False: from the ranks that somebody else started
+
+
+def place(facts: HostFacts, request: Request) -> tuple[Slot, ...]:
+    """A slot for each instance, or none if nothing is asked for that concerns places.
+
+    No two slots share a core. An instance stays on one NUMA node where its size allows it. Raises
+    UsageError for what the machine or the container does not have.
+    """
+    if request == Request():
+        return ()
+    cores = _cores(facts, request)
+    groups = _by_node(facts, cores)
+    parts = _parts(groups, request)
+    return tuple(_slot(facts, request, index, parts) for index in range(len(parts)))
+
+
+def rank_slot(facts: HostFacts, environment: Mapping[str, str]) -> Slot | None:
+    """The place of this process among the ranks that torchrun or mpirun started on this machine."""
+    rank, size = (environment.get(name, "") for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size) and int(size) > 1):
+        return None
+    limits = facts.limits
+    if set(limits.affinity) < set(limits.parent_affinity):
+        return None  # whoever started the ranks has bound them already
+    if int(size) > len(usable_cores(facts, limits.affinity)):
+        return None  # more ranks than cores: no place is better than another
+    return place(facts, Request(instances=int(size)))[int(rank)]._replace(asked=False)
+
+
+def _cores(facts: HostFacts, request: Request) -> Cores:
+    mask = facts.limits.affinity
+    if request.cpus is not None:
+        mask = _within(request.cpus, mask)
+    if request.nodes is not None:
+        mask = _on_nodes(facts, request.nodes, mask)
+    # Who names CPUs means all of them; otherwise small cores of a hybrid processor stay out.
+    cores = usable_cores(facts, mask) if request.cpus is None else facts.topology.cores(mask)
+    whole = request.siblings or request.cpus is not None
+    return cores if whole else tuple(cpus[:1] for cpus in cores)
+
+
+def _within(cpus: tuple[int, ...], mask: tuple[int, ...]) -> tuple[int, ...]:
+    if not cpus or set(cpus) - set(mask):
+        raise UsageError(
+            f"CPUs must be within the affinity mask {format_number_list(mask)}, "
+            f"but got {format_number_list(cpus) or 'none'}"
+        )
+    return cpus
+
+
+def _on_nodes(facts: HostFacts, nodes: tuple[int, ...], mask: tuple[int, ...]) -> tuple[int, ...]:
+    node_of = {entry.cpu: entry.node for entry in facts.topology.cpus}
+    chosen = tuple(cpu for cpu in mask if node_of.get(cpu, 0) in nodes)
+    missing = sorted(set(nodes) - set(facts.topology.nodes_of(mask)))
+    if not chosen or missing:
+        known = format_number_list(facts.topology.nodes_of(mask))
+        raise UsageError(
+            f"NUMA nodes must have CPUs in the affinity mask (these have: {known}), "
+            f"but got {format_number_list(nodes) or 'none'}"
+        )
+    return chosen
+
+
+def _by_node(facts: HostFacts, cores: Cores) -> list[Cores]:
+    node_of = {entry.cpu: entry.node for entry in facts.topology.cpus}
+    groups: dict[int, list[tuple[int, ...]]] = {}
+    for cpus in cores:
+        groups.setdefault(node_of.get(cpus[0], 0), []).append(cpus)
+    return [tuple(group) for group in groups.values()]
+
+
+def _parts(groups: list[Cores], request: Request) -> list[Cores]:
+    if request.mode == "throughput" and request.instances is None and request.cores_per_instance is None:
+        return groups  # one instance on each node, whatever its size
+    count, size = _shape(groups, request)
+    within = _spread([_pieces(group, size) for group in groups])
+    if len(within) >= count:
+        return within[:count]
+    return _pieces(tuple(core for group in groups for core in group), size)[:count]  # across nodes
+
+
+def _shape(groups: list[Cores], request: Request) -> tuple[int, int]:
+    """How many instances of how many cores each."""
+    total = sum(map(len, groups))
+    count, size = request.instances, request.cores_per_instance
+    if size is None and request.mode == "latency":
+        size = _latency_size(groups, count)
+    if count is not None and size is not None:
+        _require(count * size, total, f"{count} instances of {size} cores")
+        return count, size
+    if count is not None:
+        _require(count, total, f"{count} instances")
+        return count, total // count
+    if size is not None:
+        _require(size, total, f"an instance of {size} cores")
+        return sum(len(group) // size for group in groups) or total // size, size
+    return 1, total
+
+
+def _latency_size(groups: list[Cores], count: int | None) -> int:
+    """Four cores; or, for a given number of instances, the most that lets each stay on one node."""
+    largest = max(map(len, groups))
+    if count is None:
+        return min(LATENCY_CORES, largest)
+    fitting = (size for size in range(largest, 0, -1) if sum(len(group) // size for group in groups) >= count)
+    return next(fitting, 1)
+
+
+def _require(needed: int, total: int, wanted: str) -> None:
+    if needed > total:
+        raise UsageError(
+            f"`instances * cores per instance <= cores` must hold, but {wanted} were asked for and "
+            f"{total} cores may be used"
+        )
+
+
+def _pieces(cores: Cores, size: int) -> list[Cores]:
+    return [cores[start : start + size] for start in range(0, len(cores) - size + 1, size)]
+
+
+def _spread(pieces: list[list[Cores]]) -> list[Cores]:
+    """One piece of each node in turn: fewer instances than there is room for share bandwidth least."""
+    longest = max(map(len, pieces), default=0)
+    return [node[turn] for turn in range(longest) for node in pieces if turn < len(node)]
+
+
+def _slot(facts: HostFacts, request: Request, index: int, parts: list[Cores]) -> Slot:
+    cores, count = parts[index], len(parts)
+    cpus = tuple(sorted(cpu for core in cores for cpu in core))
+    wanted = len(cpus) if request.siblings else len(cores)
+    threads = quota_threads(facts, wanted, count)
+    nodes = facts.topology.nodes_of(cpus)
+    where = f"node {nodes[0]}" if len(nodes) == 1 else f"nodes {format_number_list(nodes)}"
+    reason = f"{len(cores)} cores of {where}"
+    if count > 1:
+        reason = f"instance {index} of {count}: {reason}"
+    if threads < wanted:
+        reason += f"; the CPU quota of {facts.limits.cpu_quota:g} allows {threads} threads"
+    return Slot(index, count, cpus, threads, nodes, reason)
