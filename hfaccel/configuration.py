@@ -6,10 +6,11 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from hfaccel.apply import hooks
 from hfaccel.apply.process import apply_plan
 from hfaccel.host import HostFacts, read_host
 from hfaccel.outcome import Outcome
-from hfaccel.plan import Goal, Plan, make_plan
+from hfaccel.plan import Goal, Plan, make_plan, rank_slot
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,34 @@ _current: Configuration | None = None
 
 
 def configure(**overrides: Any) -> Configuration:
-    """Set the running process up: threads, affinity, and glibc's malloc where it serves this process.
+    """Set the running process up: threads, affinity, memory policy, and glibc's malloc where that serves it.
 
     Without arguments, a second call changes nothing and returns the first's answer. `overrides` are
     added to those of earlier calls: knobs by name (docs/knobs.md), for example `threads=4` or
     `allocator="default"`; they win over the environment and the rules. Call it before threads are
-    started: memory that they already hold keeps its old arenas. Raises UsageError for an unknown knob
-    or value; what the system refuses is an Outcome with its reason.
+    started: memory that they already hold keeps its old arenas.
+
+    Ranks that torchrun or mpirun started on one machine (LOCAL_RANK, LOCAL_WORLD_SIZE) share its cores
+    between them. Child processes get the affinity mask that this process had before, unless you ask for
+    `affinity` yourself; a forked child computes with one thread instead of hanging in OpenMP.
+
+    Raises UsageError for an unknown knob or value; what the system refuses is an Outcome with its reason.
     """
     global _current
     if _current is None or overrides:
         facts = read_host()
         wanted = {**(_current.overrides if _current else {}), **overrides}
-        plan = make_plan(facts, Goal("process", wanted, dict(os.environ)))
+        slot = rank_slot(facts, os.environ)
+        plan = make_plan(facts, Goal("process", wanted, dict(os.environ), slot=slot))
+        if _current is None:
+            _install_hooks(plan, facts)
         _current = Configuration(facts, wanted, plan, tuple(apply_plan(plan, facts)))
     return _current
+
+
+def _install_hooks(plan: Plan, facts: HostFacts) -> None:
+    hooks.keep_affinity_over_import()
+    hooks.survive_forks()
+    choice = plan["affinity"]
+    if choice.value is not None and choice.source == "rule" and rank_slot(facts, os.environ) is None:
+        hooks.give_children_affinity(set(facts.limits.affinity))

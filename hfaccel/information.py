@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hfaccel.errors import UsageError
-from hfaccel.host import HostFacts, read_host
+from hfaccel.host import HostFacts, format_number_list, read_host
 from hfaccel.plan import Goal, Plan, cpu_budget, make_plan
 from hfaccel.tables import render
 
@@ -35,29 +35,96 @@ class Information:
 
 
 def info(root: str | Path = "/") -> Information:
-    """Read the host below `root` ("/" is this machine) and plan for it. Changes nothing.
+    """Read the host below `root` and plan for it: "/" is this machine, a folder or a captured file any other.
 
-    Raises UsageError for a root that is no folder.
+    Changes nothing. Raises UsageError for a root that cannot be read.
     """
-    if not Path(root).is_dir():
-        raise UsageError(f"a root must be a folder that holds proc and sys, but got {str(root)!r}")
+    if not os.access(root, os.R_OK):
+        raise UsageError(f"a root must be a folder or a captured file, but {str(root)!r} cannot be read")
     facts = read_host(root)
     environment = dict(os.environ) if str(root) == "/" else {}
     return Information(facts, make_plan(facts, Goal("launch", {}, environment)))
 
 
 def _rows(facts: HostFacts) -> list[list[object]]:
-    limits, memory = facts.limits, facts.memory
-    quota = "unlimited" if limits.cpu_quota is None else f"{limits.cpu_quota:g} CPUs"
-    limit = "unlimited" if limits.memory_limit is None else f"{limits.memory_limit / 2**30:.1f} GiB"
-    return [
-        ["processor", facts.processor.model_name or facts.processor.vendor or "unknown"],
-        ["instructions", " ".join(facts.processor.isa) or "none of interest"],
-        ["online CPUs", len(facts.topology.cpus)],
-        ["physical cores in the affinity mask", len(cpu_budget(facts).cores)],
-        ["CPU quota", quota],
-        ["memory", f"{memory.total / 2**30:.1f} GiB, container limit {limit}"],
-        ["transparent huge pages", f"{memory.thp} (defrag {memory.thp_defrag or 'unknown'})"],
-        ["libc", facts.libc],
-        ["allocators found", ", ".join(f"{a.kind} ({a.path})" for a in facts.allocators) or "none"],
+    return [*_processor_rows(facts), *_limit_rows(facts), *_memory_rows(facts), *_library_rows(facts)]
+
+
+def _processor_rows(facts: HostFacts) -> list[list[object]]:
+    processor, topology = facts.processor, facts.topology
+    name = processor.model_name or processor.vendor or "unknown"
+    caches = [f"L{c.level} {c.kind.lower()} {_size(c.size)}, CPUs {_list(c.cpus)}" for c in topology.caches]
+    nodes = [
+        f"{node.number}: CPUs {_list(node.cpus)}, {_size(node.memory)}, distances {list(node.distances)}"
+        for node in topology.nodes
     ]
+    return [
+        ["processor", f"{name} ({processor.codename})" if processor.codename else name],
+        ["instructions", " ".join(processor.isa) or "none of interest"],
+        *[["cannot be used", line] for line in processor.withheld],
+        ["caches of the first CPU", "\n".join(caches) or "unknown"],
+        ["frequency governor", topology.governor or "not visible"],
+        ["online CPUs", len(topology.cpus)],
+        ["sockets", topology.packages],
+        ["offline CPUs", _list(topology.offline)],
+        ["NUMA nodes", "\n".join(nodes)],
+        ["nodes of each socket", topology.nodes_per_package],
+    ]
+
+
+def _limit_rows(facts: HostFacts) -> list[list[object]]:
+    limits = facts.limits
+    quota = "unlimited" if limits.cpu_quota is None else f"{limits.cpu_quota:g} CPUs"
+    if limits.cpu_quota is not None and limits.throttled is not None:
+        quota += f", used up in {limits.throttled} periods so far"
+    return [
+        ["affinity mask", _list(limits.affinity)],
+        ["physical cores in it", len(cpu_budget(facts).cores)],
+        ["cpuset", _list(limits.cpuset or ())],
+        ["CPU quota", quota],
+        ["time taken by the hypervisor", f"{limits.steal:.1%}"],
+        ["memory limit", "unlimited" if limits.memory_limit is None else _size(limits.memory_limit)],
+        ["memory that may be locked", "any" if limits.locked_memory is None else _size(limits.locked_memory)],
+    ]
+
+
+def _memory_rows(facts: HostFacts) -> list[list[object]]:
+    memory = facts.memory
+    sizes = ", ".join(f"{_size(size)} {mode}" for size, mode in memory.thp_sizes if mode != "never")
+    pools = [
+        f"node {node.number}: {pool.free} of {pool.total} pages of {_size(pool.size)} free"
+        for node in facts.topology.nodes
+        for pool in node.huge_pages
+    ]
+    disabled = ", switched off for this process" if memory.thp_disabled else ""
+    return [
+        ["memory", _size(memory.total)],
+        ["transparent huge pages", f"{memory.thp} (defrag {memory.thp_defrag or 'unknown'}){disabled}"],
+        ["of shared memory", memory.thp_shared or "unknown"],
+        ["of other sizes", sizes or "none"],
+        ["explicit huge pages", "\n".join(pools) or "none"],
+    ]
+
+
+def _library_rows(facts: HostFacts) -> list[list[object]]:
+    software = facts.software
+    return [
+        ["kernel", facts.kernel or "unknown"],
+        ["libc", f"{facts.libc} {facts.libc_version}".strip()],
+        ["allocators found", "\n".join(f"{a.kind} ({a.path})" for a in facts.allocators) or "none"],
+        ["OpenMP runtimes found", "\n".join(f"{r.kind} ({r.path})" for r in facts.openmp) or "none"],
+        ["models are kept in", f"{software.hub_cache} ({software.hub_cache_filesystem or 'unknown'})"],
+        ["CUDA driver", "yes" if software.cuda else "no"],
+    ]
+
+
+def _list(numbers: tuple[int, ...]) -> str:
+    return format_number_list(numbers) or "none"
+
+
+def _size(count: int) -> str:
+    """Bytes for people: 1.5 GiB."""
+    if count == 0:
+        return "unknown"
+    power = min(3, (count.bit_length() - 1) // 10)
+    return f"{count / 1024**power:.4g} {('bytes', 'KiB', 'MiB', 'GiB')[power]}"

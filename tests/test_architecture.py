@@ -19,6 +19,7 @@ FLOORS = (
     ("commands",),
     ("tune", "doctor", "monitor"),
     ("bench",),
+    ("auto",),
     ("optimization", "pipelines", "launcher"),
     ("configuration", "information"),
     ("backends",),

@@ -1,0 +1,83 @@
+"""`import hfaccel.auto`: configure() as soon as there is a torch, and optimize what transformers loads.
+
+An unchanged program gets this from `hfaccel-run --optimize` or the variable HFACCEL_AUTO=1, which a file
+of this package in site-packages (hfaccel.pth) reads at every start of Python. Nothing is imported before
+the program itself imports it.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from hfaccel.apply.hooks import after_import
+
+
+def install() -> None:
+    """Wrap `from_pretrained` and `pipeline` of transformers, now or when they are imported. Once."""
+    after_import("torch", _configure)
+    after_import("transformers.modeling_utils", _wrap_from_pretrained)
+    after_import("transformers.pipelines", _wrap_pipeline)
+
+
+def _configure() -> None:
+    from hfaccel.configuration import configure
+
+    configure()
+
+
+def _wrap_from_pretrained() -> None:
+    model_class = sys.modules["transformers.modeling_utils"].PreTrainedModel
+    load = model_class.__dict__["from_pretrained"].__func__
+
+    @functools.wraps(load)
+    def from_pretrained(cls: type, *arguments: Any, **keywords: Any) -> Any:
+        loaded = _outermost(functools.partial(load, cls, *arguments, **keywords))
+        if isinstance(loaded, tuple):  # with output_loading_info
+            return (_optimized(loaded[0]), *loaded[1:])
+        return _optimized(loaded)
+
+    model_class.from_pretrained = classmethod(from_pretrained)
+
+
+def _wrap_pipeline() -> None:
+    module: Any = sys.modules["transformers.pipelines"]
+    make = module.pipeline
+
+    @functools.wraps(make)
+    def pipeline(*arguments: Any, **keywords: Any) -> Any:
+        made = make(*arguments, **keywords)  # what it loads comes optimized; a given model may not be
+        made.model = _optimized(made.model)
+        return made
+
+    module.pipeline = pipeline
+
+
+_loading = threading.local()
+
+
+def _outermost(load: Callable[[], Any]) -> Any:
+    """Models that load others as their parts are optimized once, as a whole."""
+    _loading.depth = getattr(_loading, "depth", 0) + 1
+    try:
+        return load()
+    finally:
+        _loading.depth -= 1
+
+
+def _optimized(model: Any) -> Any:
+    from hfaccel.optimization import optimize
+
+    if getattr(_loading, "depth", 0):
+        return model
+    try:
+        return optimize(model, inplace=True)
+    except Exception as error:  # noqa: BLE001 - the program did not ask for this: it must run as without it
+        print(f"hfaccel: {type(model).__name__} stays as it is: {error}", file=sys.stderr)
+        return model
+
+
+install()
