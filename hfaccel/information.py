@@ -58,10 +58,11 @@ def _processor_rows(facts: HostFacts) -> list[list[object]]:
         f"{node.number}: CPUs {_list(node.cpus)}, {_size(node.memory)}, distances {list(node.distances)}"
         for node in topology.nodes
     ]
+    withheld: list[list[object]] = [["cannot be used", line] for line in processor.withheld]
     return [
         ["processor", f"{name} ({processor.codename})" if processor.codename else name],
         ["instructions", " ".join(processor.isa) or "none of interest"],
-        *[["cannot be used", line] for line in processor.withheld],
+        *withheld,
         ["caches of the first CPU", "\n".join(caches) or "unknown"],
         ["frequency governor", topology.governor or "not visible"],
         ["online CPUs", len(topology.cpus)],
