@@ -12,7 +12,7 @@ help:
 	@echo "make test    run all tests"
 	@echo "make check   lint, types, formatting, C tests under sanitizers"
 	@echo "make bench   measure every figure of benchmarks/README.md (about 15 minutes)"
-	@echo "make docs    generate docs/knobs.md"
+	@echo "make docs    generate docs/knobs.md and docs/placement.md"
 
 $(INSTALLED): constraints.txt pyproject.toml native/CMakeLists.txt $(wildcard native/*.c native/*.h)
 	$(PYTHON) -m venv .venv
@@ -44,10 +44,13 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/faults.py
+	$(BIN)/python benchmarks/quota.py
+	$(BIN)/python benchmarks/instances.py
 	$(BIN)/python benchmarks/speed.py
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/placement.py
 
 clean:
 	rm -rf .venv build dist

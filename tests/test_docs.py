@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hfaccel.commands import VERBS
-from hfaccel.commands.run import _parser
+from hfaccel.commands.run_options import _parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -18,6 +18,11 @@ PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "doc
 def test_the_knobs_page_is_up_to_date():
     generated = runpy.run_path(str(ROOT / "docs/generate.py"))["knobs"]()
     assert (ROOT / "docs/knobs.md").read_text() == generated, "run `make docs`"
+
+
+def test_the_placement_page_is_up_to_date():
+    generated = runpy.run_path(str(ROOT / "docs/placement.py"))["placement"]()
+    assert (ROOT / "docs/placement.md").read_text() == generated, "run `make docs`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -106,7 +106,15 @@ def _add_instances(group: argparse._ArgumentGroup) -> None:
         "--instance-idx", "--rank", metavar="I", type=_index, help="start only this one, counted from 0"
     )
     group.add_argument("--latency-mode", action="store_true", help="4 cores for each, all cores in use")
-    group.add_argument("--throughput-mode", action="store_true", help="one on each NUMA node")
+    group.add_argument(
+        "--throughput-mode", "--multi-instance", action="store_true", help="one on each NUMA node"
+    )
+    for name, why in (
+        ("--skip-cross-node-cores", "instances of a given size never cross nodes"),
+        ("--disable-numactl", "numactl is not used"),
+        ("--disable-taskset", "taskset is not used"),
+    ):
+        group.add_argument(name, action="store_true", help=f"accepted for run_cpu's users: {why}")
     group.add_argument("--log-path", metavar="DIR", help="write the output of each to a file in DIR too")
 
 

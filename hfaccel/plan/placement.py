@@ -46,7 +46,7 @@ def place(facts: HostFacts, request: Request) -> tuple[Slot, ...]:
         return ()
     cores = _cores(facts, request)
     groups = _by_node(facts, cores)
-    parts = _parts(groups, request)
+    parts = _parts(groups, request, quota_threads(facts, len(cores)))
     return tuple(_slot(facts, request, index, parts) for index in range(len(parts)))
 
 
@@ -105,22 +105,23 @@ def _by_node(facts: HostFacts, cores: Cores) -> list[Cores]:
     return [tuple(group) for group in groups.values()]
 
 
-def _parts(groups: list[Cores], request: Request) -> list[Cores]:
+def _parts(groups: list[Cores], request: Request, allowed: int) -> list[Cores]:
+    """The cores of each instance; `allowed` is how many of them the CPU quota lets compute at a time."""
     if request.mode == "throughput" and request.instances is None and request.cores_per_instance is None:
         return groups  # one instance on each node, whatever its size
-    count, size = _shape(groups, request)
+    count, size = _shape(groups, request, allowed)
     within = _spread([_pieces(group, size) for group in groups])
     if len(within) >= count:
         return within[:count]
     return _pieces(tuple(core for group in groups for core in group), size)[:count]  # across nodes
 
 
-def _shape(groups: list[Cores], request: Request) -> tuple[int, int]:
+def _shape(groups: list[Cores], request: Request, allowed: int) -> tuple[int, int]:
     """How many instances of how many cores each."""
     total = sum(map(len, groups))
     count, size = request.instances, request.cores_per_instance
     if size is None and request.mode == "latency":
-        size = _latency_size(groups, count)
+        size = _latency_size(groups, count, allowed)
     if count is not None and size is not None:
         _require(count * size, total, f"{count} instances of {size} cores")
         return count, size
@@ -129,15 +130,16 @@ def _shape(groups: list[Cores], request: Request) -> tuple[int, int]:
         return count, total // count
     if size is not None:
         _require(size, total, f"an instance of {size} cores")
-        return sum(len(group) // size for group in groups) or total // size, size
+        room = sum(len(group) // size for group in groups) or total // size
+        return min(room, max(1, allowed // size)), size
     return 1, total
 
 
-def _latency_size(groups: list[Cores], count: int | None) -> int:
+def _latency_size(groups: list[Cores], count: int | None, allowed: int) -> int:
     """Four cores; or, for a given number of instances, the most that lets each stay on one node."""
     largest = max(map(len, groups))
     if count is None:
-        return min(LATENCY_CORES, largest)
+        return min(LATENCY_CORES, largest, allowed)
     fitting = (size for size in range(largest, 0, -1) if sum(len(group) // size for group in groups) >= count)
     return next(fitting, 1)
 
