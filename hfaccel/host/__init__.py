@@ -49,6 +49,7 @@ __all__ = [
     "parse_number_list",
     "preload_problem",
     "read_host",
+    "read_tree",
 ]
 
 
@@ -56,19 +57,20 @@ def read_host(root: str | Path = "/") -> HostFacts:
     """Read the facts of a host: "/" is this machine, another root a folder or a captured file.
 
     Never raises for a missing, unreadable or odd file: the fact takes its documented neutral value and
-    `HostFacts.problems` has a line about it. A root that cannot be read at all raises OSError.
+    `HostFacts.problems` has a line about it.
     """
-    return _read(Tree(root))
+    return read_tree(Tree(root))
 
 
 def capture_host() -> str:
     """The files of this machine that its facts are made of, as one text that read_host reads."""
     tree = Tree("/")
-    _read(tree)
+    read_tree(tree)
     return capture(tree)
 
 
-def _read(tree: Tree) -> HostFacts:
+def read_tree(tree: Tree) -> HostFacts:
+    """The facts of the host that `tree` shows; what was read is in the tree afterwards."""
     topology = read_topology(tree)
     mapped = read_mapped(tree)
     libc, libc_version = read_libc(tree, mapped)

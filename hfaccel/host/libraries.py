@@ -84,7 +84,7 @@ def read_mapped(tree: Tree) -> tuple[str, ...]:
     paths: dict[str, None] = {}
     for line in tree.lines("/proc/self/maps", lambda line: ".so" in line and " 00000000 " in line):
         fields = line.split(maxsplit=5)
-        if len(fields) == 6:
+        if len(fields) == 6 and ".so" in fields[5].rpartition("/")[2]:
             paths[fields[5]] = None
     return tuple(paths)
 

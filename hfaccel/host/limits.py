@@ -11,7 +11,7 @@ from hfaccel.host.facts import Limits, Topology
 from hfaccel.host.topology import read_affinity, status_list
 from hfaccel.host.tree import Tree, is_number
 
-NO_LIMIT = 1 << 62  # version 1 says "unlimited" with a number near 2**63
+UNLIMITED_DIGITS = 19  # version 1 writes 9223372036854771712, the largest multiple of a page
 
 
 class Hierarchy(NamedTuple):
@@ -39,7 +39,7 @@ def read_limits(tree: Tree, topology: Topology) -> Limits:
         memory_limit=read_memory_limit(tree),
         cpuset=read_cpuset(tree),
         memory_nodes=status_list(tree, "/proc/self/status", "Mems_allowed_list") or (),
-        parent_affinity=_parent_affinity(tree),
+        parent_affinity=_parent_affinity(tree, topology),
         throttled=_throttled(tree),
         steal=_steal(tree),
         locked_memory=_locked_memory(tree),
@@ -128,7 +128,14 @@ def _mount(line: str) -> Mount | None:
     left, right = before.split(), after.split()
     if len(left) < 5 or len(right) < 3:
         return None
-    return Mount(left[3], left[4], right[0], tuple(right[2].split(",")))
+    return Mount(_unescaped(left[3]), _unescaped(left[4]), right[0], tuple(right[2].split(",")))
+
+
+def _unescaped(path: str) -> str:
+    """The kernel writes a space as \\040, and likewise tabs, newlines and backslashes."""
+    for code, character in ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\")):
+        path = path.replace(code, character)
+    return path
 
 
 def _hierarchy(mount: Mount) -> Hierarchy:
@@ -166,12 +173,12 @@ def _bytes(tree: Tree, path: str) -> int | None:
     text = tree.text(path)
     if text is None or text == "max":
         return None
-    if not is_number(text):
-        # Version 1 writes 9223372036854771712 for "unlimited", 19 digits.
-        if not (text.isdecimal() and len(text) == 19):
-            tree.problem(path, f"bytes were expected, but it holds {text[:40]!r}")
+    if text.isdecimal() and len(text) == UNLIMITED_DIGITS:
         return None
-    return int(text) if 0 < int(text) < NO_LIMIT else None
+    if not is_number(text):
+        tree.problem(path, f"bytes were expected, but it holds {text[:40]!r}")
+        return None
+    return int(text) or None
 
 
 def _throttled(tree: Tree) -> int | None:
@@ -201,6 +208,8 @@ def _locked_memory(tree: Tree) -> int | None:
     return None
 
 
-def _parent_affinity(tree: Tree) -> tuple[int, ...]:
+def _parent_affinity(tree: Tree, topology: Topology) -> tuple[int, ...]:
     parent = tree.probe("parent", lambda: str(os.getppid()))
-    return status_list(tree, f"/proc/{parent}/status", "Cpus_allowed_list") or ()
+    online = {entry.cpu for entry in topology.cpus}
+    mask = status_list(tree, f"/proc/{parent}/status", "Cpus_allowed_list") or ()
+    return tuple(cpu for cpu in mask if cpu in online)

@@ -34,6 +34,11 @@ ONEDNN_LEVELS = (
     "AVX512_CORE_AMX",
     "AVX512_CORE_AMX_FP16",
 )
+ONEDNN_ALIASES = {
+    "AVX10_1_512": "AVX512_CORE_FP16",
+    "AVX10_1_512_AMX": "AVX512_CORE_AMX",
+    "AVX10_1_512_AMX_FP16": "AVX512_CORE_AMX_FP16",
+}
 ISA_FLAGS = (
     Flag("avx2", AVX, 2),
     Flag("avx_vnni", AVX, 3),
@@ -140,8 +145,6 @@ def _first_processor(tree: Tree) -> dict[str, str]:
     fields: dict[str, str] = {}
     for line in cpuinfo(tree):
         name, _, value = line.partition(":")
-        if name.strip() == "processor" and "processor" in fields:
-            break
         fields[name.strip()] = value.strip()
     return fields
 
@@ -151,7 +154,8 @@ def _usable(tree: Tree, listed: list[Flag]) -> tuple[tuple[str, ...], tuple[str,
     saved = _mask(tree.probe("xcr0", _ask_saved_state))
     requestable = _mask(tree.probe("xcomp", _ask_requestable_state))
     cap = tree.probe("ONEDNN_MAX_CPU_ISA", lambda: os.environ.get("ONEDNN_MAX_CPU_ISA", "")).upper()
-    highest = ONEDNN_LEVELS.index(cap) if cap in ONEDNN_LEVELS else len(ONEDNN_LEVELS)
+    level = ONEDNN_ALIASES.get(cap, cap)
+    highest = ONEDNN_LEVELS.index(level) if level in ONEDNN_LEVELS else len(ONEDNN_LEVELS)
     usable, withheld = [], []
     for flag in listed:
         if saved is not None and saved & flag.state != flag.state:

@@ -36,9 +36,10 @@ def read_software(tree: Tree) -> Software:
 
 def _hub_cache() -> str:
     """Where huggingface_hub looks, by its own variables."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     default = os.environ.get("HF_HOME") or f"{home}/huggingface"
-    return os.path.realpath(os.environ.get("HF_HUB_CACHE") or f"{default}/hub")
+    own = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or f"{default}/hub"
+    return os.path.realpath(os.path.expanduser(os.path.expandvars(own)))  # noqa: PTH111
 
 
 def _has_tensorflow() -> str:

@@ -23,6 +23,9 @@ class Tree:
         self.is_live = self.root == "/"
         self.problems: list[str] = []
         self.seen: dict[str, str] = {}  # path -> what was read of it
+        self._contents: dict[
+            str, str | None
+        ] = {}  # path -> the whole of it
         self._kept: dict[str, set[int]] = {}  # path -> numbers of the lines that were kept
         # os.path and not pathlib in this file: on large hosts hfaccel-run reads a thousand small files.
         self._captured = _parse(self.root) if os.path.isfile(self.root) else None  # noqa: PTH113
@@ -91,6 +94,11 @@ class Tree:
         self.problems.append(f"{absolute}: {what}")
 
     def _read(self, absolute: str) -> str | None:
+        if absolute not in self._contents:
+            self._contents[absolute] = self._load(absolute)
+        return self._contents[absolute]
+
+    def _load(self, absolute: str) -> str | None:
         if self._captured is not None:
             return self._captured.get(absolute)
         try:

@@ -12,7 +12,7 @@ import json
 import pytest
 from trees import HOSTS, NAMES, files_in, write_folder
 
-from hfaccel.host import _read, capture_host, format_number_list, read_host
+from hfaccel.host import capture_host, format_number_list, read_host, read_tree
 from hfaccel.host.tree import Tree, capture
 from hfaccel.plan import Goal, make_plan
 
@@ -83,7 +83,7 @@ def test_a_folder_with_the_same_files_is_the_same_host(host, tmp_path):
 
 def test_every_file_of_a_captured_host_is_read_and_no_line_of_it_in_vain(host):
     tree = Tree(host)
-    _read(tree)
+    read_tree(tree)
     text = host.read_text()
     assert capture(tree) == text[text.index("==> /") :]
 
@@ -98,7 +98,7 @@ def test_a_capture_of_a_folder_is_the_same_host(host, tmp_path):
     files = files_in(host)
     write_folder(tmp_path / "host", files | {name: files.get(name, b"") + secrets[name] for name in secrets})
     tree = Tree(tmp_path / "host")
-    facts = _read(tree)
+    facts = read_tree(tree)
     assert facts == read_host(host)
     assert "secret" not in capture(tree)
     (tmp_path / "captured.txt").write_text(capture(tree))
@@ -126,7 +126,7 @@ def test_the_files_are_what_their_generator_writes(monkeypatch):
 
 def test_a_capture_of_this_machine_has_its_facts(tmp_path):
     live = Tree("/")
-    facts = _read(live)
+    facts = read_tree(live)
     (tmp_path / "captured.txt").write_text(capture(live))
     # What this machine could not read is not in the capture, so the problems may be fewer.
     assert read_host(tmp_path / "captured.txt")._replace(problems=facts.problems) == facts

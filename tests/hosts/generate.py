@@ -384,7 +384,7 @@ def text_of(host: Host) -> str:
         full = Path(folder, "full.txt")
         full.write_text("".join(f"==> {path} <==\n{text}\n" for path, text in files_of(host).items()))
         tree = Tree(full)
-        hfaccel.host._read(tree)
+        hfaccel.host.read_tree(tree)
     return f"{host.about.strip()}\n\n{capture(tree)}"
 
 
