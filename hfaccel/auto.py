@@ -13,11 +13,12 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from hfaccel.apply.hooks import after_import
+from hfaccel.apply.hooks import after_import, keep_affinity_over_import
 
 
 def install() -> None:
     """Wrap `from_pretrained` and `pipeline` of transformers, now or when they are imported. Once."""
+    keep_affinity_over_import()  # before configure(), which counts the CPUs of the mask
     after_import("torch", _configure)
     after_import("transformers.modeling_utils", _wrap_from_pretrained)
     after_import("transformers.pipelines", _wrap_pipeline)
@@ -26,7 +27,10 @@ def install() -> None:
 def _configure() -> None:
     from hfaccel.configuration import configure
 
-    configure()
+    try:
+        configure()
+    except Exception as error:  # noqa: BLE001 - the program did not ask for this: it must run as without it
+        print(f"hfaccel: this process stays as it is: {error}", file=sys.stderr)
 
 
 def _wrap_from_pretrained() -> None:

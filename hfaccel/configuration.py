@@ -10,7 +10,7 @@ from hfaccel.apply import hooks
 from hfaccel.apply.process import apply_plan
 from hfaccel.host import HostFacts, read_host
 from hfaccel.outcome import Outcome
-from hfaccel.plan import Goal, Plan, make_plan, rank_slot
+from hfaccel.plan import Goal, Plan, Slot, make_plan, rank_slot
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Configuration:
     overrides: dict[str, Any]  # of this call and those before it
     plan: Plan
     outcomes: tuple[Outcome, ...]
+    slot: Slot | None = None  # its place among the ranks that were started on this machine
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -51,17 +52,18 @@ def configure(**overrides: Any) -> Configuration:
     if _current is None or overrides:
         facts = read_host()
         wanted = {**(_current.overrides if _current else {}), **overrides}
-        slot = rank_slot(facts, os.environ)
+        # A rank keeps its place: later its own mask is smaller than its parent's.
+        slot = _current.slot if _current else rank_slot(facts, os.environ)
         plan = make_plan(facts, Goal("process", wanted, dict(os.environ), slot=slot))
         if _current is None:
-            _install_hooks(plan, facts)
-        _current = Configuration(facts, wanted, plan, tuple(apply_plan(plan, facts)))
+            _install_hooks(plan, facts, slot)
+        _current = Configuration(facts, wanted, plan, tuple(apply_plan(plan)), slot)
     return _current
 
 
-def _install_hooks(plan: Plan, facts: HostFacts) -> None:
+def _install_hooks(plan: Plan, facts: HostFacts, slot: Slot | None) -> None:
     hooks.keep_affinity_over_import()
     hooks.survive_forks()
     choice = plan["affinity"]
-    if choice.value is not None and choice.source == "rule" and rank_slot(facts, os.environ) is None:
+    if choice.value is not None and choice.source == "rule" and slot is None:
         hooks.give_children_affinity(set(facts.limits.affinity))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hfaccel.errors import UsageError
-from hfaccel.host import HostFacts, format_number_list, read_host
+from hfaccel.host import HostFacts, format_number_list, is_capture, read_host
 from hfaccel.plan import Goal, Plan, cpu_budget, make_plan
 from hfaccel.tables import render
 
@@ -41,6 +41,10 @@ def info(root: str | Path = "/") -> Information:
     """
     if not os.access(root, os.R_OK):
         raise UsageError(f"a root must be a folder or a captured file, but {str(root)!r} cannot be read")
+    if Path(root).is_file() and not is_capture(root):
+        raise UsageError(
+            f"a captured file must have lines such as `==> /proc/cpuinfo <==`, but {str(root)!r} has none"
+        )
     facts = read_host(root)
     environment = dict(os.environ) if str(root) == "/" else {}
     return Information(facts, make_plan(facts, Goal("launch", {}, environment)))

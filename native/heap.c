@@ -4,7 +4,12 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <malloc.h>
+#include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+
+#include "os.h"
 
 int heap_owner(char *path, size_t size)
 {
@@ -27,5 +32,41 @@ int heap_set_option(int option, int value)
   (void)option;
   (void)value;
   return EINVAL;
+#endif
+}
+
+static size_t reserved; /* what heap_trim reserves again */
+
+int heap_reserve(size_t size, void **address)
+{
+  if (size < OS_HUGE_PAGE_SIZE || size > PTRDIFF_MAX)
+    return EINVAL;
+  char *memory = malloc(size);
+  if (memory == NULL)
+    return ENOMEM;
+  const char *end = sbrk(0);
+  if ((uintptr_t)memory >= (uintptr_t)end) { /* mappings lie above the end of the program's heap */
+    free(memory);
+    return ENOTSUP;
+  }
+  const size_t page = OS_HUGE_PAGE_SIZE;
+  char *start = memory + (-(uintptr_t)memory) % page;
+  const int error = os_advise_huge(start, (size_t)(memory + size - start) / page * page);
+  *address = start;
+  reserved = size;
+  free(memory); /* the thresholds let libc keep it as the top of its heap */
+  return error;
+}
+
+int heap_trim(void)
+{
+#ifdef __GLIBC__
+  const int trimmed = malloc_trim(0);
+  void *address;
+  if (reserved > 0)
+    heap_reserve(reserved, &address);
+  return trimmed;
+#else
+  return 0;
 #endif
 }

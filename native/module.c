@@ -43,22 +43,45 @@ static int to_size(PyObject *number, const char *name, size_t *size)
   return 0;
 }
 
-/* Region(size, huge=True) */
+/* The place of a name in a table; -1: not in it. */
+static int find(const char *name, const char *const *names, int count)
+{
+  for (int i = 0; i < count; i++)
+    if (strcmp(name, names[i]) == 0)
+      return i;
+  return -1;
+}
+
+static const char *const page_names[] = {"default", "thp", "hugetlb", "hugetlb-1g"}; /* enum region_pages */
+enum { PAGE_NAMES = sizeof page_names / sizeof *page_names };
+
+/* Region(size, pages="thp", node=-1, locked=False) */
 static PyObject *region_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-  static char *names[] = {"size", "huge", NULL};
+  static char *names[] = {"size", "pages", "node", "locked", NULL};
   PyObject *number;
   size_t size;
-  int huge = 1;
-  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|p", names, &PyLong_Type, &number, &huge) ||
+  const char *pages = "thp";
+  struct region_wishes wishes = {.node = -1};
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|slp", names, &PyLong_Type, &number, &pages, &wishes.node,
+                                   &wishes.locked) ||
       to_size(number, "size", &size) < 0)
     return NULL;
-  if (size == 0 || size > PY_SSIZE_T_MAX - OS_HUGE_PAGE_SIZE) {
-    PyErr_Format(PyExc_ValueError, "`0 < size < 2**63` bytes must hold, but got size=%zu", size);
-    return NULL;
-  }
+  const int kind = find(pages, page_names, PAGE_NAMES);
+  if (kind < 0)
+    return PyErr_Format(PyExc_ValueError, "pages must be default, thp, hugetlb or hugetlb-1g, but got '%s'",
+                        pages);
+  if (size == 0 || size > PY_SSIZE_T_MAX - OS_HUGETLB_1G)
+    return PyErr_Format(PyExc_ValueError, "`0 < size < 2**63` bytes must hold, but got size=%zu", size);
+  wishes.pages = (enum region_pages)kind;
   struct region region;
-  const int error = region_create(&region, size, huge);
+  int error;
+  Py_BEGIN_ALLOW_THREADS; /* hugetlb pages are touched here, which takes time */
+  error = region_create(&region, size, &wishes);
+  Py_END_ALLOW_THREADS;
+  if (error == ERANGE)
+    return PyErr_Format(PyExc_ValueError, "`node < %d` must hold, but got %ld", POLICY_MAX_NODES,
+                        wishes.node);
   if (error != 0)
     return os_error(error, "mmap", NULL, size);
   allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
@@ -107,10 +130,40 @@ static PyObject *region_get_address(PyObject *object, void *closure)
   return PyLong_FromVoidPtr(((RegionObject *)object)->region.address);
 }
 
-static PyObject *region_get_advise_error(PyObject *object, void *closure)
+static PyObject *region_get_pages(PyObject *object, void *closure)
 {
   (void)closure;
-  return PyLong_FromLong(((RegionObject *)object)->region.advise_error);
+  return PyUnicode_FromString(page_names[((RegionObject *)object)->region.pages]);
+}
+
+/* refused: ((call, errno), ...) of what was wished for and not granted */
+static PyObject *region_get_refused(PyObject *object, void *closure)
+{
+  (void)closure;
+  const struct region *region = &((RegionObject *)object)->region;
+  const struct {
+    const char *call;
+    int error;
+  } wishes[] = {
+      {"mmap(MAP_HUGETLB)", region->hugetlb_error},
+      {"madvise(MADV_HUGEPAGE)", region->advise_error},
+      {"mbind", region->node_error},
+      {"mlock", region->lock_error},
+  };
+  PyObject *refused = PyList_New(0);
+  for (size_t i = 0; refused != NULL && i < sizeof wishes / sizeof *wishes; i++) {
+    if (wishes[i].error == 0)
+      continue;
+    PyObject *pair = Py_BuildValue("(si)", wishes[i].call, wishes[i].error);
+    if (pair == NULL || PyList_Append(refused, pair) < 0)
+      Py_CLEAR(refused);
+    Py_XDECREF(pair);
+  }
+  if (refused == NULL)
+    return NULL;
+  PyObject *tuple = PyList_AsTuple(refused);
+  Py_DECREF(refused);
+  return tuple;
 }
 
 static Py_ssize_t region_length(PyObject *object)
@@ -142,6 +195,66 @@ static PyObject *smaps_py(PyObject *module, PyObject *args)
     return os_error(error, "reading /proc/self/smaps", (void *)address, size);
   return Py_BuildValue("(nnn)", (Py_ssize_t)sum.resident, (Py_ssize_t)sum.anon_huge,
                        (Py_ssize_t)sum.file_huge);
+}
+
+/* Whole pages of `page` bytes inside a range; size 0 where there is none. */
+static void shrink_to_pages(size_t *address, size_t *size, size_t page)
+{
+  const size_t start = (*address + page - 1) / page * page;
+  const size_t end = (*address + *size) / page * page;
+  *address = start;
+  *size = end > start ? end - start : 0;
+}
+
+/* make_huge(address, size, collapse) -> errno of the advice for, or the collapse of, the pages in a range
+ * that belongs to this process; 0: granted */
+static PyObject *make_huge_py(PyObject *module, PyObject *args)
+{
+  (void)module;
+  PyObject *address_number, *size_number;
+  size_t address, size;
+  int collapse;
+  if (!PyArg_ParseTuple(args, "O!O!p", &PyLong_Type, &address_number, &PyLong_Type, &size_number,
+                        &collapse) ||
+      to_size(address_number, "address", &address) < 0 || to_size(size_number, "size", &size) < 0)
+    return NULL;
+  if (size > SIZE_MAX - address)
+    return PyErr_Format(PyExc_ValueError, "`address + size < 2**64` must hold, but got %zu + %zu", address,
+                        size);
+  shrink_to_pages(&address, &size, collapse ? OS_HUGE_PAGE_SIZE : 4096);
+  int error = 0;
+  Py_BEGIN_ALLOW_THREADS;
+  if (size > 0)
+    error = collapse ? os_collapse((void *)address, size) : os_advise_huge((void *)address, size);
+  Py_END_ALLOW_THREADS;
+  return PyLong_FromLong(error);
+}
+
+/* reserve_heap(size) -> address: see heap.h */
+static PyObject *reserve_heap_py(PyObject *module, PyObject *args)
+{
+  (void)module;
+  PyObject *number;
+  size_t size;
+  if (!PyArg_ParseTuple(args, "O!", &PyLong_Type, &number) || to_size(number, "size", &size) < 0)
+    return NULL;
+  void *address;
+  const int error = heap_reserve(size, &address);
+  if (error != 0)
+    return os_error(error, "reserving the heap", NULL, size);
+  return PyLong_FromVoidPtr(address);
+}
+
+/* trim_heap() -> bool: whether libc gave memory back */
+static PyObject *trim_heap_py(PyObject *module, PyObject *unused)
+{
+  (void)module;
+  (void)unused;
+  int trimmed;
+  Py_BEGIN_ALLOW_THREADS;
+  trimmed = heap_trim();
+  Py_END_ALLOW_THREADS;
+  return PyBool_FromLong(trimmed);
 }
 
 /* malloc_owner() -> path of the library that serves malloc */
@@ -188,13 +301,11 @@ static PyObject *set_memory_policy_py(PyObject *module, PyObject *args)
   PyObject *nodes;
   if (!PyArg_ParseTuple(args, "sO!", &name, &PyTuple_Type, &nodes))
     return NULL;
-  struct policy policy = {.mode = POLICY_NAMES};
-  for (int i = 0; i < POLICY_NAMES; i++)
-    if (strcmp(name, policy_names[i]) == 0)
-      policy.mode = (enum policy_mode)i;
-  if (policy.mode == POLICY_NAMES)
+  const int mode = find(name, policy_names, POLICY_NAMES);
+  if (mode < 0)
     return PyErr_Format(PyExc_ValueError, "mode must be default, preferred, bind or interleave, but got '%s'",
                         name);
+  struct policy policy = {.mode = (enum policy_mode)mode};
   for (Py_ssize_t i = 0; i < PyTuple_Size(nodes); i++) {
     size_t node;
     if (to_size(PyTuple_GetItem(nodes, i), "node", &node) < 0)
@@ -276,12 +387,13 @@ static PyMethodDef region_methods[] = {
 
 static PyGetSetDef region_getset[] = {
     {"address", region_get_address, NULL, "Address of the first byte.", NULL},
-    {"advise_error", region_get_advise_error, NULL, "errno of MADV_HUGEPAGE; 0: granted.", NULL},
+    {"pages", region_get_pages, NULL, "What it is made of: default, thp, hugetlb or hugetlb-1g.", NULL},
+    {"refused", region_get_refused, NULL, "((call, errno), ...) of what the system refused.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyType_Slot region_slots[] = {
-    {Py_tp_doc, "Region(size, huge=True): anonymous memory, aligned to and advised for huge pages."},
+    {Py_tp_doc, "Region(size, pages='thp', node=-1, locked=False): anonymous memory, aligned to huge pages."},
     {Py_tp_new, region_new},
     {Py_tp_dealloc, region_dealloc},
     {Py_tp_methods, region_methods},
@@ -301,6 +413,11 @@ static PyType_Spec region_spec = {
 static PyMethodDef functions[] = {
     {"smaps", smaps_py, METH_VARARGS, "smaps(address, size) -> (resident, anon_huge, file_huge) bytes."},
     {"malloc_owner", malloc_owner_py, METH_NOARGS, "Path of the library that serves malloc."},
+    {"make_huge", make_huge_py, METH_VARARGS,
+     "make_huge(address, size, collapse) -> errno: advise or collapse the whole pages of a range."},
+    {"reserve_heap", reserve_heap_py, METH_VARARGS,
+     "reserve_heap(size) -> address: huge pages for what malloc will give out next."},
+    {"trim_heap", trim_heap_py, METH_NOARGS, "trim_heap() -> whether libc gave memory back."},
     {"mallopt", mallopt_py, METH_VARARGS, "mallopt(option, value) -> whether libc accepted it."},
     {"set_memory_policy", set_memory_policy_py, METH_VARARGS,
      "set_memory_policy(mode, nodes): where this thread's new pages come from."},

@@ -11,6 +11,13 @@
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14; absent from older headers */
 #endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25 /* Linux 6.1 */
+#endif
+#ifndef MAP_HUGE_SHIFT
+#define MAP_HUGE_SHIFT 26
+#endif
+#define MPOL_PREFERRED 1
 #ifndef PR_SET_VMA
 #define PR_SET_VMA 0x53564d41
 #define PR_SET_VMA_ANON_NAME 0
@@ -21,9 +28,15 @@ static int real_prctl(int option, unsigned long a, unsigned long b, unsigned lon
   return prctl(option, a, b, c, d);
 }
 
-static long real_syscall(long number, unsigned long a, unsigned long b, unsigned long c)
+static long real_syscall(long number, unsigned long a, unsigned long b, unsigned long c, unsigned long d)
 {
-  return syscall(number, a, b, c, 0UL, 0UL);
+  return syscall(number, a, b, c, d, 0UL);
+}
+
+static long real_mbind(void *address, size_t size, int mode, const unsigned long *nodes,
+                       unsigned long max_node)
+{
+  return syscall(SYS_mbind, address, size, mode, nodes, max_node, 0UL);
 }
 
 struct os_calls os_calls = {
@@ -31,6 +44,8 @@ struct os_calls os_calls = {
     .munmap = munmap,
     .madvise = madvise,
     .prctl = real_prctl,
+    .mlock = mlock,
+    .mbind = real_mbind,
     .syscall = real_syscall,
 };
 
@@ -66,6 +81,19 @@ int os_reserve(size_t size, void **address)
   return 0;
 }
 
+int os_reserve_hugetlb(size_t size, size_t page_size, void **address)
+{
+  if (size == 0 || size % page_size != 0)
+    return EINVAL;
+  const int log2_size = __builtin_ctzl(page_size);
+  const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | log2_size << MAP_HUGE_SHIFT;
+  void *memory = os_calls.mmap(NULL, size, PROT_READ | PROT_WRITE, flags, -1, 0);
+  if (memory == MAP_FAILED)
+    return errno;
+  *address = memory;
+  return 0;
+}
+
 int os_release(void *address, size_t size)
 {
   return os_calls.munmap(address, size) == 0 ? 0 : errno;
@@ -89,6 +117,26 @@ int os_populate(void *address, size_t size)
   return 0;
 }
 
+int os_collapse(void *address, size_t size)
+{
+  if (os_calls.madvise(address, size, MADV_COLLAPSE) == 0)
+    return 0;
+  if (errno != EAGAIN)
+    return errno;
+  return os_calls.madvise(address, size, MADV_COLLAPSE) == 0 ? 0 : errno;
+}
+
+int os_prefer_nodes(void *address, size_t size, const unsigned long *nodes, unsigned long max_node)
+{
+  const long result = os_calls.mbind(address, size, MPOL_PREFERRED, nodes, max_node);
+  return result == 0 ? 0 : errno;
+}
+
+int os_lock(void *address, size_t size)
+{
+  return os_calls.mlock(address, size) == 0 ? 0 : errno;
+}
+
 int os_name(void *address, size_t size, const char *name)
 {
   const int result = os_calls.prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, (unsigned long)address,
@@ -99,21 +147,21 @@ int os_name(void *address, size_t size, const char *name)
 int os_set_mempolicy(int mode, const unsigned long *nodes, unsigned long max_node)
 {
   const long result =
-      os_calls.syscall(SYS_set_mempolicy, (unsigned long)mode, (unsigned long)nodes, max_node);
+      os_calls.syscall(SYS_set_mempolicy, (unsigned long)mode, (unsigned long)nodes, max_node, 0);
   return result == 0 ? 0 : errno;
 }
 
 int os_get_mempolicy(int *mode, unsigned long *nodes, unsigned long max_node)
 {
   const long result =
-      os_calls.syscall(SYS_get_mempolicy, (unsigned long)mode, (unsigned long)nodes, max_node);
+      os_calls.syscall(SYS_get_mempolicy, (unsigned long)mode, (unsigned long)nodes, max_node, 0);
   return result == 0 ? 0 : errno;
 }
 
 int os_arch_prctl(int option, uint64_t *value)
 {
 #ifdef SYS_arch_prctl
-  return os_calls.syscall(SYS_arch_prctl, (unsigned long)option, (unsigned long)value, 0) == 0 ? 0 : errno;
+  return os_calls.syscall(SYS_arch_prctl, (unsigned long)option, (unsigned long)value, 0, 0) == 0 ? 0 : errno;
 #else
   (void)option;
   (void)value;

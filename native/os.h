@@ -19,20 +19,41 @@ struct os_calls {
   int (*munmap)(void *address, size_t size);
   int (*madvise)(void *address, size_t size, int advice);
   int (*prctl)(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d);
-  long (*syscall)(long number, unsigned long a, unsigned long b, unsigned long c);
+  int (*mlock)(const void *address, size_t size);
+  long (*mbind)(void *address, size_t size, int mode, const unsigned long *nodes, unsigned long max_node);
+  long (*syscall)(long number, unsigned long a, unsigned long b, unsigned long c, unsigned long d);
 };
 
 extern struct os_calls os_calls; /* the real calls; tests swap entries */
 
+/* Page sizes of explicit huge pages (hugetlb). */
+#define OS_HUGETLB_2M ((size_t)2 << 20)
+#define OS_HUGETLB_1G ((size_t)1 << 30)
+
 /* Reserve `size` bytes of private anonymous memory aligned to OS_HUGE_PAGE_SIZE. `size` is a positive
  * multiple of OS_HUGE_PAGE_SIZE. Nothing is touched: no page is present yet. */
 int os_reserve(size_t size, void **address);
+
+/* Reserve `size` bytes, a multiple of `page_size`, out of the system's pool of explicit huge pages. ENOMEM:
+ * the pool has not enough of them. */
+int os_reserve_hugetlb(size_t size, size_t page_size, void **address);
 
 /* Give the range back. It must be exactly one reservation. */
 int os_release(void *address, size_t size);
 
 /* Ask for transparent huge pages. Useful only before the first touch. EINVAL: the kernel has none. */
 int os_advise_huge(void *address, size_t size);
+
+/* Make huge pages of memory that has been touched already; one more try on EAGAIN. EINVAL: a kernel
+ * before 6.1, or memory that cannot be had on huge pages. */
+int os_collapse(void *address, size_t size);
+
+/* Have pages that are touched from now on come from these nodes first (mbind, MPOL_PREFERRED). `nodes` is a
+ * bit mask of `max_node` - 1 bits. */
+int os_prefer_nodes(void *address, size_t size, const unsigned long *nodes, unsigned long max_node);
+
+/* Keep the range in memory. ENOMEM or EPERM: more than RLIMIT_MEMLOCK. */
+int os_lock(void *address, size_t size);
 
 /* Make every page of the range present and writable. Kernels before 5.14 lack the advice
  * (MADV_POPULATE_WRITE); there the pages are touched one by one, which keeps their content. */

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 
 # From the roof to the ground. A new module or package is added to one of these floors.
 FLOORS = (
-    ("commands",),
+    ("commands", "_site"),  # _site starts the user's own program
     ("tune", "doctor", "monitor"),
     ("bench",),
     ("auto",),
@@ -28,7 +28,7 @@ FLOORS = (
     ("plan",),
     ("host",),
     ("errors", "outcome", "native", "tables"),
-    ("_arena", "_site"),  # the extension, and what runs in the user's own program
+    ("_arena",),  # the extension
 )
 FLOOR = {unit: number for number, floor in enumerate(FLOORS) for unit in floor}
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -36,10 +37,59 @@ print(json.dumps([name for name in {HEAVY} if name in sys.modules]))
 
 @pytest.mark.parametrize(
     "module",
-    ["hfaccel", "hfaccel.commands.run", "hfaccel.commands.info", "hfaccel.commands.doctor", "hfaccel.plan"],
+    [
+        "hfaccel",
+        "hfaccel.apply.environ",
+        "hfaccel.apply.hooks",
+        "hfaccel.apply.process",
+        "hfaccel.auto",
+        "hfaccel.commands.doctor",
+        "hfaccel.commands.info",
+        "hfaccel.commands.run",
+        "hfaccel.configuration",
+        "hfaccel.host",
+        "hfaccel.launcher",
+        "hfaccel.plan",
+    ],
 )
 def test_importing_loads_nothing_heavy(module):
     assert in_fresh_process(f"import {module}\n{LOADED}") == []
+
+
+ROOT = str(Path(hfaccel.__file__).parent.parent)
+NEW = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+before = set(sys.modules)
+import {module}
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+
+def new_modules(module):
+    """What an import loads in a Python without site-packages, whose .pth files load this and that."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", NEW.format(module=module), ROOT],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("module", ["hfaccel.auto", "hfaccel.apply.hooks"])
+def test_what_runs_in_every_program_loads_little(module):
+    """HFACCEL_AUTO=1 concerns every start of Python."""
+    slow = {"subprocess", "dataclasses", "inspect", "logging", "asyncio", "rich", "argparse", "pathlib"}
+    loaded = new_modules(module)
+    assert module in loaded
+    assert not slow & set(loaded)
+
+
+def test_importing_the_package_loads_no_other_module():
+    assert set(new_modules("hfaccel")) - {"__future__"} == {"hfaccel"}
 
 
 def test_the_check_sees_what_is_loaded():

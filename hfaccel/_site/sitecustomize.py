@@ -26,7 +26,7 @@ def _start() -> None:
     try:
         from hfaccel.apply import hooks
     finally:
-        sys.path.remove(home)
+        sys.path.pop()
     hooks.keep_affinity_over_import()
     hooks.survive_forks()
     children = os.environ.pop("HFACCEL_CHILDREN_AFFINITY", "")

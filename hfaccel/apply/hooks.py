@@ -6,6 +6,7 @@ torch, and nothing that the programs of hfaccel-run would have to wait for.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -23,7 +24,7 @@ if TYPE_CHECKING:  # typing alone takes 5 ms
 
 def after_import(module: str, action: Action) -> None:
     """Run `action` as soon as `module` is imported; now, if it is already."""
-    if module in sys.modules:
+    if _is_imported(module):
         action()
         return
     finder = next((finder for finder in sys.meta_path if isinstance(finder, _Finder)), None)
@@ -33,6 +34,16 @@ def after_import(module: str, action: Action) -> None:
     finder.actions.setdefault(module, []).append(action)
 
 
+_loaded: set[str] = set()  # modules whose code has run, as far as they were waited for
+
+
+def _is_imported(name: str) -> bool:
+    """Whether a module is there and complete; it is in sys.modules while it is being imported, too."""
+    specification = getattr(sys.modules.get(name), "__spec__", None)
+    being_imported = getattr(specification, "_initializing", False) and name not in _loaded
+    return name in sys.modules and not being_imported
+
+
 class _Finder:
     """Finds nothing by itself: it lets the others find the modules that are waited for."""
 
@@ -40,26 +51,39 @@ class _Finder:
         self.actions: dict[str, list[Action]] = {}
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        for waited in [waited for waited in self.actions if waited != name and _is_imported(waited)]:
+            self.act(waited)  # it was half imported when it was asked for
         if name not in self.actions:
             return None
         others = (finder for finder in sys.meta_path if finder is not self)
         specs = (finder.find_spec(name, path, target) for finder in others if hasattr(finder, "find_spec"))
         spec = next(filter(None, specs), None)
-        if spec is not None and spec.loader is not None:
-            self._act_after(spec.loader, name)
+        if spec is not None and hasattr(spec.loader, "exec_module"):
+            spec.loader = _Loader(spec.loader, self)  # type: ignore[assignment]
         return spec
 
-    def _act_after(self, loader: Any, name: str) -> None:
-        """The loader stays what it is, so that inspect and importlib.resources see nothing new."""
-        load = loader.exec_module
+    def act(self, name: str) -> None:
+        for action in self.actions.pop(name, []):
+            action()
 
-        def exec_module(module: Any) -> None:
-            loader.exec_module = load
-            load(module)
-            for action in self.actions.pop(name, []):
-                action()
 
-        loader.exec_module = exec_module
+class _Loader:
+    """Stands in for a module's loader until the module is loaded; then nothing of it is left."""
+
+    def __init__(self, loader: Any, finder: _Finder) -> None:
+        self.loader, self.finder = loader, finder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def create_module(self, spec: Any) -> Any:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: Any) -> None:
+        module.__spec__.loader = module.__loader__ = self.loader
+        self.loader.exec_module(module)
+        _loaded.add(module.__name__)
+        self.finder.act(module.__name__)
 
 
 # Affinity
@@ -75,7 +99,12 @@ def keep_affinity_over_import(module: str = "torch") -> None:
     """
     mask = os.sched_getaffinity(0)
     if any(os.environ.get(name) for name in BINDING):
-        after_import(module, lambda: os.sched_setaffinity(0, mask))
+        after_import(module, lambda: _set_affinity(mask))
+
+
+def _set_affinity(mask: set[int]) -> None:
+    with contextlib.suppress(OSError):  # a container may forbid it, or have lost these CPUs meanwhile
+        os.sched_setaffinity(0, mask)
 
 
 def give_children_affinity(mask: set[int]) -> None:
@@ -86,29 +115,24 @@ def give_children_affinity(mask: set[int]) -> None:
     """
     import _posixsubprocess
 
-    def in_child() -> None:
-        os.sched_setaffinity(0, mask)
-
     def with_mask(start: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*arguments: Any, **keywords: Any) -> Any:
             own = os.sched_getaffinity(0)
-            os.sched_setaffinity(0, mask)
+            _set_affinity(mask)
             try:
                 return start(*arguments, **keywords)
             finally:
-                os.sched_setaffinity(0, own)
+                _set_affinity(own)
 
         wrapped.__wrapped__ = start  # type: ignore[attr-defined]
         return wrapped
 
-    os.register_at_fork(after_in_child=in_child)
-    for owner, name in (
-        (_posixsubprocess, "fork_exec"),
-        (os, "posix_spawn"),
-        (os, "posix_spawnp"),
-        (os, "system"),
-    ):
-        setattr(owner, name, with_mask(getattr(owner, name)))
+    os.register_at_fork(after_in_child=lambda: _set_affinity(mask))
+    _posixsubprocess.fork_exec = with_mask(_posixsubprocess.fork_exec)
+    if "subprocess" in sys.modules:  # it has a name of its own for the function
+        vars(sys.modules["subprocess"])["_fork_exec"] = _posixsubprocess.fork_exec
+    for name in ("posix_spawn", "posix_spawnp", "system"):
+        setattr(os, name, with_mask(getattr(os, name)))
 
 
 # Forks
@@ -125,10 +149,13 @@ def survive_forks() -> None:
 
     Says so on standard error, once. Intel's runtime starts new threads in the child by itself.
     """
+    others: set[str] = set()  # threads that importing torch starts, and not computing: OpenBLAS has some
     state = {"threads": False, "told": False}
+    if "torch" not in sys.modules:
+        after_import("torch", lambda: others.update(_threads()))
 
     def before() -> None:
-        state["threads"] = "torch" in sys.modules and _has_openmp_threads()
+        state["threads"] = "torch" in sys.modules and _has_openmp_threads(others)
         if state["threads"] and not state["told"]:
             state["told"] = True
             print(FORKED, file=sys.stderr, flush=True)
@@ -140,14 +167,19 @@ def survive_forks() -> None:
     os.register_at_fork(before=before, after_in_child=in_child)
 
 
-def _has_openmp_threads() -> bool:
-    """Whether there are threads that Python did not start, and they are not Intel's."""
+def _has_openmp_threads(others: set[str]) -> bool:
+    """Whether there are threads beside Python's and these others, and they are not Intel's."""
     import threading
 
+    python = {str(thread.native_id) for thread in threading.enumerate()}
     try:
-        if len(os.listdir("/proc/self/task")) <= threading.active_count():  # noqa: PTH208
+        if not _threads() - python - others:
             return False
         with open("/proc/self/maps", encoding="utf-8") as maps:  # noqa: PTH123
             return "libiomp5" not in maps.read()
     except OSError:
         return False  # no /proc: nothing to go by
+
+
+def _threads() -> set[str]:
+    return set(os.listdir("/proc/self/task"))  # noqa: PTH208

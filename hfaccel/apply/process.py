@@ -7,24 +7,25 @@ from collections.abc import Callable
 from typing import Any
 
 from hfaccel import native
-from hfaccel.host import HostFacts, Library, format_number_list
+from hfaccel.host import Library, format_number_list
 from hfaccel.outcome import Outcome
 from hfaccel.plan import MemoryPolicy, Plan
 
-# glibc's names and numbers (malloc.h). Order matters: arena_max first, because setting the threshold
-# freezes the trim threshold at 128 KiB, which the second call then raises.
-M_ARENA_MAX, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -8, -1, -3
-MAX_RETAINED = 1 << 30  # bytes
+# glibc's names and numbers (malloc.h).
+M_ARENA_MAX, M_MMAP_THRESHOLD, M_TOP_PAD, M_TRIM_THRESHOLD = -8, -3, -2, -1
+SLACK = 64 << 20  # bytes by which the heap outgrows what it may retain before it is cut back
 
 
-def apply_plan(plan: Plan, facts: HostFacts) -> list[Outcome]:
+def apply_plan(plan: Plan) -> list[Outcome]:
     """Set this process up as planned. A refusal is a line in the answer, not an exception."""
+    # In this order: malloc before torch is imported, because threads keep the arena that they begin with;
+    # affinity after that, because the import of torch may bind this thread somewhere else.
     actions: dict[str, Callable[[Any], Outcome]] = {
-        "affinity": _apply_affinity,
+        "allocator": lambda value: _apply_allocator(value, plan["retained_memory"].value),
         "memory_policy": _apply_memory_policy,
-        "allocator": lambda value: _apply_allocator(value, facts),
         "threads": _apply_threads,
         "interop_threads": _apply_interop_threads,
+        "affinity": _apply_affinity,
     }
     return [
         Outcome(knob, False, plan[knob].reason) if plan[knob].value is None else action(plan[knob].value)
@@ -50,28 +51,36 @@ def _apply_memory_policy(policy: MemoryPolicy) -> Outcome:
     return Outcome("memory_policy", True, f"new pages: {policy}")
 
 
-def _apply_allocator(value: Library | str, facts: HostFacts) -> Outcome:
+def _apply_allocator(value: Library | str, retained: int) -> Outcome:
     if isinstance(value, Library):
         return Outcome("allocator", False, f"{value.kind} must be preloaded: start with hfaccel-run")
     if native.arena is None:
         return Outcome("allocator", False, native.MISSING)
-    retained = retained_bytes(facts)
+    # One arena for all threads, because only the main one grows beyond 64 MiB. The trim threshold comes
+    # before the mmap threshold, which would freeze it at 128 KiB.
     settings = (
         ("arena_max", M_ARENA_MAX, 1),
-        ("trim_threshold", M_TRIM_THRESHOLD, retained),
+        ("trim_threshold", M_TRIM_THRESHOLD, retained + SLACK),
         ("mmap_threshold", M_MMAP_THRESHOLD, retained),
     )
     refused = [name for name, option, number in settings if not native.arena.mallopt(option, number)]
     if refused:
         return Outcome("allocator", False, f"glibc refused {', '.join(refused)}")
-    reason = f"glibc keeps up to {retained >> 20} MiB of freed memory, in one arena for all threads"
+    huge = _reserve_heap(retained)
+    reason = f"glibc keeps up to {retained >> 20} MiB of freed memory, in one arena for all threads; {huge}"
     return Outcome("allocator", True, reason)
 
 
-def retained_bytes(facts: HostFacts) -> int:
-    """How much freed memory glibc may keep: an eighth of what the process may use, at most 1 GiB."""
-    usable = min(filter(None, (facts.limits.memory_limit, facts.memory.total)), default=MAX_RETAINED)
-    return max(1 << 20, min(MAX_RETAINED, usable // 8))
+def _reserve_heap(retained: int) -> str:
+    """Let the heap begin with room on huge pages, touched only as it is used; says how that went."""
+    assert native.arena is not None
+    try:
+        native.arena.reserve_heap(retained - retained // 16)  # below the mmap threshold
+    except OSError as error:
+        return f"on ordinary pages ({os.strerror(error.errno or 0)})"
+    # From now on the heap is cut back to what was reserved, and not to nothing.
+    native.arena.mallopt(M_TOP_PAD, retained)
+    return "on huge pages"
 
 
 def _apply_threads(threads: int) -> Outcome:

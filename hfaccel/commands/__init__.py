@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -40,15 +41,18 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
 
 def guarded(command: Callable[[], int]) -> int:
     """Run a command; an expected failure is one line on standard error and its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # paths need not be text
+    code = 0  # of a command whose reader went away (`hfaccel info | head`), which is no failure
     try:
         code = command()
-        sys.stdout.flush()
-        return code
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except HfaccelError as error:
         print(f"hfaccel: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        # The reader of our output went away (`hfaccel info | head`), which is no failure. Python flushes
-        # standard output once more at exit, so it gets another place to flush to.
+        # Python flushes standard output once more at exit, so it gets another place to flush to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return code

@@ -24,6 +24,8 @@ def run(arguments: list[str]) -> int:
         "it is text, with paths of yours in it: read it before you send it",
     )
     options = parser.parse_args(arguments)
+    if options.capture is not None and options.root != "/":
+        raise UsageError(f"--capture must be of this machine, but got --root {options.root} too")
     if options.capture is not None:
         return _capture(options.capture)
     information = info(options.root)
@@ -37,7 +39,7 @@ def _capture(path: str) -> int:
         print(text, end="")
         return 0
     try:
-        Path(path).write_text(text, encoding="utf-8")
+        Path(path).write_text(text, encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise UsageError(
             f"--capture must name a file that can be written, but {path!r} is not ({error.strerror})"

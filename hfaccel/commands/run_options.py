@@ -25,7 +25,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Settings, list[
     _check_contradictions(options)
     settings = Settings(
         overrides=_overrides(options),
-        profile=read_profile(options.profile) if options.profile else {},
+        profile={} if options.profile is None else read_profile(options.profile),
         request=_request(options),
         instance=options.instance_idx,
         python=not options.no_python,
@@ -155,7 +155,7 @@ def split(arguments: Sequence[str], parser: argparse.ArgumentParser) -> tuple[li
 
 def _check_contradictions(options: argparse.Namespace) -> None:
     """Pairs of options that cannot both be meant."""
-    allocators = {*(options.allocators or ()), *filter(None, [options.memory_allocator])}
+    allocators = set(options.allocators or ()) | ({options.memory_allocator} - {None})
     pairs = (
         (len(allocators) > 1, "one allocator", " and ".join(sorted(allocators))),
         (
@@ -188,7 +188,9 @@ def _asks_for_instances(options: argparse.Namespace) -> bool:
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, Any]:
-    allocator = options.memory_allocator or next(iter(options.allocators or ()), None)
+    allocator = options.memory_allocator
+    if allocator is None:
+        allocator = next(iter(options.allocators or ()), None)
     wanted = {
         "allocator": allocator,
         "omp_runtime": "default" if options.disable_iomp else options.omp_runtime,

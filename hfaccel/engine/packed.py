@@ -272,7 +272,7 @@ def _packed_anew(dense: torch.Tensor, requires_grad: bool) -> nn.Parameter:
     parameter = nn.Parameter(dense, requires_grad)
     if packing_problem():
         return parameter
-    return PackedWeight.pack(parameter, Arena(packed_bytes(dense), huge=False))
+    return PackedWeight.pack(parameter, Arena(packed_bytes(dense), pages="default"))
 
 
 def packed_bytes(weight: torch.Tensor) -> int:
@@ -284,7 +284,7 @@ def packed_bytes(weight: torch.Tensor) -> int:
 def place_side_by_side(weights: Sequence[torch.Tensor]) -> None:
     """Move packed weights into one piece of memory, as `joined` needs them. Others are left alone."""
     packed = [weight for weight in weights if isinstance(weight, PackedWeight)]
-    arena = Arena(sum(padded(weight.memory.numel()) for weight in packed), huge=False)
+    arena = Arena(sum(padded(weight.memory.numel()) for weight in packed), pages="default")
     for weight in packed:
         weight.move_to(arena.take((weight.memory.numel(),), torch.uint8))
 
@@ -322,7 +322,7 @@ def stacked_metadata(count: int, rows: int, columns: int) -> bytes | None:
     nbytes = [_mkldnn._nbytes(_reorder(part)) for part in parts]
     if sum(nbytes) != _mkldnn._nbytes(whole) or any(padded(size) != size for size in nbytes):
         return None
-    arena = Arena(sum(nbytes), huge=False)
+    arena = Arena(sum(nbytes), pages="default")
     weights = [PackedWeight.pack(part, arena) for part in parts]
     matrix = _get_shim().view(weights[0].memory, count * rows, columns, _metadata(whole))
     with torch.no_grad():

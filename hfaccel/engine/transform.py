@@ -11,7 +11,7 @@ from torch import nn
 from hfaccel.engine.layer import FusedLayer, PostNormLayer, fuse, match, unfuse
 from hfaccel.engine.linear import PackedLinear, linear_problem, pack, unpack
 from hfaccel.engine.packed import PackedWeight, packed_bytes, place_side_by_side
-from hfaccel.memory import Arena, padded
+from hfaccel.memory import Arena, pack_, padded
 from hfaccel.outcome import Outcome, merge
 
 # Largest difference between a layer's own forward and the fused one, relative to the largest value.
@@ -26,7 +26,7 @@ def transform(model: nn.Module, *, huge_pages: bool = True) -> tuple[Outcome, ..
     outcomes: list[Outcome] = []
     layers = _select_layers(model, outcomes)
     linears = _select_linears(model, layers, outcomes)
-    arena = Arena(_size(linears), huge=huge_pages)
+    arena = Arena(_size(linears), pages="thp" if huge_pages else "default")
     for linear in linears:
         problem = pack(linear, arena)
         reason = f"not packed: {problem}" if problem else "packed for oneDNN's GEMM"
@@ -35,6 +35,8 @@ def transform(model: nn.Module, *, huge_pages: bool = True) -> tuple[Outcome, ..
         fuse(layer, row)
         outcomes.append(Outcome(f"{row.family} layer", True, "fused; query, key and value in one GEMM"))
     outcomes.append(_pages(arena))
+    if huge_pages:
+        outcomes.append(_rest_of(model))
     return merge(outcomes)
 
 
@@ -82,7 +84,7 @@ def trial(layer: nn.Module, row: PostNormLayer) -> str:
     """
     fused = copy.deepcopy(layer)
     linears = row.linears(fused)
-    arena = Arena(_size(linears), huge=False)
+    arena = Arena(_size(linears), pages="default")
     for linear in linears:
         pack(linear, arena)
     place_side_by_side([linear.weight for linear in linears[:3]])
@@ -141,6 +143,13 @@ def _size(linears: list[nn.Linear]) -> int:
     weights = {id(linear.weight): linear.weight for linear in linears}
     dense = (weight for weight in weights.values() if not isinstance(weight, PackedWeight))
     return sum(padded(packed_bytes(weight)) for weight in dense)
+
+
+def _rest_of(model: nn.Module) -> Outcome:
+    """Embeddings, norms and biases: everything that is not packed."""
+    packed = pack_(model)
+    size = f"{packed.moved / 2**20:.1f} MiB of other tensors moved next to each other"
+    return Outcome("huge pages", not packed.problem, packed.problem or size)
 
 
 def _pages(arena: Arena) -> Outcome:

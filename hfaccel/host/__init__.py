@@ -30,7 +30,14 @@ from hfaccel.host.memory import read_memory
 from hfaccel.host.processor import read_processor
 from hfaccel.host.software import read_software
 from hfaccel.host.topology import read_topology
-from hfaccel.host.tree import Tree, capture, format_number_list, parse_number_list
+from hfaccel.host.tree import (
+    Tree,
+    capture,
+    format_number_list,
+    is_capture,
+    is_number,
+    parse_number_list,
+)
 
 __all__ = [
     "Cache",
@@ -46,6 +53,8 @@ __all__ = [
     "Topology",
     "capture_host",
     "format_number_list",
+    "is_capture",
+    "is_number",
     "parse_number_list",
     "preload_problem",
     "read_host",

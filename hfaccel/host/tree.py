@@ -23,9 +23,7 @@ class Tree:
         self.is_live = self.root == "/"
         self.problems: list[str] = []
         self.seen: dict[str, str] = {}  # path -> what was read of it
-        self._contents: dict[
-            str, str | None
-        ] = {}  # path -> the whole of it
+        self._contents: dict[str, str | None] = {}  # path -> the whole of it
         self._kept: dict[str, set[int]] = {}  # path -> numbers of the lines that were kept
         # os.path and not pathlib in this file: on large hosts hfaccel-run reads a thousand small files.
         self._captured = _parse(self.root) if os.path.isfile(self.root) else None  # noqa: PTH113
@@ -139,11 +137,15 @@ def capture(tree: Tree) -> str:
     return "".join(f"==> {path} <==\n{content.rstrip()}\n\n" for path, content in sorted(tree.seen.items()))
 
 
+def is_capture(path: str | Path) -> bool:
+    return bool(_parse(str(path)))
+
+
 def _parse(path: str) -> dict[str, str]:
     files: dict[str, str] = {}
     name = ""
     lines: list[str] = []
-    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in Path(path).read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         if line.startswith("==> /") and line.endswith(" <=="):
             files[name] = "\n".join(lines)
             name, lines = line[4:-4], []

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -30,7 +29,8 @@ FORWARDED = (
     signal.SIGUSR2,
     signal.SIGCONT,
 )
-GRACE = 10.0  # seconds between asking a process to end and ending it
+GRACE = 10.0  # seconds between asking processes to end and ending them
+OUT, ERR = 1, 2  # our descriptors; the objects of sys may be closed, or have a buffer of their own
 
 
 def run_instances(launches: Sequence[Launch], log_path: str | None = None) -> int:
@@ -39,32 +39,30 @@ def run_instances(launches: Sequence[Launch], log_path: str | None = None) -> in
     Signals are forwarded. When one fails the others are asked to end, and ended after GRACE seconds.
     Raises ScriptError if one cannot be started; then none is left.
     """
-    folder = _log_folder(log_path)
     instances: list[Instance] = []
-    handlers = {number: signal.signal(number, _forward_to(instances)) for number in FORWARDED}
-    try:
-        for number, launch in enumerate(launches):
-            instances.append(Instance(number, launch, folder))
+    with contextlib.ExitStack() as stack:
+        logs: list[IO[bytes] | None] = [None] * len(launches)
+        if log_path is not None:
+            logs = [stack.enter_context(log) for log in _open_logs(launches, log_path)]
+        stack.callback(_end_all, instances)
+        stack.enter_context(_forwarding(instances))
+        for launch, log in zip(launches, logs, strict=True):
+            instances.append(Instance(launch, log))
         for instance in instances:  # no thread before the last child is forked
             instance.read()
         return _wait(instances)
-    finally:
-        for instance in instances:
-            instance.signal(signal.SIGTERM)
-        for instance in instances:
-            instance.end()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 class Instance:
     """One running program, in a process group of its own so that signals reach all of it."""
 
-    def __init__(self, number: int, launch: Launch, folder: Path | None) -> None:
-        self.number = number
+    def __init__(self, launch: Launch, log: IO[bytes] | None) -> None:
+        self.number = launch.slot.instance if launch.slot else 0
+        self.log = log
+        self.threads: list[threading.Thread] = []
         with bound(launch) as notes:
             for note in notes:
-                say(f"instance {number}: {note}")
+                say(f"instance {self.number}: {note}")
             try:
                 self.process = subprocess.Popen(
                     launch.command,
@@ -78,26 +76,24 @@ class Instance:
             except OSError as error:
                 what = f"{launch.command[0]} is not ({error.strerror})"
                 raise ScriptError(f"a program must be startable, but {what}") from None
-        self.log = (folder / f"instance_{number}.log").open("wb") if folder else None
-        self.readers: list[threading.Thread] = []
 
     def read(self) -> None:
         """Start to pass its output on."""
-        for pair in (
-            (self.process.stdout, sys.stdout.buffer),
-            (self.process.stderr, sys.stderr.buffer),
-        ):
-            self.readers.append(threading.Thread(target=self._copy, args=pair, daemon=True))
-            self.readers[-1].start()
+        for source, target in ((self.process.stdout, OUT), (self.process.stderr, ERR)):
+            self.threads.append(_start(self._copy, source, target))
 
-    def _copy(self, source: IO[bytes], target: IO[bytes]) -> None:
+    def _copy(self, source: IO[bytes], target: int) -> None:
         prefix = f"[{self.number}] ".encode()
+        open_targets = {target, *([self.log.fileno()] if self.log else [])}
         for line in source:
             ended = line if line.endswith(b"\n") else line + b"\n"
             with _output:
-                _write(target, prefix + ended)
-                if self.log is not None:
-                    _write(self.log, line)
+                for descriptor in sorted(open_targets):
+                    if not _write(descriptor, prefix + ended if descriptor == target else line):
+                        open_targets.discard(descriptor)
+            if not open_targets:
+                source.close()  # nobody reads any more: the program learns it as it would alone
+                return
 
     def signal(self, number: int) -> bool:
         """Whether there was anybody left to get it."""
@@ -107,9 +103,9 @@ class Instance:
             return False
         return True
 
-    def end(self) -> None:
-        """End what is left of it: the program itself, and what it started and did not wait for."""
-        deadline = time.monotonic() + GRACE
+    def end(self, deadline: float) -> None:
+        """Wait for what is left of it, what the program started and did not wait for included, and end it
+        at the deadline."""
         alive = self.signal(0)
         while alive and time.monotonic() < deadline:
             self.process.poll()  # or it would stay as a zombie that can be signalled for ever
@@ -118,13 +114,38 @@ class Instance:
         if alive:
             self.signal(signal.SIGKILL)
         self.process.wait()
-        for reader in self.readers:
-            reader.join(GRACE)
-        if self.log is not None:
-            self.log.close()
+        for thread in self.threads:
+            thread.join(GRACE)
 
 
-@contextmanager
+_output = threading.Lock()  # lines of two instances must not mix
+
+
+def _write(descriptor: int, data: bytes) -> bool:
+    """Whether there is still a reader. On a full disk, or with the stream closed, lines get lost."""
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+    except BrokenPipeError:
+        return False
+    except OSError:
+        return True  # a program that waited for ever would be worse
+    return True
+
+
+def _start(target: Callable[..., None], *arguments: object) -> threading.Thread:
+    """A thread that takes no signals: the kernel may give them to any, but only the main one acts on them."""
+
+    def run() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        target(*arguments)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+@contextlib.contextmanager
 def bound(launch: Launch) -> Iterator[list[str]]:
     """Bind this process for as long as it takes to start a child, which inherits that."""
     mask = os.sched_getaffinity(0)
@@ -132,7 +153,8 @@ def bound(launch: Launch) -> Iterator[list[str]]:
     try:
         yield bind(launch)
     finally:
-        os.sched_setaffinity(0, mask)
+        with contextlib.suppress(OSError):  # where that is refused, binding was, too
+            os.sched_setaffinity(0, mask)
         if policy is not None and launch.plan["memory_policy"].value is not None:
             set_memory_policy(policy)
 
@@ -144,39 +166,40 @@ def _memory_policy() -> MemoryPolicy | None:
         return None  # not to be read, so not to be set either
 
 
-_output = threading.Lock()  # lines of two instances must not mix
-
-
-def _write(target: IO[bytes], line: bytes) -> None:
-    try:
-        target.write(line)
-        target.flush()
-    except (BrokenPipeError, ValueError):
-        pass  # nobody reads any more; the programs run on, as they would alone
-
-
-def _log_folder(path: str | None) -> Path | None:
-    if path is None:
-        return None
+def _open_logs(launches: Sequence[Launch], path: str) -> list[IO[bytes]]:
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
+        numbers = [launch.slot.instance if launch.slot else 0 for launch in launches]
+        return [Path(path, f"instance_{number}.log").open("wb", buffering=0) for number in numbers]
     except OSError as error:
-        raise ScriptError(f"--log-path must be a folder, but {path!r} is not ({error.strerror})") from None
-    return Path(path)
+        raise ScriptError(
+            f"--log-path must be a folder that can be written to, but {error.filename!r} is not "
+            f"({error.strerror})"
+        ) from None
 
 
 def _end_with_parent() -> None:
     """In the child: should hfaccel-run be killed, which nobody can catch, the child ends too."""
     if native.arena is not None:
-        native.arena.end_with_parent(signal.SIGTERM)
+        with contextlib.suppress(OSError):
+            native.arena.end_with_parent(signal.SIGTERM)
 
 
-def _forward_to(instances: list[Instance]) -> Callable[[int, FrameType | None], None]:
+@contextlib.contextmanager
+def _forwarding(instances: list[Instance]) -> Iterator[None]:
+    """Pass signals on to the instances. One that is ignored (nohup) stays so, here and in them."""
+
     def handler(number: int, frame: FrameType | None) -> None:
         for instance in instances:
             instance.signal(number)
 
-    return handler
+    taken = [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in taken}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def _wait(instances: list[Instance]) -> int:
@@ -186,13 +209,28 @@ def _wait(instances: list[Instance]) -> int:
         ended.put((instance, instance.process.wait()))
 
     for instance in instances:
-        threading.Thread(target=wait_for, args=(instance,), daemon=True).start()
+        _start(wait_for, instance)
     for _ in instances:
         instance, code = ended.get()
         if code != 0:
-            shown = code if code > 0 else 128 - code  # as a shell shows the end by a signal
             rest = [other for other in instances if other.process.returncode is None]
-            how = f"ended with code {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
+            how = f"ended with code {code}" if code > 0 else f"was ended by {_signal_name(-code)}"
             say(f"instance {instance.number} {how}" + ("; stopping the others" if rest else ""))
-            return shown
+            return code if code > 0 else 128 - code  # as a shell shows the end by a signal
     return 0
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # real-time signals have no names
+        return f"signal {number}"
+
+
+def _end_all(instances: list[Instance]) -> None:
+    """Ask all that is left to end, then wait for it, then end it."""
+    for instance in instances:
+        instance.signal(signal.SIGTERM)
+    deadline = time.monotonic() + GRACE
+    for instance in instances:
+        instance.end(deadline)

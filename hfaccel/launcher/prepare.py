@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from hfaccel.apply.environ import launch_environment
+from hfaccel.apply.environ import SAVED, launch_environment
 from hfaccel.apply.preload import preload_trial
 from hfaccel.errors import ScriptError, UsageError
 from hfaccel.host import HostFacts, Library, read_host
@@ -60,7 +60,8 @@ class Launch(NamedTuple):
 
 
 def _is_own(name: str) -> bool:
-    return name == "PYTHONPATH" or (name.startswith("HFACCEL_") and name not in (INSTANCE, INSTANCES, AUTO))
+    """Bookkeeping that a shell would have no use for."""
+    return name in ("PYTHONPATH", STARTED) or name.startswith(SAVED)
 
 
 def prepare(program: Sequence[str], settings: Settings, environment: Mapping[str, str]) -> tuple[Launch, ...]:
@@ -77,17 +78,19 @@ def prepare(program: Sequence[str], settings: Settings, environment: Mapping[str
 
 
 def _slots(facts: HostFacts, settings: Settings, environment: Mapping[str, str]) -> tuple[Slot | None, ...]:
-    slots = place(facts, settings.request)
+    request = settings.request
+    several = request.instances or request.cores_per_instance or request.mode
+    if several and environment.get(INSTANCES, "1") != "1":
+        raise UsageError(
+            f"an instance must not start instances again, but {INSTANCES}={environment[INSTANCES]} is set"
+        )
+    slots = place(facts, request)
     if settings.instance is not None:
         if settings.instance >= len(slots):
             raise UsageError(
                 f"`instance-idx < instances` must hold, but got {settings.instance} of {len(slots) or 1}"
             )
         return slots[settings.instance : settings.instance + 1]
-    if len(slots) > 1 and INSTANCE in environment:
-        raise UsageError(
-            f"an instance must not start instances again, but {INSTANCE}={environment[INSTANCE]} is set"
-        )
     return slots or (rank_slot(facts, environment),)
 
 
@@ -101,7 +104,7 @@ def _launch(
     goal = Goal("launch", settings.overrides, environment, settings.profile, slot)
     plan, notes = plan_with_working_preload(facts, goal)
     variables = launch_environment(plan, environment)
-    if slot is not None and slot.instances > 1:
+    if slot is not None:
         variables |= {INSTANCE: str(slot.instance), INSTANCES: str(slot.instances)}
     if settings.optimize:
         variables[AUTO] = "1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -20,8 +21,10 @@ def become(launch: Launch) -> None:
     for note in bind(launch):
         say(note)
     environment = {**start_environment(launch), STARTED: str(os.getpid())}
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where they are closed
+        stream.flush()
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and exec keeps what is ignored
+        signal.signal(number, signal.SIG_DFL)
     try:
         os.execve(launch.command[0], launch.command, environment)
     except OSError as error:
@@ -31,7 +34,8 @@ def become(launch: Launch) -> None:
 
 
 def say(line: str) -> None:
-    print(f"hfaccel-run: {line}", file=sys.stderr, flush=True)
+    if sys.stderr is not None:
+        print(f"hfaccel-run: {line}", file=sys.stderr, flush=True)
 
 
 def bind(launch: Launch) -> list[str]:

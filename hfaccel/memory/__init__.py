@@ -1,6 +1,8 @@
-"""Huge-page memory for tensors: `hfaccel.memory.empty` and `hfaccel.memory.coverage`."""
+"""Huge-page memory for tensors, and what became of it: empty, pack_, coverage, release."""
 
-from hfaccel.memory.arena import Arena, empty, padded
+from hfaccel.memory.arena import Arena, Pages, empty, padded
 from hfaccel.memory.coverage import coverage
+from hfaccel.memory.pack import Packed, pack_
+from hfaccel.memory.release import release
 
-__all__ = ["Arena", "coverage", "empty", "padded"]
+__all__ = ["Arena", "Packed", "Pages", "coverage", "empty", "pack_", "padded", "release"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from hfaccel.errors import UsageError
@@ -23,6 +23,12 @@ def threads(facts: HostFacts, goal: Goal) -> Decision:
         return goal.slot.threads, goal.slot.reason
     budget = cpu_budget(facts)
     return budget.threads, budget.reason
+
+
+def under_quota(facts: HostFacts, goal: Goal) -> bool:
+    """Whether a CPU quota leaves less than the cores in reach; several instances share it."""
+    budget = cpu_budget(facts)
+    return budget.limited_by_quota or (goal.slot is not None and goal.slot.threads < len(budget.cores))
 
 
 def parse_threads(value: Any, facts: HostFacts) -> int:
@@ -62,13 +68,21 @@ def parse_affinity(value: Any, facts: HostFacts) -> tuple[int, ...] | None:
     if value in (None, "off"):
         return None
     try:
-        cpus = parse_number_list(value) if isinstance(value, str) else tuple(sorted(set(map(int, value))))
+        cpus = parse_number_list(value) if isinstance(value, str) else _whole_numbers(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"CPU numbers such as 0-3,8 are expected, but got {value!r}: {error}") from None
     if not cpus or set(cpus) - set(facts.limits.affinity):
         allowed = format_number_list(facts.limits.affinity)
         raise UsageError(f"CPUs must be within the affinity mask {allowed}, but got {value!r}")
     return cpus
+
+
+def _whole_numbers(values: Iterable[Any]) -> tuple[int, ...]:
+    given = list(values)
+    numbers = [int(value) for value in given]
+    if numbers != given:
+        raise ValueError("they must be whole numbers")
+    return tuple(sorted(set(numbers)))
 
 
 class MemoryPolicy(NamedTuple):
@@ -131,7 +145,7 @@ def omp_runtime(facts: HostFacts, goal: Goal) -> Decision:
         return None, "the one that torch brings; no other is installed"
     if facts.processor.vendor != "GenuineIntel":
         return None, "the one that torch brings: Intel's gained nothing where it was measured on AMD"
-    if cpu_budget(facts).limited_by_quota:
+    if under_quota(facts, goal):
         return None, "the one that torch brings: Intel's threads spin, which uses up a CPU quota"
     return intel, "Intel's OpenMP is installed and the processor is Intel's"
 
@@ -155,7 +169,7 @@ def parse_omp_runtime(value: Any, facts: HostFacts) -> Library | None:
 
 
 def omp_wait_policy(facts: HostFacts, goal: Goal) -> Decision:
-    if facts.limits.cpu_quota is not None and cpu_budget(facts).limited_by_quota:
+    if under_quota(facts, goal):
         return "passive", "under a CPU quota a spinning thread uses up time that the others need"
     return None, "OpenMP's default spins for milliseconds and then sleeps, which suits dedicated cores"
 

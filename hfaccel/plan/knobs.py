@@ -98,11 +98,19 @@ KNOBS = (
         private=True,
     ),
     Knob(
+        "retained_memory",
+        "bytes of freed memory that the allocator keeps, such as 512M",
+        (),
+        memory.retained_memory,
+        memory.parse_retained_memory,
+    ),
+    Knob(
         "huge_pages",
         "thp: weights and activations ask for transparent huge pages; off",
         ("THP_MEM_ALLOC_ENABLE",),
         memory.huge_pages,
         memory.parse_huge_pages,
+        memory.export_huge_pages,
     ),
     Knob(
         "primitive_cache",

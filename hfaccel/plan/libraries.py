@@ -6,16 +6,15 @@ from typing import Any
 
 from hfaccel.errors import UsageError
 from hfaccel.host import HostFacts
-from hfaccel.plan.budget import cpu_budget
 from hfaccel.plan.choice import Goal
-from hfaccel.plan.compute import Decision, Values, Variables, threads
+from hfaccel.plan.compute import Decision, Values, Variables, threads, under_quota
 
 
 def tokenizer_threads(facts: HostFacts, goal: Goal) -> Decision:
     count, _ = threads(facts, goal)
     if count == 1:
         return 1, "one compute thread: a second one for tokens would only interrupt it"
-    if goal.slot is not None or cpu_budget(facts).limited_by_quota:
+    if goal.slot is not None or under_quota(facts, goal):
         return count, "tokenizers counts the CPUs of the host, not those of this process"
     return None, "tokenizers uses the CPUs of the affinity mask"
 
@@ -40,7 +39,7 @@ def hub_cache(facts: HostFacts, goal: Goal) -> Decision:
 def parse_hub_cache(value: Any, facts: HostFacts) -> str | None:
     if value == "off":
         return None
-    if isinstance(value, str) and value.startswith("/"):
+    if isinstance(value, str) and value.startswith("/") and value.isprintable():
         return value
     raise UsageError(f"the hub cache must be off or an absolute path, but got {value!r}")
 
@@ -71,7 +70,11 @@ def cuda_allocator(facts: HostFacts, goal: Goal) -> Decision:
 
 
 def parse_cuda_allocator(value: Any, facts: HostFacts) -> str | None:
-    return None if value == "off" else str(value)
+    if value == "off":
+        return None
+    if isinstance(value, str) and value and value.isprintable():
+        return value
+    raise UsageError(f"the settings of torch's CUDA allocator must be text, but got {value!r}")
 
 
 def export_cuda_allocator(value: str, values: Values) -> Variables:

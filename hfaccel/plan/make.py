@@ -7,6 +7,7 @@ from typing import Any
 
 from hfaccel.errors import UsageError
 from hfaccel.host import HostFacts
+from hfaccel.plan.budget import cpu_budget
 from hfaccel.plan.choice import Choice, Goal, Plan
 from hfaccel.plan.knobs import KNOBS, Knob
 
@@ -22,9 +23,13 @@ def make_plan(facts: HostFacts, goal: Goal) -> Plan:
         facts = _within(facts, goal.slot.cpus)
     choices = {knob.name: _choose(knob, facts, goal) for knob in KNOBS}
     affinity = choices["affinity"]
-    if "affinity" in goal.overrides and affinity.value is not None:
+    asked = goal.overrides.get("affinity", "auto") not in ("auto", None) or affinity.source == "profile"
+    if asked and affinity.value is not None:
         # The rules see the mask that is asked for, so that there are no more threads than its cores.
         within = _within(facts, affinity.value)
+        if goal.slot is not None:
+            threads = min(goal.slot.threads, cpu_budget(within).threads)
+            goal = goal._replace(slot=goal.slot._replace(cpus=affinity.value, threads=threads))
         rest = {knob.name: _choose(knob, within, goal) for knob in KNOBS if knob.name != "affinity"}
         choices.update(rest)
     return Plan(tuple(choices.values()))
@@ -52,7 +57,7 @@ def _choose(knob: Knob, facts: HostFacts, goal: Goal) -> Choice:
         value = goal.environment.get(variable)
         if value:
             return Choice(knob.name, None, f"{variable}={value} is set and kept", "environment")
-    if knob.name in goal.profile:
+    if goal.profile.get(knob.name, "auto") not in ("auto", None):
         return Choice(knob.name, knob.parse(goal.profile[knob.name], facts), "tuned", "profile")
     if goal.scope not in knob.scopes:
         where = "hfaccel-run" if knob.scopes == ("launch",) else "configure()"

@@ -5,23 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from hfaccel.errors import UsageError
-from hfaccel.host import HostFacts, Library, preload_problem
+from hfaccel.host import HostFacts, Library, is_number, preload_problem
 from hfaccel.plan.choice import Goal
 from hfaccel.plan.compute import Decision, Values, Variables
 
-# glibc's tunables have no upper bound of 2 GiB as mallopt has; 1 GiB is above any activation of a
-# server's batch. All three belong together: setting the threshold alone freezes trimming at 128 KiB.
-GLIBC_TUNABLES = (
-    "glibc.malloc.mmap_threshold=1073741824:"
-    "glibc.malloc.trim_threshold=1073741824:"
-    "glibc.malloc.arena_max=1:"
-    "glibc.malloc.hugetlb=1"
-)
-# Kept for ten seconds instead of one after being freed: otherwise the gap between two requests is
-# enough for every page of the activations to be returned and faulted in again.
-MIMALLOC = {"MIMALLOC_PURGE_DELAY": "10000"}
+# Kept for a minute instead of a second after being freed: otherwise the gap between two requests is enough
+# for every page of the activations to be returned and faulted in again. Where little memory may be
+# retained, ten seconds must do.
+MIMALLOC_DELAYS = (60_000, 10_000)  # milliseconds
+PLENTY = 1 << 30  # bytes
 JEMALLOC = {"MALLOC_CONF": "thp:always,dirty_decay_ms:-1,muzzy_decay_ms:-1"}
-SETTINGS = {"mimalloc": MIMALLOC, "jemalloc": JEMALLOC}
 
 
 def allocator(facts: HostFacts, goal: Goal) -> Decision:
@@ -73,18 +66,61 @@ def parse_allocator(value: Any, facts: HostFacts) -> Library | str | None:
 
 def export_allocator(value: Library | str, values: Values) -> Variables:
     """The allocator's own settings; a library itself is preloaded."""
+    retained = values.get("retained_memory") or MAX_RETAINED
     if value == "glibc":
-        return {"GLIBC_TUNABLES": GLIBC_TUNABLES}
-    return SETTINGS.get(value.kind, {}) if isinstance(value, Library) else {}
+        # All of them belong together: setting the threshold alone freezes trimming at 128 KiB.
+        sizes = f"glibc.malloc.mmap_threshold={retained}:glibc.malloc.trim_threshold={retained}"
+        return {"GLIBC_TUNABLES": f"{sizes}:glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1"}
+    if isinstance(value, Library) and value.kind == "mimalloc":
+        return {"MIMALLOC_PURGE_DELAY": str(MIMALLOC_DELAYS[retained < PLENTY])}
+    return JEMALLOC if isinstance(value, Library) and value.kind == "jemalloc" else {}
+
+
+# glibc takes thresholds as a C int: below 2 GiB.
+MAX_RETAINED = 7 << 28  # bytes
+UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def retained_memory(facts: HostFacts, goal: Goal) -> Decision:
+    usable = usable_memory(facts)
+    if usable == 0:
+        return MAX_RETAINED, "the memory of this host is unknown"
+    share = max(1 << 20, min(MAX_RETAINED, usable // 8))
+    return share, f"an eighth of the {usable / 2**30:.1f} GiB that may be used, below 2 GiB"
+
+
+def parse_retained_memory(value: Any, facts: HostFacts) -> int:
+    text = str(value).upper().removesuffix("B").removesuffix("I")
+    number, unit = (text[:-1], UNITS[text[-1]]) if text[-1:] in UNITS else (text, 1)
+    if is_number(number) and 1 << 20 <= int(number) * unit <= MAX_RETAINED:
+        return int(number) * unit
+    raise UsageError(
+        f"retained memory must be bytes, such as 512M, from 1M to {MAX_RETAINED >> 20}M, but got {value!r}"
+    )
+
+
+def usable_memory(facts: HostFacts) -> int:
+    """Bytes that this process may use; 0 where unknown."""
+    return min(filter(None, (facts.limits.memory_limit, facts.memory.total)), default=0)
+
+
+HUGE_PAGES = "HFACCEL_HUGE_PAGES"
 
 
 def huge_pages(facts: HostFacts, goal: Goal) -> Decision:
     memory = facts.memory
+    if goal.environment.get(HUGE_PAGES) == "off":
+        return "off", f"{HUGE_PAGES}=off is set"
     if memory.thp_disabled:
         return "off", "transparent huge pages are switched off for this process (PR_SET_THP_DISABLE)"
     if memory.thp in ("always", "madvise"):
         return "thp", f"the kernel gives huge pages on request (mode {memory.thp})"
     return "off", f"the kernel gives no transparent huge pages (mode {memory.thp})"
+
+
+def export_huge_pages(value: str, values: Values) -> Variables:
+    """For the plan that hfaccel makes inside the program."""
+    return {HUGE_PAGES: value} if value == "off" else {}
 
 
 def parse_huge_pages(value: Any, facts: HostFacts) -> str:
@@ -100,14 +136,14 @@ SMALL_CACHE = 128  # primitives; oneDNN's default is 1024, each with its own mac
 
 
 def primitive_cache(facts: HostFacts, goal: Goal) -> Decision:
-    usable = min(filter(None, (facts.limits.memory_limit, facts.memory.total)), default=0)
+    usable = usable_memory(facts)
     if 0 < usable < SMALL_MEMORY:
         return SMALL_CACHE, f"{usable / 2**30:.1f} GiB of memory: every new shape would stay in the cache"
     return None, "oneDNN's default of 1024 shapes"
 
 
 def parse_primitive_cache(value: Any, facts: HostFacts) -> int:
-    if str(value).isdecimal():
+    if is_number(str(value)):
         return int(value)
     raise UsageError(f"the primitive cache must hold 0 or more shapes, but got {value!r}")
 

@@ -6,11 +6,17 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from hfaccel.errors import UsageError
-from hfaccel.host import HostFacts, format_number_list
+from hfaccel.host import HostFacts, format_number_list, is_number
 from hfaccel.plan.budget import Cores, quota_threads, usable_cores
 
 Mode = Literal["latency", "throughput"]
 LATENCY_CORES = 4  # of an instance in latency mode, as run_cpu and ipexrun have it
+# Variables that say which of how many processes on this machine this is: torchrun's, Open MPI's, Intel MPI's.
+RANKS = (
+    ("LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+)
 
 
 class Request(NamedTuple):
@@ -52,8 +58,9 @@ def place(facts: HostFacts, request: Request) -> tuple[Slot, ...]:
 
 def rank_slot(facts: HostFacts, environment: Mapping[str, str]) -> Slot | None:
     """The place of this process among the ranks that torchrun or mpirun started on this machine."""
-    rank, size = (environment.get(name, "") for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-    if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size) and int(size) > 1):
+    pairs = ((environment.get(rank, ""), environment.get(size, "")) for rank, size in RANKS)
+    rank, size = next((pair for pair in pairs if pair != ("", "")), ("", ""))
+    if not (is_number(rank) and is_number(size) and int(rank) < int(size) and int(size) > 1):
         return None
     limits = facts.limits
     if set(limits.affinity) < set(limits.parent_affinity):
@@ -113,7 +120,9 @@ def _parts(groups: list[Cores], request: Request, allowed: int) -> list[Cores]:
     within = _spread([_pieces(group, size) for group in groups])
     if len(within) >= count:
         return within[:count]
-    return _pieces(tuple(core for group in groups for core in group), size)[:count]  # across nodes
+    taken = {core for part in within for core in part}
+    rest = tuple(core for group in groups for core in group if core not in taken)
+    return [*within, *_pieces(rest, size)][:count]  # the last ones across nodes
 
 
 def _shape(groups: list[Cores], request: Request, allowed: int) -> tuple[int, int]:

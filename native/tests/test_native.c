@@ -26,6 +26,9 @@
 
 /* --- failing system calls ------------------------------------------------------------------------ */
 
+static const struct region_wishes thp = {.pages = REGION_THP, .node = -1};
+static const struct region_wishes plain = {.pages = REGION_PLAIN, .node = -1};
+
 static struct os_calls real;
 static int fail_with;
 static int fail_advice;    /* which advice fails; others pass */
@@ -64,9 +67,24 @@ static int failing_prctl(int option, unsigned long a, unsigned long b, unsigned 
   return -1;
 }
 
-static long failing_syscall(long number, unsigned long a, unsigned long b, unsigned long c)
+static int failing_mlock(const void *address, size_t size)
 {
-  (void)number, (void)a, (void)b, (void)c;
+  (void)address, (void)size;
+  errno = fail_with;
+  return -1;
+}
+
+static long failing_mbind(void *address, size_t size, int mode, const unsigned long *nodes,
+                          unsigned long max_node)
+{
+  (void)address, (void)size, (void)mode, (void)nodes, (void)max_node;
+  errno = fail_with;
+  return -1;
+}
+
+static long failing_syscall(long number, unsigned long a, unsigned long b, unsigned long c, unsigned long d)
+{
+  (void)number, (void)a, (void)b, (void)c, (void)d;
   errno = fail_with;
   return -1;
 }
@@ -81,7 +99,7 @@ static void test_create_aligns_and_rounds_up(void)
   const size_t sizes[] = {1, 4096, OS_HUGE_PAGE_SIZE, OS_HUGE_PAGE_SIZE + 1, 7 * OS_HUGE_PAGE_SIZE};
   for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
     struct region region;
-    CHECK(region_create(&region, sizes[i], 1) == 0);
+    CHECK(region_create(&region, sizes[i], &thp) == 0);
     CHECK((uintptr_t)region.address % OS_HUGE_PAGE_SIZE == 0);
     CHECK(region.size % OS_HUGE_PAGE_SIZE == 0 && region.size >= sizes[i]);
     CHECK(region.size - sizes[i] < OS_HUGE_PAGE_SIZE);
@@ -95,9 +113,9 @@ static void test_absurd_sizes_are_refused(void)
 {
   struct region region;
   void *address;
-  CHECK(region_create(&region, 0, 1) == EINVAL);
-  CHECK(region_create(&region, SIZE_MAX, 1) == ENOMEM);
-  CHECK(region_create(&region, SIZE_MAX / 2, 1) == ENOMEM);
+  CHECK(region_create(&region, 0, &thp) == EINVAL);
+  CHECK(region_create(&region, SIZE_MAX, &thp) == ENOMEM);
+  CHECK(region_create(&region, SIZE_MAX / 2, &thp) == ENOMEM);
   CHECK(os_reserve(0, &address) == EINVAL);
   CHECK(os_reserve(4096, &address) == EINVAL);
   CHECK(os_reserve(SIZE_MAX / OS_HUGE_PAGE_SIZE * OS_HUGE_PAGE_SIZE, &address) == ENOMEM);
@@ -107,7 +125,7 @@ static void test_populate_makes_pages_present_and_keeps_content(void)
 {
   struct region region;
   struct smaps_sum sum;
-  CHECK(region_create(&region, 2 * OS_HUGE_PAGE_SIZE, 0) == 0);
+  CHECK(region_create(&region, 2 * OS_HUGE_PAGE_SIZE, &plain) == 0);
   ((char *)region.address)[5000] = 7;
   CHECK(region_populate(&region, 0, region.size) == 0);
   CHECK(((char *)region.address)[5000] == 7);
@@ -127,14 +145,14 @@ static void test_each_call_may_fail(void)
   {
     struct region region = {0};
     os_calls.mmap = failing_mmap;
-    CHECK(region_create(&region, 1, 1) == fail_with);
+    CHECK(region_create(&region, 1, &thp) == fail_with);
     CHECK(region.address == NULL);
     os_calls = real;
 
     os_calls.munmap = failing_munmap; /* trimming the reservation: what is left of it is given back */
     for (fail_munmap_at = 1; fail_munmap_at <= 2; fail_munmap_at++) {
       munmap_count = 0;
-      const int error = region_create(&region, 1, 1);
+      const int error = region_create(&region, 1, &thp);
       if (error == 0) { /* an aligned reservation has one end to trim, not two */
         CHECK(fail_munmap_at == 2 && munmap_count == 1);
         CHECK(region_release(&region) == fail_with);
@@ -149,14 +167,14 @@ static void test_each_call_may_fail(void)
     os_calls = real;
 
     os_calls.prctl = failing_prctl;
-    CHECK(region_create(&region, 1, 1) == 0);
+    CHECK(region_create(&region, 1, &thp) == 0);
     CHECK(region.name_error == fail_with && region.advise_error == 0);
     os_calls = real;
     CHECK(region_release(&region) == 0);
 
     os_calls.madvise = failing_madvise;
     fail_advice = MADV_HUGEPAGE;
-    CHECK(region_create(&region, 1, 1) == 0);
+    CHECK(region_create(&region, 1, &thp) == 0);
     CHECK(region.advise_error == fail_with);
     memset(region.address, 1, region.size);
 
@@ -172,6 +190,91 @@ static void test_each_call_may_fail(void)
     os_calls = real;
     CHECK(region_release(&region) == 0);
   }
+}
+
+static void test_wishes_that_are_refused_leave_memory_that_works(void)
+{
+  const struct region_wishes all = {.pages = REGION_HUGETLB_2M, .node = 0, .locked = 1};
+  FOR_EACH_ERROR
+  {
+    struct region region = {0};
+    os_calls.mbind = failing_mbind;
+    os_calls.mlock = failing_mlock;
+    os_calls.madvise = failing_madvise;
+    fail_advice = MADV_HUGEPAGE;
+    CHECK(region_create(&region, 1, &all) == 0);
+    CHECK(region.node_error == fail_with && region.lock_error == fail_with);
+    if (region.pages != REGION_HUGETLB_2M) { /* the pool is empty, as on most machines */
+      CHECK(region.pages == REGION_PLAIN && region.hugetlb_error != 0 && region.advise_error == fail_with);
+    }
+    memset(region.address, 1, region.size);
+    os_calls = real;
+    CHECK(region_release(&region) == 0);
+  }
+}
+
+static int mmap_count;
+static int hugetlb_flags;
+
+/* Plain memory where explicit huge pages are asked for: what a machine with a pool does. */
+static void *mmap_without_hugetlb(void *address, size_t size, int protection, int flags, int file,
+                                  long offset)
+{
+  mmap_count++;
+  if (flags & MAP_HUGETLB)
+    hugetlb_flags = flags;
+  return real.mmap(address, size, protection, flags & 0x3ffff, file, offset);
+}
+
+static void test_hugetlb_pages_are_touched_at_once_or_given_back(void)
+{
+  const struct region_wishes small = {.pages = REGION_HUGETLB_2M, .node = -1};
+  const struct region_wishes large = {.pages = REGION_HUGETLB_1G, .node = -1};
+  struct region region;
+  struct smaps_sum sum;
+  os_calls.mmap = mmap_without_hugetlb;
+  CHECK(region_create(&region, 1, &small) == 0 && region.pages == REGION_HUGETLB_2M);
+  CHECK(hugetlb_flags >> 26 == 21 && region.size == OS_HUGE_PAGE_SIZE);
+  CHECK(smaps_sum("/proc/self/smaps", (uintptr_t)region.address, region.size, &sum) == 0);
+  CHECK(region.name_error != 0 || sum.resident == region.size);
+  CHECK(region_release(&region) == 0);
+
+  os_calls.madvise = failing_madvise; /* the cgroup allows none: transparent pages instead */
+  fail_advice = 23;
+  fail_with = ENOMEM;
+  mmap_count = 0;
+  CHECK(region_create(&region, 1, &large) == 0 && region.pages == REGION_THP);
+  CHECK(hugetlb_flags >> 26 == 30 && mmap_count == 2);
+  CHECK(region.hugetlb_error == ENOMEM && region.advise_error == 0 && region.size == OS_HUGE_PAGE_SIZE);
+  os_calls = real;
+  CHECK(region_release(&region) == 0);
+}
+
+static void test_a_node_that_cannot_exist_is_refused(void)
+{
+  const struct region_wishes far = {.pages = REGION_THP, .node = POLICY_MAX_NODES};
+  struct region region = {0};
+  CHECK(region_create(&region, 1, &far) == ERANGE && region.address == NULL);
+}
+
+static int collapse_count, collapse_error;
+
+static int counting_madvise(void *address, size_t size, int advice)
+{
+  (void)address, (void)size;
+  CHECK(advice == 25); /* MADV_COLLAPSE */
+  errno = collapse_error;
+  return ++collapse_count == 1 ? -1 : 0;
+}
+
+static void test_collapse_is_tried_twice_when_the_kernel_is_busy(void)
+{
+  os_calls.madvise = counting_madvise;
+  collapse_error = EAGAIN, collapse_count = 0;
+  CHECK(os_collapse(NULL, 0) == 0 && collapse_count == 2);
+  collapse_error = EINVAL, collapse_count = 0;
+  CHECK(os_collapse(NULL, 0) == EINVAL && collapse_count == 1);
+  os_calls = real;
 }
 
 static void test_smaps_sums_the_share_in_range(void)
@@ -201,6 +304,12 @@ static void test_heap(void)
   char path[4096];
   CHECK(heap_owner(path, sizeof path) == 0 && path[0] != 0);
   CHECK(heap_owner(path, 1) == ENAMETOOLONG);
+  void *address;
+  CHECK(heap_reserve(1, &address) == EINVAL);
+  CHECK(heap_reserve(SIZE_MAX, &address) == EINVAL);
+  const int error = heap_reserve(4 * OS_HUGE_PAGE_SIZE, &address); /* the sanitizers' malloc is not glibc's */
+  CHECK(error == 0 || error == ENOTSUP || error == EINVAL);
+  heap_trim();
 }
 
 static void test_policy_is_set_and_read_back(void)
@@ -259,7 +368,7 @@ static void *create_and_release(void *unused)
 {
   for (int i = 0; i < 200; i++) {
     struct region region;
-    CHECK(region_create(&region, 1, 1) == 0);
+    CHECK(region_create(&region, 1, &thp) == 0);
     ((char *)region.address)[0] = 1;
     CHECK(region_release(&region) == 0);
   }
@@ -282,6 +391,10 @@ int main(void)
   test_absurd_sizes_are_refused();
   test_populate_makes_pages_present_and_keeps_content();
   test_each_call_may_fail();
+  test_wishes_that_are_refused_leave_memory_that_works();
+  test_hugetlb_pages_are_touched_at_once_or_given_back();
+  test_a_node_that_cannot_exist_is_refused();
+  test_collapse_is_tried_twice_when_the_kernel_is_busy();
   test_smaps_sums_the_share_in_range();
   test_heap();
   test_policy_is_set_and_read_back();

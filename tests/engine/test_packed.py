@@ -28,7 +28,7 @@ def packed_linear(inputs=256, outputs=320, bias=True):
     torch.manual_seed(0)
     linear = nn.Linear(inputs, outputs, bias=bias)
     values = linear.weight.detach().clone()
-    assert pack(linear, Arena(packed_bytes(linear.weight), huge=False)) == ""
+    assert pack(linear, Arena(packed_bytes(linear.weight), pages="default")) == ""
     return linear, values
 
 
@@ -39,7 +39,7 @@ sizes = st.integers(1, 300)
 @settings(max_examples=60)
 def test_unpacking_gives_the_same_bits(rows, columns):
     weight = torch.randn(rows, columns)
-    packed = PackedWeight.pack(weight, Arena(packed_bytes(weight), huge=False))
+    packed = PackedWeight.pack(weight, Arena(packed_bytes(weight), pages="default"))
     assert torch.equal(packed.unpack(), weight)
     assert packed.shape == weight.shape and packed.dtype == weight.dtype
 
@@ -57,14 +57,14 @@ def test_linear_equals_stock(tokens, inputs, outputs, bias):
 @pytest.mark.parametrize("special", [float("nan"), float("inf"), -0.0, 1e-42])
 def test_special_values_survive(special):
     weight = torch.full((256, 256), special)
-    packed = PackedWeight.pack(weight, Arena(packed_bytes(weight), huge=False))
+    packed = PackedWeight.pack(weight, Arena(packed_bytes(weight), pages="default"))
     assert packed.unpack().view(torch.int32).equal(weight.view(torch.int32))
 
 
 def test_the_parameter_keeps_its_identity():
     linear = nn.Linear(256, 256)
     parameter, optimizer = linear.weight, torch.optim.SGD(linear.parameters(), lr=0.1)
-    pack(linear, Arena(packed_bytes(parameter), huge=False))
+    pack(linear, Arena(packed_bytes(parameter), pages="default"))
     assert linear.weight is parameter is optimizer.param_groups[0]["params"][0]
     assert isinstance(parameter, nn.Parameter) and parameter.requires_grad
     assert isinstance(linear, nn.Linear) and type(linear) is PackedLinear
@@ -156,7 +156,7 @@ def test_packing_and_unpacking_keep_gradient_and_attributes():
     linear.weight.note = "kept"
     linear(torch.ones(1, 256)).sum().backward()
     gradient = linear.weight.grad.clone()
-    for step in (lambda: pack(linear, Arena(1 << 20, huge=False)), lambda: unpack(linear)):
+    for step in (lambda: pack(linear, Arena(1 << 20, pages="default")), lambda: unpack(linear)):
         step()
         assert torch.equal(linear.weight.grad, gradient) and linear.weight.note == "kept"
     assert not hasattr(linear.weight, "memory")
@@ -166,7 +166,7 @@ def test_packing_inside_inference_mode_is_the_same():
     linear = nn.Linear(256, 256)
     values = linear.weight.detach().clone()
     with torch.inference_mode():
-        pack(linear, Arena(1 << 20, huge=False))
+        pack(linear, Arena(1 << 20, pages="default"))
         assert torch.equal(linear.weight.detach().clone(), values)
     linear(torch.ones(1, 256)).sum().backward()
     assert linear.weight.grad is not None
@@ -183,7 +183,7 @@ def test_a_leaf_is_not_written_to_while_gradients_are_on():
 
 def test_a_frozen_weight_stays_frozen():
     linear = nn.Linear(256, 256).requires_grad_(False)
-    pack(linear, Arena(packed_bytes(linear.weight), huge=False))
+    pack(linear, Arena(packed_bytes(linear.weight), pages="default"))
     assert not linear.weight.requires_grad
     assert not linear(torch.randn(2, 256)).requires_grad
 
@@ -295,14 +295,14 @@ def test_autocast_computes_in_bfloat16():
 
 def test_weights_side_by_side_are_one_matrix():
     weights = [torch.randn(256, 256) for _ in range(3)]
-    arena = Arena(sum(padded(packed_bytes(weight)) for weight in weights), huge=False)
+    arena = Arena(sum(padded(packed_bytes(weight)) for weight in weights), pages="default")
     packed = [PackedWeight.pack(weight, arena) for weight in weights]
     matrix = joined(packed)
     assert matrix is not None and torch.equal(matrix.to_dense(), torch.cat(weights))
 
 
 def test_weights_apart_are_no_matrix_until_placed():
-    packed = [PackedWeight.pack(torch.randn(256, 256), Arena(1 << 20, huge=False)) for _ in range(3)]
+    packed = [PackedWeight.pack(torch.randn(256, 256), Arena(1 << 20, pages="default")) for _ in range(3)]
     assert joined(packed) is None
     values = [weight.unpack() for weight in packed]
     place_side_by_side(packed)

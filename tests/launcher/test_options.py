@@ -1,4 +1,4 @@
-"""hfaccel-run's options: plans that start nothing, and refusals of one line each."""
+"""What hfaccel-run says: plans that start nothing, and refusals of one line each."""
 
 from __future__ import annotations
 
@@ -70,20 +70,6 @@ def test_verbose_prints_the_plan_and_starts(script):
     assert b"threads" in done.stderr and b"the same without hfaccel" in done.stderr
 
 
-def test_underscores_are_hyphens(script):
-    usual = launched("--dry-run", "--json", "--memory-allocator", "default", "--no-bind", script)
-    other = launched("--dry_run", "--json", "--memory_allocator=default", "--no_bind", script)
-    assert usual.returncode == other.returncode == 0
-    assert usual.stdout == other.stdout
-
-
-def test_help_names_every_option():
-    done = launched("--help")
-    assert done.returncode == 0 and done.stderr == b""
-    for option in ("threads", "memory-allocator", "cores-list", "no-bind", "dry-run", "json", "verbose"):
-        assert f"--{option}".encode() in done.stdout
-
-
 def test_an_unknown_option_is_named(script):
     done = launched("--thread", "2", script)
     assert done.returncode == 2 and b"--thread" in done.stderr.splitlines()[-1] and not started(script)
@@ -93,13 +79,6 @@ def test_an_unknown_option_is_named(script):
 def test_threads_must_be_a_number_from_one_on(script, value):
     text = refused(f"--threads={value}", script)
     assert "`threads >= 1` must hold" in text and repr(value) in text and "leave it out" in text
-    assert not started(script)
-
-
-@pytest.mark.parametrize("value", ["60000", "x", "", "3-1", "-1", "0-", "99999999"])
-def test_the_cores_list_must_lie_in_the_mask(script, value):
-    text = refused(f"--cores-list={value}", script)
-    assert repr(value) in text and ("within the affinity mask" in text or "such as 0-3,8" in text)
     assert not started(script)
 
 
@@ -163,7 +142,7 @@ def test_a_missing_script_is_one_line(tmp_path, name):
 
 
 def test_a_missing_script_in_a_folder_that_is_gone(tmp_path):
-    """The folder one stands in may have been removed; the message cannot name it then."""
+    """The folder that one stands in may have been removed; the message cannot name it then."""
     folder = tmp_path / "gone"
     folder.mkdir()
     command = ["sh", "-c", 'rmdir "$PWD" && exec "$@"', "sh", RUN, "no-such.py"]

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 from conftest import replace
 
-from hfaccel import launcher
 from hfaccel.apply.environ import SITE
 from hfaccel.commands import run as command
+from hfaccel.commands import run_options
 from hfaccel.errors import ScriptError, UsageError
 from hfaccel.host import Library, read_host
-from hfaccel.launcher import Launch, become, check_program, plan_with_working_preload, prepare
-from hfaccel.plan import Choice, Goal, Plan
+from hfaccel.launcher import Launch, Settings, become, prepare
+from hfaccel.launcher.prepare import executable_command, plan_with_working_preload, python_command
+from hfaccel.plan import Choice, Goal, MemoryPolicy, Plan
 
+# The package has a function of that name.
+preparing = sys.modules["hfaccel.launcher.prepare"]
 FIRST, SECOND = Library("mimalloc", "/lib/first.so"), Library("jemalloc", "/lib/second.so")
 FACTS = replace(read_host(), allocators=(FIRST, SECOND), libc="glibc")
 
@@ -28,13 +32,13 @@ def trials(monkeypatch):
         tried.append(path)
         return answers.get(path, "")
 
-    monkeypatch.setattr(launcher, "preload_trial", trial)
+    monkeypatch.setattr(preparing, "preload_trial", trial)
     return answers, tried
 
 
 @pytest.mark.parametrize("program", [["-m", "module"], ["-c", ""], ["-m", "x", "-y"], ["-"], ["."]])
 def test_programs_that_python_can_start(program):
-    check_program(program)
+    assert python_command(program) == (sys.executable, *program)
 
 
 @pytest.mark.parametrize(
@@ -49,21 +53,21 @@ def test_programs_that_python_can_start(program):
 )
 def test_programs_that_break_a_rule(program, text):
     with pytest.raises(UsageError, match=text):
-        check_program(program)
+        python_command(program)
 
 
 def test_a_missing_script_is_named_with_the_reason():
     with pytest.raises(ScriptError, match=r"must exist.*'none\.py'.*No such file"):
-        check_program(["none.py"])
+        python_command(["none.py"])
 
 
 def test_an_unreadable_script_is_refused(tmp_path, monkeypatch):
     script = tmp_path / "script.py"
     script.touch()
-    check_program([str(script)])
+    python_command([str(script)])
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(ScriptError, match="must be readable"):
-        check_program([str(script)])
+        python_command([str(script)])
 
 
 def test_an_allocator_that_works_is_chosen_without_a_note(trials):
@@ -110,7 +114,8 @@ def test_nothing_is_tried_where_nothing_is_preloaded(trials, wanted):
 
 def test_prepare_changes_nothing_and_says_what_it_would_do(trials):
     before, user = dict(os.environ), {"PATH": "/bin", "PYTHONPATH": "/user"}
-    launch = prepare(["-c", "pass", "a b"], {"threads": 1, "allocator": "default"}, user)
+    settings = Settings({"threads": 1, "allocator": "default"})
+    (launch,) = prepare(["-c", "pass", "a b"], settings, user)
     assert dict(os.environ) == before and user == {"PATH": "/bin", "PYTHONPATH": "/user"}
     assert launch.command[1:] == ("-c", "pass", "a b")
     assert launch.changes(user) == {"OMP_NUM_THREADS": "1"}
@@ -119,8 +124,27 @@ def test_prepare_changes_nothing_and_says_what_it_would_do(trials):
     assert described["environment"] == {"OMP_NUM_THREADS": "1"} and described["notes"] == []
 
 
-def bound(cpus):
-    return Launch(("/bin/python", "-c", "pass"), {"A": "1"}, Plan((Choice("affinity", cpus, "a reason"),)))
+def test_an_executable_is_found_on_the_path(tmp_path, monkeypatch):
+    program = tmp_path / "a program"
+    program.write_text("#!/bin/sh")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert executable_command(["a program", "-x"]) == (str(program), "-x")
+    assert executable_command([str(program)]) == (str(program),)
+    program.chmod(0o644)
+    with pytest.raises(ScriptError, match="executable and on the PATH, but 'a program' is not"):
+        executable_command(["a program"])
+
+
+def test_no_executable_is_refused():
+    with pytest.raises(UsageError, match="a program must be given"):
+        executable_command([])
+
+
+def bound(cpus=None, policy=None, source="rule"):
+    values = {"affinity": cpus, "memory_policy": policy, "hub_cache": None}
+    plan = Plan(tuple(Choice(knob, value, "a reason", source) for knob, value in values.items()))
+    return Launch(("/bin/python", "-c", "pass"), {"A": "1"}, plan, None, (0, 1, 2, 3))
 
 
 @pytest.fixture
@@ -131,26 +155,58 @@ def calls(monkeypatch):
     return seen
 
 
+PROGRAM = ("execve", "/bin/python", ("/bin/python", "-c", "pass"))
+STARTED = {"A": "1", "HFACCEL_RUN": str(os.getpid())}
+
+
 def test_become_binds_and_then_replaces_the_process(calls):
     become(bound((0, 2)))
-    program = ("execve", "/bin/python", ("/bin/python", "-c", "pass"), {"A": "1"})
-    assert calls == [("affinity", 0, (0, 2)), program]
+    children = {"HFACCEL_CHILDREN_AFFINITY": "0,1,2,3"}
+    assert calls == [("affinity", 0, (0, 2)), (*PROGRAM, {**STARTED, **children})]
+
+
+@pytest.mark.parametrize("source", ["user", "profile"])
+def test_children_inherit_a_mask_that_was_asked_for(calls, source):
+    become(bound((0, 2), source=source))
+    assert calls == [("affinity", 0, (0, 2)), (*PROGRAM, STARTED)]
 
 
 def test_become_leaves_the_mask_alone_where_none_was_chosen(calls):
-    become(bound(None))
-    assert [name for name, *_ in calls] == ["execve"]
+    become(bound())
+    assert calls == [(*PROGRAM, STARTED)]
 
 
-def test_a_mask_that_the_system_refuses_does_not_stop_the_program(calls, monkeypatch):
+def test_a_mask_that_the_system_refuses_does_not_stop_the_program(calls, monkeypatch, capsys):
     """The rule's own choice is an improvement only; containers may forbid the call (EPERM)."""
 
     def refuse(pid, cpus):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "sched_setaffinity", refuse)
-    become(bound((0,)))
-    assert [name for name, *_ in calls] == ["execve"]
+    become(bound((0, 2)))
+    ((name, *_),) = calls
+    assert name == "execve"
+    assert capsys.readouterr().err == "hfaccel-run: binding to CPUs 0,2 failed (Operation not permitted)\n"
+
+
+def test_a_memory_policy_that_the_system_refuses_does_not_stop_the_program(calls, monkeypatch, capsys):
+    class Refusing:
+        def set_memory_policy(self, mode, nodes):
+            raise OSError(38, "set_mempolicy: Function not implemented")
+
+    monkeypatch.setattr("hfaccel.native.arena", Refusing())
+    become(bound(policy=MemoryPolicy("preferred", (0,))))
+    assert calls == [(*PROGRAM, STARTED)]
+    expected = "hfaccel-run: memory policy preferred:0 is not set (Function not implemented)\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_without_the_native_part_a_memory_policy_is_a_note(calls, monkeypatch, capsys):
+    monkeypatch.setattr("hfaccel.native.arena", None)
+    monkeypatch.setattr("hfaccel.native.MISSING", "it is missing")
+    become(bound(policy=MemoryPolicy("preferred", (0,))))
+    assert calls == [(*PROGRAM, STARTED)]
+    assert capsys.readouterr().err == "hfaccel-run: memory policy preferred:0 is not set: it is missing\n"
 
 
 @pytest.mark.parametrize(
@@ -178,18 +234,19 @@ def test_a_mask_that_the_system_refuses_does_not_stop_the_program(calls, monkeyp
 )
 def test_own_options_end_where_the_program_begins(arguments, head, program):
     given = list(arguments)
-    assert command.split(arguments, command._parser()) == (head, program)
+    assert run_options.split(arguments, run_options._parser()) == (head, program)
     assert arguments == given
 
 
 def test_the_verb_reports_what_did_not_work(trials, monkeypatch, capsys):
     """A note reaches the user on standard error; the program is started all the same."""
     trials[0][FIRST.path] = "crashes"
-    monkeypatch.setattr(launcher, "read_host", lambda: FACTS)
+    monkeypatch.setattr(preparing, "read_host", lambda: FACTS)
     for name in ("LD_PRELOAD", "MALLOC_CONF", "GLIBC_TUNABLES"):
         monkeypatch.delenv(name, raising=False)
     started = []
     monkeypatch.setattr(command, "become", started.append)
+    monkeypatch.setattr("hfaccel.launcher.instances.run_instances", lambda launches, path: 0)
     command.run(["--no-bind", "-c", "pass"])
     assert started[0].plan["allocator"].value == SECOND
     captured = capsys.readouterr()

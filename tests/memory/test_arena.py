@@ -21,7 +21,7 @@ shapes = st.lists(st.integers(0, 40), max_size=4).map(tuple)
 @settings(max_examples=60)
 def test_tensors_do_not_overlap_and_are_aligned(wanted, huge):
     sizes = [torch.Size(shape).numel() * dtype.itemsize for shape, dtype in wanted]
-    arena = Arena(sum(map(padded, sizes)), huge=huge)
+    arena = Arena(sum(map(padded, sizes)), pages="thp" if huge else "default")
     taken = [arena.take(shape, dtype) for shape, dtype in wanted]
     for number, tensor in enumerate(taken):
         tensor.view(-1).view(torch.uint8).fill_(number + 1) if tensor.numel() else None
@@ -33,7 +33,7 @@ def test_tensors_do_not_overlap_and_are_aligned(wanted, huge):
 
 
 def test_a_full_arena_says_so():
-    arena = Arena(100, huge=False)
+    arena = Arena(100, pages="default")
     arena.take((16,))
     with pytest.raises(UsageError, match="an arena holds 100 bytes, but"):
         arena.take((16,))
@@ -53,7 +53,7 @@ def test_negative_sizes_are_refused():
 
 
 class NoMemory:
-    def Region(self, size, huge=True):
+    def Region(self, size, pages, node, locked):
         raise OSError(12, f"mmap of {size} bytes at (nil): Cannot allocate memory")
 
 
@@ -85,7 +85,7 @@ def test_empty_has_the_shape_asked_for(dtype, pages):
     ("arguments", "text"),
     [
         ({"shape": (2, -3)}, r"0 or more, but got \(2, -3\)"),
-        ({"shape": 3, "pages": "gigantic"}, "auto, thp or default, but got 'gigantic'"),
+        ({"shape": 3, "pages": "gigantic"}, "pages must be one of .*, but got 'gigantic'"),
     ],
 )
 def test_empty_refuses_nonsense(arguments, text):
