@@ -15,6 +15,7 @@ from hfaccel.configuration import Configuration, configure
 from hfaccel.errors import HfaccelError, ModelError
 from hfaccel.memory import coverage
 from hfaccel.outcome import Outcome
+from hfaccel.plan.memory import parse_huge_pages
 from hfaccel.tables import render
 
 T = TypeVar("T")
@@ -87,14 +88,14 @@ def optimize(
     the same parameters and linear layers, and the given model works as before, on the packed weights
     too. With `inplace=True` the given model itself is changed.
 
-    `backend`: "auto" or a name from `hfaccel.backends.BACKENDS`. `huge_pages`: "auto" or "off".
+    `backend`: "auto" or a name from `hfaccel.backends.BACKENDS`. `huge_pages`: "auto", "thp" or "off".
     `num_threads`: compute threads, for the whole process. Raises ModelError for an object that is
     neither a torch.nn.Module nor a pipeline holding one, UsageError for a value that breaks a rule.
     """
-    overrides = {"threads": num_threads, "huge_pages": None if huge_pages == "auto" else huge_pages}
+    wanted_pages = None if huge_pages == "auto" else parse_huge_pages(huge_pages)
     chosen = None if backend == "auto" else by_name(backend)
     model = _model_of(model_or_pipeline)
-    configuration = configure(**{name: value for name, value in overrides.items() if value is not None})
+    configuration = configure() if num_threads is None else configure(threads=num_threads)
     record = _record(model)
     if record is not None and record.backend:
         return model_or_pipeline
@@ -107,7 +108,8 @@ def optimize(
         model.__dict__[_KEY] = Record("", reasons)
         return model_or_pipeline
     result = model if inplace else _copy_tree(model)
-    options = Options(huge_pages=configuration.plan["huge_pages"].value != "off")
+    pages = wanted_pages or configuration.plan["huge_pages"].value
+    options = Options(huge_pages=pages != "off")
     outcomes = backend_of_choice.transform(result, options)
     if strict and not any(outcome.applied for outcome in outcomes):
         raise HfaccelError("nothing was applied: " + "; ".join(outcome.reason for outcome in outcomes))

@@ -148,7 +148,8 @@ def _size(linears: list[nn.Linear]) -> int:
 def _rest_of(model: nn.Module) -> Outcome:
     """Embeddings, norms and biases: everything that is not packed."""
     packed = pack_(model)
-    size = f"{packed.moved / 2**20:.1f} MiB of other tensors moved next to each other"
+    moved, stayed = packed.moved / 2**20, packed.in_place / 2**20
+    size = f"other tensors: {moved:.1f} MiB moved next to each other, {stayed:.1f} MiB made huge in place"
     return Outcome("huge pages", not packed.problem, packed.problem or size)
 
 

@@ -145,7 +145,7 @@ def _parse(path: str) -> dict[str, str]:
     files: dict[str, str] = {}
     name = ""
     lines: list[str] = []
-    for line in Path(path).read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith("==> /") and line.endswith(" <=="):
             files[name] = "\n".join(lines)
             name, lines = line[4:-4], []

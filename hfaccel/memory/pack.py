@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from hfaccel import native
-from hfaccel.memory.arena import COLOUR, Arena, Pages, check_node, padded
+from hfaccel.memory.arena import COLOUR, HUGE_PAGE, Arena, Pages, check_node, padded
 from hfaccel.memory.coverage import coverage
 
-ENOUGH = 0.98  # a mapped file of which this share is on huge pages stays where it is
+ENOUGH = 0.98  # memory of which this share is on huge pages stays where it is
+LARGE = 32 << 20  # bytes from which on the ends of a tensor, on small pages, do not matter
 
 
 @dataclass(eq=False)
@@ -28,7 +29,7 @@ class Packed:
     """What pack_ did. Sizes in bytes."""
 
     moved: int  # copied into huge-page memory
-    in_place: int  # files mapped by a loader whose pages became huge where they are
+    in_place: int  # whose pages became huge where they are: large tensors, files mapped by a loader
     left: int  # tensors that cannot be moved: packed already, sparse, on another device
     problem: str  # what the system refused; "" for nothing
 
@@ -39,15 +40,17 @@ def pack_(
     """Move a model's parameters and buffers next to each other onto huge pages, in place.
 
     Hundreds of tensors of half a megabyte to a few then fill whole pages. Every tensor keeps its identity,
-    shape, strides and values; ties and views stay what they are. Weights that are mapped from a file are
-    first asked for huge pages where they are, which copies nothing. Packed and sparse ones are left alone.
+    shape, strides and values; ties and views stay what they are. Large tensors, and weights that are mapped
+    from a file, get huge pages where they are if they can: that copies nothing. Packed and sparse ones are
+    left alone.
     Arguments as of `Arena`. Raises UsageError for a node that does not exist.
     """
     check_node(numa_node)
     tensors = [*model.parameters(), *model.buffers()]
     movable = [tensor for tensor in tensors if _is_movable(tensor)]
     storages = _storages(movable)
-    stay = _made_huge_in_place(storages) if pages == "thp" else set()
+    in_place = pages == "thp" and numa_node is None and not locked
+    stay = _made_huge_in_place(storages) if in_place else set()
     move = [storage for storage in storages if storage not in stay]
     arena = Arena(
         sum(padded(s.bytes.numel()) + COLOUR for s in move), pages=pages, node=numa_node, locked=locked
@@ -95,12 +98,33 @@ def _move(storage: _Storage, arena: Arena) -> None:
 
 
 def _made_huge_in_place(storages: list[_Storage]) -> set[_Storage]:
-    """Those that a loader mapped from a file which the kernel put on huge pages where it lies.
-
-    It does so where the file system has large folios and the file was not in the page cache yet.
-    """
+    """Those that the kernel put on huge pages where they lie: nothing is copied, nothing held twice."""
     if native.arena is None:
         return set()
+    large = [storage for storage in storages if _is_large(storage) and _collapsed(storage)]
+    return {*large, *_huge_files([storage for storage in storages if storage not in large])}
+
+
+def _is_large(storage: _Storage) -> bool:
+    return storage.bytes.numel() >= LARGE
+
+
+def _collapsed(storage: _Storage) -> bool:
+    """Whether the whole huge pages inside a tensor became such; its two ends remain on small ones."""
+    assert native.arena is not None
+    address, size = storage.bytes.data_ptr(), storage.bytes.numel()
+    native.arena.make_huge(address, size, False)
+    if native.arena.make_huge(address, size, True) != 0:
+        return False
+    return coverage([storage.bytes]) * size >= ENOUGH * size - 2 * HUGE_PAGE
+
+
+def _huge_files(storages: list[_Storage]) -> set[_Storage]:
+    """Those in files that a loader mapped, where the whole file came onto huge pages.
+
+    The kernel does so where the file system has large folios and the file was not in the page cache yet.
+    """
+    assert native.arena is not None
     by_file: dict[tuple[int, int], list[_Storage]] = {}
     files = _mapped_files()
     for storage in storages:

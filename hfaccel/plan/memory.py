@@ -123,7 +123,7 @@ def export_huge_pages(value: str, values: Values) -> Variables:
     return {HUGE_PAGES: value} if value == "off" else {}
 
 
-def parse_huge_pages(value: Any, facts: HostFacts) -> str:
+def parse_huge_pages(value: Any, facts: HostFacts | None = None) -> str:
     if value in ("off", False):
         return "off"
     if value in ("thp", True):
