@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-WARM = 4  # forwards in which a heap finds its size: each that leaves a new gap makes it grow once more
+WARM = 2  # forwards in which a heap finds its size: each that leaves a new gap makes it grow once more
 
 
 def forward(
@@ -74,7 +74,7 @@ def faults(
         with torch.inference_mode():
             for _ in range(WARM):
                 module(tokens)
-            for _ in range(5):
+            for _ in range(3):
                 before, start = minor_faults(), time.perf_counter()
                 module(tokens)
                 times.append(time.perf_counter() - start)

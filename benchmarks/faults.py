@@ -16,7 +16,7 @@ from report import check, save
 
 CASES = str(Path(__file__).with_name("cases.py")) + ":faults"
 LAUNCHER = (str(Path(sys.executable).with_name("hfaccel-run")),)
-BAR = 5000
+BAR = 200
 SHAPE = {"model": "bert-base", "batch": 32, "length": 128}
 WAYS = {
     "under hfaccel-run": Side("hfaccel-run", CASES, SHAPE, launcher=LAUNCHER),
@@ -27,7 +27,7 @@ WAYS = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=2, help="pairs of samples per row; faults hardly vary")
+    parser.add_argument("--pairs", type=int, default=1, help="pairs of samples per row; faults hardly vary")
     arguments = parser.parse_args()
     rows = []
     for way, side in WAYS.items():

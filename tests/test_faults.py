@@ -54,4 +54,4 @@ def test_stock_faults_on_every_forward():
 )
 def test_no_thread_faults_once_it_is_warm(command, arguments):
     main, worker = faults(command, *arguments)
-    assert main < 5000 and worker < 5000
+    assert main < 200 and worker < 200
