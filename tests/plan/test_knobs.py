@@ -137,7 +137,7 @@ def test_memory_is_preferred_where_the_threads_are(host, policy, why):
         ((INTEL,), "GenuineIntel", 8.0, INTEL, "is installed"),
     ],
 )
-def test_intels_openmp_is_used_where_it_is_installed_and_no_quota_forbids_spinning(openmp, vendor, quota, value, why):
+def test_intels_openmp_is_used_where_it_is_installed_without_a_quota(openmp, vendor, quota, value, why):
     processor = replace(FACTS.processor, vendor=vendor)
     choice = choose("omp_runtime", openmp=openmp, processor=processor, limits=limits(cpu_quota=quota))
     assert choice.value == value
