@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hfaccel.errors import UsageError
 from hfaccel.host import parse_number_list
@@ -34,8 +34,13 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Settings, list[
     return options, settings, program
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see hfaccel-run --help")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="hfaccel-run",
         usage=USAGE,
         description="Start an unchanged program in the best environment for this machine.",
