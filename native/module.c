@@ -16,17 +16,30 @@ typedef struct {
   PyObject_HEAD struct region region;
 } RegionObject;
 
-/* OSError(errno, "madvise of 4194304 bytes at 0x...: Cannot allocate memory") */
-static PyObject *os_error(int code, const char *call, const void *address, size_t size)
+static PyObject *raise_os_error(int code, const char *message)
 {
-  char message[256];
-  snprintf(message, sizeof message, "%s of %zu bytes at %p: %s", call, size, address, strerror(code));
   PyObject *arguments = Py_BuildValue("(is)", code, message);
   if (arguments != NULL) {
     PyErr_SetObject(PyExc_OSError, arguments);
     Py_DECREF(arguments);
   }
   return NULL;
+}
+
+/* OSError(errno, "madvise of 4194304 bytes at 0x...: Cannot allocate memory") */
+static PyObject *os_error(int code, const char *call, const void *address, size_t size)
+{
+  char message[256];
+  snprintf(message, sizeof message, "%s of %zu bytes at %p: %s", call, size, address, strerror(code));
+  return raise_os_error(code, message);
+}
+
+/* OSError(errno, "set_mempolicy: Operation not permitted") */
+static PyObject *call_error(int code, const char *call)
+{
+  char message[128];
+  snprintf(message, sizeof message, "%s: %s", call, strerror(code));
+  return raise_os_error(code, message);
 }
 
 /* A count from Python: negative and overlong numbers are ValueErrors that name the argument. */
@@ -275,19 +288,6 @@ static PyObject *mallopt_py(PyObject *module, PyObject *args)
   if (!PyArg_ParseTuple(args, "ii", &option, &value))
     return NULL;
   return PyBool_FromLong(heap_set_option(option, value) == 0);
-}
-
-/* OSError(errno, "set_mempolicy: Operation not permitted") */
-static PyObject *call_error(int code, const char *call)
-{
-  char message[128];
-  snprintf(message, sizeof message, "%s: %s", call, strerror(code));
-  PyObject *arguments = Py_BuildValue("(is)", code, message);
-  if (arguments != NULL) {
-    PyErr_SetObject(PyExc_OSError, arguments);
-    Py_DECREF(arguments);
-  }
-  return NULL;
 }
 
 static const char *const policy_names[] = {"default", "preferred", "bind", "interleave"};

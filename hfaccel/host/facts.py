@@ -95,6 +95,10 @@ class Topology(NamedTuple):
         wanted = set(cpus)
         return tuple(sorted({entry.node for entry in self.cpus if entry.cpu in wanted}))
 
+    def node_of(self) -> dict[int, int]:
+        """CPU number -> number of its node."""
+        return {entry.cpu: entry.node for entry in self.cpus}
+
     @property
     def packages(self) -> int:
         return len({entry.package for entry in self.cpus})

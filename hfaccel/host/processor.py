@@ -107,7 +107,7 @@ def read_processor(tree: Tree) -> Processor:
     usable, withheld = _usable(tree, [flag for flag in ISA_FLAGS if flag.name in listed])
     vendor = "ARM" if arm else fields.get("vendor_id", "")
     return Processor(
-        architecture=_architecture(tree),
+        architecture=tree.probe("machine", lambda: os.uname().machine),
         vendor=vendor,
         model_name=fields.get("model name", ""),
         codename=_arm_core(fields) if arm else codename(vendor, family, model, stepping),
@@ -193,10 +193,6 @@ def _mask(text: str) -> int | None:
     if not digits or len(digits) > 16 or set(digits.lower()) - set("0123456789abcdef"):
         return None
     return int(digits, 16)
-
-
-def _architecture(tree: Tree) -> str:
-    return tree.probe("machine", lambda: os.uname().machine)
 
 
 def _arm_core(fields: dict[str, str]) -> str:

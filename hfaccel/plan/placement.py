@@ -92,7 +92,7 @@ def _within(cpus: tuple[int, ...], mask: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _on_nodes(facts: HostFacts, nodes: tuple[int, ...], mask: tuple[int, ...]) -> tuple[int, ...]:
-    node_of = {entry.cpu: entry.node for entry in facts.topology.cpus}
+    node_of = facts.topology.node_of()
     chosen = tuple(cpu for cpu in mask if node_of.get(cpu, 0) in nodes)
     missing = sorted(set(nodes) - set(facts.topology.nodes_of(mask)))
     if not chosen or missing:
@@ -105,7 +105,7 @@ def _on_nodes(facts: HostFacts, nodes: tuple[int, ...], mask: tuple[int, ...]) -
 
 
 def _by_node(facts: HostFacts, cores: Cores) -> list[Cores]:
-    node_of = {entry.cpu: entry.node for entry in facts.topology.cpus}
+    node_of = facts.topology.node_of()
     groups: dict[int, list[tuple[int, ...]]] = {}
     for cpus in cores:
         groups.setdefault(node_of.get(cpus[0], 0), []).append(cpus)
