@@ -145,8 +145,8 @@ def omp_runtime(facts: HostFacts, goal: Goal) -> Decision:
         return None, "the one that torch brings; no other is installed"
     if under_quota(facts, goal):
         return None, "the one that torch brings: Intel's threads spin, which uses up a CPU quota"
-    # Measured on AMD, BERT-base: 1.09 times faster at (1,16), 1.01 at (1,128).
-    return intel, "Intel's OpenMP is installed: its threads meet sooner in short forwards"
+    # benchmarks/openmp.py on AMD: 1.09 and 1.01 times faster at (1,16) in two runs, 1.01 at (1,128) in both.
+    return intel, "Intel's OpenMP is installed, and no slower than torch's where it was measured"
 
 
 def parse_omp_runtime(value: Any, facts: HostFacts) -> Library | None:
