@@ -28,7 +28,7 @@ FLOORS = (
     ("plan",),
     ("host",),
     ("errors", "outcome", "native", "tables"),
-    ("_arena",),  # the extension
+    ("_arena", "_kernels"),  # the extensions
 )
 FLOOR = {unit: number for number, floor in enumerate(FLOORS) for unit in floor}
 

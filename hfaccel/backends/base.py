@@ -18,6 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from hfaccel.outcome import Outcome
@@ -28,6 +29,14 @@ class Options:
     """What the user asked for."""
 
     huge_pages: bool = True
+    dtype: torch.dtype | None = None  # of multiplications; None: the checkpoint's
+    quantization: str | None = None  # "int8"
+    unpad: bool = True  # whether padding may be left out of the computation
+
+    @property
+    def rounds(self) -> bool:
+        """Whether weights are rounded: then the given model must keep its own."""
+        return self.quantization is not None or self.dtype is torch.bfloat16
 
 
 class Backend(ABC):
