@@ -388,7 +388,12 @@ LEAK_TESTS = {
     "saved_state": lambda: quietly(_arena.saved_state),
     "requestable_state": lambda: quietly(_arena.requestable_state),
     "end_with_parent": lambda: _arena.end_with_parent(0),
+    "count_event": lambda: quietly(count_page_faults),
 }
+
+
+def count_page_faults():
+    os.close(_arena.count_event(1, 2))  # PERF_TYPE_SOFTWARE, PERF_COUNT_SW_PAGE_FAULTS
 
 
 def quietly(function, *arguments):
