@@ -187,8 +187,8 @@ int os_count_event(uint32_t type, uint64_t config, int *file)
       .read_format = PERF_FORMAT_TOTAL_TIME_ENABLED | PERF_FORMAT_TOTAL_TIME_RUNNING,
   };
   const long any = -1; /* on any CPU; in no group */
-  const long result = os_calls.syscall(SYS_perf_event_open, (unsigned long)&event, 0, (unsigned long)any,
-                                       (unsigned long)any);
+  const long result =
+      os_calls.syscall(SYS_perf_event_open, (unsigned long)&event, 0, (unsigned long)any, (unsigned long)any);
   if (result < 0)
     return errno;
   *file = (int)result;

@@ -41,6 +41,11 @@ COLUMNS = (
     "times\nfaster",
     "peak\nMiB",
 )
+UNREAD = {  # by where the shares of huge pages were read
+    "PAGEMAP_SCAN": "Huge pages of the whole process cannot be read here",
+    "smaps": "Huge pages are read by mapping, which tells less than by page",
+    "": "Huge pages cannot be read here",
+}
 MISSES = "dTLB\nmisses"  # a column where they can be counted
 
 
@@ -143,7 +148,8 @@ def _progress(count: int) -> Iterator[Callable[[str], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=count)
         state = {"started": False}
 
@@ -188,7 +194,7 @@ def _reasons(report: Mapping[str, Any]) -> list[str]:
         for event, reason in result.get("uncounted", {}).items():
             reasons[f"{event} cannot be counted here: {reason}."] = None
         if result.get("unread"):
-            reasons[f"Huge pages cannot be read here: {result['unread']}."] = None
+            reasons[f"{UNREAD[result['source']]}: {result['unread']}."] = None
         if result["failure"]:
             reasons[f"Failed: {result['failure']}."] = None
     return list(reasons)

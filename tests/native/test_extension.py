@@ -452,6 +452,8 @@ def refused(error, function, *arguments):
         refused(ValueError, _arena.set_memory_policy, "bind", (1 << 70,)),
         refused(TypeError, _arena.set_memory_policy, "bind", ("0",)),
         refused(OSError, _arena.end_with_parent, 1000),
+        refused(OSError, _arena.count_event, 1, 1 << 60),
+        refused(TypeError, _arena.count_event, "1", 2),
     ],
 )
 def test_errors_leak_nothing(call):

@@ -4,7 +4,7 @@ docs/memory.md tells what was claimed about it and how to read the figures.
 """
 
 from hfaccel.bench.memory.kernel import Alignment, probe_alignment
-from hfaccel.bench.memory.measure import Setting, measure
+from hfaccel.bench.memory.rounds import Setting, measure
 from hfaccel.bench.memory.ways import Way, find_ways
 from hfaccel.bench.memory.workloads import Workload, workloads
 

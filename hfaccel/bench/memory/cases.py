@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from hfaccel import configuration
 from hfaccel.apply.verify import allocator_in_use
 from hfaccel.bench.memory.addresses import covered
 from hfaccel.bench.memory.counters import Cost, Counters, memory
@@ -128,9 +129,7 @@ def forward(
 def _start(configure: bool, threads: int) -> Counters:
     counters = Counters()  # before torch starts any thread
     if configure:
-        import hfaccel
-
-        hfaccel.configure(threads=threads)
+        configuration.configure(threads=threads)
     return counters
 
 

@@ -70,7 +70,9 @@ class Counters:
 def _open(kind: int, config: int) -> int:
     if native.arena is None:
         raise OSError(0, native.MISSING)
-    return native.arena.count_event(kind, config)
+    file = native.arena.count_event(kind, config)
+    os.set_inheritable(file, False)  # programs that this process starts have no use for it
+    return file
 
 
 def scaled(before: tuple[int, int, int], after: tuple[int, int, int]) -> int | None:

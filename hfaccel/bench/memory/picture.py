@@ -92,6 +92,7 @@ def check_picture(path: str) -> None:
 
 def draw(report: Mapping[str, Any], path: str) -> None:
     """Write the picture of a report (what `hfaccel bench memory --json` prints) to `path`."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     panels = pictured(report["workloads"])
@@ -103,7 +104,8 @@ def draw(report: Mapping[str, Any], path: str) -> None:
         _draw_panel(axes, panel)
     figure.suptitle(f"Linux {report['kernel']}: {report['alignment']['text']}", fontsize=9)
     figure.legend(handles=_legend(), loc="outside lower center", ncols=5, fontsize=8)
-    figure.savefig(path, metadata={"Date": None} if path.endswith(".svg") else None)
+    with rc_context({"svg.hashsalt": "hfaccel"}):  # the same report gives the same file
+        figure.savefig(path, metadata={"Date": None} if path.endswith(".svg") else None)
 
 
 def _draw_panel(axes: Axes, panel: Mapping[str, Any]) -> None:
