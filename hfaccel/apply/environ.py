@@ -15,8 +15,8 @@ from hfaccel.plan import KNOBS, Plan
 SAVED = "HFACCEL_SAVED_"  # prefix of a variable that holds what the program's children shall see
 SITE = str(Path(__file__).resolve().parent.parent / "_site")
 # oneTBB, which OpenVINO computes with, loads hwloc with RTLD_DEEPBIND. hwloc then frees by glibc what libc's
-# functions got from the preloaded malloc, and the program aborts (uxlfoundation/oneTBB#1636). This is oneTBB's
-# switch for that. It is read when OpenVINO is first used, so it must stay in the program's environment.
+# functions got from the preloaded malloc, and the program aborts (uxlfoundation/oneTBB#1636). This is the
+# switch that oneTBB has for it, read when OpenVINO is first used: it must stay in the program's environment.
 ONE_MALLOC = {"TBB_ENABLE_SANITIZERS": "1"}
 
 
