@@ -2,6 +2,9 @@
 
 A small BERT, batches of 1 to 8 sequences of 1 to 128 tokens; in the main and in a worker thread. Each row is
 one process; with --stock there are rows for plain Python too, which no bar concerns.
+
+oneDNN keeps what it compiled for up to 1024 shapes, in blocks that lie between the activations: that is what
+grows, and --primitive-cache shows what is left of it with fewer.
 """
 
 from __future__ import annotations
@@ -33,7 +36,10 @@ def main() -> int:
     parser.add_argument("--forwards", type=int, default=10_000)
     parser.add_argument("--only", default="", help="rows whose name contains this, e.g. optimize")
     parser.add_argument("--stock", action="store_true", help="measure plain Python too")
+    parser.add_argument("--primitive-cache", type=int, help="shapes that oneDNN keeps; its default is 1024")
     arguments = parser.parse_args()
+    cache = arguments.primitive_cache
+    variables = {} if cache is None else {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(cache)}
     checkpoints = sorted({arguments.first, arguments.forwards // 2, arguments.forwards})
     ways = {**WAYS, **(STOCK if arguments.stock else {})}
     rows = []
@@ -42,7 +48,7 @@ def main() -> int:
             name = f"{way}, {thread} thread"
             if arguments.only in name:
                 case = {"checkpoints": checkpoints, "worker": thread == "worker", **extra}
-                rows.append(measure(name, Side(name, CASES, case, launcher)))
+                rows.append(measure(name, Side(name, CASES, case, launcher, variables)))
     save("growth", rows)
     judged = [row for row in rows if not row["name"].startswith("plain")]
     return check(
