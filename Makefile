@@ -11,7 +11,7 @@ help:
 	@echo "make demo    embed real texts with and without hfaccel, and compare"
 	@echo "make test    run all tests"
 	@echo "make check   lint, types, formatting, C tests under sanitizers"
-	@echo "make bench   measure every figure of benchmarks/README.md (about 15 minutes)"
+	@echo "make bench   measure every figure of benchmarks/README.md (about 30 minutes)"
 	@echo "make bench-memory  every allocator on the kernel list's workload, with a picture (about an hour)"
 	@echo "make docs    generate docs/knobs.md and docs/placement.md"
 
@@ -45,6 +45,9 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/faults.py
+	$(BIN)/python benchmarks/allocator.py
+	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/touch.py
 	$(BIN)/python benchmarks/quota.py
 	$(BIN)/python benchmarks/instances.py
 	$(BIN)/python benchmarks/speed.py
