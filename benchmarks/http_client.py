@@ -24,12 +24,6 @@ class Reply(NamedTuple):
         return json.loads(self.body)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def request(path: str, content: Any = None) -> bytes:
     """The bytes of a GET, or of a POST of `content` as JSON (bytes are sent as they are)."""
     body = b"" if content is None else content if isinstance(content, bytes) else json.dumps(content).encode()

@@ -4,12 +4,12 @@
     hfaccel-run -m uvicorn --app-dir examples serve_fastapi:app
     curl -H 'Content-Type: application/json' -d '{"text": "Hello"}' localhost:8000/embed
 
-A full queue is 503 with Retry-After. A client that hangs up is not computed for. On SIGTERM what was accepted is
-answered before the server ends.
+A full queue is 503 with Retry-After. A client that hangs up is not computed for. On SIGTERM what was accepted
+is answered before the server ends.
 
 Settings are environment variables: SERVE_MODEL, SERVE_DTYPE (bfloat16), SERVE_QUANTIZATION (int8),
 SERVE_MAX_LENGTH (tokens of a text, 256), and the limits of hfaccel.serve.Batcher: SERVE_MAX_TOKENS,
-SERVE_MAX_BATCH, SERVE_MAX_DELAY (seconds), SERVE_MAX_QUEUE.
+SERVE_MAX_BATCH, SERVE_MAX_DELAY (seconds), SERVE_MAX_QUEUE, SERVE_CALL_TOKENS.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from pydantic import BaseModel, Field
 
 import hfaccel
 
-LIMITS = {"max_tokens": int, "max_batch": int, "max_delay": float, "max_queue": int}
+LIMITS = {"max_tokens": int, "max_batch": int, "max_delay": float, "max_queue": int, "call_tokens": int}
 
 
 class Text(BaseModel):
@@ -81,7 +81,7 @@ def create_app(load: Callable[[], Any] = load) -> FastAPI:
     @app.post("/embed")
     async def embed(text: Text, request: Request) -> Embedding:
         vector = await unless_gone(request, app.state.embed(text.text))
-        return Embedding(embedding=[] if vector is None else vector.tolist())
+        return Embedding(embedding=vector.tolist())
 
     @app.get("/health")
     async def health() -> dict[str, int]:
@@ -97,15 +97,17 @@ def create_app(load: Callable[[], Any] = load) -> FastAPI:
 
 
 async def unless_gone(request: Request, answer: Coroutine[Any, Any, Any]) -> Any:
-    """The answer; None when the client hung up first, and then its request leaves the queue.
+    """The answer, unless the client hangs up first: then its request leaves the queue.
 
-    FastAPI has read the body, so the next message of the connection is the end of it.
+    FastAPI has read the body, so the next message that the server has for us is that the client left.
     """
     working = asyncio.ensure_future(answer)
     leaving = asyncio.ensure_future(request.receive())
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return await working if working.done() else None
+        if working.done():
+            return await working
+        raise HTTPException(499, "the client hung up")  # nobody reads it; the number is nginx's for the log
     finally:
         working.cancel()
         leaving.cancel()

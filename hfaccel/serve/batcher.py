@@ -68,8 +68,10 @@ class Batcher(Generic[In, Out]):
     `max_tokens`: of a padded batch (its longest item times its items). `max_batch`: items in a batch.
     `max_delay`: seconds that a request waits for company while the worker is free; with 0.0 batches form of
     what arrives while the one before is computed. `max_queue`: requests that may wait; one more raises
-    Overloaded. `size`: an item's tokens. `prepare`: what becomes of an item before its size is asked, such as
-    its tokens; runs in a second thread.
+    Overloaded. `call_tokens`: what a call costs beside its tokens, in tokens; as much padding is accepted to
+    spare one. The default suits float32 encoders; int8 wants more, a padding-free model as many as
+    `max_tokens`. `size`: an item's tokens. `prepare`: what becomes of an item before its size is asked, such
+    as its tokens; runs in a second thread.
 
     A batcher belongs to the event loop that it is first used in. Raises UsageError for a limit that breaks
     its rule.
@@ -83,16 +85,20 @@ class Batcher(Generic[In, Out]):
         max_batch: int = 64,
         max_delay: float = 0.0,
         max_queue: int = 256,
+        call_tokens: int = 16,
         size: Callable[[Any], int] = len,
         prepare: Callable[[In], Any] | None = None,
     ) -> None:
-        for name, value in (("max_tokens", max_tokens), ("max_batch", max_batch), ("max_queue", max_queue)):
+        counted = dict(
+            max_tokens=max_tokens, max_batch=max_batch, max_queue=max_queue, call_tokens=call_tokens
+        )
+        for name, value in counted.items():
             if value < 1:
                 raise UsageError(f"`{name} >= 1` must hold, but got {value}")
         if not 0 <= max_delay < threading.TIMEOUT_MAX:
             raise UsageError(f"`max_delay >= 0` seconds must hold, but got {max_delay}; 0.005 is 5 ms")
         self._function, self._size, self._prepare = function, size, prepare
-        self._limits, self._max_queue = Limits(max_tokens, max_batch, max_delay), max_queue
+        self._limits, self._max_queue = Limits(max_tokens, max_batch, max_delay, call_tokens), max_queue
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="hfaccel-serve")
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="hfaccel-prepare")
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -212,7 +218,9 @@ class Batcher(Generic[In, Out]):
         while batch := self._take():
             started = time.monotonic()
             answers = run(self._function, [request.item for request in batch])
-            self._pace = pace(self._pace, time.monotonic() - started, len(batch))
+            with self._changed:
+                self._running = 0
+                self._pace = pace(self._pace, time.monotonic() - started, len(batch))
             try:
                 self._loop.call_soon_threadsafe(deliver, batch, answers)
             except RuntimeError:
@@ -222,7 +230,6 @@ class Batcher(Generic[In, Out]):
     def _take(self) -> list[Request]:
         """The next batch, when its time has come; empty when nothing waits."""
         with self._changed:
-            self._running = 0
             while ready := [request for request in self._queue if request.size]:
                 sizes = [request.size for request in ready]
                 waited = time.monotonic() - ready[0].accepted

@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# What a batch costs beside its tokens, in tokens: Python and the weights, which are read once. Measured
-# with MiniLM and BERT-base in float32: (1,8) takes about twice as long as its GEMMs alone would.
-CALL_TOKENS = 16
-
 
 class Limits(NamedTuple):
     max_tokens: int  # of a padded batch: its longest request times its requests
     max_batch: int  # requests
     max_delay: float  # seconds that a request may wait for company while the worker is free
+    call_tokens: int  # what a call costs beside its tokens, in tokens
 
 
 def starts_in(sizes: Sequence[int], waited: float, limits: Limits) -> float:
@@ -32,34 +29,35 @@ def starts_in(sizes: Sequence[int], waited: float, limits: Limits) -> float:
 def next_batch(sizes: Sequence[int], limits: Limits) -> list[int]:
     """Indices, ascending, of the requests of the next batch. `sizes`: tokens, in order of arrival.
 
-    Grows from the oldest request to neighbours in length, as far as that raises the share of real tokens in
-    what the batch costs. Only the oldest alone may exceed `max_tokens`.
+    Grows from the oldest request to its neighbours in length and keeps what saves most against calls for
+    each request alone. Only the oldest, alone, may exceed `max_tokens`.
     """
     first, others = sizes[0], range(1, len(sizes))
-    shorter = sorted((i for i in others if sizes[i] < first), key=lambda i: (-sizes[i], i))
-    longer = sorted((i for i in others if sizes[i] >= first), key=lambda i: (sizes[i], i))
-    batch, real, longest = [0], first, first
-    best, best_share = 1, _share(first, first, 1)
-    while True:
+    shorter = sorted((i for i in others if sizes[i] < first), key=lambda i: (sizes[i], -i))
+    longer = sorted((i for i in others if sizes[i] >= first), key=lambda i: (-sizes[i], -i))
+    batch, real, longest = [0], first, first  # the nearest of each side is at its end
+    best, best_saving = 1, 0
+    while len(batch) < limits.max_batch:
         count = len(batch) + 1
+        sides = [(side, sizes[side[-1]]) for side in (shorter, longer) if side]
         grown = [
-            (_share(real + sizes[side[0]], max(longest, sizes[side[0]]), count), side)
-            for side in (shorter, longer)
-            if side and max(longest, sizes[side[0]]) * count <= limits.max_tokens
+            (saving(real + size, max(longest, size), count, limits.call_tokens), side)
+            for side, size in sides
+            if max(longest, size) * count <= limits.max_tokens
         ]
-        if not grown or count > limits.max_batch:
-            return sorted(batch[:best])
-        share, side = max(grown, key=lambda candidate: candidate[0])
-        index = side.pop(0)
-        batch.append(index)
-        real, longest = real + sizes[index], max(longest, sizes[index])
-        if share > best_share:
-            best, best_share = count, share
+        if not grown:
+            break
+        saved, side = max(grown, key=lambda candidate: candidate[0])
+        batch.append(side.pop())
+        real, longest = real + sizes[batch[-1]], max(longest, sizes[batch[-1]])
+        if saved > best_saving:
+            best, best_saving = count, saved
+    return sorted(batch[:best])
 
 
-def _share(real: int, longest: int, count: int) -> float:
-    """Real tokens in what a padded batch costs."""
-    return real / (CALL_TOKENS + longest * count)
+def saving(real: int, longest: int, count: int, call_tokens: int) -> int:
+    """Tokens that one call for a padded batch saves against `count` calls: overheads less padding."""
+    return (count - 1) * call_tokens - (longest * count - real)
 
 
 def drained_in(requests: int, seconds_each: float | None) -> float:
