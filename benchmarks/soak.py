@@ -97,11 +97,16 @@ async def checked(soak: Soak, number: int, connection: Connection) -> bool:
     if reply.status != 200:
         soak.seen[f"status {reply.status} for a good request"] += 1
         return True
-    distances = np.linalg.norm(soak.expected - np.array(reply.json()["embedding"], np.float32), axis=1)
+    judge(soak, number, reply.json()["embedding"])
+    return True
+
+
+def judge(soak: Soak, number: int, embedding: list[float]) -> None:
+    """Count the answer to text `number`: right, wrong, or swapped with another text's."""
+    distances = np.linalg.norm(soak.expected - np.array(embedding, np.float32), axis=1)
     right = distances[number] <= soak.tolerance
     nearest = int(distances.argmin())
     soak.seen["right" if right else "wrong" if nearest == number else "swapped"] += 1
-    return True
 
 
 async def leave(soak: Soak, chance: random.Random, connection: Connection) -> bool:
