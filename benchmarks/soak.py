@@ -92,7 +92,7 @@ async def checked(soak: Soak, number: int, connection: Connection) -> bool:
     if reply.status == 503:
         soak.seen["refused"] += 1
         soak.seen["refused without Retry-After"] += "retry-after" not in reply.headers
-        await asyncio.sleep(0.05)  # sooner than told to: the queue shall stay full
+        await asyncio.sleep(0.25)  # sooner than told to: the queue shall stay full
         return True
     if reply.status != 200:
         soak.seen[f"status {reply.status} for a good request"] += 1

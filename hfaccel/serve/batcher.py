@@ -132,9 +132,12 @@ class Batcher(Generic[In, Out]):
             raise
         finally:
             self._leave(request)
-        if answer.error is not None:
+        if answer.error is None:
+            return cast(Out, answer.value)
+        try:
             raise answer.error
-        return cast(Out, answer.value)
+        finally:
+            del answer, request  # the error's traceback refers to this frame, which must not refer to it
 
     async def close(self) -> None:
         """Refuse new requests, finish those accepted, end the threads. May be called more than once."""
@@ -241,7 +244,8 @@ class Batcher(Generic[In, Out]):
                 self._working = False
                 return []
             batch = [ready[index] for index in next_batch(sizes, self._limits)]
-            self._queue = [request for request in self._queue if request not in batch]
+            taken = set(batch)
+            self._queue = [request for request in self._queue if request not in taken]
             self._running = len(batch)
             return batch
 
