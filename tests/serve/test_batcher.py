@@ -15,20 +15,23 @@ PATIENCE = 30  # seconds after which a test has failed; none waits that long
 
 
 class Gate:
-    """A function of a list that waits for `open`, and remembers its batches."""
+    """A function of a list that waits for `open` or `step` (one call), and remembers its batches."""
 
     def __init__(self, function=lambda items: [item * 2 for item in items]):
         self.function, self.batches = function, []
-        self.entered, self.opened = threading.Semaphore(0), threading.Event()
+        self.entered, self.permits = threading.Semaphore(0), threading.Semaphore(0)
 
     def __call__(self, items):
         self.batches.append(list(items))
         self.entered.release()
-        assert self.opened.wait(PATIENCE)
+        assert self.permits.acquire(timeout=PATIENCE)
         return self.function(items)
 
     def open(self):
-        self.opened.set()
+        self.permits.release(1000)
+
+    def step(self):
+        self.permits.release()
 
     async def runs(self):
         assert await asyncio.to_thread(self.entered.acquire, timeout=PATIENCE)
@@ -179,15 +182,18 @@ def test_cancelling_a_running_request_drops_its_result_only():
             first = await start(batcher, 0)
             await gate.runs()
             leaving, staying = await start(batcher, 1, 2)
-            gate.open()
+            gate.step()
             await asyncio.gather(*first)
+            await gate.runs()
             leaving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await leaving
+            gate.open()
             assert await staying == 4
             assert await batcher(3) == 6
-        return batcher.counts
+        return gate.batches, batcher.counts
 
-    counts = run(main())
-    assert counts.accepted == 4 and counts.answered + counts.cancelled == 4
+    assert run(main()) == ([[0], [1, 2], [3]], (0, 0, 4, 3, 1, 0))
 
 
 def test_cancelled_while_it_runs_alone():
@@ -306,6 +312,27 @@ def test_closing_finishes_what_was_accepted():
         assert [task.result() for task in tasks] == [2 * item for item in range(20)]
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("hfaccel")]
         await batcher.close()
+
+    run(main())
+
+
+def test_closing_waits_for_what_is_still_prepared():
+    async def main():
+        entered, go = threading.Event(), threading.Event()
+
+        def prepare(item):
+            entered.set()
+            assert go.wait(PATIENCE)
+            return item
+
+        batcher = Batcher(lambda items: items, size=one, prepare=prepare)
+        tasks = await start(batcher, "a", "b")
+        assert await asyncio.to_thread(entered.wait, PATIENCE)
+        closing = asyncio.ensure_future(batcher.close())
+        await asyncio.sleep(0.01)
+        go.set()
+        assert await asyncio.gather(*tasks) == ["a", "b"]
+        await closing
 
     run(main())
 
