@@ -31,7 +31,7 @@ MAX_LENGTH = 256  # tokens, as the example's
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.08, "int8": 0.3}
 LOST_AFTER = 120.0  # seconds without an answer
 GROWTH = 1.03  # memory in the last quarter to memory in the second
-JUDGED_FROM = 3.0  # minutes: before, the allocators' pools still find their size
+JUDGED_FROM = 10.0  # minutes: before, oneDNN still fills its cache of primitives
 
 Vectors = npt.NDArray[np.float32]
 

@@ -178,7 +178,7 @@ def test_sigterm_finishes_what_was_accepted(gated):
 
 # The real model
 
-COUNT, CLIENTS = 32, 8
+COUNT, CLIENTS = 24, 8
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def corpus_and_vectors():
 
     path = str(Path(package).with_name("model"))
     tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModel.from_pretrained(path).eval()
-    corpus = [text[: 20 * (1 + number % 15)] for number, text in enumerate(texts(COUNT))]
+    corpus = [text[: 20 * (1 + number % 10)] for number, text in enumerate(texts(COUNT))]
     with torch.inference_mode():
         alone = [
             model(**tokenizer(text, truncation=True, max_length=256, return_tensors="pt"))[0][0].mean(0)

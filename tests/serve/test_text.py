@@ -6,13 +6,14 @@ import asyncio
 
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertForSequenceClassification, pipeline
 
 import hfaccel
 from corpus import texts
 from hfaccel.errors import UsageError
 
-TEXTS = ["", *texts(16), "a long one " * 50]
+SHORT = ["one", "two and more", "three", "four of them are here", "five"]
+TEXTS = ["", *texts(12), "a long one " * 50]
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +77,20 @@ def test_limits_are_those_of_the_batcher(tokenizer, model):
         hfaccel.serve.embedder(tokenizer, model, max_batch=0)
 
 
-def test_a_pipeline_is_served_by_a_batcher(tokenizer, model):
+def test_a_pipeline_is_served_by_a_batcher(tokenizer):
     """What the docs show for any pipeline."""
-    from transformers import pipeline
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    model = BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **sizes)).eval()
+    pipe = pipeline("text-classification", model=model, tokenizer=tokenizer)
 
-    pipe = pipeline("feature-extraction", model=model, tokenizer=tokenizer)
+    def classify(items):
+        return pipe(items, batch_size=len(items))
 
     async def main():
-        async with hfaccel.serve.Batcher(lambda items: pipe(items, batch_size=len(items))) as batcher:
-            return await asyncio.gather(batcher("one"), batcher("two and more"))
+        async with hfaccel.serve.Batcher(classify) as batcher:
+            return await asyncio.gather(*map(batcher, SHORT))
 
-    one, more = asyncio.run(main())
-    assert len(one[0]) == 3 and len(more[0]) == 5
+    for text, answer in zip(SHORT, asyncio.run(main()), strict=True):
+        (expected,) = pipe(text)
+        assert answer == {"label": expected["label"], "score": pytest.approx(expected["score"], abs=1e-5)}
