@@ -28,11 +28,13 @@ def embedder(
     tokens that are kept of a text, by default what the tokenizer allows. `pooling`: "mean" over the tokens,
     or "cls", the first one's state. `normalize`: to length 1. `limits`: see Batcher; sizes are tokens.
 
-    While it is open nothing else may use the tokenizer. Raises UsageError for an unknown pooling, and from a
-    request for anything but one text.
+    While it is open nothing else may use the tokenizer. Raises UsageError for an unknown pooling and for a
+    tokenizer that cannot pad, and from a request for anything but one text.
     """
     if pooling not in POOLINGS:
         raise UsageError(f"`pooling` must be one of {', '.join(POOLINGS)}, but got {pooling!r}")
+    if tokenizer.pad_token is None:
+        raise UsageError("batches need a `tokenizer.pad_token`, but it is None; set it, often to eos_token")
 
     def tokenize(text: str) -> dict[str, list[int]]:
         if not isinstance(text, str):
@@ -43,7 +45,10 @@ def embedder(
     def embed(tokenized: list[dict[str, list[int]]]) -> list[torch.Tensor]:
         import torch
 
-        batch = tokenizer.pad(tokenized, return_tensors="pt")
+        # On the right, whatever the tokenizer prefers: positions and the first token stay as they are.
+        batch = tokenizer.pad(
+            tokenized, padding_side="right", return_attention_mask=True, return_tensors="pt"
+        )
         with torch.inference_mode():
             states = model(**batch).last_hidden_state.float()
             vectors = _mean(states, batch["attention_mask"]) if pooling == "mean" else states[:, 0]

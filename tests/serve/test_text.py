@@ -72,6 +72,19 @@ def test_poolings_have_names(tokenizer, model):
         hfaccel.serve.embedder(tokenizer, model, pooling="max")
 
 
+def test_texts_are_padded_on_the_right(minilm_path, tokenizer, model):
+    left = AutoTokenizer.from_pretrained(minilm_path, padding_side="left")
+    got, expected = (embedded(either, model, SHORT, pooling="cls") for either in (left, tokenizer))
+    assert (torch.stack(got) - torch.stack(expected)).abs().max() < 1e-5
+
+
+def test_a_tokenizer_must_be_able_to_pad(minilm_path, model):
+    tokenizer = AutoTokenizer.from_pretrained(minilm_path)
+    tokenizer.pad_token = None
+    with pytest.raises(UsageError, match=r"tokenizer\.pad_token.*is None; set it"):
+        hfaccel.serve.embedder(tokenizer, model)
+
+
 def test_limits_are_those_of_the_batcher(tokenizer, model):
     with pytest.raises(UsageError, match="max_batch >= 1"):
         hfaccel.serve.embedder(tokenizer, model, max_batch=0)
