@@ -12,6 +12,7 @@ from __future__ import annotations
 TYPE_CHECKING = False  # typing alone would cost half of this package's import
 if TYPE_CHECKING:
     from hfaccel import memory as memory
+    from hfaccel import serve as serve
     from hfaccel.configuration import configure as configure
     from hfaccel.errors import HfaccelError as HfaccelError
     from hfaccel.information import info as info
@@ -30,6 +31,7 @@ _PUBLIC = {
     "optimize": ("hfaccel.optimization", "optimize"),
     "report": ("hfaccel.optimization", "report"),
     "restore": ("hfaccel.optimization", "restore"),
+    "serve": ("hfaccel.serve", ""),
 }
 __all__ = [*sorted(_PUBLIC)]
 

@@ -20,7 +20,7 @@ FLOORS = (
     ("tune", "doctor", "monitor"),
     ("bench",),
     ("auto",),
-    ("optimization", "pipelines", "launcher"),
+    ("optimization", "pipelines", "launcher", "serve"),
     ("configuration", "information"),
     ("backends",),
     ("engine",),
@@ -37,7 +37,7 @@ BACKENDS = f"{PACKAGE}.backends"
 SHARED_BY_BACKENDS = (BACKENDS, f"{BACKENDS}.base")
 
 HEAVY = ("torch", "transformers")
-LIGHT = ("host", "plan", "apply.environ", "apply.preload", "launcher", "commands")
+LIGHT = ("host", "plan", "apply.environ", "apply.preload", "launcher", "commands", "serve")
 
 
 # Reading imports
