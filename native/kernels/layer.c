@@ -192,7 +192,7 @@ static void project(const struct work *work, struct chunk *chunk, const struct p
         norm_row(&layer->attention_norm, x, layer->hidden, place->row);
         x = place->row;
       }
-      convert_row(layer->query.kind, x, 0, layer->hidden, block->narrow + row * operand.stride,
+      convert_row(&layer->query, x, 0, layer->hidden, block->narrow + row * operand.stride,
                   block->scales + row, block->zeros + row);
     }
     team_wait(&place->crew.self);
@@ -253,7 +253,7 @@ static struct operand norm_and_convert(const struct layer *layer, const struct p
   for (size_t row = begin; row < end; row++) {
     float *x = block->x + row * layer->hidden, *y = layer->norm_first ? place->row : x;
     norm_row(layer->norm_first ? &layer->output_norm : &layer->attention_norm, x, layer->hidden, y);
-    convert_row(layer->up.kind, y, 0, layer->hidden, block->narrow + row * operand.stride, block->scales + row,
+    convert_row(&layer->up, y, 0, layer->hidden, block->narrow + row * operand.stride, block->scales + row,
                 block->zeros + row);
   }
   team_wait(&place->crew.self);
@@ -272,7 +272,7 @@ static struct operand operand_of_context(const struct work *work, const struct p
   size_t begin, end;
   team_share(&place->crew.self, rows, &begin, &end);
   for (size_t row = begin; row < end; row++)
-    convert_row(layer->output.kind, context + row * stride, layer->attention == KIND_BF16, width,
+    convert_row(&layer->output, context + row * stride, layer->attention == KIND_BF16, width,
                 block->narrow + row * operand.stride, block->scales + row, block->zeros + row);
   team_wait(&place->crew.self);
   return operand;
@@ -319,7 +319,7 @@ static struct operand widen(const struct layer *layer, const struct place *place
   size_t begin, end;
   team_share(&place->crew.self, rows, &begin, &end);
   for (size_t row = begin; row < end; row++)
-    convert_row(KIND_I8, block->wide + row * wide, 0, up->columns, block->down + row * stride, block->scales + row,
+    convert_row(&layer->down, block->wide + row * wide, 0, up->columns, block->down + row * stride, block->scales + row,
                 block->zeros + row);
   team_wait(&place->crew.self);
   return (struct operand){block->down, stride, block->scales, block->zeros};

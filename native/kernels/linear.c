@@ -35,7 +35,7 @@ static void run(void *context, const struct member *member)
     if (job->words != NULL) {
       team_share(&crew.self, last - first, &begin, &end);
       for (size_t row = first + begin; row < first + end; row++)
-        convert_row(matrix->kind, job->input + row * job->in_features, 0, job->in_features,
+        convert_row(matrix, job->input + row * job->in_features, 0, job->in_features,
                     job->words + row * stride, job->scales + row, job->zeros + row);
       team_wait(&crew.self);
       operand = (struct operand){job->words + first * stride, stride, job->scales + first,

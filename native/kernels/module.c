@@ -14,26 +14,32 @@ static PyObject *no_memory(int error)
   Py_RETURN_NONE;
 }
 
-/* matrix: (kind, columns, words, panels, scales, sums, bias); the last four are addresses, 0 for none */
+/* matrix: (kind, columns, words, panels, scales, sums, factors, bias); the last five are addresses, 0 for none */
 static int to_matrix(PyObject *object, void *out)
 {
   struct matrix *matrix = out;
   int kind;
   Py_ssize_t columns, words;
-  unsigned long long panels, scales, sums, bias;
+  unsigned long long panels, scales, sums, factors, bias;
   if (!PyTuple_Check(object)) {
     PyErr_SetString(PyExc_TypeError, "a matrix must be a tuple");
     return 0;
   }
-  if (!PyArg_ParseTuple(object, "innKKKK", &kind, &columns, &words, &panels, &scales, &sums, &bias))
+  if (!PyArg_ParseTuple(object, "innKKKKK", &kind, &columns, &words, &panels, &scales, &sums, &factors, &bias))
     return 0;
   if (kind < 0 || kind >= KINDS || columns < 0 || words < 0) {
     PyErr_Format(PyExc_ValueError, "`0 <= kind < %d` and sizes of 0 or more must hold, but got (%d, %zd, %zd)", KINDS,
                  kind, columns, words);
     return 0;
   }
-  *matrix = (struct matrix){(enum kind)kind,       (size_t)columns,      (size_t)words,       (uint32_t *)panels,
-                            (const float *)scales, (const float *)sums, (const float *)bias};
+  *matrix = (struct matrix){.kind = (enum kind)kind,
+                            .columns = (size_t)columns,
+                            .words = (size_t)words,
+                            .panels = (const uint32_t *)panels,
+                            .scales = (const float *)scales,
+                            .sums = (const float *)sums,
+                            .factors = (const float *)factors,
+                            .bias = (const float *)bias};
   return 1;
 }
 
