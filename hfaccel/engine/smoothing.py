@@ -48,7 +48,9 @@ def smooth_layers(model: nn.Module, layers: Sequence[tuple[nn.Module, Family]]) 
             )
             for norm, paths in ((of_attention, family.attention_inputs), (of_wide, family.wide_inputs)):
                 weights = [module.get_submodule(path).weight for path in paths]
-                found = smoothing(norm, weights)
+                # The last alone (of query, key and value: the value): its errors are what is seen in the
+                # result, while softmax forgives those of scores.
+                found = smoothing(norm, weights[-1:])
                 if found is not None:
                     factors.update({id(weight): found for weight in weights})
             before = output_norm
