@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hfaccel.errors import HfaccelError as HfaccelError
     from hfaccel.information import info as info
     from hfaccel.optimization import optimize as optimize
+    from hfaccel.optimization import pipeline as pipeline
     from hfaccel.optimization import report as report
     from hfaccel.optimization import restore as restore
 
@@ -28,6 +29,7 @@ _PUBLIC = {
     "info": ("hfaccel.information", "info"),
     "memory": ("hfaccel.memory", ""),
     "optimize": ("hfaccel.optimization", "optimize"),
+    "pipeline": ("hfaccel.optimization", "pipeline"),
     "report": ("hfaccel.optimization", "report"),
     "restore": ("hfaccel.optimization", "restore"),
 }
