@@ -218,11 +218,13 @@ class Run(Iterator[Any]):
         wanted = -(-count * self._seen // self._made) if self._made > self._seen else count
         while len(self._read) < wanted and not self._exhausted:
             try:
-                self._read.append((next(self._number), next(self._inputs)))
+                read = next(self._inputs)
             except StopIteration:
                 self._exhausted = True
+                return
             except Exception as error:  # noqa: BLE001 - raised when it is this input's turn
-                self._read.append((next(self._number), Failed(error)))
+                read = Failed(error)
+            self._read.append((next(self._number), read))
 
     def _take(self) -> list[Prepared]:
         first = self._waiting[0]

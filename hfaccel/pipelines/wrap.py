@@ -74,7 +74,8 @@ class Scheduled(Pipeline):  # type: ignore[misc]
 def wrap(pipe: Any) -> Any:
     """Give the pipeline hfaccel's loop, in place. An object that is no transformers pipeline stays."""
     if isinstance(pipe, Pipeline) and not isinstance(pipe, Scheduled):
-        pipe.__class__ = scheduled_class(type(pipe))
+        stock: Any = type(pipe)
+        pipe.__class__ = scheduled_class(stock)
     return pipe
 
 
