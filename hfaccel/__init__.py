@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hfaccel.optimization import pipeline as pipeline
     from hfaccel.optimization import report as report
     from hfaccel.optimization import restore as restore
+    from hfaccel.pipelines.profile import profile as profile
 
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ _PUBLIC = {
     "memory": ("hfaccel.memory", ""),
     "optimize": ("hfaccel.optimization", "optimize"),
     "pipeline": ("hfaccel.optimization", "pipeline"),
+    "profile": ("hfaccel.pipelines.profile", "profile"),
     "report": ("hfaccel.optimization", "report"),
     "restore": ("hfaccel.optimization", "restore"),
 }

@@ -78,7 +78,7 @@ class Run(Iterator[Any]):
 
     def __init__(self, inputs: Iterator[Any], steps: Steps, limits: Limits, *, streams: bool) -> None:
         self._inputs, self._steps, self._limits = inputs, steps, limits
-        self._looks_ahead = not (streams and limits.rows == 1)
+        self._streams = streams
         self._background = Background()
         self._read: deque[tuple[int, Any]] = deque()  # inputs not begun yet
         self._begun: Iterator[Prepared] | None = None  # model inputs of the one begun
@@ -111,7 +111,7 @@ class Run(Iterator[Any]):
             return self._given in self._done
         batch = self._take()
         count = ahead(self._limits.rows, batch[0].shape.length is not None, len(self._waiting))
-        self._read_ahead(count if self._looks_ahead else 0)
+        self._read_ahead(0 if self._streams and self._limits.rows == 1 else count)
         job = self._start(count)
         try:
             outputs = self._compute(batch)
@@ -211,7 +211,7 @@ class Run(Iterator[Any]):
 
     def _least(self) -> int:
         free = bool(self._waiting) and self._waiting[0].shape.length is not None
-        return least(self._limits.rows, free)
+        return least(self._limits.rows, free, self._streams)
 
     def _read_ahead(self, count: int) -> None:
         """Read inputs until they will make `count` model inputs, as far as the past inputs tell."""

@@ -14,7 +14,7 @@ TOKENS = 4096  # of a batch, padding included: larger batches gain nothing and n
 AHEAD = 8  # batches of model inputs that are prepared before they are needed, to choose from
 LEAST_AHEAD, MOST_AHEAD = 16, 512  # model inputs
 PIECE = 8  # a hand-over to the background thread costs some 50 microseconds: it is worth several inputs
-FIRST = 32  # model inputs before the first batch: the model waits for these
+FIRST = 64  # model inputs before the first batch, at most: the model waits for these
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,14 @@ def _fits(longest: int, rows: int, limits: Limits) -> bool:
     return longest * rows <= limits.tokens
 
 
-def least(rows: int, free: bool) -> int:
-    """Model inputs that must be there before a batch is formed; `free`: their order may change."""
-    return min(rows, FIRST) if free else rows
+def least(rows: int, free: bool, streams: bool) -> int:
+    """Model inputs that must be there before a batch is formed.
+
+    `free`: their order may change. `streams`: reading one more may mean to wait for the program.
+    """
+    if not free:
+        return rows
+    return min(rows if streams or rows == 1 else 2 * rows, FIRST)
 
 
 def ahead(rows: int, free: bool, waiting: int) -> int:

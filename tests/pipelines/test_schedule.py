@@ -69,10 +69,15 @@ def test_what_is_prepared_ahead_is_bounded(rows, free, waiting):
     count = ahead(rows, free, waiting)
     assert count >= 0
     assert count == 0 or waiting + count <= (max(LEAST_AHEAD, min(8 * rows, MOST_AHEAD)) if free else rows)
-    assert 1 <= least(rows, free) <= (min(rows, FIRST) if free else rows)
 
 
-@given(st.integers(1, 5000), st.booleans())
-def test_there_is_always_enough_ahead(rows, free):
-    assert ahead(rows, free, 0) >= least(rows, free) or free
-    assert ahead(rows, free, 0) > 0
+@given(st.integers(1, 5000))
+def test_what_is_fixed_waits_for_a_whole_batch(rows):
+    assert least(rows, False, False) == least(rows, False, True) == ahead(rows, False, 0) == rows
+
+
+@given(st.integers(1, 5000))
+def test_a_stream_is_not_read_further_than_its_batch(rows):
+    assert 1 <= least(rows, True, True) <= min(rows, FIRST)
+    assert least(rows, True, True) <= least(rows, True, False) <= FIRST
+    assert least(1, True, False) == 1
