@@ -47,6 +47,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/quota.py
 	$(BIN)/python benchmarks/instances.py
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/pipelines.py
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/generate.py

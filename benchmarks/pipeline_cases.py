@@ -15,9 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "demo"))
 
 from corpus import texts
 
-COMMON = tuple(
-    "of and to in a is that for it as was with be by on not he his but at are this have".split(" ")
-)
+COMMON = "of and to in a is that for it as was with be by on not he his but at are this have"
 
 
 def features(
@@ -51,7 +49,7 @@ def classification(
     pipe = pipeline("text-classification", model=model, tokenizer=tokenizer, device="cpu")
     random = np.random.default_rng(0)
     lengths = np.clip(random.lognormal(np.log(64), 0.9, count), 4, 512).astype(int) - 2
-    given = [" ".join(random.choice(COMMON, size=length)) for length in lengths]
+    given = [" ".join(random.choice(COMMON.split(), size=length)) for length in lengths]
     return _sampler(_optimized(pipe, optimize), given, {"batch_size": batch_size, "truncation": True})
 
 
