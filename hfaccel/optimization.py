@@ -128,34 +128,24 @@ def optimize(
     return result  # type: ignore[return-value]
 
 
-def pipeline(
-    task: str | None = None,
-    model: Any = None,
-    *,
-    backend: str = "auto",
-    huge_pages: str = "auto",
-    num_threads: int | None = None,
-    progress: bool = False,
-    **settings: Any,
-) -> Any:
+# Arguments of optimize() that pipeline() takes; all others are transformers.pipeline's.
+_OPTIONS = ("backend", "huge_pages", "num_threads", "strict")
+
+
+def pipeline(task: str | None = None, model: Any = None, *, progress: bool = False, **settings: Any) -> Any:
     """`transformers.pipeline(task, model, **settings)` on the CPU, optimized; the same class and results.
 
-    `backend`, `huge_pages` and `num_threads` are those of `optimize`. `progress=True` shows a bar over the
+    Those of `settings` that are arguments of `optimize` go there. `progress=True` shows a bar over the
     inputs of every list or stream; a call's own `progress=` overrides it. A model given as an object
     is not changed. Raises what transformers.pipeline and `optimize` raise.
     """
     import transformers
 
+    options = {name: settings.pop(name) for name in _OPTIONS if name in settings}
     if "device_map" not in settings:
         settings.setdefault("device", "cpu")
     pipe = transformers.pipeline(task, model, **settings)
-    fast = optimize(
-        pipe,
-        backend=backend,
-        huge_pages=huge_pages,
-        num_threads=num_threads,
-        inplace=not isinstance(model, nn.Module),
-    )
+    fast = optimize(pipe, inplace=not isinstance(model, nn.Module), **options)
     if progress:
         fast.hfaccel_progress = True
     return fast

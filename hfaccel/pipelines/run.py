@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from hfaccel.pipelines.background import Background
-from hfaccel.pipelines.schedule import Limits, ahead, least, next_batch
+from hfaccel.pipelines.schedule import Limits, ahead, least, next_batch, span
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Run(Iterator[Any]):
         self._computed: list[tuple[Prepared, Any]] = []  # outputs, or Failed, without results yet
         self._parts: dict[int, Parts] = {}
         self._done: dict[int, Any] = {}  # results, or Failed, not given yet
-        self._number = itertools.count()
+        self._number = 0  # inputs read
         self._exhausted = False
         self._given = 0
         self._seen, self._made = 0, 0  # inputs begun, model inputs they made
@@ -216,7 +216,7 @@ class Run(Iterator[Any]):
     def _read_ahead(self, count: int) -> None:
         """Read inputs until they will make `count` model inputs, as far as the past inputs tell."""
         wanted = -(-count * self._seen // self._made) if self._made > self._seen else count
-        while len(self._read) < wanted and not self._exhausted:
+        while len(self._read) < wanted and not self._exhausted and self._has_room():
             try:
                 read = next(self._inputs)
             except StopIteration:
@@ -224,7 +224,13 @@ class Run(Iterator[Any]):
                 return
             except Exception as error:  # noqa: BLE001 - raised when it is this input's turn
                 read = Failed(error)
-            self._read.append((next(self._number), read))
+            self._read.append((self._number, read))
+            self._number += 1
+
+    def _has_room(self) -> bool:
+        """Whether one more input may be read: an odd one must not hold back ever more results."""
+        waiting_freely = bool(self._waiting) and self._waiting[0].shape.length is not None
+        return not waiting_freely or self._number - self._given < span(self._limits.rows)
 
     def _take(self) -> list[Prepared]:
         first = self._waiting[0]

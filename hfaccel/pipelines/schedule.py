@@ -61,11 +61,20 @@ def least(rows: int, free: bool, streams: bool) -> int:
     return min(rows if streams or rows == 1 else 2 * rows, FIRST)
 
 
+def window(rows: int) -> int:
+    """Model inputs to choose a batch from, where their order may change."""
+    return max(LEAST_AHEAD, min(rows * AHEAD, MOST_AHEAD))
+
+
+def span(rows: int) -> int:
+    """Inputs that may be read and not answered yet: what waits, and results behind an input that waits."""
+    return 2 * window(rows)
+
+
 def ahead(rows: int, free: bool, waiting: int) -> int:
     """How many model inputs to prepare while the model computes, when `waiting` are prepared already."""
     if not free:
         return max(0, rows - waiting)
-    window = max(LEAST_AHEAD, min(rows * AHEAD, MOST_AHEAD))
-    piece = max(PIECE, min(rows, window // AHEAD))
-    missing = window - waiting
+    piece = max(PIECE, min(rows, window(rows) // AHEAD))
+    missing = window(rows) - waiting
     return min(missing, 2 * piece) if missing >= piece else 0

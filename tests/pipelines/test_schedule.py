@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 
 from hfaccel.pipelines.schedule import (
     FIRST,
-    LEAST_AHEAD,
-    MOST_AHEAD,
     Limits,
     ahead,
     least,
     next_batch,
+    span,
+    window,
 )
 
 LENGTHS = st.lists(st.integers(1, 600), min_size=1, max_size=60)
@@ -68,7 +68,13 @@ def test_examples():
 def test_what_is_prepared_ahead_is_bounded(rows, free, waiting):
     count = ahead(rows, free, waiting)
     assert count >= 0
-    assert count == 0 or waiting + count <= (max(LEAST_AHEAD, min(8 * rows, MOST_AHEAD)) if free else rows)
+    assert count == 0 or waiting + count <= (window(rows) if free else rows)
+
+
+@given(st.integers(1, 5000))
+def test_what_is_read_is_bounded(rows):
+    assert 16 <= window(rows) <= max(16, 8 * rows) and window(rows) <= 512
+    assert least(rows, True, False) <= window(rows) < span(rows)
 
 
 @given(st.integers(1, 5000))

@@ -6,10 +6,12 @@ import functools
 
 import pytest
 import tiny
+import torch
 from tiny import one_thread  # noqa: F401 - a fixture
 from torch.utils.data import Dataset
 
 import hfaccel
+from hfaccel.pipelines.call import shape
 from hfaccel.pipelines.wrap import Scheduled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -83,10 +85,10 @@ def test_tensors_keep_their_type():
 def test_left_padding_is_cut_off_too():
     pipe = tiny.text_pipe("feature-extraction", "BertModel")
     pipe.tokenizer.padding_side = "left"
-    wide, narrow = "the cat sat on the mat", "dog"
-    alone = pipe(narrow, return_tensors=True)
-    shapes = [one.shape for one in hfaccel.optimize(pipe)([wide, narrow], batch_size=2, return_tensors=True)]
-    assert shapes[1] == alone.shape and shapes[0][1] == 8
+    texts = ["the cat sat on the mat", "dog"]
+    wide, narrow = pipe(texts, batch_size=2, return_tensors=True)
+    expected = [wide, narrow[:, -len(pipe.tokenizer("dog")["input_ids"]) :]]
+    tiny.assert_same(hfaccel.optimize(pipe)(texts, batch_size=2, return_tensors=True), expected)
 
 
 def test_padding_asked_for_is_kept():
@@ -132,3 +134,22 @@ def test_images_and_sounds_keep_transformers_batches():
     fast(made.inputs, batch_size=3)
     del fast.model.forward
     assert rows == [3, 3, 1]
+
+
+def row(**others):
+    return {"input_ids": torch.ones(1, 5), "attention_mask": torch.ones(1, 5), **others}
+
+
+def test_only_token_sequences_with_a_mask_are_free():
+    assert shape(row()).length == 5 and shape(row(bbox=torch.ones(1, 5, 4), sentence="a")).length == 5
+    assert shape(row()).keys != shape(row(bbox=torch.ones(1, 5, 4))).keys
+    for fixed in (
+        row(pixel_values=torch.ones(1, 3, 8, 8)),  # its own rule of padding, or none
+        row(stride=torch.ones(1)),
+        row(attention_mask=None),
+        row(input_ids=torch.ones(2, 5)),
+        {"input_ids": torch.ones(1, 5)},
+        torch.ones(1, 5),
+        [row()],
+    ):
+        assert shape(fixed).length is None

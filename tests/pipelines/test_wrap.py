@@ -71,6 +71,18 @@ def test_saving_saves_what_the_stock_pipeline_saves(stock, fast, tmp_path):
     tiny.assert_same(loaded(TEXTS), stock(TEXTS))
 
 
+def test_saving_saves_the_code_of_a_registered_pipeline(stock, tmp_path):
+    class Registered(TextClassificationPipeline):
+        _registered_impl = {}
+
+    Registered._registered_impl["mine"] = {"impl": Registered, "pt": (), "default": {}, "type": "text"}
+    model = tiny.bert("BertForSequenceClassification")
+    pipe = Registered(task="mine", model=model, tokenizer=stock.tokenizer, device=torch.device("cpu"))
+    hfaccel.optimize(pipe).save_pretrained(tmp_path)
+    assert "test_wrap.Registered" in (tmp_path / "config.json").read_text()
+    assert (tmp_path / "test_wrap.py").exists()
+
+
 def test_the_function_makes_the_same_pipeline(stock, tmp_path):
     stock.save_pretrained(tmp_path)
     made = hfaccel.pipeline("text-classification", str(tmp_path), top_k=2, batch_size=4)
