@@ -171,6 +171,31 @@ def speech_recognition_in_chunks() -> Case:
     return Case(case.pipe, case.inputs, {"chunk_length_s": 0.1, "stride_length_s": 0.02})
 
 
+def speech_generation() -> Case:
+    from transformers import (
+        BertConfig,
+        SpeechEncoderDecoderConfig,
+        SpeechEncoderDecoderModel,
+        Wav2Vec2FeatureExtractor,
+        pipeline,
+    )
+
+    case = speech_recognition()
+    torch.manual_seed(0)
+    decoder = BertConfig(vocab_size=40, is_decoder=True, add_cross_attention=True, **SMALL)
+    config = SpeechEncoderDecoderConfig.from_encoder_decoder_configs(case.pipe.model.config, decoder)
+    model = SpeechEncoderDecoderModel(config).eval()
+    model.generation_config.update(decoder_start_token_id=2, pad_token_id=0, eos_token_id=3)
+    pipe = pipeline(
+        "automatic-speech-recognition",
+        model=model,
+        tokenizer=tokenizer(),
+        feature_extractor=Wav2Vec2FeatureExtractor(return_attention_mask=True),
+        device="cpu",
+    )
+    return Case(pipe, case.inputs, {"max_new_tokens": 4, "num_beams": 2})
+
+
 def text_generation() -> Case:
     from transformers import GPT2Config, GPT2LMHeadModel, pipeline
 
@@ -200,6 +225,7 @@ CASES = {
         object_detection,
         speech_recognition,
         speech_recognition_in_chunks,
+        speech_generation,
         text_generation,
     )
 }
