@@ -39,7 +39,7 @@ def test_it_is_still_its_class(stock, fast):
     assert type(wrap(copy.copy(stock))) is type(fast)
 
 
-def test_wrapping_twice_is_wrapping_once(fast):
+def test_pipeline_wrapping_twice_is_wrapping_once(fast):
     assert hfaccel.optimize(fast) is fast
     assert type(wrap(fast)).__mro__.count(Scheduled) == 1
 
@@ -79,8 +79,8 @@ def test_saving_saves_the_code_of_a_registered_pipeline(stock, tmp_path):
     model = tiny.bert("BertForSequenceClassification")
     pipe = Registered(task="mine", model=model, tokenizer=stock.tokenizer, device=torch.device("cpu"))
     hfaccel.optimize(pipe).save_pretrained(tmp_path)
-    assert "test_wrap.Registered" in (tmp_path / "config.json").read_text()
-    assert (tmp_path / "test_wrap.py").exists()
+    assert "test_pipeline_wrap.Registered" in (tmp_path / "config.json").read_text()
+    assert (tmp_path / "test_pipeline_wrap.py").exists()
 
 
 def test_the_function_makes_the_same_pipeline(stock, tmp_path):
