@@ -44,7 +44,12 @@ class Call:
         lengths = [shape(inputs).length or 0 for inputs in batch]
         # One iterator for each batch: it takes outputs apart, and never gets over a smaller batch.
         padded = [self.collate(batch)]
-        outputs = PipelineIterator(padded, self.pipe.forward, self.forward, loader_batch_size=self.rows)
+        outputs = list(PipelineIterator(padded, self.pipe.forward, self.forward, loader_batch_size=self.rows))
+        if len(outputs) != len(batch):
+            raise ValueError(
+                f"each input of a batch must be one row of its output, but {len(batch)} inputs gave "
+                f"{len(outputs)}; call the pipeline with batch_size=1"
+            )
         longest = max(lengths)
         return [self.pipe.hfaccel_own(*row, longest) for row in zip(outputs, lengths, strict=True)]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers.pipelines import FeatureExtractionPipeline
+from transformers.pipelines import FeatureExtractionPipeline, ImageFeatureExtractionPipeline
 
 from hfaccel.pipelines.nested import untracked
 
@@ -29,12 +29,25 @@ class FeatureExtraction(FeatureExtractionPipeline):  # type: ignore[misc]
         return output
 
     def postprocess(self, *arguments: Any, **settings: Any) -> Any:
-        result = super().postprocess(*arguments, **settings)
-        return untracked(result) if isinstance(result, list) else result
+        return _light(super().postprocess(*arguments, **settings))
+
+
+class ImageFeatureExtraction(ImageFeatureExtractionPipeline):  # type: ignore[misc]
+    """The same lists, of images."""
+
+    def postprocess(self, *arguments: Any, **settings: Any) -> Any:
+        return _light(super().postprocess(*arguments, **settings))
+
+
+def _light(result: Any) -> Any:
+    return untracked(result) if isinstance(result, list) else result
 
 
 # transformers' class -> the class in front of it
-IN_FRONT: dict[type, type] = {FeatureExtractionPipeline: FeatureExtraction}
+IN_FRONT: dict[type, type] = {
+    FeatureExtractionPipeline: FeatureExtraction,
+    ImageFeatureExtractionPipeline: ImageFeatureExtraction,
+}
 
 # transformers' class -> why its own loop runs
 OWN_LOOP = {

@@ -157,6 +157,14 @@ def test_nested_lists_are_plain_lists_that_the_collector_skips():
     result[0][0].append("still a list")
 
 
+def test_an_input_of_several_rows_needs_batch_size_one():
+    pipe = tiny.text_pipe("feature-extraction", "BertModel")
+    made, given = hfaccel.optimize(pipe), [["the cat", "a dog"], ["a dog", "the cat"]]
+    tiny.assert_same(made(given), pipe(given))
+    with pytest.raises(ValueError, match="gave 2; call the pipeline with batch_size=1"):
+        made(given, batch_size=8)
+
+
 # Streams
 
 

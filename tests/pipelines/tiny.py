@@ -124,6 +124,16 @@ def image_classification() -> Case:
     )
 
 
+def image_feature_extraction() -> Case:
+    from transformers import ViTConfig, ViTImageProcessorPil, ViTModel, pipeline
+
+    torch.manual_seed(0)
+    model = ViTModel(ViTConfig(image_size=32, patch_size=8, **SMALL)).eval()
+    processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
+    pipe = pipeline("image-feature-extraction", model=model, image_processor=processor, device="cpu")
+    return Case(pipe, images(7))
+
+
 def object_detection() -> Case:
     from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessorPil, pipeline
 
@@ -164,6 +174,17 @@ def speech_recognition() -> Case:
     random = np.random.default_rng(0)
     sounds = [random.standard_normal(length).astype("float32") for length in (900, 4000, 1600, 7000, 320)]
     return Case(pipe, sounds)
+
+
+def audio_classification() -> Case:
+    from transformers import Wav2Vec2ForSequenceClassification, pipeline
+
+    case = speech_recognition()
+    model = Wav2Vec2ForSequenceClassification(case.pipe.model.config).eval()
+    extractor = case.pipe.feature_extractor
+    return Case(
+        pipeline("audio-classification", model=model, feature_extractor=extractor, device="cpu"), case.inputs
+    )
 
 
 def speech_recognition_in_chunks() -> Case:
@@ -222,6 +243,8 @@ CASES = {
         fill_mask,
         feature_extraction,
         image_classification,
+        image_feature_extraction,
+        audio_classification,
         object_detection,
         speech_recognition,
         speech_recognition_in_chunks,
