@@ -51,6 +51,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/quota.py
 	$(BIN)/python benchmarks/instances.py
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/pipelines.py
 
 bench-memory: $(INSTALLED)
 	$(BIN)/hfaccel bench memory --save benchmarks/results/$(shell date +%F)-memory.json \

@@ -10,6 +10,7 @@ what is easy for activations is then hard for weights, and ALPHA says how the bu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 import torch
 from torch import nn
@@ -47,7 +48,7 @@ def smooth_layers(model: nn.Module, layers: Sequence[tuple[nn.Module, Family]]) 
                 (attention_norm, output_norm) if family.norm_first else (before, attention_norm)
             )
             for norm, paths in ((of_attention, family.attention_inputs), (of_wide, family.wide_inputs)):
-                weights = [module.get_submodule(path).weight for path in paths]
+                weights: list[torch.Tensor] = [attrgetter(path)(module).weight for path in paths]
                 # The last alone (of query, key and value: the value): its errors are what is seen in the
                 # result, while softmax forgives those of scores.
                 found = smoothing(norm, weights[-1:])
