@@ -10,7 +10,7 @@
 enum {
   CHUNK_ROWS = 1024,      /* for each thread: what is computed before the next sequences are begun */
   QUERIES = 256,          /* of one head: the unit of work in attention */
-  BLOCK_BYTES = 512 << 10 /* of intermediate results in a block: half of a core's second-level cache */
+  BLOCK_BYTES = 768 << 10 /* of intermediate results in a block: most of a core's second-level cache */
 };
 
 /* Some queries of one sequence. Rows are numbered without padding, from 0 in each chunk. */
