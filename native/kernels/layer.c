@@ -32,7 +32,7 @@ struct chunk {
 /* A crew's memory for one block of rows. */
 struct block {
   float *x;           /* [rows][hidden]: the residual stream */
-  uint32_t *narrow;   /* [rows][operand_stride of hidden] */
+  uint32_t *narrow;   /* [rows][operand_stride of hidden or of output.words] */
   uint32_t *wide;     /* [rows][operand_stride of intermediate]: float32 */
   uint32_t *down;     /* the same as down's operand, where that is not float32 */
   float *scales, *zeros; /* [rows]: int8 only */
@@ -99,7 +99,9 @@ static size_t most_rows(const struct layer *layer)
 
 static struct block divide(const struct layer *layer, size_t rows, char *base, size_t *used)
 {
-  const size_t narrow = operand_stride(layer->hidden), wide = operand_stride(layer->up.columns);
+  /* the operands of query, key and value, of output and of up in turn; attention may be wider than the layer */
+  const size_t narrow = operand_stride(larger(layer->hidden, layer->output.words));
+  const size_t wide = operand_stride(layer->up.columns);
   struct block block;
   block.x = carve(base, used, rows * layer->hidden, sizeof(float));
   block.narrow = carve(base, used, rows * narrow, sizeof(uint32_t));
