@@ -310,16 +310,19 @@ static struct operand widen(const struct layer *layer, const struct place *place
     result = (struct result){.rows = block->wide, .stride = wide, .factor = (const float *)block->wide,
                              .factor_stride = wide};
   }
-  if (bf16) /* beside the gate, where there is one, and not over it */
+  size_t begin, end;
+  team_share(&place->crew.self, rows, &begin, &end);
+  if (bf16) { /* beside the gate, where there is one, and not over it */
     result.rows = block->down, result.bf16 = 1, result.stride = stride * 2;
+    for (size_t row = begin; up->columns % 2 && row < end; row++)
+      ((uint16_t *)(block->down + row * stride))[up->columns] = 0; /* the rest of the last word: no NaN */
+  }
   multiply(&place->crew.self, 1, &up, narrow, rows, &result);
   team_wait(&place->crew.self);
   if (layer->down.kind == KIND_F32)
     return (struct operand){block->wide, wide, NULL, NULL};
   if (bf16)
     return (struct operand){block->down, stride, NULL, NULL};
-  size_t begin, end;
-  team_share(&place->crew.self, rows, &begin, &end);
   for (size_t row = begin; row < end; row++)
     convert_row(KIND_I8, block->wide + row * wide, 0, up->columns, block->down + row * stride, block->scales + row,
                 block->zeros + row);
