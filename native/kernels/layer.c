@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "attention.h"
+#include "scratch.h"
 #include "team.h"
 
 enum {
@@ -460,7 +461,7 @@ int layer_run(const struct layer *layer, const struct call *call, unsigned threa
   const struct sizes sizes = measure(call, most);
   struct work work = {.layer = layer, .call = call, .block_rows = most_rows(layer), .chunk_count = sizes.chunks};
   const size_t size = lay_out(&work, &sizes, threads, NULL);
-  char *memory = aligned_alloc(64, size);
+  char *memory = scratch_allocate(64, size);
   if (memory == NULL)
     return ENOMEM;
   lay_out(&work, &sizes, threads, memory);
