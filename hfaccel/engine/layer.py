@@ -43,8 +43,9 @@ class Plan:
         ]
         self.linears = family.linears(layer)
         self.memories = [getattr(linear.weight, "memory", None) for linear in self.linears]
-        self.vectors = list(vectors(family, layer))
-        self.places = [_place(vector) for vector in self.vectors]
+        self.vectors = [(table, name, table.get(name)) for table, name in vectors(family, layer)]
+        self.places = [_place(vector) for _, _, vector in self.vectors]
+        self.epsilons = [(norm, getattr(norm, "eps", 0.0)) for norm in family.norms(layer)]
         self.kept: dict[int, torch.Tensor] = {}
         packed = all(memory is not None for memory in self.memories)
         self.native = self._native(layer, family) if packed else None
@@ -105,11 +106,11 @@ class Plan:
         return self.kept.setdefault(id(vector), vector.detach().float())
 
     def is_stale(self) -> bool:
-        """Whether a bias or norm has moved, or one of which there is a copy has changed."""
+        """Whether a bias or norm was replaced or has moved, or one of which there is a copy has changed."""
         return any(
-            vector.data_ptr() != place[0] or (place[1] >= 0 and vector._version != place[1])
-            for vector, place in zip(self.vectors, self.places, strict=True)
-        )
+            table.get(name) is not vector or (vector is not None and _has_changed(vector, place))
+            for (table, name, vector), place in zip(self.vectors, self.places, strict=True)
+        ) or any(getattr(norm, "eps", 0.0) != epsilon for norm, epsilon in self.epsilons)
 
     def problem(self) -> str:
         """Why the stock forward must run; "" for none. A few microseconds: it runs at every call."""
@@ -133,10 +134,16 @@ class Plan:
         return ""
 
 
-def _place(vector: torch.Tensor) -> tuple[int, int]:
+def _place(vector: torch.Tensor | None) -> tuple[int, int]:
     """Address, and the version where a change of the values matters too (-1: it does not)."""
+    if vector is None:
+        return 0, -1
     watched = vector.dtype is not torch.float32 and not vector.is_inference()
     return vector.data_ptr(), vector._version if watched else -1
+
+
+def _has_changed(vector: torch.Tensor, place: tuple[int, int]) -> bool:
+    return vector.data_ptr() != place[0] or (place[1] >= 0 and vector._version != place[1])
 
 
 def attention_kind(kind: Kind) -> Kind:
