@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules import module
 
 from hfaccel import native
 from hfaccel.engine.families import Family, head_size, scale, split, vectors, window
@@ -27,6 +28,8 @@ from hfaccel.engine.ragged import Sequences, read_mask, whole
 HARMLESS_ARGUMENTS = frozenset({"position_ids", "use_cache", "return_dict", "output_hidden_states"})
 # Hooks that transformers itself installs for output_attentions; with sdpa there is nothing to capture.
 HARMLESS_HOOKS = "transformers.utils.output_capturing"
+# Hooks of register_module_forward_hook and its like, which see every module: none may be left out.
+GLOBAL_HOOKS = (module._global_forward_hooks, module._global_forward_pre_hooks)
 NORM_LAYER, NORM_NONE = 0, 2  # of native/kernels/rows.h
 
 
@@ -131,6 +134,8 @@ class Plan:
         for hooks in self.hooks:
             if hooks and any(hook.__module__ != HARMLESS_HOOKS for hook in hooks.values()):
                 return "a submodule has a hook"
+        if any(GLOBAL_HOOKS):
+            return "a hook is registered for all modules"
         return ""
 
 
@@ -276,7 +281,7 @@ class Call:
         if mask is None:
             self.sequences = whole(batch, length)
             return ""
-        found = read_mask(mask, batch, length, self.plan.window, unpad)
+        found = read_mask(mask, batch, length, self.plan.window, unpad, reader=id(self.plan))
         if isinstance(found, str):
             return found
         self.sequences = found
