@@ -31,7 +31,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror native/*.c native/*.h native/tests/*.c
+	$(BIN)/clang-format --dry-run --Werror native/*.c native/*.h native/kernels/scratch.* native/tests/*.c native/tests/*.h
 	$(MAKE) native-test SANITIZE=address,undefined
 	$(MAKE) native-test SANITIZE=thread
 

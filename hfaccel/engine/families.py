@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
-import torch
 from torch import nn
 
 from hfaccel.engine.kernels import ACTIVATIONS
@@ -282,11 +281,8 @@ def split(linear: nn.Linear, parts: int) -> list[tuple[nn.Linear, slice]]:
     return [(linear, slice(part * rows, (part + 1) * rows)) for part in range(parts)]
 
 
-def vectors(family: Family, layer: nn.Module) -> Iterator[torch.Tensor]:
-    """The biases, and the weights and biases of the norms."""
+def vectors(family: Family, layer: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
+    """Where the biases, and the weights and biases of the norms are kept: table and name. Some are None."""
     for module in (*family.linears(layer), *family.norms(layer)):
-        names = ("bias",) if isinstance(module, nn.Linear) else ("weight", "bias")
-        for name in names:
-            vector = getattr(module, name, None)
-            if vector is not None:
-                yield vector
+        for name in ("bias",) if isinstance(module, nn.Linear) else ("weight", "bias"):
+            yield module._parameters, name

@@ -14,7 +14,7 @@ from hfaccel.engine.layer import FusedLayer, fuse, unfuse
 from hfaccel.engine.linear import PackedLinear, linear_problem, pack, unpack
 from hfaccel.engine.packed import PackedWeight, packed_bytes
 from hfaccel.engine.smoothing import smooth_layers
-from hfaccel.engine.trial import match
+from hfaccel.engine.trial import Trials, match
 from hfaccel.memory import Arena, pack_, padded
 from hfaccel.outcome import Outcome, merge
 
@@ -82,15 +82,11 @@ def stock_calls(model: nn.Module) -> Counter[str]:
 
 def _select_layers(model: nn.Module, outcomes: list[Outcome]) -> Layers:
     selected: Layers = []
-    verdicts: dict[object, tuple[Family | None, str] | None] = {}  # one trial for each kind of layer
+    trials: Trials = {}
     for layer in model.modules():
         if isinstance(layer, FusedLayer):
             continue
-        # Layers of one class may differ in their parts (a model's first layer may lack a norm).
-        key = (type(layer), tuple((name, type(child)) for name, child in layer.named_modules()))
-        if key not in verdicts:
-            verdicts[key] = match(layer)
-        verdict = verdicts[key]
+        verdict = match(layer, trials)
         if verdict is None:
             continue
         family, problem = verdict

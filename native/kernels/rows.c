@@ -1,5 +1,6 @@
 #include "rows.h"
 
+#include <float.h>
 #include <string.h>
 
 void norm_row(const struct norm *norm, const float *x, size_t columns, float *out)
@@ -39,15 +40,17 @@ static void quantize_row(const float *factors, const void *x, int bf16, size_t c
                          float *zero)
 {
   __m512 lowest = _mm512_setzero_ps(), highest = _mm512_setzero_ps(); /* 0 is in the range: padding is 0 */
+  __mmask16 nan = 0; /* min and max would forget it again */
   for (size_t i = 0; i < columns; i += 16) {
     const __mmask16 mask = lanes((long)(columns - i));
     const __m512 v = _mm512_mul_ps(load_floats(x, i, mask, bf16), _mm512_maskz_loadu_ps(mask, factors + i));
     lowest = _mm512_min_ps(lowest, v);
     highest = _mm512_max_ps(highest, v);
+    nan |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
   }
   const float low = _mm512_reduce_min_ps(lowest), high = _mm512_reduce_max_ps(highest);
-  const float step = high > low ? (high - low) / 255.f : 1.f;
-  *scale = step;
+  const float range = (high - low) / 255.f, step = range >= FLT_MIN ? range : 1.f; /* 1 / step must be finite */
+  *scale = nan ? __builtin_nanf("") : step;
   *zero = __builtin_rintf(-low / step);
   const __m512 factor = _mm512_set1_ps(1.f / step), shift = _mm512_set1_ps(*zero);
   for (size_t i = 0; i < columns; i += 16) {
