@@ -72,7 +72,7 @@ class Layout:
         return words.view(self.panels, self.words, PANEL).transpose(1, 2)
 
     def numbers_of_rows(self, memory: torch.Tensor) -> torch.Tensor:
-        """(2, rows) of float32, int8 only: the scale of each row, and the sum of its int8 numbers."""
+        """(2, rows) of float32, int8 only: the scale of each row, and the sum of its (rounded) values."""
         end = self.panel_bytes + 2 * self.panels * PANEL * WORD
         numbers = memory[self.panel_bytes : end].view(torch.float32)
         return numbers.view(2, self.panels * PANEL)[:, : self.rows]
@@ -122,7 +122,7 @@ def _words(layout: Layout, dense: torch.Tensor, memory: torch.Tensor) -> torch.T
         numbers = (values / scales[:, None]).round_().to(torch.int8)
         table = layout.numbers_of_rows(memory)
         table[0].copy_(scales)
-        table[1].copy_(numbers.sum(1, dtype=torch.int32))
+        table[1].copy_(numbers.sum(1, dtype=torch.int32) * scales)
     else:
         numbers = values.to(torch.bfloat16 if layout.kind is Kind.BFLOAT16 else torch.float32)
     padding = layout.words * layout.kind.numbers - layout.columns
