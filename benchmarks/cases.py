@@ -22,7 +22,7 @@ def forward(
     model: str,
     batch: int,
     length: int,
-    optimized: bool = False,
+    optimized: bool | str = False,
     configured: bool = False,
     dtype: str = "float32",
     worker: bool = False,
@@ -191,8 +191,17 @@ def minor_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-def build(model: str, optimized: bool) -> torch.nn.Module:
-    """The model in evaluation mode: BERT-base or a small BERT with random weights, MiniLM with its own."""
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "bf16": {"dtype": torch.bfloat16},
+    "int8": {"quantization": "int8"},
+}
+
+
+def build(model: str, optimized: bool | str) -> torch.nn.Module:
+    """The model in evaluation mode: BERT-base or a small BERT with random weights, MiniLM with its own.
+
+    `optimized`: True, or a name of PRECISIONS."""
     from transformers import AutoModel, BertConfig, BertModel
     from transformers.utils import logging
 
@@ -214,5 +223,5 @@ def build(model: str, optimized: bool) -> torch.nn.Module:
     if optimized:
         import hfaccel
 
-        module = hfaccel.optimize(module)
+        module = hfaccel.optimize(module, **PRECISIONS[optimized if isinstance(optimized, str) else "fp32"])
     return module

@@ -13,6 +13,7 @@ TYPE_CHECKING = False  # typing alone would cost half of this package's import
 if TYPE_CHECKING:
     from hfaccel import memory as memory
     from hfaccel import serve as serve
+    from hfaccel.comparison import compare as compare
     from hfaccel.configuration import configure as configure
     from hfaccel.errors import HfaccelError as HfaccelError
     from hfaccel.information import info as info
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 # public name -> (module, attribute); an empty attribute is the module itself
 _PUBLIC = {
     "HfaccelError": ("hfaccel.errors", "HfaccelError"),
+    "compare": ("hfaccel.comparison", "compare"),
     "configure": ("hfaccel.configuration", "configure"),
     "info": ("hfaccel.information", "info"),
     "memory": ("hfaccel.memory", ""),

@@ -20,7 +20,7 @@ FLOORS = (
     ("tune", "doctor", "monitor"),
     ("bench",),
     ("auto",),
-    ("optimization", "launcher", "serve"),
+    ("optimization", "comparison", "launcher", "serve"),
     ("configuration", "information", "pipelines"),
     ("backends",),
     ("engine",),
