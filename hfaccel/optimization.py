@@ -7,6 +7,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from hfaccel.apply.verify import Finding, verify
@@ -72,6 +73,8 @@ class Report:
 def optimize(
     model_or_pipeline: T,
     *,
+    dtype: torch.dtype | None = None,
+    quantization: str | None = None,
     backend: str = "auto",
     huge_pages: str = "auto",
     num_threads: int | None = None,
@@ -109,7 +112,7 @@ def optimize(
         return model_or_pipeline
     result = model if inplace else _copy_tree(model)
     pages = wanted_pages or configuration.plan["huge_pages"].value
-    options = Options(huge_pages=pages != "off")
+    options = Options(huge_pages=pages != "off", dtype=dtype, quantization=quantization)
     outcomes = backend_of_choice.transform(result, options)
     if strict and not any(outcome.applied for outcome in outcomes):
         raise HfaccelError("nothing was applied: " + "; ".join(outcome.reason for outcome in outcomes))

@@ -18,6 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from hfaccel.outcome import Outcome
@@ -25,9 +26,15 @@ from hfaccel.outcome import Outcome
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for."""
+    """What the user asked for.
+
+    `dtype`: None keeps the model's. `quantization`: None or "int8". `unpad`: True, False or None (decide).
+    """
 
     huge_pages: bool = True
+    dtype: torch.dtype | None = None
+    quantization: str | None = None
+    unpad: bool | None = None
 
 
 class Backend(ABC):
