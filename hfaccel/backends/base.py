@@ -3,11 +3,14 @@
 A backend is one class in one file. It must work, or say why not, without raising:
 
 - `available()` answers why the backend cannot run on this machine ("" if it can): a missing package, a
-  missing instruction set.
+  missing instruction set. It imports nothing heavy: it is asked before anything is decided.
 - `supports(model)` answers why it leaves this model alone ("" if it does not).
 - `transform(model, options)` changes the model in place and returns what it did, what it did not, and
   why. The model's class, its parameters' names and values, and what it returns stay equal.
 - `restore(model)` undoes `transform`: values bit for bit, the original classes and layout.
+
+`preparation` is roughly how many seconds `transform` takes for a BERT-base that it has never seen. "auto"
+takes a backend that needs more than none only after measuring that it pays (hfaccel.selection).
 
 Register it with `hfaccel.backends.register(MyBackend())`, or let installing your package do so by an
 entry point in the group `hfaccel.backends`.
@@ -15,8 +18,13 @@ entry point in the group `hfaccel.backends`.
 
 from __future__ import annotations
 
+import importlib.util
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,16 +37,19 @@ class Options:
     """What the user asked for.
 
     `dtype`: None keeps the model's. `quantization`: None or "int8". `unpad`: True, False or None (decide).
+    `samples`: typical inputs of the model, name -> tensor each; the first stands for the shapes.
     """
 
     huge_pages: bool = True
     dtype: torch.dtype | None = None
     quantization: str | None = None
     unpad: bool | None = None
+    samples: tuple[Mapping[str, torch.Tensor], ...] = ()
 
 
 class Backend(ABC):
     name: str
+    preparation: float = 0.0
 
     @abstractmethod
     def available(self) -> str: ...
@@ -55,3 +66,30 @@ class Backend(ABC):
     def stock_calls(self, model: nn.Module) -> dict[str, int]:
         """Calls that took the model's own path although it was transformed: reason -> count."""
         return {}
+
+    def runs(self, candidate: Any) -> bool:
+        """Whether this object, which is no torch module, is run by the backend's engine already."""
+        return False
+
+
+def precision_of(options: Options) -> str:
+    """ "fp32", "bf16" or "int8": what the results may differ by."""
+    if options.quantization:
+        return "int8"
+    return "bf16" if options.dtype == torch.bfloat16 else "fp32"
+
+
+def missing(packages: tuple[str, ...], extra: str) -> str:
+    """Why a backend that needs these packages cannot run; "" where all are installed."""
+    absent = [package for package in packages if importlib.util.find_spec(package) is None]
+    if not absent:
+        return ""
+    return f"{', '.join(absent)} not installed; pip install 'hfaccel[{extra}]'"
+
+
+def version(package: str) -> str:
+    """The installed version; "" where it is not installed."""
+    try:
+        return installed_version(package)
+    except PackageNotFoundError:
+        return ""

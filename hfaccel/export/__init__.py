@@ -1,0 +1,25 @@
+"""Models exported to other engines: what of a model is exported, where exports are kept, how they run."""
+
+from hfaccel.export.attach import attach, detach
+from hfaccel.export.cache import Cache
+from hfaccel.export.engine import Engine, Session
+from hfaccel.export.interface import Flat, Interface, export_problem
+from hfaccel.export.quiet import quiet
+from hfaccel.export.running import running
+from hfaccel.export.trial import TOLERANCE, difference, trial
+
+__all__ = [
+    "TOLERANCE",
+    "Cache",
+    "Engine",
+    "Flat",
+    "Interface",
+    "Session",
+    "attach",
+    "detach",
+    "difference",
+    "export_problem",
+    "quiet",
+    "running",
+    "trial",
+]

@@ -1,0 +1,88 @@
+"""Whether a model is still the one that was exported. Asked at every call: tens of microseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+# Hooks that transformers itself installs to capture outputs that were asked for in a call.
+HARMLESS_HOOKS = "transformers.utils.output_capturing"
+
+
+class Watch:
+    """Remembers a model's modules, parameters and their versions."""
+
+    VALUES: ClassVar[str] = "weights were changed after the export; optimize the model again"
+    PARTS: ClassVar[str] = "a part of the model was replaced or cast after the export; optimize it again"
+    HOOK: ClassVar[str] = "a submodule has a hook"
+
+    def __init__(self, model: nn.Module) -> None:
+        self.links = list(_links(model))
+        self.tensors = [part for _, _, part in self.links if isinstance(part, torch.Tensor)]
+        self.versions = self._versions()
+        self.kind = self._kind()
+        self.hooks = [
+            hooks
+            for module in model.modules()
+            if module is not model
+            for hooks in (module._forward_hooks, module._forward_pre_hooks)
+        ]
+
+    def problem(self) -> str:
+        for table, name, part in self.links:
+            if table.get(name) is not part:
+                return self.PARTS
+        if self._kind() != self.kind:
+            return self.PARTS
+        if self._versions() != self.versions:
+            return self.VALUES
+        for hooks in self.hooks:
+            if hooks and any(hook.__module__ != HARMLESS_HOOKS for hook in hooks.values()):
+                return self.HOOK
+        return ""
+
+    def _versions(self) -> int:
+        return sum(tensor._version for tensor in self.tensors if not tensor.is_inference())
+
+    def _kind(self) -> Any:
+        """model.half() and model.to() exchange the data of parameters and leave their versions alone."""
+        return [(tensor.dtype, tensor.device) for tensor in self.tensors[:1]]
+
+
+def _links(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """Every parameter, buffer and submodule, with the table and name under which its parent knows it."""
+    for table in (module._parameters, module._buffers, module._modules):
+        for name, part in table.items():
+            if part is not None:
+                yield table, name, part
+    for child in module.children():
+        yield from _links(child)
+
+
+_limits: WeakKeyDictionary[nn.Module, tuple[int, int]] = WeakKeyDictionary()
+
+
+def limits(model: nn.Module) -> tuple[int, int]:
+    """How many token ids the model knows, and how many tokens a sequence may have."""
+    if model not in _limits:
+        _limits[model] = (_tokens(model), _positions(model))
+    return _limits[model]
+
+
+def _tokens(model: Any) -> int:
+    embedding = model.get_input_embeddings()
+    return int(embedding.num_embeddings)
+
+
+def _positions(model: nn.Module) -> int:
+    """RoBERTa and its kind number positions from behind the padding token's."""
+    found = [
+        module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and "position_embeddings" in name
+    ]
+    return min(found, default=getattr(model.config, "max_position_embeddings", 2**31))
