@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,10 +14,11 @@ from torch import nn
 from hfaccel.apply.verify import Finding, verify
 from hfaccel.backends import BACKENDS, Backend, Options, by_name
 from hfaccel.configuration import Configuration, configure
-from hfaccel.errors import HfaccelError, ModelError
+from hfaccel.errors import HfaccelError, ModelError, UsageError
 from hfaccel.memory import coverage
 from hfaccel.outcome import Outcome
 from hfaccel.plan.memory import parse_huge_pages
+from hfaccel.selection import BUDGET, select
 from hfaccel.tables import render
 
 T = TypeVar("T")
@@ -80,6 +82,8 @@ def optimize(
     num_threads: int | None = None,
     inplace: bool = False,
     strict: bool = False,
+    sample: Any = None,
+    budget: float = BUDGET,
 ) -> T:
     """Return the model, or the transformers pipeline, ready to run faster with equal results.
 
@@ -91,19 +95,27 @@ def optimize(
     the same parameters and linear layers, and the given model works as before, on the packed weights
     too. With `inplace=True` the given model itself is changed.
 
-    `backend`: "auto" or a name from `hfaccel.backends.BACKENDS`. `huge_pages`: "auto", "thp" or "off".
-    `num_threads`: compute threads, for the whole process. Raises ModelError for an object that is
-    neither a torch.nn.Module nor a pipeline holding one, UsageError for a value that breaks a rule.
+    `backend`: "auto" or a name from `hfaccel.backends.BACKENDS`. With a `sample` of typical inputs (what a
+    tokenizer returned as tensors, or several of those) "auto" measures all that are installed on this
+    model for about `budget` seconds and remembers the fastest; without, it takes hfaccel's own engine.
+    `dtype`: torch.bfloat16, and `quantization`: "int8", allow results that differ as these do.
+    `huge_pages`: "auto", "thp" or "off". `num_threads`: compute threads, for the whole process.
+
+    Raises ModelError for an object that is neither a torch.nn.Module nor a pipeline holding one,
+    UsageError for a value that breaks a rule.
     """
     wanted_pages = None if huge_pages == "auto" else parse_huge_pages(huge_pages)
     chosen = None if backend == "auto" else by_name(backend)
+    samples = _samples(sample)
     model = _model_of(model_or_pipeline)
     configuration = configure() if num_threads is None else configure(threads=num_threads)
     record = _record(model)
     if record is not None and record.backend:
         return model_or_pipeline
     problem = _problem(model)
-    backend_of_choice, rejected = _select(chosen, model) if not problem else (None, ())
+    pages = wanted_pages or configuration.plan["huge_pages"].value
+    options = Options(pages != "off", dtype, quantization, samples=samples)
+    backend_of_choice, rejected = _select(chosen, model, options, budget) if not problem else (None, ())
     if backend_of_choice is None:
         reasons = rejected or (Outcome("model", False, problem),)
         if strict:
@@ -111,8 +123,6 @@ def optimize(
         model.__dict__[_KEY] = Record("", reasons)
         return model_or_pipeline
     result = model if inplace else _copy_tree(model)
-    pages = wanted_pages or configuration.plan["huge_pages"].value
-    options = Options(huge_pages=pages != "off", dtype=dtype, quantization=quantization)
     outcomes = backend_of_choice.transform(result, options)
     if strict and not any(outcome.applied for outcome in outcomes):
         raise HfaccelError("nothing was applied: " + "; ".join(outcome.reason for outcome in outcomes))
@@ -195,10 +205,29 @@ def _problem(model: nn.Module) -> str:
     return ""
 
 
-def _select(chosen: Backend | None, model: nn.Module) -> tuple[Backend | None, tuple[Outcome, ...]]:
-    """The first backend that can run this model, and why those before it cannot."""
+def _samples(sample: Any) -> tuple[Mapping[str, torch.Tensor], ...]:
+    samples = tuple(sample) if isinstance(sample, list | tuple) else () if sample is None else (sample,)
+    for one in samples:
+        if not isinstance(one, Mapping) or not all(isinstance(value, torch.Tensor) for value in one.values()):
+            raise UsageError(
+                "a sample must be a mapping of names to tensors, as tokenizer(text, return_tensors='pt') "
+                f"returns, or a list of those, but got {type(one).__name__}"
+            )
+    return tuple(dict(one) for one in samples)
+
+
+def _select(
+    chosen: Backend | None, model: nn.Module, options: Options, budget: float
+) -> tuple[Backend | None, tuple[Outcome, ...]]:
+    """The backend to use, None for none, and why not the others.
+
+    With samples all are measured. Without, it is the first that needs no preparation and can run.
+    """
+    if chosen is None and options.samples:
+        verdict = select(model, options, budget)
+        return (by_name(verdict.winner) if verdict.winner else None), verdict.outcomes
     rejected: list[Outcome] = []
-    for backend in [chosen] if chosen else BACKENDS:
+    for backend in [chosen] if chosen else [backend for backend in BACKENDS if not backend.preparation]:
         reason = backend.available() or backend.supports(model)
         if not reason:
             return (None if backend.name == "eager" and rejected else backend), tuple(rejected)

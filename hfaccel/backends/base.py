@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hfaccel import export
 from hfaccel.outcome import Outcome
 
 
@@ -70,6 +71,31 @@ class Backend(ABC):
     def runs(self, candidate: Any) -> bool:
         """Whether this object, which is no torch module, is run by the backend's engine already."""
         return False
+
+
+class SessionBackend(Backend):
+    """A backend that lets another engine run the forward of whole encoders. The model keeps its weights."""
+
+    engine: export.Engine
+
+    def supports(self, model: nn.Module) -> str:
+        return export.export_problem(model)
+
+    def lacks(self, options: Options) -> str:
+        """Why the engine cannot do what is asked for; "" if it can."""
+        return ""
+
+    def transform(self, model: nn.Module, options: Options) -> tuple[Outcome, ...]:
+        if problem := self.available() or self.supports(model) or self.lacks(options):
+            return (Outcome("model", False, problem),)
+        return export.attach(model, self.engine, precision_of(options), options.samples)
+
+    def restore(self, model: nn.Module) -> None:
+        export.detach(model)
+
+    def stock_calls(self, model: nn.Module) -> dict[str, int]:
+        forward = export.running(model)
+        return dict(forward.calls) if forward else {}
 
 
 def precision_of(options: Options) -> str:

@@ -9,21 +9,47 @@ from __future__ import annotations
 
 import inspect
 import shutil
-from collections import Counter
 from typing import Any
 
 import torch
 from torch import nn
 
 from hfaccel import export
-from hfaccel.backends.base import Backend, Options, precision_of
+from hfaccel.backends.base import Options, SessionBackend, precision_of
 from hfaccel.outcome import Outcome
 
 RECOMPILATIONS = 8
 
 
-class InductorBackend(Backend):
+class InductorEngine(export.Engine):
     name = "inductor"
+
+    def open(self, model: nn.Module, job: export.Job) -> export.Session:
+        flat = export.Flat(export.unpacked(model), tuple(job.interface.inputs), job.interface.outputs)
+        job.opened = Outcome("compilation", True, "in this process; torch keeps what it compiled on disk")
+        return InductorSession(flat.eval(), job.precision)
+
+
+class InductorSession(export.Session):
+    """Weights become constants of the compiled code: the model is watched for changes, as with files."""
+
+    def __init__(self, flat: export.Flat, precision: str) -> None:
+        self.mixed = precision == "bf16"
+        known = inspect.signature(torch.compile).parameters
+        bounds: dict[str, Any] = {"recompile_limit": RECOMPILATIONS, "isolate_recompiles": True}
+        bounds = {name: value for name, value in bounds.items() if name in known}  # torch 2.10: 8 for all
+        self.compiled = torch.compile(flat, dynamic=True, fullgraph=True, **bounds)
+
+    def run(self, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        from torch._inductor import config
+
+        with config.patch(freezing=True), torch.autocast("cpu", torch.bfloat16, enabled=self.mixed):
+            return [tensor.float() for tensor in self.compiled(*inputs.values())]
+
+
+class InductorBackend(SessionBackend):
+    name = "inductor"
+    engine = InductorEngine()
     preparation = 60.0
 
     def available(self) -> str:
@@ -31,21 +57,7 @@ class InductorBackend(Backend):
             return "torch.compile needs a C++ compiler at run time, and there is none"
         return ""
 
-    def supports(self, model: nn.Module) -> str:
-        return export.export_problem(model)
-
-    def transform(self, model: nn.Module, options: Options) -> tuple[Outcome, ...]:
-        precision = precision_of(options)
-        problem = self.available() or self.supports(model)
-        if precision == "int8":
-            problem = problem or "torch.compile has no int8 of its own; use backend='torch'"
-        if problem:
-            return (Outcome("model", False, problem),)
-        return export.attach(model, InductorEngine(), precision, options.samples)
-
-    def restore(self, model: nn.Module) -> None:
-        export.detach(model)
-
-    def stock_calls(self, model: nn.Module) -> dict[str, int]:
-        forward = export.running(model)
-        return dict(forward.calls) if forward else {}
+    def lacks(self, options: Options) -> str:
+        if precision_of(options) == "int8":
+            return "torch.compile has no int8 of its own; use backend='torch'"
+        return ""

@@ -6,84 +6,42 @@ for CPUs. Objects of optimum-onnx (ORTModel) run ONNX Runtime already and are ac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from hfaccel import export
-from hfaccel.backends.base import Backend, Options, missing, precision_of, version
-from hfaccel.outcome import Outcome
+from hfaccel.backends.base import Options, SessionBackend, missing, precision_of, version
 
 PACKAGES = ("onnxruntime", "onnx", "onnxscript")
 MODEL, QUANTIZED = "model.onnx", "int8.onnx"
 
 
-class OnnxruntimeBackend(Backend):
-    name = "onnxruntime"
-    preparation = 15.0
-
-    def available(self) -> str:
-        return missing(PACKAGES, "onnxruntime")
-
-    def supports(self, model: nn.Module) -> str:
-        return export.export_problem(model)
-
-    def transform(self, model: nn.Module, options: Options) -> tuple[Outcome, ...]:
-        precision = precision_of(options)
-        problem = self.available() or self.supports(model)
-        if precision == "bf16":
-            problem = (
-                problem or "ONNX Runtime has no bf16 kernels for CPUs; use backend='openvino' or 'torch'"
-            )
-        if problem:
-            return (Outcome("model", False, problem),)
-        return export.attach(model, OnnxruntimeEngine(), precision, options.samples)
-
-    def restore(self, model: nn.Module) -> None:
-        export.detach(model)
-
-    def stock_calls(self, model: nn.Module) -> dict[str, int]:
-        forward = export.running(model)
-        return dict(forward.calls) if forward else {}
-
-    def runs(self, candidate: Any) -> bool:
-        return any(base.__module__.startswith("optimum.onnxruntime") for base in type(candidate).__mro__)
-
-
-class OnnxruntimeEngine(export.Engine):
+class OnnxruntimeEngine(export.ExportingEngine):
     name = "onnxruntime"
 
     def versions(self) -> dict[str, str]:
         return {package: version(package) for package in PACKAGES}
 
-    def write(
-        self,
-        model: export.Flat,
-        interface: export.Interface,
-        precision: str,
-        samples: Sequence[Sequence[torch.Tensor]],
-        folder: Path,
-    ) -> None:
+    def write(self, model: export.Flat, job: export.Job, folder: Path) -> None:
         import onnx_ir
         from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
         with export.quiet():
             program = torch.onnx.export(
                 model,
-                tuple(samples[0]),
-                input_names=list(interface.inputs),
-                output_names=list(interface.outputs),
-                dynamic_shapes=(_dynamic(interface),),
+                tuple(job.samples[0]),
+                input_names=list(job.interface.inputs),
+                output_names=list(job.interface.outputs),
+                dynamic_shapes=(_dynamic(job.interface),),
                 dynamo=True,
                 verbose=False,
             )
             assert program is not None
             optimize_for_ort(program.model)
         onnx_ir.save(program.model, folder / MODEL, external_data="weights.bin")
-        if precision == "int8":
+        if job.precision == "int8":
             _quantize(folder)
 
     def load(self, folder: Path, precision: str) -> export.Session:
@@ -125,3 +83,20 @@ def _quantize(folder: Path) -> None:
         )
     for file in (MODEL, "weights.bin"):
         (folder / file).unlink(missing_ok=True)
+
+
+class OnnxruntimeBackend(SessionBackend):
+    name = "onnxruntime"
+    engine = OnnxruntimeEngine()
+    preparation = 15.0
+
+    def available(self) -> str:
+        return missing(PACKAGES, "onnxruntime")
+
+    def lacks(self, options: Options) -> str:
+        if precision_of(options) == "bf16":
+            return "ONNX Runtime has no bf16 kernels for CPUs; use backend='openvino' or 'torch'"
+        return ""
+
+    def runs(self, candidate: Any) -> bool:
+        return any(base.__module__.startswith("optimum.onnxruntime") for base in type(candidate).__mro__)

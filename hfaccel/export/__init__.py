@@ -2,8 +2,10 @@
 
 from hfaccel.export.attach import attach, detach
 from hfaccel.export.cache import Cache
-from hfaccel.export.engine import Engine, Session
-from hfaccel.export.interface import Flat, Interface, export_problem
+from hfaccel.export.engine import Engine, Job, Session
+from hfaccel.export.exporting import ExportingEngine, unpacked
+from hfaccel.export.fingerprint import fingerprint, key
+from hfaccel.export.interface import Flat, Interface, Sample, export_problem
 from hfaccel.export.quiet import quiet
 from hfaccel.export.running import running
 from hfaccel.export.trial import TOLERANCE, difference, trial
@@ -12,14 +14,20 @@ __all__ = [
     "TOLERANCE",
     "Cache",
     "Engine",
+    "ExportingEngine",
     "Flat",
     "Interface",
+    "Job",
+    "Sample",
     "Session",
     "attach",
     "detach",
     "difference",
     "export_problem",
+    "fingerprint",
+    "key",
     "quiet",
     "running",
     "trial",
+    "unpacked",
 ]

@@ -17,7 +17,7 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in model.state_dict(keep_vars=True).items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(plain(tensor).flatten().view(torch.uint8).numpy())
+        digest.update(plain(tensor).flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

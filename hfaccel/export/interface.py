@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.utils import ModelOutput
 
 Sample = Mapping[str, torch.Tensor]
 
@@ -35,7 +34,7 @@ class Interface:
     dynamic: dict[str, tuple[int, ...]]
     fixed: dict[tuple[str, int], int]
     outputs: tuple[str, ...]
-    output_type: type[ModelOutput]
+    output_type: type[Any]  # a transformers ModelOutput
 
     def to_key(self) -> list[Any]:
         return [sorted(self.dynamic.items()), list(self.fixed.items()), self.outputs]
@@ -72,13 +71,13 @@ def export_problem(model: nn.Module) -> str:
     return ""
 
 
-def default_sample(model: nn.Module) -> dict[str, torch.Tensor]:
+def default_sample(model: Any) -> dict[str, torch.Tensor]:
     """Three sequences of up to 12 random tokens, the first padded; two random images.
 
     Raises ValueError where only the user knows what an input looks like.
     """
     generator = torch.Generator().manual_seed(0)
-    config: Any = model.config
+    config = model.config
     if model.main_input_name == "input_ids":
         least = min(5, config.vocab_size - 1)  # the first ones are special: padding shifts positions
         ids = torch.randint(least, config.vocab_size, (3, 12), generator=generator)
@@ -97,7 +96,7 @@ def default_sample(model: nn.Module) -> dict[str, torch.Tensor]:
     )
 
 
-def complete(model: nn.Module, given: Sample) -> dict[str, torch.Tensor]:
+def complete(model: Any, given: Sample) -> dict[str, torch.Tensor]:
     """The inputs to export, in order: those of the table that the model takes, made up where not given.
 
     Raises ValueError for an input that is not in the table, or where the main input is missing.
@@ -117,8 +116,10 @@ def complete(model: nn.Module, given: Sample) -> dict[str, torch.Tensor]:
     return result
 
 
-def interface_of(model: nn.Module, inputs: Sample) -> Interface:
+def interface_of(model: Any, inputs: Sample) -> Interface:
     """Runs the model's own forward once. Raises ValueError where it returns something else than tensors."""
+    from transformers.utils import ModelOutput
+
     with torch.inference_mode():
         result = stock_forward(model)(**inputs)
     if not isinstance(result, ModelOutput):

@@ -10,15 +10,14 @@ import copy
 import inspect
 import os
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from hfaccel.export.engine import Session
+from hfaccel.export.engine import Engine, Job, Session
 from hfaccel.export.fingerprint import fingerprint
-from hfaccel.export.interface import DEFAULTS, Interface, stock_forward
+from hfaccel.export.interface import DEFAULTS, stock_forward
 from hfaccel.export.watch import Watch, limits
 
 Tensors = dict[str, torch.Tensor]
@@ -33,17 +32,11 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
 
 
 class Running:
-    """Callable as the model's forward. `open_session` makes a session of the model; see `attach`."""
+    """Callable as the model's forward. See `attach`."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        interface: Interface,
-        weights: str,
-        open_session: Callable[[nn.Module], Session],
-    ) -> None:
-        self.model, self.interface, self.weights = model, interface, weights
-        self.open_session = open_session
+    def __init__(self, model: nn.Module, engine: Engine, job: Job) -> None:
+        self.model, self.engine, self.job = model, engine, job
+        self.interface = job.interface
         self.session: Session | None = None
         self.process = 0
         self.broken = ""  # why no call can use the session
@@ -55,7 +48,7 @@ class Running:
         """transformers reads the signature of a model's forward."""
         return stock_forward(self.model)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         reason = self._state_problem()
         inputs: Tensors = {}
@@ -74,7 +67,7 @@ class Running:
 
     def prepare(self) -> None:
         """Open the session now. Raises whatever the engine raises."""
-        self.session, self.process = self.open_session(self.model), os.getpid()
+        self.session, self.process = self.engine.open(self.model, self.job), os.getpid()
         self.watch = Watch(self.model)
 
     def _ready(self) -> Session:
@@ -102,7 +95,7 @@ class Running:
         if self.watch is None:
             self.watch = Watch(self.model)
         changed = self.watch.problem()
-        if changed == Watch.VALUES and fingerprint(self.model) == self.weights:
+        if changed == Watch.VALUES and fingerprint(self.model) == self.job.weights:
             self.watch = Watch(self.model)  # written, but with equal values
             return ""
         if changed and changed != Watch.HOOK:
