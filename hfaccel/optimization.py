@@ -172,15 +172,21 @@ def restore(model_or_pipeline: T) -> T:
 
 
 def _model_of(candidate: Any) -> nn.Module:
-    if isinstance(candidate, nn.Module):
-        return candidate
+    """The model itself, or that of a pipeline. Models of other engines are no torch modules."""
+    if isinstance(candidate, nn.Module) or _engine_of(candidate):
+        return candidate  # type: ignore[no-any-return]
     model = getattr(candidate, "model", None)
-    if isinstance(model, nn.Module) and callable(candidate):
-        return model
+    if callable(candidate) and (isinstance(model, nn.Module) or _engine_of(model)):
+        return model  # type: ignore[no-any-return]
     raise ModelError(
         "a torch.nn.Module or a transformers pipeline is expected, but got "
         f"{type(candidate).__name__}; pass what AutoModel.from_pretrained returned"
     )
+
+
+def _engine_of(candidate: Any) -> str:
+    """The backend whose engine runs this object already; "" for torch modules and others."""
+    return next((backend.name for backend in BACKENDS if backend.runs(candidate)), "")
 
 
 def _record(model: nn.Module) -> Record | None:
@@ -190,6 +196,8 @@ def _record(model: nn.Module) -> Record | None:
 
 def _problem(model: nn.Module) -> str:
     """Why no backend may touch this model; "" for none."""
+    if engine := _engine_of(model):
+        return f"{engine} runs it already; the process is configured for it"
     tensors = list(itertools.chain(model.parameters(), model.buffers()))
     elsewhere = sorted({tensor.device.type for tensor in tensors} - {"cpu"})
     if not tensors:
@@ -255,6 +263,8 @@ def _copy_tree(model: nn.Module) -> nn.Module:
 
 
 def _weights_on_huge_pages(model: nn.Module) -> tuple[Finding, ...]:
+    if not isinstance(model, nn.Module):
+        return ()  # another engine's model keeps its weights to itself
     try:
         share = coverage(model)
     except (HfaccelError, OSError) as error:

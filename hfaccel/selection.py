@@ -25,6 +25,7 @@ from torch import nn
 from hfaccel import export
 from hfaccel.backends import BACKENDS, Backend, Options
 from hfaccel.backends.base import precision_of, version
+from hfaccel.cache import Cache
 from hfaccel.host import read_host
 from hfaccel.outcome import Outcome
 
@@ -68,7 +69,7 @@ def select(model: nn.Module, options: Options, budget: float = BUDGET) -> Verdic
         document = {"date": datetime.date.today().isoformat(), "measured": [asdict(one) for one in fresh]}
         (folder / "choice.json").write_text(json.dumps(document))
 
-    with export.Cache().entry(_key(model, candidates, options, budget), make) as entry:
+    with Cache().entry(_key(model, candidates, options, budget), make) as entry:
         document = json.loads((entry.path / "choice.json").read_text())
     measured = [Measured(**{**one, "speeds": tuple(one["speeds"])}) for one in document["measured"]]
     if entry.found:

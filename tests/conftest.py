@@ -16,6 +16,15 @@ settings.load_profile("hfaccel")
 sys.path.insert(0, str(Path(__file__).parent.parent / "demo"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def exports(tmp_path_factory):
+    """Exports of this run, shared by its tests; the user's own cache is left alone."""
+    folder = tmp_path_factory.mktemp("exports")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HFACCEL_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture
 def bert():
     """A small BERT with random weights; wide enough for its layers to be packed and fused."""

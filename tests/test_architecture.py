@@ -28,7 +28,7 @@ FLOORS = (
     ("engine",),
     ("memory", "apply"),
     ("plan",),
-    ("host",),
+    ("host", "cache"),
     ("errors", "outcome", "native", "tables"),
     ("_arena",),  # the extension
 )

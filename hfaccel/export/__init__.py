@@ -1,7 +1,6 @@
 """Models exported to other engines: what of a model is exported, where exports are kept, how they run."""
 
 from hfaccel.export.attach import attach, detach
-from hfaccel.export.cache import Cache
 from hfaccel.export.engine import Engine, Job, Session
 from hfaccel.export.exporting import ExportingEngine, unpacked
 from hfaccel.export.fingerprint import fingerprint, key
@@ -12,7 +11,6 @@ from hfaccel.export.trial import TOLERANCE, difference, trial
 
 __all__ = [
     "TOLERANCE",
-    "Cache",
     "Engine",
     "ExportingEngine",
     "Flat",

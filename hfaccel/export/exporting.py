@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from hfaccel import engine as packed
-from hfaccel.export.cache import Cache
+from hfaccel.cache import Cache
 from hfaccel.export.engine import Engine, Job, Session
 from hfaccel.export.fingerprint import key
 from hfaccel.export.interface import Flat

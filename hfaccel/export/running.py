@@ -152,14 +152,16 @@ class Running:
 
     def _range_problem(self, inputs: Tensors) -> str:
         """Engines read beyond a table's end without a word; the model's own forward raises."""
-        ids = inputs.get("input_ids")
-        if ids is None:
+        if "input_ids" not in inputs:
             return ""
-        tokens, positions = limits(self.model)
-        if ids.shape[1] > positions:
-            return f"more than {positions} tokens"
-        least, most = ids.aminmax()
-        return "" if least >= 0 and most < tokens else f"token ids outside 0 to {tokens - 1}"
+        sizes = limits(self.model)
+        if inputs["input_ids"].shape[1] > sizes["positions"]:
+            return f"more than {sizes['positions']} tokens"
+        for name in sizes.keys() & inputs.keys():
+            least, most = inputs[name].aminmax()
+            if least < 0 or most >= sizes[name]:
+                return f"{name} outside 0 to {sizes[name] - 1}"
+        return ""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "session": None, "process": 0, "watch": None, "calls": Counter()}

@@ -9,6 +9,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+PLAIN = (torch.Tensor, nn.Parameter)  # hfaccel's packed weights have no address
+
 # Hooks that transformers itself installs to capture outputs that were asked for in a call.
 HARMLESS_HOOKS = "transformers.utils.output_capturing"
 
@@ -23,8 +25,9 @@ class Watch:
     def __init__(self, model: nn.Module) -> None:
         self.links = list(_links(model))
         self.tensors = [part for _, _, part in self.links if isinstance(part, torch.Tensor)]
-        self.versions = self._versions()
-        self.kind = self._kind()
+        self.floating = [tensor for tensor in self.tensors if tensor.is_floating_point()]
+        self.types = self._types()
+        self.values = self._values()
         self.hooks = [
             hooks
             for module in model.modules()
@@ -36,21 +39,23 @@ class Watch:
         for table, name, part in self.links:
             if table.get(name) is not part:
                 return self.PARTS
-        if self._kind() != self.kind:
+        if self._types() != self.types:
             return self.PARTS
-        if self._versions() != self.versions:
+        if self._values() != self.values:
             return self.VALUES
         for hooks in self.hooks:
             if hooks and any(hook.__module__ != HARMLESS_HOOKS for hook in hooks.values()):
                 return self.HOOK
         return ""
 
-    def _versions(self) -> int:
-        return sum(tensor._version for tensor in self.tensors if not tensor.is_inference())
+    def _types(self) -> list[torch.dtype]:
+        """model.half() exchanges the data of parameters and leaves their identity alone."""
+        return [tensor.dtype for tensor in self.floating]
 
-    def _kind(self) -> Any:
-        """model.half() and model.to() exchange the data of parameters and leave their versions alone."""
-        return [(tensor.dtype, tensor.device) for tensor in self.tensors[:1]]
+    def _values(self) -> list[int]:
+        """What changes with every write but one through `tensor.data`, which leaves no trace."""
+        versions = [tensor._version for tensor in self.tensors if not tensor.is_inference()]
+        return versions + [tensor.data_ptr() for tensor in self.floating if type(tensor) in PLAIN]
 
 
 def _links(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Any]]:
@@ -63,19 +68,18 @@ def _links(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Any]]:
         yield from _links(child)
 
 
-_limits: WeakKeyDictionary[nn.Module, tuple[int, int]] = WeakKeyDictionary()
+_limits: WeakKeyDictionary[nn.Module, dict[str, int]] = WeakKeyDictionary()
 
 
-def limits(model: nn.Module) -> tuple[int, int]:
-    """How many token ids the model knows, and how many tokens a sequence may have."""
+def limits(model: Any) -> dict[str, int]:
+    """Sizes of the tables that the inputs are looked up in, by input; "positions": tokens in a sequence."""
     if model not in _limits:
-        _limits[model] = (_tokens(model), _positions(model))
+        _limits[model] = {
+            "input_ids": model.get_input_embeddings().num_embeddings,
+            "token_type_ids": getattr(model.config, "type_vocab_size", 2**31),
+            "positions": _positions(model),
+        }
     return _limits[model]
-
-
-def _tokens(model: Any) -> int:
-    embedding = model.get_input_embeddings()
-    return int(embedding.num_embeddings)
 
 
 def _positions(model: nn.Module) -> int:

@@ -45,10 +45,16 @@ class Entry:
 
 
 def default_folder() -> Path:
-    """$HFACCEL_CACHE, or hfaccel in $XDG_CACHE_HOME, or ~/.cache/hfaccel."""
-    if named := os.environ.get("HFACCEL_CACHE"):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hfaccel"
+    """$HFACCEL_CACHE, or hfaccel in $XDG_CACHE_HOME, or ~/.cache/hfaccel.
+
+    Raises UsageError where that needs a home directory and there is none.
+    """
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    named = Path(os.environ.get("HFACCEL_CACHE") or Path(caches, "hfaccel"))
+    try:
+        return named.expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{named} needs a home directory ({error}); set HFACCEL_CACHE to a folder") from None
 
 
 def default_limit() -> int:
