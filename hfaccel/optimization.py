@@ -171,13 +171,13 @@ def restore(model_or_pipeline: T) -> T:
     return model_or_pipeline
 
 
-def _model_of(candidate: Any) -> nn.Module:
+def _model_of(candidate: Any) -> Any:
     """The model itself, or that of a pipeline. Models of other engines are no torch modules."""
     if isinstance(candidate, nn.Module) or _engine_of(candidate):
-        return candidate  # type: ignore[no-any-return]
+        return candidate
     model = getattr(candidate, "model", None)
     if callable(candidate) and (isinstance(model, nn.Module) or _engine_of(model)):
-        return model  # type: ignore[no-any-return]
+        return model
     raise ModelError(
         "a torch.nn.Module or a transformers pipeline is expected, but got "
         f"{type(candidate).__name__}; pass what AutoModel.from_pretrained returned"

@@ -92,9 +92,7 @@ def explain(one: Measured, winner: str) -> Outcome:
     if one.problem:
         return Outcome(subject, False, one.problem)
     speeds = ", ".join(f"{speed:.2f}" for speed in one.speeds)
-    text = (
-        f"{one.speed:.2f} times the model's own speed ({speeds} by sample), results differ by {one.error:.0e}"
-    )
+    text = f"{one.speed:.2f} times the model's own speed ({speeds}), results differ by {one.error:.0e}"
     if one.backend == winner:
         return Outcome(subject, True, text)
     if one.speeds and min(one.speeds) < NOT_SLOWER:
