@@ -5,13 +5,14 @@ INSTALLED := .venv/.installed
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check bench docs clean
+.PHONY: help demo test check bench bench-memory docs clean
 
 help:
 	@echo "make demo    embed real texts with and without hfaccel, and compare"
 	@echo "make test    run all tests"
 	@echo "make check   lint, types, formatting, C tests under sanitizers"
 	@echo "make bench   measure every figure of benchmarks/README.md (about 15 minutes)"
+	@echo "make bench-memory  every allocator on the kernel list's workload, with a picture (about an hour)"
 	@echo "make docs    generate docs/knobs.md and docs/placement.md"
 
 $(INSTALLED): constraints.txt pyproject.toml native/CMakeLists.txt $(wildcard native/*.c native/*.h)
@@ -47,6 +48,10 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/quota.py
 	$(BIN)/python benchmarks/instances.py
 	$(BIN)/python benchmarks/speed.py
+
+bench-memory: $(INSTALLED)
+	$(BIN)/hfaccel bench memory --save benchmarks/results/$(shell date +%F)-memory.json \
+	  --picture benchmarks/results/$(shell date +%F)-memory.svg
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/generate.py

@@ -1,11 +1,12 @@
-"""The C extension, or the reason why there is none.
+"""The C extensions, or the reason why there are none.
 
-The package installs without a compiler. Then `arena` is None and `MISSING` says what that costs; every
-caller goes through here, so that the sentence exists once.
+The package installs without a compiler. Then `arena` and `kernels` are None, and `MISSING` and
+`KERNELS_MISSING` say what that costs; every caller goes through here, so that each sentence exists once.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any, Protocol
 
 
@@ -39,20 +40,46 @@ class Arena(Protocol):
     def set_memory_policy(self, mode: str, nodes: tuple[int, ...]) -> None: ...
     def memory_policy(self) -> tuple[str, tuple[int, ...]]: ...
     def end_with_parent(self, signal: int) -> None: ...
+    def count_event(self, type: int, config: int) -> int: ...
     def saved_state(self) -> int: ...
     def requestable_state(self) -> int: ...
 
 
-def _load() -> tuple[Any, str]:
+class Layer(Protocol):
+    """One encoder layer; see native/kernels/module.c."""
+
+    def run(self, *arguments: int) -> None: ...
+
+
+class Kernels(Protocol):
+    """What hfaccel._kernels offers. Tensors are passed as addresses."""
+
+    def Layer(self, *arguments: Any) -> Layer: ...
+    def linear(
+        self,
+        threads: int,
+        matrix: tuple[int, ...],
+        activation: int,
+        input: int,
+        in_features: int,
+        output: int,
+        rows: int,
+    ) -> None: ...
+    def use_threads(self, function: int) -> None: ...
+    def instructions(self) -> tuple[bool, bool, bool]: ...
+
+
+INSTALL = "install a C compiler and python3-dev, then reinstall hfaccel"
+
+
+def _load(name: str, cost: str) -> tuple[Any, str]:
     try:
-        from hfaccel import _arena
+        return import_module(f"hfaccel.{name}"), ""
     except ImportError as error:
-        return None, (
-            f"the native part is missing ({error}): weights stay on 4 KiB pages and glibc keeps its "
-            "defaults; install a C compiler and python3-dev, then reinstall hfaccel"
-        )
-    return _arena, ""
+        return None, f"the native part is missing ({error}): {cost}; {INSTALL}"
 
 
 arena: Arena | None
-arena, MISSING = _load()
+arena, MISSING = _load("_arena", "weights stay on 4 KiB pages and glibc keeps its defaults")
+kernels: Kernels | None
+kernels, KERNELS_MISSING = _load("_kernels", "layers are computed by torch")

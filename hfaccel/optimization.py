@@ -31,6 +31,7 @@ class Record:
 
     backend: str  # "" where the model was left as it is
     outcomes: tuple[Outcome, ...]
+    precision: torch.dtype | str | None = None  # as asked for
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def optimize(
     dtype: torch.dtype | None = None,
     quantization: str | None = None,
     backend: str = "auto",
+    unpad: bool | str = "auto",
     huge_pages: str = "auto",
     num_threads: int | None = None,
     inplace: bool = False,
@@ -91,19 +93,26 @@ def optimize(
     What cannot be improved is left as it is, with the reason in `hfaccel.report`; `strict=True` raises
     HfaccelError instead. An optimized model is returned unchanged, and so is one that cannot be improved.
 
-    There is one copy of the weights. With `inplace=False` the result is a new tree of modules around
-    the same parameters and linear layers, and the given model works as before, on the packed weights
-    too. With `inplace=True` the given model itself is changed.
+    In float32 there is one copy of the weights. With `inplace=False` the result is a new tree of modules
+    around the same parameters and linear layers, and the given model works as before, on the packed
+    weights too. With `inplace=True` the given model itself is changed. With a `dtype` or `quantization`
+    that rounds, the result has weights of its own, and the given model keeps its values.
 
+    `dtype`: None multiplies in the checkpoint's type, torch.bfloat16 in bfloat16; residual stream, norms
+    and sums stay float32, and so do the results. `quantization`: "int8" multiplies in int8, weights
+    rounded per output channel, activations per token. `unpad`: "auto" and True leave padding out of the
+    computation, hidden states of padding are zero then; False computes it.
     `backend`: "auto" or a name from `hfaccel.backends.BACKENDS`. With a `sample` of typical inputs (what a
     tokenizer returned as tensors, or several of those) "auto" measures all that are installed on this
     model for about `budget` seconds and remembers the fastest; without, it takes hfaccel's own engine.
-    `dtype`: torch.bfloat16, and `quantization`: "int8", allow results that differ as these do.
     `huge_pages`: "auto", "thp" or "off". `num_threads`: compute threads, for the whole process.
 
     Raises ModelError for an object that is neither a torch.nn.Module nor a pipeline holding one,
     UsageError for a value that breaks a rule.
     """
+    check_precision(dtype, quantization)
+    if unpad not in (True, False, "auto"):
+        raise UsageError(f"unpad must be True, False or 'auto', but got {unpad!r}")
     wanted_pages = None if huge_pages == "auto" else parse_huge_pages(huge_pages)
     chosen = None if backend == "auto" else by_name(backend)
     samples = _samples(sample)
@@ -111,10 +120,11 @@ def optimize(
     configuration = configure() if num_threads is None else configure(threads=num_threads)
     record = _record(model)
     if record is not None and record.backend:
+        _check_same(record, dtype, quantization)
         return model_or_pipeline
     problem = _problem(model)
     pages = wanted_pages or configuration.plan["huge_pages"].value
-    options = Options(pages != "off", dtype, quantization, samples=samples)
+    options = Options(pages != "off", dtype, quantization, unpad is not False, samples)
     backend_of_choice, rejected = _select(chosen, model, options, budget) if not problem else (None, ())
     if backend_of_choice is None:
         reasons = rejected or (Outcome("model", False, problem),)
@@ -122,11 +132,12 @@ def optimize(
             raise HfaccelError("; ".join(outcome.reason for outcome in reasons))
         model.__dict__[_KEY] = Record("", reasons)
         return model_or_pipeline
-    result = model if inplace else _copy_tree(model)
+    result = model if inplace else _copy_tree(model, share_linears=not options.rounds)
     outcomes = backend_of_choice.transform(result, options)
     if strict and not any(outcome.applied for outcome in outcomes):
         raise HfaccelError("nothing was applied: " + "; ".join(outcome.reason for outcome in outcomes))
-    result.__dict__[_KEY] = Record(backend_of_choice.name, (*rejected, *outcomes))
+    precision = quantization or dtype
+    result.__dict__[_KEY] = Record(backend_of_choice.name, (*rejected, *outcomes), precision)
     if isinstance(model_or_pipeline, nn.Module):
         return result  # type: ignore[return-value]
     pipeline = model_or_pipeline if inplace else copy.copy(model_or_pipeline)
@@ -169,6 +180,22 @@ def restore(model_or_pipeline: T) -> T:
             by_name(record.backend).restore(model)
         del model.__dict__[_KEY]
     return model_or_pipeline
+
+
+def check_precision(dtype: torch.dtype | None, quantization: str | None) -> None:
+    if dtype not in (None, torch.float32, torch.bfloat16):
+        raise UsageError(f"dtype must be None, torch.float32 or torch.bfloat16, but got {dtype!r}")
+    if quantization not in (None, "int8"):
+        raise UsageError(f"quantization must be None or 'int8', but got {quantization!r}")
+
+
+def _check_same(record: Record, dtype: torch.dtype | None, quantization: str | None) -> None:
+    wanted = quantization or dtype
+    if wanted is not None and wanted != record.precision:
+        raise ModelError(
+            f"the model was optimized with {record.precision or 'its own precision'} and cannot get "
+            f"{wanted}; optimize the model that you gave then, or hfaccel.restore(model) first"
+        )
 
 
 def _model_of(candidate: Any) -> Any:
@@ -243,13 +270,17 @@ def _select(
     return None, tuple(rejected)
 
 
-def _copy_tree(model: nn.Module) -> nn.Module:
-    """New modules around the same parameters, buffers and linear layers.
+def _copy_tree(model: nn.Module, share_linears: bool) -> nn.Module:
+    """New modules around the same parameters, buffers and, where they are shared, linear layers.
 
-    The linear layers are shared because packing changes them: two trees with classes of their own
+    Linear layers are shared where packing keeps their values: two trees with classes of their own
     around one packed weight would have to be kept in step.
     """
-    linears = (module for module in model.modules() if isinstance(module, nn.Linear) and module is not model)
+    linears = (
+        module
+        for module in model.modules()
+        if share_linears and isinstance(module, nn.Linear) and module is not model
+    )
     shared: dict[int, Any] = {
         id(part): part for part in itertools.chain(model.parameters(), model.buffers(), linears)
     }

@@ -61,5 +61,10 @@ def replace(facts, **changes):
 
 
 def states(model, batch):
+    """The last hidden states; those of padding, which an optimized model does not compute, are zero."""
     with torch.inference_mode():
-        return model(**batch)[0]
+        result = model(**batch)[0]
+    mask = batch.get("attention_mask")
+    if mask is None or mask.dim() != 2:
+        return result
+    return torch.where(mask.bool()[..., None], result, 0.0)

@@ -30,7 +30,7 @@ FLOORS = (
     ("plan",),
     ("host", "cache"),
     ("errors", "outcome", "native", "tables"),
-    ("_arena",),  # the extension
+    ("_arena", "_kernels"),  # the extensions
 )
 FLOOR = {unit: number for number, floor in enumerate(FLOORS) for unit in floor}
 

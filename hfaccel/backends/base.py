@@ -35,17 +35,18 @@ from hfaccel.outcome import Outcome
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for.
-
-    `dtype`: None keeps the model's. `quantization`: None or "int8". `unpad`: True, False or None (decide).
-    `samples`: typical inputs of the model, name -> tensor each; the first stands for the shapes.
-    """
+    """What the user asked for."""
 
     huge_pages: bool = True
-    dtype: torch.dtype | None = None
-    quantization: str | None = None
-    unpad: bool | None = None
-    samples: tuple[Mapping[str, torch.Tensor], ...] = ()
+    dtype: torch.dtype | None = None  # of multiplications; None: the checkpoint's
+    quantization: str | None = None  # "int8"
+    unpad: bool = True  # whether padding may be left out of the computation
+    samples: tuple[Mapping[str, torch.Tensor], ...] = ()  # typical inputs; the first stands for the shapes
+
+    @property
+    def rounds(self) -> bool:
+        """Whether weights are rounded: then the given model must keep its own."""
+        return self.quantization is not None or self.dtype is torch.bfloat16
 
 
 class Backend(ABC):

@@ -1,4 +1,4 @@
-"""The backend `torch`: hfaccel's own engine on torch's oneDNN operators."""
+"""The backend `torch`: hfaccel's own engine, in the model's own modules."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ class TorchBackend(Backend):
     name = "torch"
 
     def available(self) -> str:
-        if not torch.cpu._is_avx512_supported():
-            return "the CPU has no AVX-512; weights are packed for its GEMM only"
-        return engine.packing_problem()
+        return engine.kernels_problem()
 
     def supports(self, model: nn.Module) -> str:
         if not any(isinstance(module, nn.Linear) for module in model.modules()):
@@ -24,10 +22,27 @@ class TorchBackend(Backend):
         return ""
 
     def transform(self, model: nn.Module, options: Options) -> tuple[Outcome, ...]:
-        return engine.transform(model, huge_pages=options.huge_pages)
+        kind = _wanted(options)
+        problem = "" if kind is None else engine.kernels_problem(kind)
+        outcomes = [] if not problem else [Outcome(f"precision {kind.label}", False, problem)]  # type: ignore[union-attr]
+        done = engine.transform(
+            model,
+            precision=engine.Precision(None if problem else kind),
+            huge_pages=options.huge_pages,
+            unpad=options.unpad,
+        )
+        return (*outcomes, *done)
 
     def restore(self, model: nn.Module) -> None:
         engine.restore(model)
 
     def stock_calls(self, model: nn.Module) -> dict[str, int]:
         return dict(engine.stock_calls(model))
+
+
+def _wanted(options: Options) -> engine.Kind | None:
+    if options.quantization == "int8":
+        return engine.Kind.INT8
+    if options.dtype is torch.bfloat16:
+        return engine.Kind.BFLOAT16
+    return engine.Kind.FLOAT32 if options.dtype is torch.float32 else None

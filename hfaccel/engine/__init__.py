@@ -1,6 +1,6 @@
 """The engine: how a model's own layers are computed faster, in place, with equal results."""
 
-from hfaccel.engine.packed import packing_problem
-from hfaccel.engine.transform import restore, stock_calls, transform
+from hfaccel.engine.kernels import Kind, kernels_problem
+from hfaccel.engine.transform import Precision, restore, stock_calls, transform
 
-__all__ = ["packing_problem", "restore", "stock_calls", "transform"]
+__all__ = ["Kind", "Precision", "kernels_problem", "restore", "stock_calls", "transform"]

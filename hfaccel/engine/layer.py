@@ -1,8 +1,4 @@
-"""Encoder layers run as one function: six calls into oneDNN and torch instead of a tree of modules.
-
-A layer is recognised by its parts, not by its class: one row of POST_NORM_LAYERS says where a family
-keeps them. That such a layer then computes what the row assumes is not believed but tested, on random
-input against the layer's own forward, before it is used (`hfaccel.engine.transform`).
+"""Encoder layers run as one function of the kernels, without padding, instead of a tree of modules.
 
 The module tree stays: a fused layer has the same children and parameters, and is an instance of its
 former class. When anything about a call or about the tree is out of the ordinary, the stock forward
@@ -13,160 +9,141 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import nn
 
-from hfaccel.engine.linear import (
-    FUSED_ACTIVATIONS,
-    linear_add,
-    linear_pointwise,
-    linear_problem,
-    stock_reason,
-)
-from hfaccel.engine.packed import PackedWeight, joined, place_side_by_side, stacked_metadata
-
-
-@dataclass(frozen=True)
-class PostNormLayer:
-    """Where a family keeps the parts of a layer that normalises after each residual addition."""
-
-    family: str
-    attention: str
-    query: str
-    key: str
-    value: str
-    attention_output: str
-    attention_norm: str
-    intermediate: str
-    activation: str
-    output: str
-    output_norm: str
-
-    def projections(self, layer: nn.Module) -> list[Any]:
-        """The linear layers for query, key and value."""
-        return [attrgetter(path)(layer) for path in (self.query, self.key, self.value)]
-
-    def linears(self, layer: nn.Module) -> list[Any]:
-        """All linear layers, in the order in which their weights shall lie in memory."""
-        others = (self.attention_output, self.intermediate, self.output)
-        return self.projections(layer) + [attrgetter(path)(layer) for path in others]
-
-    def norms(self, layer: nn.Module) -> list[Any]:
-        return [attrgetter(path)(layer) for path in (self.attention_norm, self.output_norm)]
-
-
-POST_NORM_LAYERS = (
-    PostNormLayer(
-        "BERT",
-        attention="attention.self",
-        query="attention.self.query",
-        key="attention.self.key",
-        value="attention.self.value",
-        attention_output="attention.output.dense",
-        attention_norm="attention.output.LayerNorm",
-        intermediate="intermediate.dense",
-        activation="intermediate.intermediate_act_fn",
-        output="output.dense",
-        output_norm="output.LayerNorm",
-    ),
-    PostNormLayer(
-        "DistilBERT",
-        attention="attention",
-        query="attention.q_lin",
-        key="attention.k_lin",
-        value="attention.v_lin",
-        attention_output="attention.out_lin",
-        attention_norm="sa_layer_norm",
-        intermediate="ffn.lin1",
-        activation="ffn.activation",
-        output="ffn.lin2",
-        output_norm="output_layer_norm",
-    ),
-)
+from hfaccel import native
+from hfaccel.engine.families import Family, head_size, scale, split, vectors, window
+from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, kernels_problem
+from hfaccel.engine.linear import stock_reason
+from hfaccel.engine.packed import NO_MATRIX, Matrix, PackedWeight
+from hfaccel.engine.ragged import Sequences, read_mask, whole
 
 # Keyword arguments that transformers hands down to every layer and that have no effect in one whose
 # attention is scaled_dot_product_attention without cache.
 HARMLESS_ARGUMENTS = frozenset({"position_ids", "use_cache", "return_dict", "output_hidden_states"})
 # Hooks that transformers itself installs for output_attentions; with sdpa there is nothing to capture.
 HARMLESS_HOOKS = "transformers.utils.output_capturing"
+NORM_LAYER, NORM_NONE = 0, 2  # of native/kernels/rows.h
 
 
-def match(layer: nn.Module) -> tuple[PostNormLayer, str] | None:
-    """The row whose parts this module has, and the reason not to fuse it ("" for none)."""
-    for row in POST_NORM_LAYERS:
-        try:
-            row.linears(layer), row.norms(layer)
-            attrgetter(row.activation)(layer), attrgetter(row.attention)(layer)
-        except AttributeError:
-            continue
-        return row, _linears_problem(row, layer) or _parts_problem(row, layer)
-    return None
+class Plan:
+    """What the kernels need of one layer, looked up once, and whether that still is the layer's."""
 
-
-def _linears_problem(row: PostNormLayer, layer: nn.Module) -> str:
-    for linear in row.linears(layer):
-        problem = linear_problem(linear) if isinstance(linear, nn.Linear) else "is no nn.Linear"
-        if problem:
-            return f"a projection cannot be packed: {problem}"
-    query, key, value = row.projections(layer)
-    if not query.weight.shape == key.weight.shape == value.weight.shape:
-        return "query, key and value have different shapes"
-    if len({linear.bias is None for linear in (query, key, value)}) > 1:
-        return "only some of query, key and value have a bias"
-    if stacked_metadata(3, *query.weight.shape) is None:
-        return f"three packed matrices of shape {tuple(query.weight.shape)} do not make one"
-    return ""
-
-
-def _parts_problem(row: PostNormLayer, layer: nn.Module) -> str:
-    activation, attention = attrgetter(row.activation)(layer), attrgetter(row.attention)(layer)
-    if any(type(norm) is not nn.LayerNorm for norm in row.norms(layer)):
-        return "its norms are not nn.LayerNorm"
-    if type(activation).__name__ not in FUSED_ACTIVATIONS:
-        return f"the activation {type(activation).__name__} cannot be fused"
-    if getattr(layer, "is_decoder", False) or getattr(attention, "is_causal", False):
-        return "it is a decoder's layer"
-    if not hasattr(attention, "config") or not hasattr(attention, "scaling"):
-        return "its attention does not use transformers' attention interface"
-    return ""
-
-
-class Parts:
-    """The modules and matrices of one fused layer, looked up once, and whether they still are its."""
-
-    def __init__(self, layer: nn.Module, row: PostNormLayer) -> None:
-        self.attention = attrgetter(row.attention)(layer)
-        self.linears = row.linears(layer)
-        self.attention_norm, self.output_norm = row.norms(layer)
-        activation = attrgetter(row.activation)(layer)
-        self.activation, self.algorithm = FUSED_ACTIVATIONS[type(activation).__name__]
-        self.qkv = joined([linear.weight for linear in self.linears[:3]])
-        self.memories = [getattr(linear.weight, "memory", None) for linear in self.linears]
+    def __init__(self, layer: nn.Module, family: Family) -> None:
+        self.attention = attrgetter(family.attention)(layer)
+        self.config = getattr(self.attention, "config", None)
+        self.window = window(self.attention)
         self.links = list(_links(layer))
         self.hooks = [
             hooks for _, _, child in self.links for hooks in (child._forward_hooks, child._forward_pre_hooks)
         ]
+        self.linears = family.linears(layer)
+        self.memories = [getattr(linear.weight, "memory", None) for linear in self.linears]
+        self.vectors = list(vectors(family, layer))
+        self.places = [_place(vector) for vector in self.vectors]
+        self.kept: dict[int, torch.Tensor] = {}
+        packed = all(memory is not None for memory in self.memories)
+        self.native = self._native(layer, family) if packed else None
+
+    def _native(self, layer: nn.Module, family: Family) -> native.Layer:
+        def matrix(linear: nn.Linear, rows: slice | None = None) -> Matrix:
+            assert isinstance(linear.weight, PackedWeight)
+            return linear.weight.matrix(self._float32(linear.bias), rows)
+
+        def part(path: str) -> Matrix:
+            return matrix(attrgetter(path)(layer)) if path else NO_MATRIX
+
+        if family.qkv:
+            query, key, value = (matrix(*piece) for piece in split(attrgetter(family.qkv)(layer), 3))
+        else:
+            query, key, value = part(family.query), part(family.key), part(family.value)
+        if family.gate_up:
+            gate, up = (matrix(*piece) for piece in split(attrgetter(family.gate_up)(layer), 2))
+        else:
+            gate, up = part(family.gate), part(family.up)
+        size = head_size(self.attention) or 0
+        down = part(family.down)
+        activation = ACTIVATIONS[type(attrgetter(family.activation)(layer)).__name__]
+        if down[0] == Kind.INT8 and activation is Activation.GELU:
+            activation = Activation.GELU_ROUGH
+        norms = [self._norm(norm) for norm in family.norms(layer)]
+        assert native.kernels is not None
+        return native.kernels.Layer(
+            self.linears[0].in_features,
+            query[1] // size,
+            size,
+            query,
+            key,
+            value,
+            part(family.attention_output),
+            gate,
+            up,
+            down,
+            *norms,
+            family.norm_first,
+            int(activation),
+            int(attention_kind(Kind(query[0]))),
+            scale(self.attention),
+        )
+
+    def _norm(self, norm: nn.Module) -> tuple[int, int, float, int]:
+        if isinstance(norm, nn.Identity):
+            return 0, 0, 0.0, NORM_NONE
+        assert isinstance(norm, nn.LayerNorm)
+        weight, bias = self._float32(norm.weight), self._float32(norm.bias)
+        addresses = [0 if vector is None else vector.data_ptr() for vector in (weight, bias)]
+        return addresses[0], addresses[1], norm.eps, NORM_LAYER
+
+    def _float32(self, vector: torch.Tensor | None) -> torch.Tensor | None:
+        """The vector itself, or a copy in float32: `problem` notices when it changes."""
+        if vector is None:
+            return None
+        return self.kept.setdefault(id(vector), vector.detach().float())
+
+    def is_stale(self) -> bool:
+        """Whether a bias or norm has moved, or one of which there is a copy has changed."""
+        return any(
+            vector.data_ptr() != place[0] or (place[1] >= 0 and vector._version != place[1])
+            for vector, place in zip(self.vectors, self.places, strict=True)
+        )
 
     def problem(self) -> str:
         """Why the stock forward must run; "" for none. A few microseconds: it runs at every call."""
-        if self.qkv is None:
-            return "query, key and value do not lie side by side in memory"
-        for table, name, child in self.links:
-            if table.get(name) is not child:
-                return f"the submodule {name} was replaced"
+        if self.native is None:
+            return "a weight is not packed"
+        if self.config is not None and self.config._attn_implementation != "sdpa":
+            return f"the attention implementation is {self.config._attn_implementation}"
         for linear, memory in zip(self.linears, self.memories, strict=True):
             weight = linear._parameters["weight"]
             if type(weight) is not PackedWeight or weight.memory is not memory:
                 return "a weight was replaced, moved or cast"
+        return self._problem_of_parts()
+
+    def _problem_of_parts(self) -> str:
+        for table, name, child in self.links:
+            if table.get(name) is not child:
+                return f"the submodule {name} was replaced"
         for hooks in self.hooks:
             if hooks and any(hook.__module__ != HARMLESS_HOOKS for hook in hooks.values()):
                 return "a submodule has a hook"
-        implementation = self.attention.config._attn_implementation
-        return "" if implementation == "sdpa" else f"the attention implementation is {implementation}"
+        return ""
+
+
+def _place(vector: torch.Tensor) -> tuple[int, int]:
+    """Address, and the version where a change of the values matters too (-1: it does not)."""
+    watched = vector.dtype is not torch.float32 and not vector.is_inference()
+    return vector.data_ptr(), vector._version if watched else -1
+
+
+def attention_kind(kind: Kind) -> Kind:
+    """In which numbers attention multiplies where the linear layers multiply in `kind`."""
+    if kind is Kind.FLOAT32 or kernels_problem(Kind.BFLOAT16):
+        return Kind.FLOAT32
+    return Kind.BFLOAT16
 
 
 def _links(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, nn.Module]]:
@@ -177,32 +154,10 @@ def _links(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, nn.Module]]
             yield from _links(child)
 
 
-def run(parts: Parts, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """One encoder layer. `hidden`: (batch, sequence length, hidden size), float32, without gradient."""
-    query, key, value, attention_output, intermediate, output = parts.linears
-    batch, length, _ = hidden.shape
-    # The biases are joined at each call: a copy kept from before would miss in-place changes.
-    bias = None if query.bias is None else torch.cat([query.bias, key.bias, value.bias])
-    qkv = linear_pointwise(hidden, parts.qkv, bias, "none", [], "")
-    heads = qkv.view(batch, length, 3, -1, parts.attention.attention_head_size)
-    q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (batch, heads, length, head size)
-    context = nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, scale=parts.attention.scaling
-    )
-    context = context.transpose(1, 2).reshape(batch, length, -1)
-    attended = linear_add(context, hidden, attention_output.weight.matrix, attention_output.bias, "add")
-    attended = parts.attention_norm(attended)
-    wide = linear_pointwise(
-        attended, intermediate.weight.matrix, intermediate.bias, parts.activation, [], parts.algorithm
-    )
-    result: torch.Tensor = linear_add(wide, attended, output.weight.matrix, output.bias, "add")
-    return parts.output_norm(result)  # type: ignore[no-any-return]
-
-
 class FusedLayer(nn.Module):
-    """Mixed into a layer's class by `fused_class`; `hfaccel_row` and `hfaccel_stock` are set there."""
+    """Mixed into a layer's class by `fused_class`; `hfaccel_family` and `hfaccel_stock` are set there."""
 
-    hfaccel_row: PostNormLayer
+    hfaccel_family: Family
     hfaccel_stock: type[nn.Module]
 
     @torch.compiler.disable
@@ -213,28 +168,36 @@ class FusedLayer(nn.Module):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        parts = self.__dict__.get("_hfaccel_parts")
-        if parts is None:
-            parts = self.__dict__["_hfaccel_parts"] = Parts(self, self.hfaccel_row)
-        reason = self._reason(parts, hidden_states, args, kwargs)
-        if not reason:
-            return run(parts, hidden_states, attention_mask)
-        self._hfaccel_stock_calls[reason] += 1
+        run = self._prepare(hidden_states, attention_mask, args, kwargs)
+        if not isinstance(run, str):
+            return run(hidden_states)
+        self._hfaccel_stock_calls[run] += 1
         return super().forward(hidden_states, attention_mask, *args, **kwargs)
 
-    def _reason(
-        self, parts: Parts, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> str:
+    def _prepare(
+        self, hidden: torch.Tensor, mask: torch.Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Call | str:
+        """The call of the kernels, or why the stock forward must run."""
         if self.training:
             return "the model is in training mode"
-        if any(value is not None for value in args):
-            return "cross-attention or a cache was passed"
-        for name, value in kwargs.items():
-            if value is not None and name not in HARMLESS_ARGUMENTS:
-                return f"{name} was passed"
         if torch.is_grad_enabled():
             return "gradients are enabled; torch.inference_mode is faster"
-        return stock_reason(hidden) or parts.problem()
+        reason = stock_reason(hidden)
+        if reason:
+            return reason
+        plan = self.__dict__.get("_hfaccel_plan")
+        if plan is None or plan.is_stale():
+            plan = self.__dict__["_hfaccel_plan"] = Plan(self, self.hfaccel_family)
+        if hidden.dim() != 3 or hidden.shape[-1] != plan.linears[0].in_features:
+            return f"the hidden states have the shape {tuple(hidden.shape)}"
+        call = Call(plan, self.hfaccel_family)
+        return (
+            plan.problem() or call.take(hidden, args, kwargs) or call.see(hidden, mask, self._unpad) or call
+        )
+
+    @property
+    def _unpad(self) -> bool:
+        return bool(self.__dict__.get("_hfaccel_unpad", True))
 
     @property
     def _hfaccel_stock_calls(self) -> Counter[str]:
@@ -243,43 +206,126 @@ class FusedLayer(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())
-        state.pop("_hfaccel_parts", None)  # views of the parameters, which are found again when needed
+        state.pop("_hfaccel_plan", None)  # addresses, which are found again when needed
         return state
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        # Copies of weights lie apart from each other; a fused layer needs three of them side by side.
-        place_side_by_side([linear.weight for linear in self.hfaccel_row.projections(self)])
-
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _new, (self.hfaccel_stock, self.hfaccel_row), self.__getstate__()
+        return _new, (self.hfaccel_stock, self.hfaccel_family), self.__getstate__()
+
+
+class Call:
+    """One call of a fused layer: what it was given besides the hidden states."""
+
+    __slots__ = ("bias", "cosines", "family", "plan", "sequences", "sines")
+
+    def __init__(self, plan: Plan, family: Family) -> None:
+        self.plan = plan
+        self.family = family
+        self.sequences: Sequences
+        self.bias: torch.Tensor | None = None
+        self.cosines: torch.Tensor | None = None
+        self.sines: torch.Tensor | None = None
+
+    def take(self, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """The arguments beyond the mask; why they are out of the ordinary."""
+        if self.family.position_bias and args:
+            kwargs = {**kwargs, "position_bias": args[0]}
+            args = args[1:]
+        if any(value is not None for value in args):
+            return "cross-attention or a cache was passed"
+        for name, value in kwargs.items():
+            if value is None or value is False or name in HARMLESS_ARGUMENTS:
+                continue
+            if name == "position_embeddings" and self.family.rotary:
+                problem = self._rotate(hidden, value)
+            elif name == "position_bias" and self.family.position_bias:
+                problem = self._bias(hidden, value)
+            else:
+                problem = f"{name} was passed"
+            if problem:
+                return problem
+        return "no position_embeddings were passed" if self.family.rotary and self.cosines is None else ""
+
+    def _rotate(self, hidden: torch.Tensor, embeddings: Any) -> str:
+        batch, length, _ = hidden.shape
+        cosines, sines = (part.float().contiguous() for part in embeddings)
+        size = head_size(self.plan.attention)
+        if cosines.shape != sines.shape or cosines.shape not in {(1, length, size), (batch, length, size)}:
+            return f"the position embeddings have the shape {tuple(cosines.shape)}"
+        self.cosines, self.sines = cosines, sines
+        return ""
+
+    def _bias(self, hidden: torch.Tensor, bias: torch.Tensor) -> str:
+        length = hidden.shape[1]
+        if bias.dim() != 4 or bias.shape[-2:] != (length, length):
+            return f"the position bias has the shape {tuple(bias.shape)}"
+        if bias.shape[0] > 1 and bias.stride(0) != 0 and not torch.equal(bias, bias[:1].expand_as(bias)):
+            return "the position bias differs between sequences"
+        self.bias = bias[0].float().contiguous()
+        return ""
+
+    def see(self, hidden: torch.Tensor, mask: torch.Tensor | None, unpad: bool) -> str:
+        batch, length, _ = hidden.shape
+        if mask is None:
+            self.sequences = whole(batch, length)
+            return ""
+        found = read_mask(mask, batch, length, self.plan.window, unpad)
+        if isinstance(found, str):
+            return found
+        self.sequences = found
+        return ""
+
+    def __call__(self, hidden: torch.Tensor) -> Any:
+        """`hidden`: (batch, sequence length, hidden size), float32 or bfloat16, without gradient."""
+        rows = hidden.float().contiguous()
+        output = torch.empty_like(rows)
+        sequences, bias, cosines, sines = self.sequences, self.bias, self.cosines, self.sines
+        assert self.plan.native is not None
+        self.plan.native.run(
+            torch.get_num_threads(),
+            rows.data_ptr(),
+            output.data_ptr(),
+            rows.shape[0] * rows.shape[1],
+            sequences.count,
+            *sequences.addresses,
+            sequences.window,
+            0 if bias is None else bias.data_ptr(),
+            0 if bias is None else bias.stride(0),
+            0 if bias is None else bias.stride(1),
+            0 if cosines is None else cosines.data_ptr(),
+            0 if sines is None else sines.data_ptr(),
+            0 if cosines is None else cosines.shape[0] * cosines.shape[1],
+        )
+        result = output.to(hidden.dtype)
+        return (result,) if self.family.position_bias else result
 
 
 _fused_classes: dict[Any, type[FusedLayer]] = {}
 
 
-def fused_class(stock: type[nn.Module], row: PostNormLayer) -> type[FusedLayer]:
+def fused_class(stock: type[nn.Module], family: Family) -> type[FusedLayer]:
     """A subclass of `stock` whose forward is fused; the same class for the same arguments."""
-    if (stock, row) not in _fused_classes:
-        members = {"hfaccel_row": row, "hfaccel_stock": stock, "__module__": __name__}
-        _fused_classes[stock, row] = type(f"Fused{stock.__name__}", (FusedLayer, stock), members)
-    return _fused_classes[stock, row]
+    if (stock, family) not in _fused_classes:
+        members = {"hfaccel_family": family, "hfaccel_stock": stock, "__module__": __name__}
+        _fused_classes[stock, family] = type(f"Fused{stock.__name__}", (FusedLayer, stock), members)
+    return _fused_classes[stock, family]
 
 
-def _new(stock: type[nn.Module], row: PostNormLayer) -> nn.Module:
+def _new(stock: type[nn.Module], family: Family) -> nn.Module:
     """For pickle and deepcopy: an empty module, filled by __setstate__."""
-    cls = fused_class(stock, row)
+    cls = fused_class(stock, family)
     return cls.__new__(cls)
 
 
-def fuse(layer: nn.Module, row: PostNormLayer) -> None:
-    """Run the layer as one function. Its linear layers are packed, query, key and value side by side."""
-    layer.__class__ = fused_class(type(layer), row)
+def fuse(layer: nn.Module, family: Family, unpad: bool = True) -> None:
+    """Run the layer as one function. Its linear layers must be packed."""
+    layer.__class__ = fused_class(type(layer), family)
+    layer.__dict__["_hfaccel_unpad"] = unpad
 
 
 def unfuse(layer: FusedLayer) -> None:
     """Undo `fuse`; the linear layers stay packed."""
-    layer.__dict__.pop("_hfaccel_parts", None)
-    layer.__dict__.pop("_hfaccel_calls", None)
+    for name in ("_hfaccel_plan", "_hfaccel_calls", "_hfaccel_unpad"):
+        layer.__dict__.pop(name, None)
     module: nn.Module = layer
     module.__class__ = layer.hfaccel_stock

@@ -1,7 +1,4 @@
-"""Linear layers on oneDNN's GEMM, with the weight packed once.
-
-The operators are torch's own (`mkldnn::_linear_pointwise`), the ones that TorchInductor emits.
-"""
+"""Linear layers whose weight is packed once, computed by the kernels."""
 
 from __future__ import annotations
 
@@ -10,39 +7,25 @@ from typing import Any
 import torch
 from torch import nn
 
+from hfaccel import native
+from hfaccel.engine.kernels import Activation, Kind, kernels_problem
 from hfaccel.engine.packed import PackedWeight, exchange
 from hfaccel.memory import Arena
 
-linear_pointwise = torch.ops.mkldnn._linear_pointwise.default
-linear_add = torch.ops.mkldnn._linear_pointwise.binary
-
-# Calling into oneDNN costs 17 microseconds; in layers narrower than this torch's own path is faster
-# at every number of tokens (benchmarks/linear.py).
-MIN_WIDTH = 256
-
-# Activations that oneDNN computes on the GEMM's result while it is in registers: class name (of torch
-# or transformers) -> the operator's (name, algorithm).
-FUSED_ACTIVATIONS = {
-    "GELUActivation": ("gelu", "none"),
-    "GELUTanh": ("gelu", "tanh"),
-    "PytorchGELUTanh": ("gelu", "tanh"),
-    "NewGELUActivation": ("gelu", "tanh"),
-    "ReLU": ("relu", ""),
-    "SiLU": ("swish", ""),
-    "SiLUActivation": ("swish", ""),
-    "Tanh": ("tanh", ""),
-}
+# In layers narrower than this torch's own path is as fast (benchmarks/linear.py).
+MIN_WIDTH = 64
+COMPUTED = (torch.float32, torch.bfloat16)
 
 
 def stock_reason(tensor: torch.Tensor) -> str:
-    """Why a call with this input must take torch's own path; "" where oneDNN's may run."""
+    """Why a call with this input must take torch's own path; "" where the kernels may run."""
     if (
         type(tensor) is not torch.Tensor
         or torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
     ):
         return "traced, or given a subclass of torch.Tensor"
-    if tensor.dtype is not torch.float32:
+    if tensor.dtype not in COMPUTED:
         return f"computed in {str(tensor.dtype).removeprefix('torch.')}"
     if not tensor.is_cpu:
         return f"computed on {tensor.device.type}"
@@ -51,6 +34,35 @@ def stock_reason(tensor: torch.Tensor) -> str:
     if tensor.numel() == 0:
         return "the input is empty"
     return ""
+
+
+def linear(input: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+    """input weight^T + bias, in the type of the input. `input`: (..., in_features), float32 or bfloat16."""
+    assert native.kernels is not None
+    rows, added = input.float().contiguous(), float32(bias)
+    out_features, in_features = weight.shape
+    output = torch.empty((*input.shape[:-1], out_features), dtype=torch.float32)
+    native.kernels.linear(
+        torch.get_num_threads(),
+        weight.matrix(added),
+        Activation.NONE,
+        rows.data_ptr(),
+        in_features,
+        output.data_ptr(),
+        rows.numel() // in_features,
+    )
+    return output.to(input.dtype)
+
+
+def float32(vector: torch.Tensor | None) -> torch.Tensor | None:
+    """A bias as the kernels add it. Converted at each call where it is bfloat16: a copy kept from before
+    would miss in-place changes."""
+    return None if vector is None else vector.detach().float().contiguous()
+
+
+def fits(vector: torch.Tensor | None) -> bool:
+    """Whether the kernels can add this bias."""
+    return vector is None or (vector.dtype in COMPUTED and vector.is_cpu)
 
 
 class PackedLinear(nn.Linear):
@@ -63,12 +75,14 @@ class PackedLinear(nn.Linear):
     @torch.compiler.disable
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         weight = self.weight
-        if type(weight) is not PackedWeight or input.dim() < 2 or stock_reason(input):
+        if type(weight) is not PackedWeight or input.dim() < 1 or stock_reason(input):
             return super().forward(input)
+        if input.shape[-1] != weight.shape[1] or not fits(self.bias):
+            return super().forward(input)  # raises torch's own error, or computes as torch does
         if torch.is_grad_enabled():
             result: torch.Tensor = _Linear.apply(input, weight, self.bias)
         else:
-            result = linear_pointwise(input, weight.matrix, self.bias, "none", [], "")
+            result = linear(input, weight, self.bias)
         return result
 
     def _apply(self, fn: Any, recurse: bool = True) -> PackedLinear:
@@ -92,7 +106,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> Any:
         ctx.save_for_backward(input, weight)
-        return linear_pointwise(input, weight.matrix, bias, "none", [], "")
+        return linear(input, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
@@ -107,7 +121,7 @@ class _Linear(torch.autograd.Function):
         )
 
 
-def linear_problem(module: nn.Linear) -> str:
+def linear_problem(module: nn.Linear, kind: Kind = Kind.FLOAT32) -> str:
     """Why this layer is not packed; "" where it is."""
     weight = module.weight
     if type(module) is PackedLinear and type(weight) is PackedWeight:
@@ -116,16 +130,17 @@ def linear_problem(module: nn.Linear) -> str:
     problems = {
         f"is a {type(module).__name__}, not a plain nn.Linear": type(module) is not nn.Linear,
         f"its weight is on {weight.device.type}": not weight.is_cpu,
-        f"its weight is {dtype}; only float32 is packed": weight.dtype is not torch.float32,
+        f"its weight is {dtype}; float32 and bfloat16 are packed": weight.dtype not in COMPUTED,
         "its weight is not an ordinary parameter": type(weight) is not nn.Parameter,
         "its weight was made in inference mode, where parameters cannot be exchanged": weight.is_inference(),
         "its weight is in memory shared with other processes": weight.is_cpu and weight.is_shared(),
-        f"narrower than {MIN_WIDTH}: torch's own path is faster": min(weight.shape) < MIN_WIDTH,
+        f"narrower than {MIN_WIDTH}: torch's own path is as fast": min(weight.shape) < MIN_WIDTH,
+        kernels_problem(kind): bool(kernels_problem(kind)),
     }
     return next((problem for problem, applies in problems.items() if applies), "")
 
 
-def pack(module: nn.Linear, arena: Arena) -> str:
+def pack(module: nn.Linear, arena: Arena, kind: Kind = Kind.FLOAT32) -> str:
     """Pack the weight into `arena`. The parameter keeps its identity: optimizers and ties see it too.
 
     Returns why it could not be packed; "" where it was. A weight packed for another module, to which
@@ -135,7 +150,7 @@ def pack(module: nn.Linear, arena: Arena) -> str:
     if not isinstance(weight, PackedWeight):
         try:
             with torch.inference_mode(False):  # a parameter made in inference mode could not be exchanged
-                exchange(weight, PackedWeight.pack(weight, arena))
+                exchange(weight, PackedWeight.pack(weight, arena, kind))
         except RuntimeError as error:
             return f"its weight cannot be exchanged ({error})"
     module.__class__ = PackedLinear
@@ -143,7 +158,7 @@ def pack(module: nn.Linear, arena: Arena) -> str:
 
 
 def unpack(module: PackedLinear) -> None:
-    """Undo `pack`: an nn.Linear with an ordinary weight, bit for bit the one that was packed."""
+    """Undo `pack`: an nn.Linear with an ordinary weight, bit for bit the one that was packed in float32."""
     if isinstance(module.weight, PackedWeight):
         module.weight.make_dense()
     module.__class__ = nn.Linear  # type: ignore[assignment]

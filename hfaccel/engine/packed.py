@@ -1,113 +1,157 @@
-"""Weights reordered for oneDNN's GEMM, in memory of our choice, and still a parameter of the model.
+"""Weights reordered for the kernels, in memory of our choice, and still parameters of the model.
 
 A packed weight is the only copy of its values. As a tensor it has the shape, type and identity of the
 parameter that it replaces: linear layers multiply it as it is, and every other operation sees the
 values in the ordinary layout, unpacked for that operation alone. So optimizers, ties, checkpoints,
 `.to()`, deepcopy and pickling work as with any parameter.
 
-oneDNN keeps its packed matrices in opaque tensors with memory of their own. Here they are views of an
-arena's memory instead, made through torch's C interface for compiled models (AOTInductor's shim, a
-stable ABI): packed weights can lie on huge pages and next to each other.
+Packed in float32 the values keep every bit. In bfloat16 and int8 they are rounded once, when packed, and
+what others see are the rounded values.
 """
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Iterator, Sequence
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from hfaccel.memory import Arena, padded
+from hfaccel.engine.kernels import Kind, kernels_problem
+from hfaccel.memory import Arena
 
-_mkldnn = torch.ops.mkldnn
-_LAYOUT_MKLDNN = 3  # c10::Layout::Mkldnn
-
+PANEL = 32  # columns of a matrix that lie together (native/kernels/gemm.h)
+WORD = 4  # bytes
 
 NO_ADDRESS = (
-    "raw memory must be in the ordinary layout, but this weight is packed for oneDNN; "
+    "raw memory must be in the ordinary layout, but this weight is packed for hfaccel's kernels; "
     "use weight.detach().clone(), or hfaccel.restore(model) first"
 )
 
+PACKED_ATTRIBUTES = ("memory", "kind")
 
-PACKED_ATTRIBUTES = ("memory", "metadata", "matrix")
+
+# A matrix as the kernels take it: (kind, columns, words, panels, scales, sums, bias); the last four are
+# addresses, 0 for none.
+Matrix = tuple[int, int, int, int, int, int, int]
+NO_MATRIX: Matrix = (0, 0, 0, 0, 0, 0, 0)
 
 
-class _Shim:
-    """The three C functions that make a tensor over given memory. Raises OSError or AttributeError
-    where this torch has no such functions."""
+@dataclass(frozen=True)
+class Layout:
+    """Where in its memory a packed (rows, columns) weight keeps what."""
 
-    def __init__(self) -> None:
-        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        self.create = library.aoti_torch_create_tensor_from_blob_v2
-        self.float32: int = library.aoti_torch_dtype_float32()
-        self.cpu: int = library.aoti_torch_device_type_cpu()
-        self.capsule = ctypes.pythonapi.PyCapsule_New
-        self.capsule.restype = ctypes.py_object
-        self.capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    kind: Kind
+    rows: int  # out_features: the kernels' columns
+    columns: int  # in_features
 
-    def view(self, memory: torch.Tensor, rows: int, columns: int, metadata: bytes) -> torch.Tensor:
-        """An opaque (rows, columns) float32 tensor over `memory`, which must outlive it."""
-        handle = ctypes.c_void_p()
-        error = self.create(
-            ctypes.c_void_p(memory.data_ptr()),
-            ctypes.c_int64(2),
-            (ctypes.c_int64 * 2)(rows, columns),
-            (ctypes.c_int64 * 2)(columns, 1),
-            ctypes.c_int64(0),
-            self.float32,
-            self.cpu,
-            0,
-            ctypes.byref(handle),
-            _LAYOUT_MKLDNN,
-            metadata,
-            ctypes.c_int64(len(metadata)),
+    @property
+    def panels(self) -> int:
+        return -(-self.rows // PANEL)
+
+    @property
+    def words(self) -> int:
+        """Of one row."""
+        return -(-self.columns // self.kind.numbers)
+
+    @property
+    def panel_bytes(self) -> int:
+        return self.panels * self.words * PANEL * WORD
+
+    @property
+    def nbytes(self) -> int:
+        extra = 2 * self.panels * PANEL * WORD if self.kind is Kind.INT8 else 0  # scales and sums
+        return self.panel_bytes + extra
+
+    def panels_of(self, memory: torch.Tensor) -> torch.Tensor:
+        """(panels, PANEL, words) of int32: row by row, as a view of the memory."""
+        words = memory[: self.panel_bytes].view(torch.int32)
+        return words.view(self.panels, self.words, PANEL).transpose(1, 2)
+
+    def scales_and_sums(self, memory: torch.Tensor) -> torch.Tensor:
+        """(2, rows) of float32, int8 only: the scale of each row, and the sum of its int8 numbers."""
+        numbers = memory[self.panel_bytes : self.nbytes].view(torch.float32)
+        return numbers.view(2, self.panels * PANEL)[:, : self.rows]
+
+    def matrix(self, memory: torch.Tensor, bias: torch.Tensor | None, rows: slice) -> Matrix:
+        """Some rows of the weight, from a multiple of PANEL on."""
+        start, stop = rows.start, rows.stop
+        address = memory.data_ptr()
+        scales = sums = 0
+        if self.kind is Kind.INT8:
+            scales = address + self.panel_bytes + start * WORD
+            sums = scales + self.panels * PANEL * WORD
+        return (
+            int(self.kind),
+            stop - start,
+            self.words,
+            address + start * self.words * WORD,
+            scales,
+            sums,
+            0 if bias is None else bias.data_ptr() + start * WORD,
         )
-        if error:
-            raise OSError(error, "aoti_torch_create_tensor_from_blob_v2 failed")
-        return torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(self.capsule(handle, None, None))
 
 
-@cache
-def _get_shim() -> _Shim:
-    return _Shim()
+def write(layout: Layout, dense: torch.Tensor, memory: torch.Tensor) -> None:
+    """Pack the (rows, columns) weight into `memory`."""
+    words = _words(layout, dense, memory)
+    panels = layout.panels_of(memory)
+    whole = layout.rows // PANEL
+    panels[:whole].copy_(words[: whole * PANEL].view(whole, PANEL, layout.words))
+    if whole < layout.panels:
+        panels[whole].zero_()
+        panels[whole, : layout.rows - whole * PANEL].copy_(words[whole * PANEL :])
 
 
-def packing_problem() -> str:
-    """Why weights cannot be packed with this torch; "" where they can."""
-    if not torch.backends.mkldnn.is_available():
-        return "this torch is built without oneDNN"
-    try:
-        _get_shim()
-    except (OSError, AttributeError) as error:
-        return f"torch {torch.__version__} lacks a function that packing needs ({error})"
-    return ""
+def _words(layout: Layout, dense: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+    """(rows, words) of int32: the numbers in the layout's kind."""
+    values = dense.detach()
+    if layout.kind is Kind.INT8:
+        values = values.float()
+        scales = values.abs().amax(1).clamp_(min=torch.finfo(torch.float32).tiny) / 127
+        numbers = (values / scales[:, None]).round_().to(torch.int8)
+        table = layout.scales_and_sums(memory)
+        table[0].copy_(scales)
+        table[1].copy_(numbers.sum(1, dtype=torch.int32))
+    else:
+        numbers = values.to(torch.bfloat16 if layout.kind is Kind.BFLOAT16 else torch.float32)
+    padding = layout.words * layout.kind.numbers - layout.columns
+    if padding:
+        numbers = nn.functional.pad(numbers, (0, padding))
+    return numbers.contiguous().view(torch.int32)
+
+
+def read(layout: Layout, memory: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The weight in the ordinary layout."""
+    words = layout.panels_of(memory).reshape(layout.panels * PANEL, layout.words)[: layout.rows]
+    types = {Kind.FLOAT32: torch.float32, Kind.BFLOAT16: torch.bfloat16, Kind.INT8: torch.int8}
+    numbers = words.view(types[layout.kind])[:, : layout.columns]
+    if layout.kind is Kind.INT8:
+        return (numbers * layout.scales_and_sums(memory)[0][:, None]).to(dtype)
+    return numbers.to(dtype).contiguous()
 
 
 class PackedWeight(nn.Parameter):
-    """A float32 (out_features, in_features) parameter whose values are stored packed.
+    """A float32 or bfloat16 (out_features, in_features) parameter whose values are stored packed.
 
-    `memory` holds the packed bytes; `matrix` is the opaque tensor over them that oneDNN multiplies.
+    `memory` holds the packed bytes, `kind` says in which numbers. They are all there is to it: who puts
+    equal bytes elsewhere has an equal weight (`over`).
     """
 
     memory: torch.Tensor
-    metadata: bytes
-    matrix: torch.Tensor
+    kind: Kind
 
     @staticmethod
     def __new__(
-        cls, memory: torch.Tensor, metadata: bytes, shape: tuple[int, int], requires_grad: bool
+        cls, memory: torch.Tensor, kind: Kind, shape: tuple[int, int], dtype: torch.dtype, requires_grad: bool
     ) -> PackedWeight:
         self: PackedWeight = torch.Tensor._make_wrapper_subclass(
-            cls, shape, dtype=torch.float32, device=torch.device("cpu"), requires_grad=requires_grad
+            cls, shape, dtype=dtype, device=torch.device("cpu"), requires_grad=requires_grad
         )
         self.memory = memory
-        self.metadata = metadata
-        self.matrix = _get_shim().view(memory, *shape, metadata)
+        self.kind = kind
         self._is_param = True
         return self
 
@@ -115,28 +159,37 @@ class PackedWeight(nn.Parameter):
         pass
 
     @classmethod
-    def pack(cls, weight: torch.Tensor, arena: Arena) -> PackedWeight:
+    def pack(cls, weight: torch.Tensor, arena: Arena, kind: Kind = Kind.FLOAT32) -> PackedWeight:
         """Pack a dense weight (out_features, in_features) into `arena`."""
-        packed = _reorder(weight)
-        memory = arena.take((_mkldnn._nbytes(packed),), torch.uint8)
-        _copy_bytes(packed, memory)
-        return cls(memory, _metadata(packed), (weight.shape[0], weight.shape[1]), weight.requires_grad)
+        layout = Layout(kind, weight.shape[0], weight.shape[1])
+        memory = arena.take((layout.nbytes,), torch.uint8)
+        with torch.no_grad():
+            write(layout, weight, memory)
+        return cls(memory, kind, (weight.shape[0], weight.shape[1]), weight.dtype, weight.requires_grad)
+
+    @property
+    def packing(self) -> Layout:
+        return Layout(self.kind, self.shape[0], self.shape[1])
+
+    def matrix(self, bias: torch.Tensor | None = None, rows: slice | None = None) -> Matrix:
+        """What the kernels multiply: all rows, or those from a multiple of PANEL on. The bias is float32."""
+        return self.packing.matrix(self.memory, bias, rows or slice(0, self.shape[0]))
 
     def unpack(self) -> torch.Tensor:
-        """The values as an ordinary contiguous tensor, bit for bit those that were packed."""
+        """The values as an ordinary contiguous tensor; packed in float32, bit for bit those of before."""
         with torch.no_grad():
-            dense: torch.Tensor = self.matrix.to_dense()
-        return dense
+            return read(self.packing, self.memory, self.dtype)
 
     def overwrite(self, dense: torch.Tensor) -> None:
         """Replace the values; whoever shares the memory sees the new ones."""
-        _copy_bytes(_reorder(dense), self.memory)
+        with torch.no_grad():
+            write(self.packing, dense, self.memory)
 
-    def move_to(self, memory: torch.Tensor) -> None:
-        """Keep the values in `memory` (bytes, as many as before) from now on."""
-        memory.copy_(self.memory)
-        self.memory = memory
-        self.matrix = _get_shim().view(memory, self.shape[0], self.shape[1], self.metadata)
+    def over(self, memory: torch.Tensor, requires_grad: bool | None = None) -> PackedWeight:
+        """Another weight of this kind, shape and type over packed bytes that lie elsewhere."""
+        wanted = self.requires_grad if requires_grad is None else requires_grad
+        with torch.inference_mode(False):  # detach() cannot hand out a tensor made in inference mode
+            return PackedWeight(memory, self.kind, (self.shape[0], self.shape[1]), self.dtype, wanted)
 
     def make_dense(self) -> None:
         """Become an ordinary parameter with these values; whoever holds this one holds that."""
@@ -148,19 +201,13 @@ class PackedWeight(nn.Parameter):
         self.make_dense()
         return self.share_memory_()  # by now torch.Tensor's
 
-    def alias(self, requires_grad: bool = False) -> PackedWeight:
-        """Another weight over the same memory."""
-        shape = (self.shape[0], self.shape[1])
-        with torch.inference_mode(False):  # detach() cannot hand out a tensor made in inference mode
-            return PackedWeight(self.memory, self.metadata, shape, requires_grad)
-
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Any operation but the packed GEMM: on the dense values, written back where it changes them."""
         if func is torch.ops.aten.detach.default:
-            return args[0].alias()
+            return args[0].over(args[0].memory, requires_grad=False)
         dense: dict[int, torch.Tensor] = {}
 
         def to_dense(value: Any) -> Any:
@@ -188,7 +235,7 @@ class PackedWeight(nn.Parameter):
         self.overwrite(dense)
 
     # What reaches below torch's operators gets the values of a dense copy, or an error: the bytes in
-    # memory are in an order that only oneDNN knows.
+    # memory are in the kernels' order.
 
     def dense(self) -> torch.Tensor:
         """A copy in the ordinary layout that requires a gradient where this weight does."""
@@ -220,17 +267,18 @@ class PackedWeight(nn.Parameter):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedWeight:
         if id(self) not in memo:
-            shape = (self.shape[0], self.shape[1])
-            memo[id(self)] = PackedWeight(self.memory.clone(), self.metadata, shape, self.requires_grad)
+            memo[id(self)] = self.over(self.memory.clone())
         copied: PackedWeight = memo[id(self)]
         return copied
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # Packed bytes mean something to this oneDNN on this CPU only: pickles carry the dense values.
-        return _packed_anew, (self.unpack(), self.requires_grad)
+        # Another CPU may lack the kernels: pickles carry the dense values.
+        return _packed_anew, (self.unpack(), self.kind, self.requires_grad)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        return f"PackedWeight(shape={tuple(self.shape)}, requires_grad={self.requires_grad})"
+        return (
+            f"PackedWeight({self.kind.label}, shape={tuple(self.shape)}, requires_grad={self.requires_grad})"
+        )
 
 
 def _written(func: Any, args: tuple[Any, ...]) -> Iterator[PackedWeight]:
@@ -252,79 +300,14 @@ def exchange(parameter: torch.Tensor, replacement: torch.Tensor) -> None:
     parameter.grad = gradient
 
 
-def _reorder(weight: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        packed: torch.Tensor = _mkldnn._reorder_linear_weight(weight.detach().contiguous())
-    return packed
-
-
-def _copy_bytes(packed: torch.Tensor, memory: torch.Tensor) -> None:
-    ctypes.memmove(memory.data_ptr(), _mkldnn.data_ptr(packed), memory.numel())
-
-
-def _metadata(packed: torch.Tensor) -> bytes:
-    serialized: torch.Tensor = _mkldnn._get_mkldnn_serialized_md(packed)
-    return serialized.numpy().tobytes()
-
-
-def _packed_anew(dense: torch.Tensor, requires_grad: bool) -> nn.Parameter:
+def _packed_anew(dense: torch.Tensor, kind: Kind, requires_grad: bool) -> nn.Parameter:
     """For unpickling: packed again where this machine can, otherwise an ordinary parameter."""
     parameter = nn.Parameter(dense, requires_grad)
-    if packing_problem():
+    if kernels_problem(kind):
         return parameter
-    return PackedWeight.pack(parameter, Arena(packed_bytes(dense), pages="default"))
+    return PackedWeight.pack(parameter, Arena(packed_bytes(dense, kind), pages="default"), kind)
 
 
-def packed_bytes(weight: torch.Tensor) -> int:
-    """What the packed weight takes up at most: oneDNN pads both sizes to multiples of its blocks."""
-    rows, columns = (-(-size // 64) * 64 for size in weight.shape)
-    return rows * columns * weight.element_size()
-
-
-def place_side_by_side(weights: Sequence[torch.Tensor]) -> None:
-    """Move packed weights into one piece of memory, as `joined` needs them. Others are left alone."""
-    packed = [weight for weight in weights if isinstance(weight, PackedWeight)]
-    arena = Arena(sum(padded(weight.memory.numel()) for weight in packed), pages="default")
-    for weight in packed:
-        weight.move_to(arena.take((weight.memory.numel(),), torch.uint8))
-
-
-def joined(weights: Sequence[torch.Tensor]) -> torch.Tensor | None:
-    """One opaque matrix over packed weights of one shape that lie side by side, stacked by rows.
-
-    None where they do not lie so. oneDNN packs a matrix in panels of rows, one panel after another, so
-    matrices without a partly filled panel are stacked by lying next to each other. That the oneDNN at
-    hand does so is tested once for each shape.
-    """
-    packed = [weight for weight in weights if type(weight) is PackedWeight]
-    if len(packed) < len(weights) or len({weight.shape for weight in packed}) > 1:
-        return None
-    address = packed[0].memory.data_ptr()
-    for weight in packed:
-        if weight.memory.data_ptr() != address:
-            return None
-        address += weight.memory.numel()
-    rows, columns = packed[0].shape
-    metadata = stacked_metadata(len(packed), rows, columns)
-    if metadata is None:
-        return None
-    return _get_shim().view(packed[0].memory, len(packed) * rows, columns, metadata)
-
-
-@cache
-def stacked_metadata(count: int, rows: int, columns: int) -> bytes | None:
-    """oneDNN's description of `count` packed (rows, columns) matrices lying side by side, read as one
-    matrix; None where side by side is not how it would pack that matrix."""
-    # A generator of its own: optimizing a model must not advance the program's random numbers.
-    generator = torch.Generator().manual_seed(0)
-    parts = [torch.randn(rows, columns, generator=generator) for _ in range(count)]
-    whole = _reorder(torch.cat(parts))
-    nbytes = [_mkldnn._nbytes(_reorder(part)) for part in parts]
-    if sum(nbytes) != _mkldnn._nbytes(whole) or any(padded(size) != size for size in nbytes):
-        return None
-    arena = Arena(sum(nbytes), pages="default")
-    weights = [PackedWeight.pack(part, arena) for part in parts]
-    matrix = _get_shim().view(weights[0].memory, count * rows, columns, _metadata(whole))
-    with torch.no_grad():
-        same = torch.equal(matrix.to_dense(), torch.cat(parts))
-    return _metadata(whole) if same else None
+def packed_bytes(weight: torch.Tensor, kind: Kind = Kind.FLOAT32) -> int:
+    """What the packed weight takes up."""
+    return Layout(kind, weight.shape[0], weight.shape[1]).nbytes

@@ -2,38 +2,58 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from hfaccel.engine.layer import FusedLayer, PostNormLayer, fuse, match, unfuse
+from hfaccel.engine.families import Family
+from hfaccel.engine.kernels import Kind, kernels_problem
+from hfaccel.engine.layer import FusedLayer, fuse, unfuse
 from hfaccel.engine.linear import PackedLinear, linear_problem, pack, unpack
-from hfaccel.engine.packed import PackedWeight, packed_bytes, place_side_by_side
+from hfaccel.engine.packed import PackedWeight, packed_bytes
+from hfaccel.engine.trial import match
 from hfaccel.memory import Arena, pack_, padded
 from hfaccel.outcome import Outcome, merge
 
-# Largest difference between a layer's own forward and the fused one, relative to the largest value.
-# float32 with other orders of summation stays below 1e-5; a different computation is far above.
-TOLERANCE = 1e-4
-
-Layers = list[tuple[nn.Module, PostNormLayer]]
+Layers = list[tuple[nn.Module, Family]]
 
 
-def transform(model: nn.Module, *, huge_pages: bool = True) -> tuple[Outcome, ...]:
-    """Fuse and pack what pays, in place. Parameters keep identity, shape and values."""
+@dataclass(frozen=True)
+class Precision:
+    """In which numbers the linear layers multiply. None: in those of the checkpoint."""
+
+    wanted: Kind | None = None
+
+    def kind(self, weight: torch.Tensor) -> Kind:
+        if self.wanted is not None:
+            return self.wanted
+        half = weight.dtype is torch.bfloat16 and not kernels_problem(Kind.BFLOAT16)
+        return Kind.BFLOAT16 if half else Kind.FLOAT32
+
+    @property
+    def rounds(self) -> bool:
+        """Whether values change: then the given model keeps its own weights."""
+        return self.wanted in (Kind.BFLOAT16, Kind.INT8)
+
+
+def transform(
+    model: nn.Module, *, precision: Precision | None = None, huge_pages: bool = True, unpad: bool = True
+) -> tuple[Outcome, ...]:
+    """Fuse and pack what pays, in place. Parameters keep shape, values (up to the precision asked for)
+    and, where no value is rounded, identity."""
+    precision = precision or Precision()
     outcomes: list[Outcome] = []
     layers = _select_layers(model, outcomes)
     linears = _select_linears(model, layers, outcomes)
-    arena = Arena(_size(linears), pages="thp" if huge_pages else "default")
+    arena = Arena(_size(linears, precision), pages="thp" if huge_pages else "default")
+    packed: dict[int, PackedWeight] = {}
     for linear in linears:
-        problem = pack(linear, arena)
-        reason = f"not packed: {problem}" if problem else "packed for oneDNN's GEMM"
-        outcomes.append(Outcome("linear layer", not problem, reason))
-    for layer, row in layers:
-        fuse(layer, row)
-        outcomes.append(Outcome(f"{row.family} layer", True, "fused; query, key and value in one GEMM"))
+        outcomes.append(_pack(linear, arena, precision, packed))
+    for layer, family in layers:
+        fuse(layer, family, unpad)
+        outcomes.append(Outcome(f"{family.name} layer", True, "runs as one function, without padding"))
     outcomes.append(_pages(arena))
     if huge_pages:
         outcomes.append(_rest_of(model))
@@ -60,70 +80,28 @@ def stock_calls(model: nn.Module) -> Counter[str]:
 
 def _select_layers(model: nn.Module, outcomes: list[Outcome]) -> Layers:
     selected: Layers = []
-    verdicts: dict[type[nn.Module], str] = {}  # of the trial: one for each class of layer
+    verdicts: dict[object, tuple[Family | None, str] | None] = {}  # one trial for each kind of layer
     for layer in model.modules():
-        found = match(layer)
-        if found is None:
+        if isinstance(layer, FusedLayer):
             continue
-        row, problem = found
-        if not problem:
-            if type(layer) not in verdicts:
-                verdicts[type(layer)] = trial(layer, row)
-            problem = verdicts[type(layer)]
-        if problem:
+        # Layers of one class may differ in their parts (a model's first layer may lack a norm).
+        key = (type(layer), tuple((name, type(child)) for name, child in layer.named_modules()))
+        if key not in verdicts:
+            verdicts[key] = match(layer)
+        verdict = verdicts[key]
+        if verdict is None:
+            continue
+        family, problem = verdict
+        if family is None:
             outcomes.append(Outcome(type(layer).__name__, False, f"not fused: {problem}"))
         else:
-            selected.append((layer, row))
+            selected.append((layer, family))
     return selected
-
-
-def trial(layer: nn.Module, row: PostNormLayer) -> str:
-    """Run a fused copy of `layer` against the layer itself on random input; "" where they agree.
-
-    The copy has one layer's weights of its own, for as long as the trial takes.
-    """
-    fused = copy.deepcopy(layer)
-    linears = row.linears(fused)
-    arena = Arena(_size(linears), pages="default")
-    for linear in linears:
-        pack(linear, arena)
-    place_side_by_side([linear.weight for linear in linears[:3]])
-    fuse(fused, row)
-    hidden, mask = _sample(linears[0].in_features)
-    for attention_mask in (None, mask):
-        with torch.inference_mode():
-            try:
-                expected, got = layer(hidden, attention_mask), fused(hidden, attention_mask)
-            except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
-                return f"its forward cannot be called with a mask alone ({type(error).__name__}: {error})"
-        problem = _difference(expected, got)
-        if isinstance(fused, FusedLayer) and fused._hfaccel_stock_calls:
-            problem = next(iter(fused._hfaccel_stock_calls))
-        if problem:
-            return problem
-    return ""
-
-
-def _sample(size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden states (2, 8, size), and a mask that hides three tokens of the second sequence."""
-    hidden = torch.randn(2, 8, size, generator=torch.Generator().manual_seed(0))
-    mask = torch.ones(2, 1, 8, 8, dtype=torch.bool)
-    mask[1, :, :, 5:] = False
-    return hidden, mask
-
-
-def _difference(expected: object, got: object) -> str:
-    if not isinstance(expected, torch.Tensor) or not isinstance(got, torch.Tensor):
-        return f"its forward returns a {type(expected).__name__}"
-    difference = (expected - got).abs().max().item()
-    if difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
-        return ""
-    return f"a trial differed by {difference:.1e} from its own forward"
 
 
 def _select_linears(model: nn.Module, layers: Layers, outcomes: list[Outcome]) -> list[nn.Linear]:
     """Those to pack, in memory order: the fused layers' first, each layer's side by side."""
-    of_layers = {id(linear): linear for layer, row in layers for linear in row.linears(layer)}
+    of_layers = {id(linear): linear for layer, family in layers for linear in family.linears(layer)}
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     selected: list[nn.Linear] = list(of_layers.values())
     for module in model.modules():
@@ -139,10 +117,30 @@ def _select_linears(model: nn.Module, layers: Layers, outcomes: list[Outcome]) -
     return selected
 
 
-def _size(linears: list[nn.Linear]) -> int:
+def _pack(linear: nn.Linear, arena: Arena, precision: Precision, packed: dict[int, PackedWeight]) -> Outcome:
+    weight = linear.weight
+    kind = precision.kind(weight)
+    if precision.rounds and _is_dense(weight, precision):
+        # Not in the parameter's place: the model that was given keeps its values.
+        if id(weight) not in packed:
+            packed[id(weight)] = PackedWeight.pack(weight, arena, kind)
+        linear.weight = packed[id(weight)]
+    problem = pack(linear, arena, kind)
+    reason = f"not packed: {problem}" if problem else f"packed in {kind.label}"
+    return Outcome("linear layer", not problem, reason)
+
+
+def _is_dense(weight: torch.Tensor, precision: Precision) -> bool:
+    """Whether the weight still has to be packed: it is not, or otherwise than is asked for."""
+    if not isinstance(weight, PackedWeight):
+        return True
+    return precision.rounds and weight.kind is not precision.kind(weight)
+
+
+def _size(linears: list[nn.Linear], precision: Precision) -> int:
     weights = {id(linear.weight): linear.weight for linear in linears}
-    dense = (weight for weight in weights.values() if not isinstance(weight, PackedWeight))
-    return sum(padded(packed_bytes(weight)) for weight in dense)
+    dense = (weight for weight in weights.values() if _is_dense(weight, precision))
+    return sum(padded(packed_bytes(weight, precision.kind(weight))) for weight in dense)
 
 
 def _rest_of(model: nn.Module) -> Outcome:

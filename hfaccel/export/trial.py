@@ -14,16 +14,21 @@ from hfaccel.export.interface import Sample
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.05, "int8": 0.3}
 
 
-def difference(expected: Any, got: Any) -> float:
-    """The largest relative error among the tensors of two outputs; infinite where they do not match."""
+def difference(expected: Any, got: Any, mask: torch.Tensor | None = None) -> float:
+    """The largest relative error among the tensors of two outputs; infinite where they do not match.
+
+    `mask`, (batch, sequence length), is zero where a token is padding: its state may be anything.
+    """
     if type(expected) is not type(got) or list(expected) != list(got):
         return float("inf")
-    return max((_relative(expected[name], got[name]) for name in expected), default=0.0)
+    return max((_relative(expected[name], got[name], mask) for name in expected), default=0.0)
 
 
-def _relative(expected: torch.Tensor, got: torch.Tensor) -> float:
+def _relative(expected: torch.Tensor, got: torch.Tensor, mask: torch.Tensor | None) -> float:
     if expected.shape != got.shape or expected.dtype != got.dtype:
         return float("inf")
+    if mask is not None and expected.dim() > 2 and expected.shape[:2] == mask.shape:
+        expected, got = expected[mask.bool()], got[mask.bool()]
     one, two = expected.double(), got.double()
     error = ((one - two).norm() / one.norm().clamp_min(1e-30)).item()
     return error if error == error else float("inf")
@@ -42,4 +47,6 @@ def varied(sample: Sample, dynamic: dict[str, tuple[int, ...]]) -> list[dict[str
 def trial(stock: Any, other: Any, samples: Sequence[Sample]) -> float:
     """The largest relative error of `other` over the samples."""
     with torch.inference_mode():
-        return max(difference(stock(**sample), other(**sample)) for sample in samples)
+        return max(
+            difference(stock(**sample), other(**sample), sample.get("attention_mask")) for sample in samples
+        )

@@ -40,6 +40,7 @@ from hfaccel.host.tree import (
 )
 
 __all__ = [
+    "ALLOCATORS",
     "Cache",
     "HostFacts",
     "HugePages",

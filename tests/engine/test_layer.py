@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hfaccel
-from hfaccel.engine.layer import FusedLayer, match
-from hfaccel.engine.transform import transform, trial
+from hfaccel.engine.layer import FusedLayer
+from hfaccel.engine.transform import transform
+from hfaccel.engine.trial import match, trial
 
 
 def make(kind, **settings):
@@ -63,6 +64,15 @@ def test_layers_that_only_look_alike_are_not_fused(kind, batch):
     torch.testing.assert_close(states(fast, batch), expected, rtol=0, atol=2e-5)
 
 
+def test_padding_is_computed_on_request(bert, batch):
+    """unpad=False: what stock says at padding too."""
+    with torch.inference_mode():
+        expected = copy.deepcopy(bert)(**batch)[0]
+        fast = hfaccel.optimize(bert, unpad=False)
+        torch.testing.assert_close(fast(**batch)[0], expected, rtol=0, atol=1e-5)
+    assert len(fused(fast)) == 2 and not hfaccel.report(fast).stock_calls
+
+
 @given(
     length=st.integers(1, 40),
     lengths=st.lists(st.integers(0, 40), min_size=1, max_size=5),
@@ -103,8 +113,10 @@ def test_hidden_states_and_pooler_are_equal(batch):
     with torch.inference_mode():
         expected, got = (model(**batch, output_hidden_states=True) for model in (stock, fast))
     assert len(got.hidden_states) == 3
+    real = batch["attention_mask"].bool()
     for a, b in zip(got.hidden_states, expected.hidden_states, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+        torch.testing.assert_close(a[real], b[real], rtol=0, atol=1e-5)
+    assert not got.last_hidden_state[~real].any()  # not computed
     torch.testing.assert_close(got.pooler_output, expected.pooler_output, rtol=0, atol=1e-5)
     assert not hfaccel.report(fast).stock_calls
 
@@ -223,11 +235,13 @@ def test_an_activation_that_cannot_be_fused_is_a_reason(batch):
 
 def test_the_trial_finds_a_different_computation(bert):
     layer = bert.encoder.layer[0]
-    row, problem = match(layer)
-    assert problem == "" and trial(layer, row) == ""
+    family, problem = match(layer)
+    assert problem == "" and family.name == "BERT"
     inner = layer.output.forward
     layer.output.forward = lambda hidden, residual: inner(hidden, residual) * 1.01
-    assert "differed" in trial(layer, row)
+    assert "differed" in trial(layer, family)
+    family, problem = match(layer)
+    assert family is None and problem
 
 
 def test_weights_lie_in_huge_pages_in_order(bert):

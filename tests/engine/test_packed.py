@@ -14,14 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hfaccel.engine.linear import PackedLinear, linear_problem, pack, unpack
-from hfaccel.engine.packed import (
-    PackedWeight,
-    joined,
-    packed_bytes,
-    place_side_by_side,
-    stacked_metadata,
-)
-from hfaccel.memory import Arena, padded
+from hfaccel.engine.packed import PackedWeight, packed_bytes
+from hfaccel.memory import Arena
 
 
 def packed_linear(inputs=256, outputs=320, bias=True):
@@ -293,33 +287,11 @@ def test_autocast_computes_in_bfloat16():
     torch.testing.assert_close(got, expected)
 
 
-def test_weights_side_by_side_are_one_matrix():
-    weights = [torch.randn(256, 256) for _ in range(3)]
-    arena = Arena(sum(padded(packed_bytes(weight)) for weight in weights), pages="default")
-    packed = [PackedWeight.pack(weight, arena) for weight in weights]
-    matrix = joined(packed)
-    assert matrix is not None and torch.equal(matrix.to_dense(), torch.cat(weights))
-
-
-def test_weights_apart_are_no_matrix_until_placed():
-    packed = [PackedWeight.pack(torch.randn(256, 256), Arena(1 << 20, pages="default")) for _ in range(3)]
-    assert joined(packed) is None
-    values = [weight.unpack() for weight in packed]
-    place_side_by_side(packed)
-    matrix = joined(packed)
-    assert matrix is not None and torch.equal(matrix.to_dense(), torch.cat(values))
-
-
-def test_widths_that_leave_a_panel_unfilled_are_not_stacked():
-    assert stacked_metadata(3, 312, 312) is None  # TinyBERT: 312 is no multiple of the panel
-    assert stacked_metadata(3, 384, 384) is not None
-
-
 @pytest.mark.parametrize(
     ("module", "text"),
     [
-        (nn.Linear(8, 300), "narrower than 256"),
-        (nn.Linear(300, 300).double(), "only float32"),
+        (nn.Linear(8, 300), "narrower than 64"),
+        (nn.Linear(300, 300).double(), "float32 and bfloat16 are packed"),
         (nn.Linear(300, 300, device="meta"), "is on meta"),
         (type("Custom", (nn.Linear,), {})(300, 300), "not a plain nn.Linear"),
         (nn.Linear(300, 300).share_memory(), "shared with other processes"),

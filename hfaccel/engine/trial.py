@@ -1,0 +1,101 @@
+"""A layer's fused form against its own forward on random input: what a family's row assumes is tested."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfaccel.engine.families import Family, candidates, fusing_problem, head_size
+from hfaccel.engine.layer import FusedLayer, fuse
+from hfaccel.engine.linear import linear_problem, pack
+from hfaccel.engine.packed import PackedWeight, packed_bytes
+from hfaccel.memory import Arena, padded
+
+# Largest difference between a layer's own forward and the fused one, relative to the largest value.
+# float32 with other orders of summation stays below 1e-5; a different computation is far above.
+TOLERANCE = 1e-4
+
+
+def match(layer: nn.Module) -> tuple[Family | None, str] | None:
+    """The row that computes what this layer computes, or None and why there is none; None where the
+    module has the parts of no row."""
+    problem = ""
+    for family in candidates(layer):
+        problem = _linears_problem(family, layer) or fusing_problem(family, layer) or trial(layer, family)
+        if not problem:
+            return family, ""
+    return (None, problem) if problem else None
+
+
+def _linears_problem(family: Family, layer: nn.Module) -> str:
+    for linear in family.linears(layer):
+        problem = linear_problem(linear) if isinstance(linear, nn.Linear) else "is no nn.Linear"
+        if problem:
+            return f"a projection cannot be packed: {problem}"
+    return ""
+
+
+def trial(layer: nn.Module, family: Family) -> str:
+    """Run a fused copy of `layer` against the layer itself on random input; "" where they agree.
+
+    The copies have one layer's weights of their own, for as long as the trial takes.
+    """
+    stock = copy.deepcopy(layer).float()
+    fused = copy.deepcopy(stock)
+    for linear in family.linears(fused):
+        if not isinstance(linear.weight, PackedWeight):
+            pack(linear, Arena(padded(packed_bytes(linear.weight)), pages="default"))
+    fuse(fused, family)
+    hidden, masks, arguments = _sample(fused, family)
+    for mask in masks:
+        with torch.inference_mode():
+            try:
+                expected, got = (each(hidden, mask, **arguments) for each in (stock, fused))
+            except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
+                return f"its forward cannot be called with a mask alone ({type(error).__name__}: {error})"
+        problem = _difference(expected, got, mask)
+        if isinstance(fused, FusedLayer) and fused._hfaccel_stock_calls:
+            problem = next(iter(fused._hfaccel_stock_calls))
+        if problem:
+            return problem
+    return ""
+
+
+def _sample(
+    layer: nn.Module, family: Family
+) -> tuple[torch.Tensor, list[torch.Tensor | None], dict[str, Any]]:
+    """Hidden states (2, 8, size), masks of which the last hides three tokens of the second sequence, and
+    what else the forward takes."""
+    generator = torch.Generator().manual_seed(0)  # optimizing must not advance the program's random numbers
+    linear = family.linears(layer)[0]
+    hidden = torch.randn(2, 8, linear.in_features, generator=generator)
+    mask = torch.ones(2, 1, 8, 8, dtype=torch.bool)
+    mask[1, :, :, 5:] = False
+    masks: list[torch.Tensor | None] = [None, mask]
+    arguments: dict[str, Any] = {}
+    size = head_size(layer.get_submodule(family.attention)) or 1
+    if family.rotary:
+        arguments["position_embeddings"] = tuple(
+            torch.randn(1, 8, size // 2, generator=generator).repeat(1, 1, 2) for _ in range(2)
+        )
+    if family.position_bias:
+        heads = linear.out_features // size
+        arguments["position_bias"] = torch.randn(1, heads, 8, 8, generator=generator).expand(2, -1, -1, -1)
+        masks = [None, torch.where(mask[:, :, :1], 0.0, torch.finfo(torch.float32).min)]
+    return hidden, masks, arguments
+
+
+def _difference(expected: object, got: object, mask: torch.Tensor | None) -> str:
+    if isinstance(expected, tuple) and isinstance(got, tuple) and len(expected) == len(got) == 1:
+        return _difference(expected[0], got[0], mask)
+    if not isinstance(expected, torch.Tensor) or not isinstance(got, torch.Tensor):
+        return f"its forward returns a {type(expected).__name__}"
+    if mask is not None:  # the padding, which the fused form does not compute
+        expected, got = (torch.cat([each[0], each[1, :5]]) for each in (expected, got))
+    difference = (expected - got).abs().max().item()
+    if difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
+        return ""
+    return f"a trial differed by {difference:.1e} from its own forward"

@@ -1,0 +1,24 @@
+/* Scaled dot-product attention of one head over one sequence, without padding. */
+#pragma once
+#include "gemm.h"
+
+/* Queries, keys and values of one head: rows of `head_size` numbers, float32 or bfloat16. */
+struct head {
+  enum kind kind; /* KIND_F32 or KIND_BF16: the type of the numbers, and of the multiplications */
+  const void *query, *key, *value;
+  size_t stride; /* numbers from row to row, of all three */
+  size_t length, size; /* keys and values; numbers of a row: even for bfloat16 */
+  size_t skipped;      /* tokens before the first key, which no query sees: padding on the left */
+  float scale;
+  const float *bias;  /* added to the scaled scores, [query][token], or NULL */
+  size_t bias_stride; /* numbers from query to query */
+  size_t window;      /* a query sees tokens at most this far away; SIZE_MAX: all */
+};
+
+/* Words of scratch that a head of this kind needs. */
+size_t attention_scratch(enum kind kind, size_t length, size_t size);
+
+/* Rows [first, last) of softmax(query key^T scale + bias) value, in the type of the inputs. `out` is where row
+ * `first` goes; out_stride in numbers. */
+void attention_head(const struct head *head, size_t first, size_t last, void *out, size_t out_stride,
+                    uint32_t *scratch);

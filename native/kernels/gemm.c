@@ -1,0 +1,125 @@
+#include "gemm.h"
+
+#include <string.h>
+
+enum { AHEAD = 24 }; /* words: how far the next lines of a panel are asked for; weights often come from memory */
+
+/* sums += word of a * words of b, for 2 x 16 columns. bf16 and int8 are in assembler: the compiler would otherwise
+ * load all rows' words before it multiplies, and run out of registers; and it may not use these instructions
+ * anywhere else, for not every CPU with AVX-512 has them. */
+INLINE void multiply(enum kind kind, __m512 sums[2], const uint32_t *a, __m512 b0, __m512 b1)
+{
+  __m512 word;
+  if (kind == KIND_F32) {
+    float value;
+    memcpy(&value, a, sizeof value);
+    sums[0] = _mm512_fmadd_ps(_mm512_set1_ps(value), b0, sums[0]);
+    sums[1] = _mm512_fmadd_ps(_mm512_set1_ps(value), b1, sums[1]);
+  } else if (kind == KIND_BF16) {
+    __asm__("vpbroadcastd %3, %2\n\tvdpbf16ps %4, %2, %0\n\tvdpbf16ps %5, %2, %1"
+            : "+v"(sums[0]), "+v"(sums[1]), "=&v"(word)
+            : "m"(*a), "v"(b0), "v"(b1));
+  } else {
+    __asm__("vpbroadcastd %3, %2\n\tvpdpbusd %4, %2, %0\n\tvpdpbusd %5, %2, %1"
+            : "+v"(sums[0]), "+v"(sums[1]), "=&v"(word)
+            : "m"(*a), "v"(b0), "v"(b1));
+  }
+}
+
+INLINE void tile(enum kind kind, const size_t rows, const uint32_t *a, size_t stride, const uint32_t *panel,
+                 size_t words, float *out, size_t out_stride)
+{
+  __m512 sums[TILE_ROWS][2]; /* of int32 for int8: one type for all keeps them in registers */
+#pragma GCC unroll 14
+  for (size_t r = 0; r < rows; r++)
+    sums[r][0] = sums[r][1] = _mm512_setzero_ps();
+  for (size_t k = 0; k < words; k++, panel += PANEL) {
+    _mm_prefetch((const char *)(panel + AHEAD * PANEL), _MM_HINT_T0);
+    _mm_prefetch((const char *)(panel + AHEAD * PANEL + 16), _MM_HINT_T0);
+    const __m512 b0 = _mm512_loadu_ps(panel), b1 = _mm512_loadu_ps(panel + 16);
+#pragma GCC unroll 14
+    for (size_t r = 0; r < rows; r++)
+      multiply(kind, sums[r], a + r * stride + k, b0, b1);
+  }
+#pragma GCC unroll 14
+  for (size_t r = 0; r < rows; r++) {
+    _mm512_storeu_ps(out + r * out_stride, sums[r][0]);
+    _mm512_storeu_ps(out + r * out_stride + 16, sums[r][1]);
+  }
+}
+
+#define CASE(kind, rows)                                              \
+  case rows:                                                          \
+    tile(kind, rows, a, stride, panel, words, sums, sums_stride);     \
+    break;
+/* One unrolled loop for each number of rows. */
+#define TILE(name, kind)                                                                                        \
+  static __attribute__((noinline)) void name(size_t rows, const uint32_t *a, size_t stride,                     \
+                                             const uint32_t *panel, size_t words, float *sums,                  \
+                                             size_t sums_stride)                                                \
+  {                                                                                                             \
+    switch (rows) {                                                                                             \
+      CASE(kind, 1) CASE(kind, 2) CASE(kind, 3) CASE(kind, 4) CASE(kind, 5) CASE(kind, 6) CASE(kind, 7)         \
+      CASE(kind, 8) CASE(kind, 9) CASE(kind, 10) CASE(kind, 11) CASE(kind, 12) CASE(kind, 13) CASE(kind, 14)    \
+    }                                                                                                           \
+  }
+TILE(tile_f32, KIND_F32)
+TILE(tile_bf16, KIND_BF16)
+TILE(tile_i8, KIND_I8)
+
+void gemm_tile(enum kind kind, size_t rows, const uint32_t *a, size_t stride, const uint32_t *panel, size_t words,
+               float *sums, size_t sums_stride)
+{
+  static void (*const tiles[KINDS])(size_t, const uint32_t *, size_t, const uint32_t *, size_t, float *, size_t) = {
+      tile_f32, tile_bf16, tile_i8};
+  tiles[kind](rows, a, stride, panel, words, sums, sums_stride);
+}
+
+/* 16 columns of one row: from the tile's sums to the result. */
+INLINE void finish(const struct matrix *matrix, const struct operand *operand, const struct result *result,
+                   size_t row, size_t column, __mmask16 mask, const float *sums)
+{
+  __m512 x = _mm512_loadu_ps(sums);
+  if (matrix->kind == KIND_I8) {
+    const __m512 sum = _mm512_cvtepi32_ps(_mm512_castps_si512(x));
+    const __m512 shift = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, matrix->sums + column),
+                                       _mm512_set1_ps(operand->zeros[row]));
+    const __m512 scale = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, matrix->scales + column),
+                                       _mm512_set1_ps(operand->scales[row]));
+    x = _mm512_mul_ps(_mm512_sub_ps(sum, shift), scale);
+  }
+  if (matrix->bias != NULL)
+    x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, matrix->bias + column));
+  x = activate(result->activation, x);
+  if (result->factor != NULL)
+    x = _mm512_mul_ps(x, _mm512_maskz_loadu_ps(mask, result->factor + row * result->factor_stride + column));
+  if (result->addend != NULL) {
+    const size_t from = result->addend_index == NULL ? row : (size_t)result->addend_index[row];
+    x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, result->addend + from * result->addend_stride + column));
+  }
+  const size_t size = result->bf16 ? sizeof(uint16_t) : sizeof(float);
+  store_floats((char *)result->rows + row * result->stride * size, column, mask, result->bf16, x);
+}
+
+void gemm(const struct matrix *matrix, const struct operand *operand, size_t rows, size_t first, size_t last,
+          const struct result *result)
+{
+  /* tiles of nearly equal height: 16 rows are 8 and 8, not 14 and 2 */
+  const size_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
+  float sums[TILE_ROWS * PANEL] __attribute__((aligned(64)));
+  for (size_t p = first; p < last; p++) {
+    const size_t column = p * PANEL;
+    const __mmask16 low = lanes((long)(matrix->columns - column)), high = lanes((long)(matrix->columns - column) - 16);
+    for (size_t t = 0; t < tiles; t++) {
+      const size_t begin = rows * t / tiles, end = rows * (t + 1) / tiles;
+      gemm_tile(matrix->kind, end - begin, operand->words + begin * operand->stride, operand->stride,
+                matrix->panels + p * matrix->words * PANEL, matrix->words, sums, PANEL);
+      for (size_t row = begin; row < end; row++) {
+        const float *of_row = sums + (row - begin) * PANEL;
+        finish(matrix, operand, result, row, column, low, of_row);
+        if (high)
+          finish(matrix, operand, result, row, column + 16, high, of_row + 16);
+      }
+    }
+  }
+}

@@ -1,0 +1,475 @@
+#include "layer.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "attention.h"
+#include "team.h"
+
+enum {
+  CHUNK_ROWS = 1024,      /* for each thread: what is computed before the next sequences are begun */
+  QUERIES = 256,          /* of one head: the unit of work in attention */
+  BLOCK_BYTES = 512 << 10 /* of intermediate results in a block: half of a core's second-level cache */
+};
+
+/* Some queries of one sequence. Rows are numbered without padding, from 0 in each chunk. */
+struct unit {
+  size_t start;         /* the sequence's first row */
+  size_t skipped, seen; /* rows before the first key; keys */
+  size_t first, last;   /* queries */
+};
+
+/* Sequences that go through the layer together. */
+struct chunk {
+  const int32_t *index; /* of each row: its row in the padded input */
+  size_t rows;
+  const struct unit *units;
+  size_t unit_count;
+  atomic_size_t next_projection, next_head, next_block;
+};
+
+/* A crew's memory for one block of rows. */
+struct block {
+  float *x;           /* [rows][hidden]: the residual stream */
+  uint32_t *narrow;   /* [rows][operand_stride of hidden] */
+  uint32_t *wide;     /* [rows][operand_stride of intermediate]: float32 */
+  uint32_t *down;     /* the same as down's operand, where that is not float32 */
+  float *scales, *zeros; /* [rows]: int8 only */
+  float *row;         /* [threads of the crew][hidden] */
+};
+
+struct work {
+  const struct layer *layer;
+  const struct call *call;
+  size_t block_rows, chunk_count, thread_words;
+  struct chunk *chunks;
+  int32_t *index;
+  struct unit *units;
+  char *qkv;         /* of a chunk: [rows][query, key, value] in the type of attention */
+  uint32_t *context; /* of a chunk: [rows][context_stride]: what attention gives */
+  uint32_t *scratch;   /* of each thread, thread_words each: its block, or its head */
+  struct barrier *barriers; /* of each crew */
+};
+
+static size_t larger(size_t a, size_t b)
+{
+  return a > b ? a : b;
+}
+
+static size_t smaller(size_t a, size_t b)
+{
+  return a < b ? a : b;
+}
+
+/* Layout of memory */
+
+/* Words of a row of attention's results. */
+static size_t context_stride(const struct layer *layer)
+{
+  return operand_stride(kind_words(layer->attention, layer->heads * layer->head_size));
+}
+
+/* Space for `count` things, on cache lines of its own. With base NULL only the size is counted. */
+static void *carve(char *base, size_t *used, size_t count, size_t size)
+{
+  void *place = base == NULL ? NULL : base + *used;
+  *used += (count * size + 63) / 64 * 64;
+  return place;
+}
+
+static size_t row_bytes(const struct layer *layer)
+{
+  const size_t wide = layer->up.columns;
+  switch (layer->down.kind) {
+  case KIND_F32:
+    return wide * sizeof(float);
+  case KIND_BF16:
+    return wide * (layer->gate.columns ? sizeof(float) + sizeof(uint16_t) : sizeof(uint16_t));
+  default:
+    return wide * (sizeof(float) + sizeof(int8_t));
+  }
+}
+
+static size_t most_rows(const struct layer *layer)
+{
+  const size_t rows = BLOCK_BYTES / row_bytes(layer) / TILE_ROWS * TILE_ROWS;
+  return smaller(larger(rows, 2 * TILE_ROWS), 8 * TILE_ROWS);
+}
+
+static struct block divide(const struct layer *layer, size_t rows, char *base, size_t *used)
+{
+  const size_t narrow = operand_stride(layer->hidden), wide = operand_stride(layer->up.columns);
+  struct block block;
+  block.x = carve(base, used, rows * layer->hidden, sizeof(float));
+  block.narrow = carve(base, used, rows * narrow, sizeof(uint32_t));
+  block.wide = carve(base, used, rows * wide, sizeof(uint32_t));
+  block.down = carve(base, used, rows * wide, sizeof(uint32_t));
+  block.scales = carve(base, used, rows, sizeof(float));
+  block.zeros = carve(base, used, rows, sizeof(float));
+  block.row = carve(base, used, layer->hidden, sizeof(float));
+  return block;
+}
+
+/* A thread's place in a chunk. */
+struct place {
+  struct crew crew;
+  struct block block;
+  float *row; /* [hidden]: this thread's own */
+};
+
+static struct place place_of(const struct work *work, const struct chunk *chunk, const struct member *member)
+{
+  struct place place = {.crew = team_crew(member, chunk->rows, work->barriers)};
+  const unsigned captain = place.crew.number * place.crew.self.size; /* whose scratch the crew's block is in */
+  size_t used = 0;
+  place.block = divide(work->layer, work->block_rows, (char *)(work->scratch + captain * work->thread_words), &used);
+  used = 0;
+  place.row = divide(work->layer, work->block_rows, (char *)(work->scratch + member->rank * work->thread_words), &used).row;
+  return place;
+}
+
+/* gemm on the crew's share of several matrices' panels; results[i] belongs to matrices[i]. */
+static void multiply(const struct member *self, size_t count, const struct matrix *const *matrices,
+                     const struct operand *operand, size_t rows, const struct result *results)
+{
+  size_t total = 0, first, last, before = 0;
+  for (size_t i = 0; i < count; i++)
+    total += matrix_panels(matrices[i]);
+  team_share(self, total, &first, &last);
+  for (size_t i = 0; i < count; i++) {
+    const size_t panels = matrix_panels(matrices[i]), end = before + panels;
+    if (first < end && last > before)
+      gemm(matrices[i], operand, rows, larger(first, before) - before, smaller(last, end) - before, &results[i]);
+    before = end;
+  }
+}
+
+/* Phase 1: queries, keys and values of all rows */
+
+static void rotate_half(void *row, int bf16, const float *cosines, const float *sines, size_t size)
+{
+  for (size_t i = 0; i < size / 2; i += 16) {
+    const __mmask16 mask = lanes((long)(size / 2 - i));
+    const size_t j = i + size / 2;
+    const __m512 low = load_floats(row, i, mask, bf16), high = load_floats(row, j, mask, bf16);
+    const __m512 new_low = _mm512_sub_ps(_mm512_mul_ps(low, _mm512_maskz_loadu_ps(mask, cosines + i)),
+                                         _mm512_mul_ps(high, _mm512_maskz_loadu_ps(mask, sines + i)));
+    const __m512 new_high = _mm512_add_ps(_mm512_mul_ps(high, _mm512_maskz_loadu_ps(mask, cosines + j)),
+                                          _mm512_mul_ps(low, _mm512_maskz_loadu_ps(mask, sines + j)));
+    store_floats(row, i, mask, bf16, new_low);
+    store_floats(row, j, mask, bf16, new_high);
+  }
+}
+
+/* Rotary positions: queries and keys of one row. */
+static void rotate(const struct work *work, const struct chunk *chunk, size_t row)
+{
+  const struct layer *layer = work->layer;
+  const struct call *call = work->call;
+  const size_t bytes = sizeof(uint32_t) >> layer->attention;
+  const size_t angle = (size_t)chunk->index[row] % call->angles * layer->head_size;
+  char *queries = work->qkv + row * 3 * layer->heads * layer->head_size * bytes;
+  for (size_t head = 0; head < 2 * layer->heads; head++) /* queries, and behind them keys */
+    rotate_half(queries + head * layer->head_size * bytes, layer->attention == KIND_BF16, call->cosines + angle,
+                call->sines + angle, layer->head_size);
+}
+
+static void project(const struct work *work, struct chunk *chunk, const struct place *place)
+{
+  const struct layer *layer = work->layer;
+  const struct matrix *matrices[] = {&layer->query, &layer->key, &layer->value};
+  const size_t width = layer->heads * layer->head_size, bytes = sizeof(uint32_t) >> layer->attention;
+  const struct block *block = &place->block;
+  const struct operand operand = {block->narrow, operand_stride(layer->query.words), block->scales, block->zeros};
+  struct blocks blocks = crew_blocks(&place->crew, chunk->rows, work->block_rows, &chunk->next_projection);
+  size_t first, last, begin, end;
+  while (crew_next(&blocks, &first, &last)) {
+    team_share(&place->crew.self, last - first, &begin, &end);
+    for (size_t row = begin; row < end; row++) {
+      const float *x = work->call->input + (size_t)chunk->index[first + row] * layer->hidden;
+      if (layer->norm_first) {
+        norm_row(&layer->attention_norm, x, layer->hidden, place->row);
+        x = place->row;
+      }
+      convert_row(layer->query.kind, x, 0, layer->hidden, block->narrow + row * operand.stride,
+                  block->scales + row, block->zeros + row);
+    }
+    team_wait(&place->crew.self);
+    struct result results[3];
+    for (size_t i = 0; i < 3; i++)
+      results[i] = (struct result){.rows = work->qkv + (first * 3 + i) * width * bytes,
+                                   .stride = 3 * width,
+                                   .bf16 = layer->attention == KIND_BF16};
+    multiply(&place->crew.self, 3, matrices, &operand, last - first, results);
+    team_wait(&place->crew.self);
+    for (size_t row = begin; work->call->cosines != NULL && row < end; row++)
+      rotate(work, chunk, first + row);
+  }
+}
+
+/* Phase 2: attention, head by head */
+
+static void attend(const struct work *work, struct chunk *chunk, const struct member *member)
+{
+  const struct layer *layer = work->layer;
+  const struct call *call = work->call;
+  const size_t width = layer->heads * layer->head_size, bytes = sizeof(uint32_t) >> layer->attention;
+  const size_t stride = context_stride(layer);
+  size_t task;
+  while ((task = atomic_fetch_add(&chunk->next_head, 1)) < chunk->unit_count * layer->heads) {
+    const struct unit *unit = chunk->units + task / layer->heads;
+    const size_t number = task % layer->heads;
+    const char *start = work->qkv + (unit->start * 3 * width + number * layer->head_size) * bytes;
+    const char *keys = start + unit->skipped * 3 * width * bytes;
+    const struct head head = {.kind = layer->attention,
+                              .query = start,
+                              .key = keys + width * bytes,
+                              .value = keys + 2 * width * bytes,
+                              .stride = 3 * width,
+                              .length = unit->seen,
+                              .skipped = unit->skipped,
+                              .size = layer->head_size,
+                              .scale = layer->scale,
+                              .bias = call->bias == NULL ? NULL : call->bias + number * call->bias_head,
+                              .bias_stride = call->bias_query,
+                              .window = call->window};
+    attention_head(&head, unit->first, unit->last,
+                   (char *)(work->context + (unit->start + unit->first) * stride) + number * layer->head_size * bytes,
+                   stride << layer->attention,
+                   work->scratch + member->rank * work->thread_words);
+  }
+}
+
+/* Phase 3: everything after attention */
+
+/* Norm where it is due, and the rows as the operand of gate and up. */
+static struct operand norm_and_convert(const struct layer *layer, const struct place *place, size_t rows)
+{
+  const struct block *block = &place->block;
+  const struct operand operand = {block->narrow, operand_stride(layer->up.words), block->scales, block->zeros};
+  size_t begin, end;
+  team_share(&place->crew.self, rows, &begin, &end);
+  for (size_t row = begin; row < end; row++) {
+    float *x = block->x + row * layer->hidden, *y = layer->norm_first ? place->row : x;
+    norm_row(layer->norm_first ? &layer->output_norm : &layer->attention_norm, x, layer->hidden, y);
+    convert_row(layer->up.kind, y, 0, layer->hidden, block->narrow + row * operand.stride, block->scales + row,
+                block->zeros + row);
+  }
+  team_wait(&place->crew.self);
+  return operand;
+}
+
+static struct operand operand_of_context(const struct work *work, const struct place *place, size_t first, size_t rows)
+{
+  const struct layer *layer = work->layer;
+  const struct block *block = &place->block;
+  const size_t width = layer->heads * layer->head_size, stride = context_stride(layer);
+  const uint32_t *context = work->context + first * stride;
+  if (layer->output.kind == layer->attention && width % kind_numbers(layer->attention) == 0)
+    return (struct operand){context, stride, NULL, NULL};
+  const struct operand operand = {block->narrow, operand_stride(layer->output.words), block->scales, block->zeros};
+  size_t begin, end;
+  team_share(&place->crew.self, rows, &begin, &end);
+  for (size_t row = begin; row < end; row++)
+    convert_row(layer->output.kind, context + row * stride, layer->attention == KIND_BF16, width,
+                block->narrow + row * operand.stride, block->scales + row, block->zeros + row);
+  team_wait(&place->crew.self);
+  return operand;
+}
+
+/* x += attention's output projection */
+static void add_attention(const struct work *work, const struct chunk *chunk, const struct place *place, size_t first,
+                          size_t rows)
+{
+  const struct layer *layer = work->layer;
+  const struct matrix *output = &layer->output;
+  const struct operand operand = operand_of_context(work, place, first, rows);
+  const struct result result = {.rows = place->block.x,
+                                .stride = layer->hidden,
+                                .addend = work->call->input,
+                                .addend_stride = layer->hidden,
+                                .addend_index = chunk->index + first};
+  multiply(&place->crew.self, 1, &output, &operand, rows, &result);
+  team_wait(&place->crew.self);
+}
+
+/* The wide rows between up and down, as an operand. */
+static struct operand widen(const struct layer *layer, const struct place *place, const struct operand *narrow,
+                            size_t rows)
+{
+  const struct block *block = &place->block;
+  const struct matrix *gate = &layer->gate, *up = &layer->up;
+  const size_t wide = operand_stride(up->columns), stride = operand_stride(layer->down.words);
+  const int bf16 = layer->down.kind == KIND_BF16, gated = gate->columns > 0;
+  struct result result = {.rows = block->wide, .stride = wide, .activation = layer->activation};
+  if (gated) { /* in float32 first */
+    multiply(&place->crew.self, 1, &gate, narrow, rows, &result);
+    result = (struct result){.rows = block->wide, .stride = wide, .factor = (const float *)block->wide,
+                             .factor_stride = wide};
+  }
+  if (bf16) /* beside the gate, where there is one, and not over it */
+    result.rows = block->down, result.bf16 = 1, result.stride = stride * 2;
+  multiply(&place->crew.self, 1, &up, narrow, rows, &result);
+  team_wait(&place->crew.self);
+  if (layer->down.kind == KIND_F32)
+    return (struct operand){block->wide, wide, NULL, NULL};
+  if (bf16)
+    return (struct operand){block->down, stride, NULL, NULL};
+  size_t begin, end;
+  team_share(&place->crew.self, rows, &begin, &end);
+  for (size_t row = begin; row < end; row++)
+    convert_row(KIND_I8, block->wide + row * wide, 0, up->columns, block->down + row * stride, block->scales + row,
+                block->zeros + row);
+  team_wait(&place->crew.self);
+  return (struct operand){block->down, stride, block->scales, block->zeros};
+}
+
+static void feed_forward(const struct work *work, struct chunk *chunk, const struct place *place)
+{
+  const struct layer *layer = work->layer;
+  const struct matrix *down = &layer->down;
+  const size_t hidden = layer->hidden;
+  struct blocks blocks = crew_blocks(&place->crew, chunk->rows, work->block_rows, &chunk->next_block);
+  size_t first, last, begin, end;
+  while (crew_next(&blocks, &first, &last)) {
+    const size_t rows = last - first;
+    float *x = place->block.x;
+    add_attention(work, chunk, place, first, rows);
+    const struct operand narrow = norm_and_convert(layer, place, rows);
+    const struct operand operand = widen(layer, place, &narrow, rows);
+    const struct result result = {.rows = x, .stride = hidden, .addend = x, .addend_stride = hidden};
+    multiply(&place->crew.self, 1, &down, &operand, rows, &result);
+    team_wait(&place->crew.self);
+    team_share(&place->crew.self, rows, &begin, &end);
+    for (size_t row = begin; row < end; row++) {
+      float *out = work->call->output + (size_t)chunk->index[first + row] * hidden;
+      if (layer->norm_first)
+        memcpy(out, x + row * hidden, hidden * sizeof *out);
+      else
+        norm_row(&layer->output_norm, x + row * hidden, hidden, out);
+    }
+    team_wait(&place->crew.self);
+  }
+}
+
+/* The whole */
+
+static void clear_padding(const struct call *call, size_t hidden)
+{
+  size_t end = 0;
+  for (size_t s = 0; s < call->sequences; s++) {
+    const size_t first = (size_t)call->first[s];
+    memset(call->output + end * hidden, 0, (first - end) * hidden * sizeof(float));
+    end = first + (size_t)call->length[s];
+  }
+  memset(call->output + end * hidden, 0, (call->rows - end) * hidden * sizeof(float));
+}
+
+static void run(void *context, const struct member *member)
+{
+  const struct work *work = context;
+  if (member->rank == member->size - 1)
+    clear_padding(work->call, work->layer->hidden);
+  for (size_t c = 0; c < work->chunk_count; c++) {
+    struct chunk *chunk = work->chunks + c;
+    const struct place place = place_of(work, chunk, member);
+    project(work, chunk, &place);
+    team_wait(member);
+    attend(work, chunk, member);
+    team_wait(member);
+    feed_forward(work, chunk, &place);
+  }
+}
+
+/* Rows of the chunk that begins with sequence s, and the sequence after its last. */
+static size_t chunk_rows(const struct call *call, size_t s, size_t most, size_t *next)
+{
+  size_t rows = 0;
+  for (*next = s; *next < call->sequences; (*next)++) {
+    if (rows > 0 && rows + (size_t)call->length[*next] > most)
+      break;
+    rows += (size_t)call->length[*next];
+  }
+  return rows;
+}
+
+static void fill_chunk(const struct call *call, size_t s, size_t next, struct chunk *chunk, int32_t *index,
+                       struct unit *units)
+{
+  chunk->index = index;
+  chunk->units = units;
+  for (; s < next; s++) {
+    const size_t length = (size_t)call->length[s];
+    const size_t skipped = call->skipped == NULL ? 0 : (size_t)call->skipped[s];
+    const size_t seen = call->seen == NULL ? length : (size_t)call->seen[s];
+    for (size_t first = 0; first < length; first += QUERIES)
+      units[chunk->unit_count++] = (struct unit){chunk->rows, skipped, seen, first, smaller(first + QUERIES, length)};
+    for (size_t i = 0; i < length; i++)
+      index[chunk->rows++] = call->first[s] + (int32_t)i;
+  }
+}
+
+struct sizes {
+  size_t rows, units, chunks, longest, chunk_rows;
+};
+
+static struct sizes measure(const struct call *call, size_t most)
+{
+  struct sizes sizes = {0};
+  for (size_t s = 0, next; s < call->sequences; s = next) {
+    sizes.chunk_rows = larger(sizes.chunk_rows, chunk_rows(call, s, most, &next));
+    sizes.chunks++;
+  }
+  for (size_t s = 0; s < call->sequences; s++) {
+    const size_t length = (size_t)call->length[s];
+    sizes.rows += length;
+    sizes.units += (length + QUERIES - 1) / QUERIES;
+    sizes.longest = larger(sizes.longest, length);
+  }
+  return sizes;
+}
+
+/* Places in memory at `base` of everything in work; returns its size. */
+static size_t lay_out(struct work *work, const struct sizes *sizes, unsigned threads, char *base)
+{
+  const struct layer *layer = work->layer;
+  const size_t width = layer->heads * layer->head_size, bytes = sizeof(uint32_t) >> layer->attention;
+  size_t used = 0, block = 0;
+  divide(layer, work->block_rows, NULL, &block);
+  work->thread_words = larger(block / sizeof(uint32_t), attention_scratch(layer->attention, sizes->longest, layer->head_size));
+  work->thread_words = (work->thread_words + 15) / 16 * 16;
+  work->chunks = carve(base, &used, sizes->chunks, sizeof(struct chunk));
+  work->barriers = carve(base, &used, threads, sizeof(struct barrier));
+  work->index = carve(base, &used, sizes->rows, sizeof(int32_t));
+  work->units = carve(base, &used, sizes->units, sizeof(struct unit));
+  work->qkv = carve(base, &used, sizes->chunk_rows * 3 * width, bytes);
+  work->context = carve(base, &used, sizes->chunk_rows * context_stride(layer), sizeof(uint32_t));
+  work->scratch = carve(base, &used, threads * work->thread_words, sizeof(uint32_t));
+  return used;
+}
+
+int layer_run(const struct layer *layer, const struct call *call, unsigned threads)
+{
+  const size_t most = (size_t)CHUNK_ROWS * threads;
+  const struct sizes sizes = measure(call, most);
+  struct work work = {.layer = layer, .call = call, .block_rows = most_rows(layer), .chunk_count = sizes.chunks};
+  const size_t size = lay_out(&work, &sizes, threads, NULL);
+  char *memory = aligned_alloc(64, size);
+  if (memory == NULL)
+    return ENOMEM;
+  lay_out(&work, &sizes, threads, memory);
+  memset(work.chunks, 0, sizes.chunks * sizeof *work.chunks);
+  memset(work.barriers, 0, threads * sizeof *work.barriers);
+  int32_t *index = work.index;
+  struct unit *units = work.units;
+  for (size_t s = 0, next, c = 0; s < call->sequences; s = next, c++) {
+    chunk_rows(call, s, most, &next);
+    fill_chunk(call, s, next, work.chunks + c, index, units);
+    index += work.chunks[c].rows;
+    units += work.chunks[c].unit_count;
+  }
+  team_run(threads, run, &work);
+  free(memory);
+  return 0;
+}

@@ -1,0 +1,37 @@
+/* One encoder layer over a batch of sequences of different lengths, as one function.
+ *
+ * Padding is not computed: the rows of all sequences are taken together. Rows go through everything but attention
+ * in blocks that stay in a core's cache. Threads take blocks; where there are few rows several threads work on one
+ * block together, each on some of the columns, so that each weight is read by one core only. */
+#pragma once
+#include "gemm.h"
+#include "rows.h"
+
+struct layer {
+  size_t hidden, heads, head_size; /* numbers of a row, of a head */
+  struct matrix query, key, value, output, gate, up, down; /* gate.columns is 0 where there is none */
+  struct norm attention_norm, output_norm;
+  int norm_first; /* before attention and feed-forward (ViT), not after the residual additions (BERT) */
+  enum activation activation; /* of gate where there is one, otherwise of up */
+  enum kind attention;        /* KIND_F32 or KIND_BF16 */
+  float scale;                /* of the scores before softmax */
+};
+
+/* The arguments of one call. Rows are numbered as in the padded (batch x length) input. */
+struct call {
+  const float *input; /* rows of layer->hidden */
+  float *output;      /* the same; rows of no sequence become zero */
+  size_t rows;        /* of both */
+  size_t sequences;
+  const int32_t *first, *length; /* of each sequence: its first row, and how many follow one another */
+  const int32_t *skipped, *seen; /* of each: rows before the first that attention sees, and how many it sees;
+                                  * NULL: it sees all */
+  size_t window;                 /* a token sees others at most this far away; SIZE_MAX: all */
+  const float *bias;             /* added to the scores, [head][query][key], or NULL */
+  size_t bias_head, bias_query;  /* numbers from head to head, from query to query */
+  const float *cosines, *sines;  /* rotary positions: [row % angles][head_size], or NULL */
+  size_t angles;
+};
+
+/* ENOMEM where there is no memory for the intermediate results; 0 otherwise. */
+int layer_run(const struct layer *layer, const struct call *call, unsigned threads);

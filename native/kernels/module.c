@@ -1,0 +1,210 @@
+/* hfaccel._kernels: the seam between Python and the kernels. Arguments are addresses and sizes; who calls keeps the
+ * memory alive, has checked types and shapes, and asks only for kinds that `instructions` lists. */
+#include <Python.h>
+#include <string.h>
+
+#include "layer.h"
+#include "linear.h"
+#include "team.h"
+
+static PyObject *no_memory(int error)
+{
+  if (error)
+    return PyErr_NoMemory();
+  Py_RETURN_NONE;
+}
+
+/* matrix: (kind, columns, words, panels, scales, sums, bias); the last four are addresses, 0 for none */
+static int to_matrix(PyObject *object, void *out)
+{
+  struct matrix *matrix = out;
+  int kind;
+  Py_ssize_t columns, words;
+  unsigned long long panels, scales, sums, bias;
+  if (!PyTuple_Check(object)) {
+    PyErr_SetString(PyExc_TypeError, "a matrix must be a tuple");
+    return 0;
+  }
+  if (!PyArg_ParseTuple(object, "innKKKK", &kind, &columns, &words, &panels, &scales, &sums, &bias))
+    return 0;
+  if (kind < 0 || kind >= KINDS || columns < 0 || words < 0) {
+    PyErr_Format(PyExc_ValueError, "`0 <= kind < %d` and sizes of 0 or more must hold, but got (%d, %zd, %zd)", KINDS,
+                 kind, columns, words);
+    return 0;
+  }
+  *matrix = (struct matrix){(enum kind)kind,       (size_t)columns,      (size_t)words,       (uint32_t *)panels,
+                            (const float *)scales, (const float *)sums, (const float *)bias};
+  return 1;
+}
+
+/* norm: (weight, bias, epsilon, kind); the first two are addresses, 0 for none */
+static int to_norm(PyObject *object, void *out)
+{
+  struct norm *norm = out;
+  unsigned long long weight, bias;
+  int kind;
+  if (!PyTuple_Check(object)) {
+    PyErr_SetString(PyExc_TypeError, "a norm must be a tuple");
+    return 0;
+  }
+  if (!PyArg_ParseTuple(object, "KKfi", &weight, &bias, &norm->epsilon, &kind))
+    return 0;
+  if (kind < 0 || kind >= NORMS) {
+    PyErr_Format(PyExc_ValueError, "`0 <= kind < %d` must hold for a norm, but got %d", NORMS, kind);
+    return 0;
+  }
+  norm->kind = (enum norm_kind)kind;
+  norm->weight = (const float *)weight;
+  norm->bias = (const float *)bias;
+  return 1;
+}
+
+typedef struct {
+  PyObject_HEAD struct layer layer;
+} LayerObject;
+
+/* Layer(hidden, heads, head_size, query, key, value, output, gate, up, down, attention_norm, output_norm,
+ *       norm_first, activation, attention_kind, scale) */
+static PyObject *layer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+  if (kwargs != NULL && PyDict_Size(kwargs) > 0)
+    return PyErr_Format(PyExc_TypeError, "Layer takes no keyword arguments");
+  struct layer layer;
+  Py_ssize_t hidden, heads, head_size;
+  int activation, attention;
+  if (!PyArg_ParseTuple(args, "nnnO&O&O&O&O&O&O&O&O&piif", &hidden, &heads, &head_size, to_matrix, &layer.query,
+                        to_matrix, &layer.key, to_matrix, &layer.value, to_matrix, &layer.output, to_matrix,
+                        &layer.gate, to_matrix, &layer.up, to_matrix, &layer.down, to_norm, &layer.attention_norm,
+                        to_norm, &layer.output_norm, &layer.norm_first, &activation, &attention, &layer.scale))
+    return NULL;
+  if (hidden <= 0 || heads <= 0 || head_size <= 0 || activation < 0 || activation >= ACTIVATIONS ||
+      (attention != KIND_F32 && attention != KIND_BF16))
+    return PyErr_Format(PyExc_ValueError,
+                        "sizes above 0, `0 <= activation < %d` and attention in 0, 1 must hold, but got (%zd, %zd, "
+                        "%zd), %d and %d",
+                        ACTIVATIONS, hidden, heads, head_size, activation, attention);
+  layer.hidden = (size_t)hidden;
+  layer.heads = (size_t)heads;
+  layer.head_size = (size_t)head_size;
+  layer.activation = (enum activation)activation;
+  layer.attention = (enum kind)attention;
+  allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+  LayerObject *self = (LayerObject *)allocate(type, 0);
+  if (self != NULL)
+    self->layer = layer;
+  return (PyObject *)self;
+}
+
+static void layer_dealloc(PyObject *object)
+{
+  PyTypeObject *type = Py_TYPE(object);
+  freefunc free_object = (freefunc)PyType_GetSlot(type, Py_tp_free);
+  free_object(object);
+  Py_DECREF(type);
+}
+
+/* Layer.run(threads, input, output, rows, sequences, first, length, skipped, seen, window, bias, bias_head,
+ *           bias_query, cosines, sines, angles) -> None; a window below 0 is none */
+static PyObject *layer_run_py(PyObject *object, PyObject *args)
+{
+  unsigned threads;
+  unsigned long long input, output, first, length, skipped, seen, bias, cosines, sines;
+  Py_ssize_t rows, sequences, window, bias_head, bias_query, angles;
+  if (!PyArg_ParseTuple(args, "IKKnnKKKKnKnnKKn", &threads, &input, &output, &rows, &sequences, &first, &length,
+                        &skipped, &seen, &window,
+                        &bias, &bias_head, &bias_query, &cosines, &sines, &angles))
+    return NULL;
+  const struct call call = {.input = (const float *)input,
+                            .output = (float *)output,
+                            .rows = (size_t)rows,
+                            .sequences = (size_t)sequences,
+                            .first = (const int32_t *)first,
+                            .length = (const int32_t *)length,
+                            .skipped = (const int32_t *)skipped,
+                            .seen = (const int32_t *)seen,
+                            .window = window < 0 ? SIZE_MAX : (size_t)window,
+                            .bias = (const float *)bias,
+                            .bias_head = (size_t)bias_head,
+                            .bias_query = (size_t)bias_query,
+                            .cosines = (const float *)cosines,
+                            .sines = (const float *)sines,
+                            .angles = (size_t)angles};
+  int error;
+  Py_BEGIN_ALLOW_THREADS;
+  error = layer_run(&((LayerObject *)object)->layer, &call, threads > 0 ? threads : 1);
+  Py_END_ALLOW_THREADS;
+  return no_memory(error);
+}
+
+/* linear(threads, matrix, activation, input, in_features, output, rows) -> None */
+static PyObject *linear_py(PyObject *module, PyObject *args)
+{
+  (void)module;
+  unsigned threads;
+  struct matrix matrix;
+  int activation;
+  unsigned long long input, output;
+  Py_ssize_t in_features, rows;
+  if (!PyArg_ParseTuple(args, "IO&iKnKn", &threads, to_matrix, &matrix, &activation, &input, &in_features, &output,
+                        &rows))
+    return NULL;
+  if (activation < 0 || activation >= ACTIVATIONS)
+    return PyErr_Format(PyExc_ValueError, "`0 <= activation < %d` must hold, but got %d", ACTIVATIONS, activation);
+  int error;
+  Py_BEGIN_ALLOW_THREADS;
+  error = linear_run(&matrix, (enum activation)activation, (const float *)input, (size_t)in_features, (float *)output,
+                     (size_t)rows, threads > 0 ? threads : 1);
+  Py_END_ALLOW_THREADS;
+  return no_memory(error);
+}
+
+/* use_threads(address of torch_parallel_for; 0: one thread) -> None */
+static PyObject *use_threads(PyObject *module, PyObject *address)
+{
+  (void)module;
+  const unsigned long long function = PyLong_AsUnsignedLongLong(address);
+  if (PyErr_Occurred())
+    return NULL;
+  team_use((parallel_for)(uintptr_t)function);
+  Py_RETURN_NONE;
+}
+
+/* instructions() -> (avx512, bf16, vnni): what this CPU has */
+static PyObject *instructions(PyObject *module, PyObject *none)
+{
+  (void)module;
+  (void)none;
+  const int avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  return Py_BuildValue("(NNN)", PyBool_FromLong(avx512),
+                       PyBool_FromLong(avx512 && __builtin_cpu_supports("avx512bf16")),
+                       PyBool_FromLong(avx512 && __builtin_cpu_supports("avx512vnni")));
+}
+
+static PyMethodDef layer_methods[] = {{"run", layer_run_py, METH_VARARGS, NULL}, {NULL, NULL, 0, NULL}};
+
+static PyType_Slot layer_slots[] = {
+    {Py_tp_new, layer_new}, {Py_tp_dealloc, layer_dealloc}, {Py_tp_methods, layer_methods}, {0, NULL}};
+
+static PyType_Spec layer_spec = {
+    .name = "hfaccel._kernels.Layer", .basicsize = sizeof(LayerObject), .flags = Py_TPFLAGS_DEFAULT, .slots = layer_slots};
+
+static PyMethodDef functions[] = {{"linear", linear_py, METH_VARARGS, NULL},
+                                  {"use_threads", use_threads, METH_O, NULL},
+                                  {"instructions", instructions, METH_NOARGS, NULL},
+                                  {NULL, NULL, 0, NULL}};
+
+static struct PyModuleDef definition = {.m_base = PyModuleDef_HEAD_INIT, .m_name = "_kernels", .m_size = -1, .m_methods = functions};
+
+PyMODINIT_FUNC PyInit__kernels(void)
+{
+  PyObject *module = PyModule_Create(&definition);
+  PyObject *type = PyType_FromSpec(&layer_spec);
+  if (module == NULL || type == NULL || PyModule_AddObjectRef(module, "Layer", type) < 0) {
+    Py_XDECREF(module);
+    Py_XDECREF(type);
+    return NULL;
+  }
+  Py_DECREF(type);
+  return module;
+}

@@ -1,0 +1,73 @@
+#include "rows.h"
+
+#include <string.h>
+
+void norm_row(const struct norm *norm, const float *x, size_t columns, float *out)
+{
+  __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
+  float mean = 0;
+  if (norm->kind == NORM_NONE) {
+    memmove(out, x, columns * sizeof *x);
+    return;
+  }
+  if (norm->kind == NORM_LAYER) {
+    for (size_t i = 0; i < columns; i += 16)
+      sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(lanes((long)(columns - i)), x + i));
+    mean = _mm512_reduce_add_ps(sum) / (float)columns;
+  }
+  /* a second pass: the difference of two large numbers would lose the variance */
+  const __m512 means = _mm512_set1_ps(mean);
+  for (size_t i = 0; i < columns; i += 16) {
+    const __mmask16 mask = lanes((long)(columns - i));
+    const __m512 centred = _mm512_maskz_sub_ps(mask, _mm512_maskz_loadu_ps(mask, x + i), means);
+    squares = _mm512_fmadd_ps(centred, centred, squares);
+  }
+  const float variance = _mm512_reduce_add_ps(squares) / (float)columns;
+  const __m512 factor = _mm512_set1_ps(1.f / __builtin_sqrtf(variance + norm->epsilon));
+  for (size_t i = 0; i < columns; i += 16) {
+    const __mmask16 mask = lanes((long)(columns - i));
+    __m512 y = _mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, x + i), means), factor);
+    if (norm->weight != NULL)
+      y = _mm512_mul_ps(y, _mm512_maskz_loadu_ps(mask, norm->weight + i));
+    if (norm->bias != NULL)
+      y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, norm->bias + i));
+    _mm512_mask_storeu_ps(out + i, mask, y);
+  }
+}
+
+static void quantize_row(const void *x, int bf16, size_t columns, uint8_t *out, float *scale, float *zero)
+{
+  __m512 lowest = _mm512_setzero_ps(), highest = _mm512_setzero_ps(); /* 0 is in the range: padding is 0 */
+  for (size_t i = 0; i < columns; i += 16) {
+    const __m512 v = load_floats(x, i, lanes((long)(columns - i)), bf16);
+    lowest = _mm512_min_ps(lowest, v);
+    highest = _mm512_max_ps(highest, v);
+  }
+  const float low = _mm512_reduce_min_ps(lowest), high = _mm512_reduce_max_ps(highest);
+  const float step = high > low ? (high - low) / 255.f : 1.f;
+  *scale = step;
+  *zero = __builtin_rintf(-low / step);
+  const __m512 factor = _mm512_set1_ps(1.f / step), shift = _mm512_set1_ps(*zero);
+  for (size_t i = 0; i < columns; i += 16) {
+    const __mmask16 mask = lanes((long)(columns - i));
+    const __m512 v = _mm512_fmadd_ps(load_floats(x, i, mask, bf16), factor, shift);
+    const __m512i q = _mm512_cvtps_epi32(_mm512_max_ps(_mm512_setzero_ps(), v));
+    _mm_mask_storeu_epi8(out + i, mask, _mm512_cvtusepi32_epi8(q));
+  }
+  const size_t end = kind_words(KIND_I8, columns) * 4;
+  memset(out + columns, 0, end - columns);
+}
+
+void convert_row(enum kind kind, const void *x, int bf16, size_t columns, uint32_t *words, float *scale, float *zero)
+{
+  if (kind == KIND_I8) {
+    quantize_row(x, bf16, columns, (uint8_t *)words, scale, zero);
+    return;
+  }
+  for (size_t i = 0; i < columns; i += 16) {
+    const __mmask16 mask = lanes((long)(columns - i));
+    store_floats(words, i, mask, kind == KIND_BF16, load_floats(x, i, mask, bf16));
+  }
+  if (kind == KIND_BF16 && columns % 2 == 1)
+    ((uint16_t *)words)[columns] = 0;
+}

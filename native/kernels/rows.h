@@ -1,0 +1,24 @@
+/* What is done to activations row by row between two matrix multiplications. */
+#pragma once
+#include "gemm.h"
+
+enum norm_kind {
+  NORM_LAYER, /* (x - mean) / sqrt(variance + epsilon) * weight + bias */
+  NORM_RMS,   /* x / sqrt(mean of squares + epsilon) * weight + bias */
+  NORM_NONE,  /* x */
+  NORMS
+};
+
+/* Over the numbers of a row, in float32. weight and bias may be NULL. */
+struct norm {
+  const float *weight, *bias;
+  float epsilon;
+  enum norm_kind kind;
+};
+
+/* out may be x. */
+void norm_row(const struct norm *norm, const float *x, size_t columns, float *out);
+
+/* One row in the kind that a matrix multiplies, padded with zeros up to whole words. x is float32, or bfloat16.
+ * For int8 the row's scale and zero are written too: x = scale (q - zero), 0 <= q <= 255. */
+void convert_row(enum kind kind, const void *x, int bf16, size_t columns, uint32_t *words, float *scale, float *zero);

@@ -1,0 +1,105 @@
+#include "team.h"
+
+#include <immintrin.h>
+#include <sched.h>
+
+enum {
+  SPINS = 4000,  /* some 50 microseconds; then let others run, who may be what is waited for */
+  CREW_ROWS = 28 /* with fewer rows for each thread, threads share blocks: each weight is read by one core only */
+};
+
+static parallel_for run_parallel;
+
+void team_use(parallel_for function)
+{
+  run_parallel = function;
+}
+
+void team_wait(const struct member *member)
+{
+  if (member->size == 1)
+    return;
+  struct barrier *barrier = member->barrier;
+  const unsigned passed = atomic_load_explicit(&barrier->passed, memory_order_relaxed);
+  if (atomic_fetch_add_explicit(&barrier->arrived, 1, memory_order_acq_rel) == member->size - 1) {
+    atomic_store_explicit(&barrier->arrived, 0, memory_order_relaxed);
+    atomic_store_explicit(&barrier->passed, passed + 1, memory_order_release);
+    return;
+  }
+  for (int spins = 0; atomic_load_explicit(&barrier->passed, memory_order_acquire) == passed; spins++)
+    if (spins < SPINS)
+      _mm_pause();
+    else
+      sched_yield();
+}
+
+struct muster {
+  void (*body)(void *, const struct member *);
+  void *context;
+  unsigned wanted;
+  atomic_uint members, covered;
+  struct barrier barrier;
+};
+
+/* Torch may give fewer threads than were asked for; then some get more than one number. Who is here is known when
+ * all numbers are covered, and all threads run at once, so waiting for that ends. */
+static void enlist(int64_t begin, int64_t end, void *context)
+{
+  struct muster *muster = context;
+  struct member self = {.rank = atomic_fetch_add(&muster->members, 1), .barrier = &muster->barrier};
+  atomic_fetch_add(&muster->covered, (unsigned)(end - begin));
+  for (int spins = 0; atomic_load(&muster->covered) < muster->wanted; spins++)
+    if (spins < SPINS)
+      _mm_pause();
+    else
+      sched_yield();
+  self.size = atomic_load(&muster->members);
+  muster->body(muster->context, &self);
+}
+
+void team_run(unsigned threads, void (*body)(void *, const struct member *), void *context)
+{
+  struct muster muster = {.body = body, .context = context, .wanted = threads};
+  if (run_parallel == NULL || threads <= 1 || run_parallel(0, threads, 1, enlist, &muster) != 0) {
+    const struct member alone = {.rank = 0, .size = 1};
+    body(context, &alone);
+  }
+}
+
+void team_share(const struct member *member, size_t count, size_t *first, size_t *last)
+{
+  *first = count * member->rank / member->size;
+  *last = count * (member->rank + 1) / member->size;
+}
+
+/* The largest number of crews that divides the members and leaves each enough rows. */
+static unsigned crews_for(size_t rows, unsigned members)
+{
+  unsigned crews = members;
+  while (crews > 1 && (members % crews != 0 || rows < (size_t)crews * CREW_ROWS))
+    crews--;
+  return crews;
+}
+
+struct crew team_crew(const struct member *member, size_t rows, struct barrier *barriers)
+{
+  const unsigned count = crews_for(rows, member->size), size = member->size / count;
+  const unsigned number = member->rank / size;
+  return (struct crew){{member->rank % size, size, barriers + number}, number, count};
+}
+
+struct blocks crew_blocks(const struct crew *crew, size_t rows, size_t most, atomic_size_t *next)
+{
+  const size_t count = (rows + most - 1) / most;
+  return (struct blocks){crew, rows, (count + crew->count - 1) / crew->count * crew->count, next, 0};
+}
+
+int crew_next(struct blocks *blocks, size_t *first, size_t *last)
+{
+  const struct crew *crew = blocks->crew;
+  const size_t block =
+      crew->self.size == 1 ? atomic_fetch_add(blocks->next, 1) : crew->number + crew->count * blocks->turn++;
+  *first = blocks->rows * block / blocks->count;
+  *last = blocks->rows * (block + 1) / blocks->count;
+  return block < blocks->count;
+}

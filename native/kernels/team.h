@@ -1,0 +1,55 @@
+/* The threads that compute one call: torch's own, through its C interface, so that torch.set_num_threads holds and
+ * no second pool of threads exists. */
+#pragma once
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* torch_parallel_for of torch/csrc/stable/c/shim.h */
+typedef int32_t (*parallel_for)(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void *),
+                                void *context);
+
+/* Without a function (NULL) one thread computes. Set once, before the first call. */
+void team_use(parallel_for function);
+
+struct barrier {
+  _Alignas(64) atomic_uint arrived;
+  _Alignas(64) atomic_uint passed;
+};
+
+/* One thread of a group of `size` that wait for each other. */
+struct member {
+  unsigned rank, size;
+  struct barrier *barrier;
+};
+
+/* Returns when all of the group have come. */
+void team_wait(const struct member *member);
+
+/* Runs body(context, member) on up to `threads` threads at once and returns when all are done. */
+void team_run(unsigned threads, void (*body)(void *context, const struct member *member), void *context);
+
+/* The part [*first, *last) of `count` items that falls to a member; the parts differ by at most one. */
+void team_share(const struct member *member, size_t count, size_t *first, size_t *last);
+
+/* Crews: the members in groups of equal size, each of which works on blocks of rows of its own. */
+struct crew {
+  struct member self;     /* within the crew */
+  unsigned number, count; /* of this crew, of crews */
+};
+
+/* `barriers`: as many as there are members. */
+struct crew team_crew(const struct member *member, size_t rows, struct barrier *barriers);
+
+/* Blocks of at most `most` rows out of `rows`, one after another. */
+struct blocks {
+  const struct crew *crew;
+  size_t rows, count;  /* all rows; blocks, a multiple of the crews */
+  atomic_size_t *next; /* common to all crews; where a crew is one thread it takes whichever comes next */
+  size_t turn;         /* of this crew: several threads must know their block without asking */
+};
+
+struct blocks crew_blocks(const struct crew *crew, size_t rows, size_t most, atomic_size_t *next);
+
+/* The crew's next block [*first, *last); 0: there is none. */
+int crew_next(struct blocks *blocks, size_t *first, size_t *last);
