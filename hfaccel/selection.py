@@ -62,11 +62,10 @@ class Verdict:
 def select(model: nn.Module, options: Options, budget: float = BUDGET) -> Verdict:
     """Measure for about `budget` seconds, or remember. `options.samples` must not be empty."""
     candidates, rejected = _candidates(model)
-    fresh: list[Measured] = []
 
     def make(folder: Path) -> None:
-        fresh[:] = measure(model, candidates, options, budget)
-        document = {"date": datetime.date.today().isoformat(), "measured": [asdict(one) for one in fresh]}
+        results = measure(model, candidates, options, budget)
+        document = {"date": datetime.date.today().isoformat(), "measured": [asdict(one) for one in results]}
         (folder / "choice.json").write_text(json.dumps(document))
 
     with Cache().entry(_key(model, candidates, options, budget), make) as entry:

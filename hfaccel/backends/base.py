@@ -30,7 +30,10 @@ import torch
 from torch import nn
 
 from hfaccel import export
+from hfaccel.host import read_host
 from hfaccel.outcome import Outcome
+
+BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,11 @@ class SessionBackend(Backend):
         return ""
 
     def transform(self, model: nn.Module, options: Options) -> tuple[Outcome, ...]:
-        if problem := self.available() or self.supports(model) or self.lacks(options):
+        precision = precision_of(options)
+        problem = self.available() or self.supports(model) or self.lacks(options) or too_slow(precision)
+        if problem:
             return (Outcome("model", False, problem),)
-        return export.attach(model, self.engine, precision_of(options), options.samples)
+        return export.attach(model, self.engine, precision, options.samples)
 
     def restore(self, model: nn.Module) -> None:
         export.detach(model)
@@ -104,6 +109,13 @@ def precision_of(options: Options) -> str:
     if options.quantization:
         return "int8"
     return "bf16" if options.dtype == torch.bfloat16 else "fp32"
+
+
+def too_slow(precision: str) -> str:
+    """bf16 on a CPU that has no instructions for it is emulated, hundreds of times slower than fp32."""
+    if precision != "bf16" or any(read_host().processor.has(flag) for flag in BF16_FLAGS):
+        return ""
+    return f"the CPU has none of {', '.join(BF16_FLAGS)}: bfloat16 would be slower than float32"
 
 
 def missing(packages: tuple[str, ...], extra: str) -> str:

@@ -37,6 +37,7 @@ class Running:
     def __init__(self, model: nn.Module, engine: Engine, job: Job) -> None:
         self.model, self.engine, self.job = model, engine, job
         self.interface = job.interface
+        self.names = tuple(inspect.signature(stock_forward(model)).parameters)
         self.session: Session | None = None
         self.process = 0
         self.broken = ""  # why no call can use the session
@@ -92,11 +93,10 @@ class Running:
 
     def _change(self) -> str:
         """What is no longer as it was exported. All but hooks is for good."""
-        if self.watch is None:
-            self.watch = Watch(self.model)
-        changed = self.watch.problem()
+        # After a copy or a pickle nothing is known: somebody may have written to it before its first call.
+        changed = Watch.VALUES if self.watch is None else self.watch.problem()
         if changed == Watch.VALUES and fingerprint(self.model) == self.job.weights:
-            self.watch = Watch(self.model)  # written, but with equal values
+            self.watch = Watch(self.model)  # new, or written with equal values
             return ""
         if changed and changed != Watch.HOOK:
             self.broken = changed
@@ -104,10 +104,9 @@ class Running:
 
     def _inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensors, str]:
         """The session's inputs, complete and in order, and why a call cannot be run by it."""
-        names = list(inspect.signature(self).parameters) if args else []
-        if len(args) > len(names):
+        if len(args) > len(self.names):
             return {}, "too many positional arguments"
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
         inputs: Tensors = {}
         for name, value in given.items():
             if value is None or (name in HARMLESS and value in HARMLESS[name]):

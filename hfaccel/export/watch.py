@@ -68,6 +68,7 @@ def _links(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Any]]:
         yield from _links(child)
 
 
+UNLIMITED = 2**62
 _limits: WeakKeyDictionary[nn.Module, dict[str, int]] = WeakKeyDictionary()
 
 
@@ -75,8 +76,8 @@ def limits(model: Any) -> dict[str, int]:
     """Sizes of the tables that the inputs are looked up in, by input; "positions": tokens in a sequence."""
     if model not in _limits:
         _limits[model] = {
-            "input_ids": model.get_input_embeddings().num_embeddings,
-            "token_type_ids": getattr(model.config, "type_vocab_size", 2**31),
+            "input_ids": getattr(model.config, "vocab_size", 0) or UNLIMITED,
+            "token_type_ids": getattr(model.config, "type_vocab_size", 0) or UNLIMITED,
             "positions": _positions(model),
         }
     return _limits[model]
@@ -89,4 +90,4 @@ def _positions(model: nn.Module) -> int:
         for name, module in model.named_modules()
         if isinstance(module, nn.Embedding) and "position_embeddings" in name
     ]
-    return min(found, default=getattr(model.config, "max_position_embeddings", 2**31))
+    return min(found, default=UNLIMITED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from contract import CONTRACT
 
 import hfaccel
 from hfaccel import backends
-from hfaccel.backends import BACKENDS, Backend, Options, by_name, register
+from hfaccel.backends import BACKENDS, Backend, Options, base, by_name, register
 from hfaccel.errors import UsageError
+from hfaccel.host import read_host
 from hfaccel.outcome import Outcome
 
 
@@ -51,6 +53,7 @@ class HalvingBackend(Backend):
                 module.__class__ = torch.nn.ReLU
 
 
+HOSTS = Path(__file__).parent.parent / "hosts"
 ALL = "HFACCEL_TEST_BACKENDS"  # `make test-backends` sets it
 
 
@@ -136,3 +139,9 @@ def test_models_of_optimum_are_accepted_as_they_are(module, name):
 
 def test_ipex_says_that_it_is_retired():
     assert "retired" in by_name("ipex").available() and "torch 2.8 alone" in by_name("ipex").available()
+
+
+def test_bfloat16_is_refused_where_it_would_be_emulated(monkeypatch):
+    for name, refused in (("skylake-offline", True), ("zen4-vm", False), ("graviton3", False)):
+        monkeypatch.setattr(base, "read_host", lambda name=name: read_host(HOSTS / f"{name}.txt"))
+        assert bool(base.too_slow("bf16")) is refused and base.too_slow("fp32") == ""

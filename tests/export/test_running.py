@@ -281,6 +281,14 @@ def test_copies_run_in_a_session_too(model, batch, way):
     check(model, **batch)
 
 
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_that_is_changed_before_its_first_call(model, batch, way):
+    other = way(model)
+    with torch.no_grad():
+        other.pooler.dense.weight.zero_()
+    check(other, VALUES, **batch)
+
+
 def test_a_copy_shares_the_session_and_a_pickle_opens_its_own(model, batch):
     opened = TwinEngine.opened
     states(copy.deepcopy(model), batch)
