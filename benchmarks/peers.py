@@ -10,6 +10,7 @@ of threads.
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import tempfile
@@ -268,15 +269,16 @@ def forward(
 
 
 def embed(
-    engine: str, precision: str, count: int, batch: int, ordered: bool, output: str
+    engine: str, precision: str, file: str, batch: int, ordered: bool, output: str
 ) -> Callable[[], float]:
-    """Embeddings of `count` docstrings of up to 256 tokens by MiniLM, tokenization and pooling included.
+    """Embeddings of texts, a JSON list, of up to 256 tokens by MiniLM; with tokenization and pooling.
 
     Padded batches of `batch` texts, in input order or, with `ordered`, by length. The first embeddings are
     saved as `output`.npy, in input order.
     """
     run = ENGINES[engine]("minilm", precision)
-    texts = docstrings(count)
+    texts = json.loads(Path(file).read_text())
+    count = len(texts)
 
     def embeddings() -> Array:
         lengths = [len(ids) for ids in tokenizer()(texts, truncation=True, max_length=256)["input_ids"]]
