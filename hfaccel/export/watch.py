@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.nn.modules import module as of_all
 
 PLAIN = (torch.Tensor, nn.Parameter)  # hfaccel's packed weights have no address
 
@@ -34,6 +35,7 @@ class Watch:
             if module is not model
             for hooks in (module._forward_hooks, module._forward_pre_hooks)
         ]
+        self.hooks += [of_all._global_forward_hooks, of_all._global_forward_pre_hooks]
 
     def problem(self) -> str:
         for table, name, part in self.links:

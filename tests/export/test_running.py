@@ -229,6 +229,14 @@ def test_hooks_are_seen_while_they_are_there(model, batch):
     assert len(seen) == 3
 
 
+def test_hooks_for_all_modules_are_seen(model, batch):
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *arguments: None)
+    try:
+        check(model, "a submodule has a hook", **batch)
+    finally:
+        handle.remove()
+
+
 VALUES = "weights were changed after the export; optimize the model again"
 PARTS = "a part of the model was replaced or cast after the export; optimize it again"
 
