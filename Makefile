@@ -13,7 +13,7 @@ help:
 	@echo "make test-backends  the contract over every backend, openvino and inductor too (minutes)"
 	@echo "make test-ipex      the same for ipex, in an environment of its own with torch 2.8 (7 GB)"
 	@echo "make check   lint, types, formatting, C tests under sanitizers"
-	@echo "make bench   measure every figure of benchmarks/README.md (about 15 minutes)"
+	@echo "make bench   measure every figure of benchmarks/README.md (about 30 minutes)"
 	@echo "make bench-memory  every allocator on the kernel list's workload, with a picture (about an hour)"
 	@echo "make bench-backends  hfaccel against every engine on the same work (about an hour)"
 	@echo "make docs    generate docs/knobs.md and docs/placement.md"
@@ -48,7 +48,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror native/*.c native/*.h native/tests/*.c
+	$(BIN)/clang-format --dry-run --Werror native/*.c native/*.h native/kernels/scratch.* native/tests/*.c native/tests/*.h
 	$(MAKE) native-test SANITIZE=address,undefined
 	$(MAKE) native-test SANITIZE=thread
 
@@ -62,9 +62,13 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/faults.py
+	$(BIN)/python benchmarks/allocator.py
+	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/touch.py
 	$(BIN)/python benchmarks/quota.py
 	$(BIN)/python benchmarks/instances.py
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/pipelines.py
 
 .PHONY: bench-backends
 bench-backends: $(INSTALLED)

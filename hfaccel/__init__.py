@@ -12,12 +12,15 @@ from __future__ import annotations
 TYPE_CHECKING = False  # typing alone would cost half of this package's import
 if TYPE_CHECKING:
     from hfaccel import memory as memory
+    from hfaccel import serve as serve
     from hfaccel.configuration import configure as configure
     from hfaccel.errors import HfaccelError as HfaccelError
     from hfaccel.information import info as info
     from hfaccel.optimization import optimize as optimize
+    from hfaccel.optimization import pipeline as pipeline
     from hfaccel.optimization import report as report
     from hfaccel.optimization import restore as restore
+    from hfaccel.pipelines.profile import profile as profile
 
 __version__ = "0.1.0"
 
@@ -28,8 +31,11 @@ _PUBLIC = {
     "info": ("hfaccel.information", "info"),
     "memory": ("hfaccel.memory", ""),
     "optimize": ("hfaccel.optimization", "optimize"),
+    "pipeline": ("hfaccel.optimization", "pipeline"),
+    "profile": ("hfaccel.pipelines.profile", "profile"),
     "report": ("hfaccel.optimization", "report"),
     "restore": ("hfaccel.optimization", "restore"),
+    "serve": ("hfaccel.serve", ""),
 }
 __all__ = [*sorted(_PUBLIC)]
 

@@ -6,7 +6,7 @@ import copy
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -43,7 +43,7 @@ class Report:
     outcomes: tuple[Outcome, ...]
     configuration: Configuration
     verified: tuple[Finding, ...]
-    stock_calls: dict[str, int]  # reason -> calls of a layer that took the model's own path
+    stock_calls: dict[str, int]  # reason -> calls of a layer or pipeline that took the model's own path
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -69,7 +69,7 @@ class Report:
         ]
         if self.stock_calls:
             rows = [[count, reason] for reason, count in self.stock_calls.items()]
-            tables.append(render("layer calls on the stock path", ["calls", "reason"], rows))
+            tables.append(render("calls on the stock path", ["calls", "reason"], rows))
         return "\n".join(tables)
 
 
@@ -89,7 +89,8 @@ def optimize(
 ) -> T:
     """Return the model, or the transformers pipeline, ready to run faster with equal results.
 
-    The process is configured once (`hfaccel.configure`). float32 results stay equal up to rounding.
+    The process is configured once (`hfaccel.configure`). A pipeline also gets hfaccel's loop
+    (docs/pipelines.md). float32 results stay equal up to rounding.
     What cannot be improved is left as it is, with the reason in `hfaccel.report`; `strict=True` raises
     HfaccelError instead. An optimized model is returned unchanged, and so is one that cannot be improved.
 
@@ -113,10 +114,27 @@ def optimize(
     check_precision(dtype, quantization)
     if unpad not in (True, False, "auto"):
         raise UsageError(f"unpad must be True, False or 'auto', but got {unpad!r}")
+    model = _model_of(model_or_pipeline)
+    if model is not model_or_pipeline:
+        fast = optimize(
+            model,
+            dtype=dtype,
+            quantization=quantization,
+            backend=backend,
+            unpad=unpad,
+            huge_pages=huge_pages,
+            num_threads=num_threads,
+            inplace=inplace,
+            strict=strict,
+            sample=sample,
+            budget=budget,
+        )
+        if not isinstance(fast, nn.Module):  # another engine's model, as it is
+            return model_or_pipeline
+        return cast(T, _with_loop(model_or_pipeline, fast, inplace))
     wanted_pages = None if huge_pages == "auto" else parse_huge_pages(huge_pages)
     chosen = None if backend == "auto" else by_name(backend)
     samples = _samples(sample)
-    model = _model_of(model_or_pipeline)
     configuration = configure() if num_threads is None else configure(threads=num_threads)
     record = _record(model)
     if record is not None and record.backend:
@@ -138,11 +156,34 @@ def optimize(
         raise HfaccelError("nothing was applied: " + "; ".join(outcome.reason for outcome in outcomes))
     precision = quantization or dtype
     result.__dict__[_KEY] = Record(backend_of_choice.name, (*rejected, *outcomes), precision)
-    if isinstance(model_or_pipeline, nn.Module):
-        return result  # type: ignore[return-value]
-    pipeline = model_or_pipeline if inplace else copy.copy(model_or_pipeline)
-    pipeline.model = result  # type: ignore[attr-defined]
-    return pipeline
+    return result  # type: ignore[return-value]
+
+
+# Arguments of optimize() that pipeline() takes; all others are transformers.pipeline's.
+_OPTIONS = ("quantization", "backend", "unpad", "huge_pages", "num_threads", "strict", "sample", "budget")
+# These as `dtype` say in what to multiply; others are types that transformers loads a checkpoint in.
+_DTYPES = (torch.bfloat16, torch.float32)
+
+
+def pipeline(task: str | None = None, model: Any = None, *, progress: bool = False, **settings: Any) -> Any:
+    """`transformers.pipeline(task, model, **settings)` on the CPU, optimized; the same class and results.
+
+    Those of `settings` that are arguments of `optimize` go there. `progress=True` shows a bar over the
+    inputs of every list or stream; a call's own `progress=` overrides it. A model given as an object
+    is not changed. Raises what transformers.pipeline and `optimize` raise.
+    """
+    import transformers
+
+    options = {name: settings.pop(name) for name in _OPTIONS if name in settings}
+    if settings.get("dtype") in _DTYPES:
+        options["dtype"] = settings.pop("dtype")
+    if "device_map" not in settings:
+        settings.setdefault("device", "cpu")
+    pipe = transformers.pipeline(task, model, **settings)
+    fast = optimize(pipe, inplace=not isinstance(model, nn.Module), **options)
+    if progress:
+        fast.hfaccel_progress = True
+    return fast
 
 
 def report(model_or_pipeline: Any) -> Report:
@@ -158,10 +199,16 @@ def report(model_or_pipeline: Any) -> Report:
             f"{type(model).__name__} was not optimized; call hfaccel.optimize(model) first"
         )
     stock_calls = by_name(record.backend).stock_calls(model) if record.backend else {}
+    outcomes = record.outcomes
+    if not isinstance(model_or_pipeline, nn.Module):
+        from hfaccel.pipelines import wrap
+
+        outcomes = (*outcomes, wrap.outcome(model_or_pipeline))
+        stock_calls = stock_calls | wrap.stock_calls(model_or_pipeline)
     return Report(
         model=type(model).__name__,
         backend=record.backend,
-        outcomes=record.outcomes,
+        outcomes=outcomes,
         configuration=configure(),
         verified=(*verify(), *_weights_on_huge_pages(model)),
         stock_calls=stock_calls,
@@ -179,6 +226,10 @@ def restore(model_or_pipeline: T) -> T:
         if record.backend:
             by_name(record.backend).restore(model)
         del model.__dict__[_KEY]
+    if not isinstance(model_or_pipeline, nn.Module):
+        from hfaccel.pipelines import wrap
+
+        wrap.unwrap(model_or_pipeline)
     return model_or_pipeline
 
 
@@ -196,6 +247,17 @@ def _check_same(record: Record, dtype: torch.dtype | None, quantization: str | N
             f"the model was optimized with {record.precision or 'its own precision'} and cannot get "
             f"{wanted}; optimize the model that you gave then, or hfaccel.restore(model) first"
         )
+
+
+def _with_loop(pipe: Any, model: nn.Module, inplace: bool) -> Any:
+    """The pipeline around `model`, in hfaccel's loop; a pipeline that has both already stays as it is."""
+    from hfaccel.pipelines import wrap  # transformers' pipelines take a second to import
+
+    if pipe.model is model and isinstance(pipe, wrap.Scheduled):
+        return pipe
+    result = pipe if inplace else copy.copy(pipe)
+    result.model = model
+    return wrap.wrap(result)
 
 
 def _model_of(candidate: Any) -> Any:

@@ -13,7 +13,8 @@ from hypothesis import settings
 settings.register_profile("hfaccel", deadline=None)
 settings.load_profile("hfaccel")
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "demo"))
+for folder in ("demo", "benchmarks"):
+    sys.path.insert(0, str(Path(__file__).parent.parent / folder))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,8 +20,8 @@ FLOORS = (
     ("tune", "doctor", "monitor"),
     ("bench",),
     ("auto",),
-    ("optimization", "pipelines", "launcher"),
-    ("configuration", "information"),
+    ("optimization", "launcher", "serve"),
+    ("configuration", "information", "pipelines"),
     ("selection",),
     ("backends",),
     ("export",),
@@ -39,7 +39,7 @@ BACKENDS = f"{PACKAGE}.backends"
 SHARED_BY_BACKENDS = (BACKENDS, f"{BACKENDS}.base")
 
 HEAVY = ("torch", "transformers")
-LIGHT = ("host", "plan", "apply.environ", "apply.preload", "launcher", "commands")
+LIGHT = ("host", "plan", "apply.environ", "apply.preload", "launcher", "commands", "serve")
 
 
 # Reading imports

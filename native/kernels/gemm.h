@@ -6,7 +6,9 @@
  * the order in which it reads it.
  *
  * int8: activations are unsigned, x = scale (q - zero) with one scale and zero per row; weights are signed with one
- * scale per column. So sum(x w) = scale_row scale_column (sum(q w_q) - zero sum(w_q)). */
+ * scale per column. So sum(x w) = scale_row scale_column (sum(q w_q) - zero sum(w_q)). Numbers of a row that are
+ * much larger than the others would leave these few of the 256 steps: each is first multiplied with a factor, by
+ * which the weights were divided (SmoothQuant, Xiao et al. 2022). */
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -43,6 +45,7 @@ struct matrix {
   const uint32_t *panels; /* [ceil(columns / PANEL)][words][PANEL] */
   const float *scales;    /* of columns; int8 only */
   const float *sums;      /* of the columns' int8 weights; int8 only */
+  const float *factors;   /* of in_features: what activations are multiplied with; int8 only */
   const float *bias;      /* of columns, or NULL */
 };
 

@@ -5,12 +5,13 @@
 #include <string.h>
 
 #include "attention.h"
+#include "scratch.h"
 #include "team.h"
 
 enum {
   CHUNK_ROWS = 1024,      /* for each thread: what is computed before the next sequences are begun */
   QUERIES = 256,          /* of one head: the unit of work in attention */
-  BLOCK_BYTES = 512 << 10 /* of intermediate results in a block: half of a core's second-level cache */
+  BLOCK_BYTES = 768 << 10 /* of intermediate results in a block: most of a core's second-level cache */
 };
 
 /* Some queries of one sequence. Rows are numbered without padding, from 0 in each chunk. */
@@ -32,7 +33,7 @@ struct chunk {
 /* A crew's memory for one block of rows. */
 struct block {
   float *x;           /* [rows][hidden]: the residual stream */
-  uint32_t *narrow;   /* [rows][operand_stride of hidden] */
+  uint32_t *narrow;   /* [rows][operand_stride of hidden or of output.words] */
   uint32_t *wide;     /* [rows][operand_stride of intermediate]: float32 */
   uint32_t *down;     /* the same as down's operand, where that is not float32 */
   float *scales, *zeros; /* [rows]: int8 only */
@@ -99,7 +100,9 @@ static size_t most_rows(const struct layer *layer)
 
 static struct block divide(const struct layer *layer, size_t rows, char *base, size_t *used)
 {
-  const size_t narrow = operand_stride(layer->hidden), wide = operand_stride(layer->up.columns);
+  /* the operands of query, key and value, of output and of up in turn; attention may be wider than the layer */
+  const size_t narrow = operand_stride(larger(layer->hidden, layer->output.words));
+  const size_t wide = operand_stride(layer->up.columns);
   struct block block;
   block.x = carve(base, used, rows * layer->hidden, sizeof(float));
   block.narrow = carve(base, used, rows * narrow, sizeof(uint32_t));
@@ -192,7 +195,7 @@ static void project(const struct work *work, struct chunk *chunk, const struct p
         norm_row(&layer->attention_norm, x, layer->hidden, place->row);
         x = place->row;
       }
-      convert_row(layer->query.kind, x, 0, layer->hidden, block->narrow + row * operand.stride,
+      convert_row(&layer->query, x, 0, layer->hidden, block->narrow + row * operand.stride,
                   block->scales + row, block->zeros + row);
     }
     team_wait(&place->crew.self);
@@ -253,7 +256,7 @@ static struct operand norm_and_convert(const struct layer *layer, const struct p
   for (size_t row = begin; row < end; row++) {
     float *x = block->x + row * layer->hidden, *y = layer->norm_first ? place->row : x;
     norm_row(layer->norm_first ? &layer->output_norm : &layer->attention_norm, x, layer->hidden, y);
-    convert_row(layer->up.kind, y, 0, layer->hidden, block->narrow + row * operand.stride, block->scales + row,
+    convert_row(&layer->up, y, 0, layer->hidden, block->narrow + row * operand.stride, block->scales + row,
                 block->zeros + row);
   }
   team_wait(&place->crew.self);
@@ -272,7 +275,7 @@ static struct operand operand_of_context(const struct work *work, const struct p
   size_t begin, end;
   team_share(&place->crew.self, rows, &begin, &end);
   for (size_t row = begin; row < end; row++)
-    convert_row(layer->output.kind, context + row * stride, layer->attention == KIND_BF16, width,
+    convert_row(&layer->output, context + row * stride, layer->attention == KIND_BF16, width,
                 block->narrow + row * operand.stride, block->scales + row, block->zeros + row);
   team_wait(&place->crew.self);
   return operand;
@@ -308,18 +311,21 @@ static struct operand widen(const struct layer *layer, const struct place *place
     result = (struct result){.rows = block->wide, .stride = wide, .factor = (const float *)block->wide,
                              .factor_stride = wide};
   }
-  if (bf16) /* beside the gate, where there is one, and not over it */
+  size_t begin, end;
+  team_share(&place->crew.self, rows, &begin, &end);
+  if (bf16) { /* beside the gate, where there is one, and not over it */
     result.rows = block->down, result.bf16 = 1, result.stride = stride * 2;
+    for (size_t row = begin; up->columns % 2 && row < end; row++)
+      ((uint16_t *)(block->down + row * stride))[up->columns] = 0; /* the rest of the last word: no NaN */
+  }
   multiply(&place->crew.self, 1, &up, narrow, rows, &result);
   team_wait(&place->crew.self);
   if (layer->down.kind == KIND_F32)
     return (struct operand){block->wide, wide, NULL, NULL};
   if (bf16)
     return (struct operand){block->down, stride, NULL, NULL};
-  size_t begin, end;
-  team_share(&place->crew.self, rows, &begin, &end);
   for (size_t row = begin; row < end; row++)
-    convert_row(KIND_I8, block->wide + row * wide, 0, up->columns, block->down + row * stride, block->scales + row,
+    convert_row(&layer->down, block->wide + row * wide, 0, up->columns, block->down + row * stride, block->scales + row,
                 block->zeros + row);
   team_wait(&place->crew.self);
   return (struct operand){block->down, stride, block->scales, block->zeros};
@@ -455,7 +461,7 @@ int layer_run(const struct layer *layer, const struct call *call, unsigned threa
   const struct sizes sizes = measure(call, most);
   struct work work = {.layer = layer, .call = call, .block_rows = most_rows(layer), .chunk_count = sizes.chunks};
   const size_t size = lay_out(&work, &sizes, threads, NULL);
-  char *memory = aligned_alloc(64, size);
+  char *memory = scratch_allocate(64, size);
   if (memory == NULL)
     return ENOMEM;
   lay_out(&work, &sizes, threads, memory);

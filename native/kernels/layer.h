@@ -7,6 +7,7 @@
 #include "gemm.h"
 #include "rows.h"
 
+/* Matrices that multiply the same rows have the same kind and factors: query, key and value; gate and up. */
 struct layer {
   size_t hidden, heads, head_size; /* numbers of a row, of a head */
   struct matrix query, key, value, output, gate, up, down; /* gate.columns is 0 where there is none */

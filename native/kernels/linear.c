@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "rows.h"
+#include "scratch.h"
 #include "team.h"
 
 enum { BLOCK_ROWS = 6 * TILE_ROWS };
@@ -35,7 +36,7 @@ static void run(void *context, const struct member *member)
     if (job->words != NULL) {
       team_share(&crew.self, last - first, &begin, &end);
       for (size_t row = first + begin; row < first + end; row++)
-        convert_row(matrix->kind, job->input + row * job->in_features, 0, job->in_features,
+        convert_row(matrix, job->input + row * job->in_features, 0, job->in_features,
                     job->words + row * stride, job->scales + row, job->zeros + row);
       team_wait(&crew.self);
       operand = (struct operand){job->words + first * stride, stride, job->scales + first,
@@ -57,7 +58,7 @@ int linear_run(const struct matrix *matrix, enum activation activation, const fl
   /* float32 is multiplied where it lies, unless its rows fall on the same sets of the cache */
   const size_t words = matrix->kind == KIND_F32 && in_features % 512 != 0 ? 0 : rows * (stride + 2);
   const size_t barriers = threads * sizeof *job.barriers;
-  char *memory = aligned_alloc(64, (barriers + words * sizeof(uint32_t) + 63) / 64 * 64);
+  char *memory = scratch_allocate(64, (barriers + words * sizeof(uint32_t) + 63) / 64 * 64);
   if (memory == NULL)
     return ENOMEM;
   job.barriers = (struct barrier *)memory;

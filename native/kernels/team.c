@@ -99,7 +99,9 @@ int crew_next(struct blocks *blocks, size_t *first, size_t *last)
   const struct crew *crew = blocks->crew;
   const size_t block =
       crew->self.size == 1 ? atomic_fetch_add(blocks->next, 1) : crew->number + crew->count * blocks->turn++;
+  if (block >= blocks->count) /* there may be no block at all: no rows */
+    return 0;
   *first = blocks->rows * block / blocks->count;
   *last = blocks->rows * (block + 1) / blocks->count;
-  return block < blocks->count;
+  return 1;
 }
