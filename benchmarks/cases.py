@@ -37,15 +37,20 @@ def forward(
     tokens = torch.randint(1000, 20000, (batch, length), generator=torch.Generator().manual_seed(0))
 
     def run(result: dict[str, Any]) -> None:
-        times: list[float] = []
         with torch.inference_mode():
-            while len(times) < 3 or sum(times) < seconds:
-                start = time.perf_counter()
-                module(tokens)
-                times.append(time.perf_counter() - start)
-        result["seconds"] = statistics.median(times)
+            result["seconds"] = median_seconds(lambda: module(tokens), seconds)
 
     return lambda: in_thread(run, worker)
+
+
+def median_seconds(call: Callable[[], object], seconds: float) -> float:
+    """The median over as many calls as fit into `seconds`, at least three."""
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < seconds:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 def forward_under_quota(group: str, **arguments: Any) -> Callable[[], dict[str, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -17,6 +18,7 @@ from hfaccel.errors import HfaccelError, ModelError, UsageError
 from hfaccel.memory import coverage
 from hfaccel.outcome import Outcome
 from hfaccel.plan.memory import parse_huge_pages
+from hfaccel.selection import BUDGET, select
 from hfaccel.tables import render
 
 T = TypeVar("T")
@@ -82,6 +84,8 @@ def optimize(
     num_threads: int | None = None,
     inplace: bool = False,
     strict: bool = False,
+    sample: Any = None,
+    budget: float = BUDGET,
 ) -> T:
     """Return the model, or the transformers pipeline, ready to run faster with equal results.
 
@@ -99,15 +103,19 @@ def optimize(
     and sums stay float32, and so do the results. `quantization`: "int8" multiplies in int8, weights
     rounded per output channel, activations per token. `unpad`: "auto" and True leave padding out of the
     computation, hidden states of padding are zero then; False computes it.
-    `backend`: "auto" or a name from `hfaccel.backends.BACKENDS`. `huge_pages`: "auto", "thp" or "off".
-    `num_threads`: compute threads, for the whole process. Raises ModelError for an object that is
-    neither a torch.nn.Module nor a pipeline holding one, UsageError for a value that breaks a rule.
+    `backend`: "auto" or a name from `hfaccel.backends.BACKENDS`. With a `sample` of typical inputs (what a
+    tokenizer returned as tensors, or several of those) "auto" measures all that are installed on this
+    model for about `budget` seconds and remembers the fastest; without, it takes hfaccel's own engine.
+    `huge_pages`: "auto", "thp" or "off". `num_threads`: compute threads, for the whole process.
+
+    Raises ModelError for an object that is neither a torch.nn.Module nor a pipeline holding one,
+    UsageError for a value that breaks a rule.
     """
     check_precision(dtype, quantization)
     if unpad not in (True, False, "auto"):
         raise UsageError(f"unpad must be True, False or 'auto', but got {unpad!r}")
     model = _model_of(model_or_pipeline)
-    if not isinstance(model_or_pipeline, nn.Module):
+    if model is not model_or_pipeline:
         fast = optimize(
             model,
             dtype=dtype,
@@ -118,27 +126,30 @@ def optimize(
             num_threads=num_threads,
             inplace=inplace,
             strict=strict,
+            sample=sample,
+            budget=budget,
         )
+        if not isinstance(fast, nn.Module):  # another engine's model, as it is
+            return model_or_pipeline
         return cast(T, _with_loop(model_or_pipeline, fast, inplace))
     wanted_pages = None if huge_pages == "auto" else parse_huge_pages(huge_pages)
     chosen = None if backend == "auto" else by_name(backend)
+    samples = _samples(sample)
     configuration = configure() if num_threads is None else configure(threads=num_threads)
     record = _record(model)
     if record is not None and record.backend:
         _check_same(record, dtype, quantization)
         return model_or_pipeline
     problem = _problem(model)
-    backend_of_choice, rejected = _select(chosen, model) if not problem else (None, ())
+    pages = wanted_pages or configuration.plan["huge_pages"].value
+    options = Options(pages != "off", dtype, quantization, unpad is not False, samples)
+    backend_of_choice, rejected = _select(chosen, model, options, budget) if not problem else (None, ())
     if backend_of_choice is None:
         reasons = rejected or (Outcome("model", False, problem),)
         if strict:
             raise HfaccelError("; ".join(outcome.reason for outcome in reasons))
         model.__dict__[_KEY] = Record("", reasons)
         return model_or_pipeline
-    pages = wanted_pages or configuration.plan["huge_pages"].value
-    options = Options(
-        huge_pages=pages != "off", dtype=dtype, quantization=quantization, unpad=unpad is not False
-    )
     result = model if inplace else _copy_tree(model, share_linears=not options.rounds)
     outcomes = backend_of_choice.transform(result, options)
     if strict and not any(outcome.applied for outcome in outcomes):
@@ -149,7 +160,7 @@ def optimize(
 
 
 # Arguments of optimize() that pipeline() takes; all others are transformers.pipeline's.
-_OPTIONS = ("quantization", "backend", "unpad", "huge_pages", "num_threads", "strict")
+_OPTIONS = ("quantization", "backend", "unpad", "huge_pages", "num_threads", "strict", "sample", "budget")
 # These as `dtype` say in what to multiply; others are types that transformers loads a checkpoint in.
 _DTYPES = (torch.bfloat16, torch.float32)
 
@@ -249,16 +260,22 @@ def _with_loop(pipe: Any, model: nn.Module, inplace: bool) -> Any:
     return wrap.wrap(result)
 
 
-def _model_of(candidate: Any) -> nn.Module:
-    if isinstance(candidate, nn.Module):
+def _model_of(candidate: Any) -> Any:
+    """The model itself, or that of a pipeline. Models of other engines are no torch modules."""
+    if isinstance(candidate, nn.Module) or _engine_of(candidate):
         return candidate
     model = getattr(candidate, "model", None)
-    if isinstance(model, nn.Module) and callable(candidate):
+    if callable(candidate) and (isinstance(model, nn.Module) or _engine_of(model)):
         return model
     raise ModelError(
         "a torch.nn.Module or a transformers pipeline is expected, but got "
         f"{type(candidate).__name__}; pass what AutoModel.from_pretrained returned"
     )
+
+
+def _engine_of(candidate: Any) -> str:
+    """The backend whose engine runs this object already; "" for torch modules and others."""
+    return next((backend.name for backend in BACKENDS if backend.runs(candidate)), "")
 
 
 def _record(model: nn.Module) -> Record | None:
@@ -268,6 +285,8 @@ def _record(model: nn.Module) -> Record | None:
 
 def _problem(model: nn.Module) -> str:
     """Why no backend may touch this model; "" for none."""
+    if engine := _engine_of(model):
+        return f"{engine} runs it already; the process is configured for it"
     tensors = list(itertools.chain(model.parameters(), model.buffers()))
     elsewhere = sorted({tensor.device.type for tensor in tensors} - {"cpu"})
     if not tensors:
@@ -283,10 +302,29 @@ def _problem(model: nn.Module) -> str:
     return ""
 
 
-def _select(chosen: Backend | None, model: nn.Module) -> tuple[Backend | None, tuple[Outcome, ...]]:
-    """The first backend that can run this model, and why those before it cannot."""
+def _samples(sample: Any) -> tuple[Mapping[str, torch.Tensor], ...]:
+    samples = tuple(sample) if isinstance(sample, list | tuple) else () if sample is None else (sample,)
+    for one in samples:
+        if not isinstance(one, Mapping) or not all(isinstance(value, torch.Tensor) for value in one.values()):
+            raise UsageError(
+                "a sample must be a mapping of names to tensors, as tokenizer(text, return_tensors='pt') "
+                f"returns, or a list of those, but got {type(one).__name__}"
+            )
+    return tuple(dict(one) for one in samples)
+
+
+def _select(
+    chosen: Backend | None, model: nn.Module, options: Options, budget: float
+) -> tuple[Backend | None, tuple[Outcome, ...]]:
+    """The backend to use, None for none, and why not the others.
+
+    With samples all are measured. Without, it is the first that needs no preparation and can run.
+    """
+    if chosen is None and options.samples:
+        verdict = select(model, options, budget)
+        return (by_name(verdict.winner) if verdict.winner else None), verdict.outcomes
     rejected: list[Outcome] = []
-    for backend in [chosen] if chosen else BACKENDS:
+    for backend in [chosen] if chosen else [backend for backend in BACKENDS if not backend.preparation]:
         reason = backend.available() or backend.supports(model)
         if not reason:
             return (None if backend.name == "eager" and rejected else backend), tuple(rejected)
@@ -318,6 +356,8 @@ def _copy_tree(model: nn.Module, share_linears: bool) -> nn.Module:
 
 
 def _weights_on_huge_pages(model: nn.Module) -> tuple[Finding, ...]:
+    if not isinstance(model, nn.Module):
+        return ()  # another engine's model keeps its weights to itself
     try:
         share = coverage(model)
     except (HfaccelError, OSError) as error:

@@ -17,6 +17,15 @@ for folder in ("demo", "benchmarks"):
     sys.path.insert(0, str(Path(__file__).parent.parent / folder))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def exports(tmp_path_factory):
+    """Exports of this run, shared by its tests; the user's own cache is left alone."""
+    folder = tmp_path_factory.mktemp("exports")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HFACCEL_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture
 def bert():
     """A small BERT with random weights; wide enough for its layers to be packed and fused."""

@@ -22,11 +22,13 @@ FLOORS = (
     ("auto",),
     ("optimization", "comparison", "launcher", "serve"),
     ("configuration", "information", "pipelines"),
+    ("selection",),
     ("backends",),
+    ("export",),
     ("engine",),
     ("memory", "apply"),
     ("plan",),
-    ("host",),
+    ("host", "cache"),
     ("errors", "outcome", "native", "tables"),
     ("_arena", "_kernels"),  # the extensions
 )
