@@ -114,49 +114,43 @@ def optimize(
     check_precision(dtype, quantization)
     if unpad not in (True, False, "auto"):
         raise UsageError(f"unpad must be True, False or 'auto', but got {unpad!r}")
-    model = _model_of(model_or_pipeline)
-    if model is not model_or_pipeline:
-        fast = optimize(
-            model,
-            dtype=dtype,
-            quantization=quantization,
-            backend=backend,
-            unpad=unpad,
-            huge_pages=huge_pages,
-            num_threads=num_threads,
-            inplace=inplace,
-            strict=strict,
-            sample=sample,
-            budget=budget,
-        )
-        if not isinstance(fast, nn.Module):  # another engine's model, as it is
-            return model_or_pipeline
-        return cast(T, _with_loop(model_or_pipeline, fast, inplace))
     wanted_pages = None if huge_pages == "auto" else parse_huge_pages(huge_pages)
     chosen = None if backend == "auto" else by_name(backend)
     samples = _samples(sample)
+    model = _model_of(model_or_pipeline)
     configuration = configure() if num_threads is None else configure(threads=num_threads)
-    record = _record(model)
-    if record is not None and record.backend:
-        _check_same(record, dtype, quantization)
-        return model_or_pipeline
-    problem = _problem(model)
     pages = wanted_pages or configuration.plan["huge_pages"].value
     options = Options(pages != "off", dtype, quantization, unpad is not False, samples)
-    backend_of_choice, rejected = _select(chosen, model, options, budget) if not problem else (None, ())
-    if backend_of_choice is None:
+    fast = _optimize_model(model, chosen, options, inplace=inplace, strict=strict, budget=budget)
+    if model is model_or_pipeline:
+        return cast(T, fast)
+    if not isinstance(model, nn.Module):  # another engine's model, as it is
+        return model_or_pipeline
+    return cast(T, _with_loop(model_or_pipeline, fast, inplace))
+
+
+def _optimize_model(
+    model: nn.Module, chosen: Backend | None, options: Options, *, inplace: bool, strict: bool, budget: float
+) -> nn.Module:
+    record = _record(model)
+    if record is not None and record.backend:
+        _check_same(record, options)
+        return model
+    problem = _problem(model)
+    backend, rejected = _select(chosen, model, options, budget) if not problem else (None, ())
+    if backend is None:
         reasons = rejected or (Outcome("model", False, problem),)
         if strict:
             raise HfaccelError("; ".join(outcome.reason for outcome in reasons))
         model.__dict__[_KEY] = Record("", reasons)
-        return model_or_pipeline
+        return model
     result = model if inplace else _copy_tree(model, share_linears=not options.rounds)
-    outcomes = backend_of_choice.transform(result, options)
+    outcomes = backend.transform(result, options)
     if strict and not any(outcome.applied for outcome in outcomes):
         raise HfaccelError("nothing was applied: " + "; ".join(outcome.reason for outcome in outcomes))
-    precision = quantization or dtype
-    result.__dict__[_KEY] = Record(backend_of_choice.name, (*rejected, *outcomes), precision)
-    return result  # type: ignore[return-value]
+    precision = options.quantization or options.dtype
+    result.__dict__[_KEY] = Record(backend.name, (*rejected, *outcomes), precision)
+    return result
 
 
 # Arguments of optimize() that pipeline() takes; all others are transformers.pipeline's.
@@ -216,7 +210,8 @@ def report(model_or_pipeline: Any) -> Report:
 
 
 def restore(model_or_pipeline: T) -> T:
-    """Undo optimize() in place: original classes and memory layout, values bit for bit.
+    """Undo optimize() in place: original classes and memory layout, values bit for bit. Values that a
+    `dtype` or `quantization` has rounded stay rounded; the model that was given to optimize() has its own.
 
     A model that was not optimized is returned as it is.
     """
@@ -240,8 +235,8 @@ def check_precision(dtype: torch.dtype | None, quantization: str | None) -> None
         raise UsageError(f"quantization must be None or 'int8', but got {quantization!r}")
 
 
-def _check_same(record: Record, dtype: torch.dtype | None, quantization: str | None) -> None:
-    wanted = quantization or dtype
+def _check_same(record: Record, options: Options) -> None:
+    wanted = options.quantization or options.dtype
     if wanted is not None and wanted != record.precision:
         raise ModelError(
             f"the model was optimized with {record.precision or 'its own precision'} and cannot get "

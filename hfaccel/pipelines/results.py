@@ -31,7 +31,7 @@ class Watched(PipelineIterator):  # type: ignore[misc]
         self._results = results
 
     def __iter__(self) -> Watched:
-        from tqdm.auto import tqdm  # type: ignore[import-untyped]
+        from tqdm.auto import tqdm
 
         total = len(self.loader) if hasattr(self.loader, "__len__") else None
         self._bar = tqdm(total=total, unit="input")
