@@ -10,7 +10,9 @@ import torch
 TEXT = dict(vocab_size=500, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128)
 IMAGE = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, image_size=48)
 SOUND = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, vocab_size=32)
-SOUND |= dict(conv_dim=[64] * 3, conv_kernel=[10, 3, 3], conv_stride=[5, 2, 2], num_conv_pos_embedding_groups=4)
+SOUND |= dict(
+    conv_dim=[64] * 3, conv_kernel=[10, 3, 3], conv_stride=[5, 2, 2], num_conv_pos_embedding_groups=4
+)
 BART = dict(vocab_size=500, d_model=64, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=128)
 BART |= dict(decoder_layers=1, decoder_attention_heads=4, decoder_ffn_dim=128, max_position_embeddings=64)
 WHISPER = dict(d_model=64, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=128, decoder_layers=1)
@@ -34,9 +36,14 @@ SETTINGS = {
     "Whisper": ("Whisper", WHISPER),
     "BART": ("Bart", BART),
     "wav2vec2": ("Wav2Vec2", SOUND),
-    "wav2vec2, stable norm": ("Wav2Vec2", {**SOUND, "do_stable_layer_norm": True, "feat_extract_norm": "layer"}),
+    "wav2vec2, stable norm": (
+        "Wav2Vec2",
+        {**SOUND, "do_stable_layer_norm": True, "feat_extract_norm": "layer"},
+    ),
 }
-TEXTS = [name for name in SETTINGS if name not in ("ViT", "CLIP vision", "Whisper") and "wav2vec2" not in name]
+TEXTS = [
+    name for name in SETTINGS if name not in ("ViT", "CLIP vision", "Whisper") and "wav2vec2" not in name
+]
 
 
 def random_vectors(model):

@@ -22,6 +22,15 @@ ROUNDED = [
 ]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """These are many small models; that threads agree is tested in test_layer.py and in native/tests."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def fused(model):
     return [module for module in model.modules() if isinstance(module, FusedLayer)]
 
@@ -74,9 +83,13 @@ def test_a_sliding_window_is_obeyed():
 def test_a_causal_text_tower_runs_stock_and_says_so():
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    sizes = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, vocab_size=500)
+    sizes = dict(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, vocab_size=500
+    )
     torch.manual_seed(0)
-    stock = random_vectors(CLIPTextModel(CLIPTextConfig(**sizes, bos_token_id=1, eos_token_id=2, pad_token_id=0)))
+    stock = random_vectors(
+        CLIPTextModel(CLIPTextConfig(**sizes, bos_token_id=1, eos_token_id=2, pad_token_id=0))
+    )
     given = inputs("BERT", "right")
     expected = run(stock, given)
     fast = hfaccel.optimize(stock)
