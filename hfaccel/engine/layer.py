@@ -207,12 +207,13 @@ class FusedLayer(nn.Module):
         plan = self.__dict__.get("_hfaccel_plan")
         if plan is None or plan.is_stale():
             plan = self.__dict__["_hfaccel_plan"] = Plan(self, self.hfaccel_family)
+        problem = plan.problem()
+        if problem:
+            return problem
         if hidden.dim() != 3 or hidden.shape[-1] != plan.linears[0].in_features:
             return f"the hidden states have the shape {tuple(hidden.shape)}"
         call = Call(plan, self.hfaccel_family)
-        return (
-            plan.problem() or call.take(hidden, args, kwargs) or call.see(hidden, mask, self._unpad) or call
-        )
+        return call.take(hidden, args, kwargs) or call.see(hidden, mask, self._unpad) or call
 
     @property
     def _unpad(self) -> bool:
