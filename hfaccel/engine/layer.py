@@ -45,13 +45,20 @@ class Plan:
             hooks for _, _, child in self.links for hooks in (child._forward_hooks, child._forward_pre_hooks)
         ]
         self.linears = family.linears(layer)
-        self.memories = [getattr(linear.weight, "memory", None) for linear in self.linears]
+        # A part may have been wrapped since (by peft, for one): then it has no packed weight.
+        weights = [linear._parameters.get("weight") for linear in self.linears]
+        self.memories = [getattr(weight, "memory", None) for weight in weights]
         self.vectors = [(table, name, table.get(name)) for table, name in vectors(family, layer)]
         self.places = [_place(vector) for _, _, vector in self.vectors]
         self.epsilons = [(norm, getattr(norm, "eps", 0.0)) for norm in family.norms(layer)]
         self.kept: dict[int, torch.Tensor] = {}
-        packed = all(memory is not None for memory in self.memories)
-        self.native = self._native(layer, family) if packed else None
+        self.native: native.Layer | None = None
+        self.refusal = "a weight is not packed"
+        if all(memory is not None for memory in self.memories):
+            try:
+                self.native = self._native(layer, family)
+            except ValueError as error:  # a part was replaced by a packed one of another kind or size
+                self.refusal = f"its parts do not fit each other ({error})"
 
     def _native(self, layer: nn.Module, family: Family) -> native.Layer:
         def matrix(linear: nn.Linear, rows: slice | None = None) -> Matrix:
@@ -118,7 +125,7 @@ class Plan:
     def problem(self) -> str:
         """Why the stock forward must run; "" for none. A few microseconds: it runs at every call."""
         if self.native is None:
-            return "a weight is not packed"
+            return self.refusal
         if self.config is not None and self.config._attn_implementation != "sdpa":
             return f"the attention implementation is {self.config._attn_implementation}"
         for linear, memory in zip(self.linears, self.memories, strict=True):
@@ -200,12 +207,13 @@ class FusedLayer(nn.Module):
         plan = self.__dict__.get("_hfaccel_plan")
         if plan is None or plan.is_stale():
             plan = self.__dict__["_hfaccel_plan"] = Plan(self, self.hfaccel_family)
+        problem = plan.problem()
+        if problem:
+            return problem
         if hidden.dim() != 3 or hidden.shape[-1] != plan.linears[0].in_features:
             return f"the hidden states have the shape {tuple(hidden.shape)}"
         call = Call(plan, self.hfaccel_family)
-        return (
-            plan.problem() or call.take(hidden, args, kwargs) or call.see(hidden, mask, self._unpad) or call
-        )
+        return call.take(hidden, args, kwargs) or call.see(hidden, mask, self._unpad) or call
 
     @property
     def _unpad(self) -> bool:
