@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from hfaccel.optimization import optimize as optimize
     from hfaccel.optimization import report as report
     from hfaccel.optimization import restore as restore
+    from hfaccel.saving import load as load
+    from hfaccel.saving import save as save
 
 __version__ = "0.1.0"
 
@@ -26,10 +28,12 @@ _PUBLIC = {
     "HfaccelError": ("hfaccel.errors", "HfaccelError"),
     "configure": ("hfaccel.configuration", "configure"),
     "info": ("hfaccel.information", "info"),
+    "load": ("hfaccel.saving", "load"),
     "memory": ("hfaccel.memory", ""),
     "optimize": ("hfaccel.optimization", "optimize"),
     "report": ("hfaccel.optimization", "report"),
     "restore": ("hfaccel.optimization", "restore"),
+    "save": ("hfaccel.saving", "save"),
 }
 __all__ = [*sorted(_PUBLIC)]
 

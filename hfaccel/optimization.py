@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from hfaccel import memory
 from hfaccel.apply.verify import Finding, verify
 from hfaccel.backends import BACKENDS, Backend, Options, by_name
 from hfaccel.configuration import Configuration, configure
 from hfaccel.errors import HfaccelError, ModelError, UsageError
-from hfaccel.memory import coverage
 from hfaccel.outcome import Outcome
 from hfaccel.plan.memory import parse_huge_pages
 from hfaccel.tables import render
@@ -107,9 +107,9 @@ def optimize(
         raise UsageError(f"unpad must be True, False or 'auto', but got {unpad!r}")
     wanted_pages = None if huge_pages == "auto" else parse_huge_pages(huge_pages)
     chosen = None if backend == "auto" else by_name(backend)
-    model = _model_of(model_or_pipeline)
+    model = model_of(model_or_pipeline)
     configuration = configure() if num_threads is None else configure(threads=num_threads)
-    record = _record(model)
+    record = record_of(model)
     if record is not None and record.backend:
         _check_same(record, dtype, quantization)
         return model_or_pipeline
@@ -119,7 +119,7 @@ def optimize(
         reasons = rejected or (Outcome("model", False, problem),)
         if strict:
             raise HfaccelError("; ".join(outcome.reason for outcome in reasons))
-        model.__dict__[_KEY] = Record("", reasons)
+        mark(model, Record("", reasons))
         return model_or_pipeline
     pages = wanted_pages or configuration.plan["huge_pages"].value
     options = Options(
@@ -130,7 +130,7 @@ def optimize(
     if strict and not any(outcome.applied for outcome in outcomes):
         raise HfaccelError("nothing was applied: " + "; ".join(outcome.reason for outcome in outcomes))
     precision = quantization or dtype
-    result.__dict__[_KEY] = Record(backend_of_choice.name, (*rejected, *outcomes), precision)
+    mark(result, Record(backend_of_choice.name, (*rejected, *outcomes), precision))
     if isinstance(model_or_pipeline, nn.Module):
         return result  # type: ignore[return-value]
     pipeline = model_or_pipeline if inplace else copy.copy(model_or_pipeline)
@@ -143,18 +143,19 @@ def report(model_or_pipeline: Any) -> Report:
 
     Raises ModelError for an object that was not optimized.
     """
-    model = _model_of(model_or_pipeline)
-    record = _record(model)
+    model = model_of(model_or_pipeline)
+    record = record_of(model)
     if record is None:
         raise ModelError(
             "report() takes what optimize() returned, but this "
             f"{type(model).__name__} was not optimized; call hfaccel.optimize(model) first"
         )
+    shared = memory.shared(model)
     stock_calls = by_name(record.backend).stock_calls(model) if record.backend else {}
     return Report(
         model=type(model).__name__,
         backend=record.backend,
-        outcomes=record.outcomes,
+        outcomes=(*record.outcomes, *([shared.outcome] if shared else [])),
         configuration=configure(),
         verified=(*verify(), *_weights_on_huge_pages(model)),
         stock_calls=stock_calls,
@@ -166,8 +167,8 @@ def restore(model_or_pipeline: T) -> T:
 
     A model that was not optimized is returned as it is.
     """
-    model = _model_of(model_or_pipeline)
-    record = _record(model)
+    model = model_of(model_or_pipeline)
+    record = record_of(model)
     if record is not None:
         if record.backend:
             by_name(record.backend).restore(model)
@@ -191,7 +192,7 @@ def _check_same(record: Record, dtype: torch.dtype | None, quantization: str | N
         )
 
 
-def _model_of(candidate: Any) -> nn.Module:
+def model_of(candidate: Any) -> nn.Module:
     if isinstance(candidate, nn.Module):
         return candidate
     model = getattr(candidate, "model", None)
@@ -203,7 +204,13 @@ def _model_of(candidate: Any) -> nn.Module:
     )
 
 
-def _record(model: nn.Module) -> Record | None:
+def mark(model: nn.Module, record: Record) -> None:
+    """Let report() and restore() know what was done to this model."""
+    model.__dict__[_KEY] = record
+
+
+def record_of(model: nn.Module) -> Record | None:
+    """What was done to this model; None where nothing was tried."""
     record = model.__dict__.get(_KEY)
     return record if isinstance(record, Record) else None
 
@@ -261,7 +268,7 @@ def _copy_tree(model: nn.Module, share_linears: bool) -> nn.Module:
 
 def _weights_on_huge_pages(model: nn.Module) -> tuple[Finding, ...]:
     try:
-        share = coverage(model)
+        share = memory.coverage(model)
     except (HfaccelError, OSError) as error:
         return (Finding("weights on huge pages", "unknown", str(error)),)
     return (Finding("weights on huge pages", f"{share:.0%}", "/proc/self/smaps"),)

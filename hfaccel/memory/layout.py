@@ -82,7 +82,7 @@ def lay_out(model: nn.Module) -> Layout:
     """Where a model's parameters and buffers go in one region, in the order in which they lie now."""
     tensors = [*model.parameters(), *model.buffers()]
     mine = [tensor for tensor in tensors if is_plain(held(tensor))]
-    places: list[Place] = []
+    places = [Place(tensor, 0) for tensor in mine if held(tensor).numel() == 0]
     pieces: list[tuple[torch.Tensor, int]] = []
     used = 0
     for storage, inside in _by_storage(mine):
@@ -106,9 +106,10 @@ def _by_storage(tensors: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor,
             continue
         storage = bytes_of.untyped_storage()
         whole = torch.empty(0, dtype=torch.uint8).set_(storage)
-        start = bytes_of.storage_offset() * bytes_of.element_size()
-        last = sum((n - 1) * step for n, step in zip(bytes_of.shape, bytes_of.stride(), strict=True))
-        end = start + (last + 1) * bytes_of.element_size()
+        start = int(bytes_of.storage_offset()) * bytes_of.element_size()
+        steps = zip(bytes_of.shape, bytes_of.stride(), strict=True)
+        last = sum(int(size - 1) * int(step) for size, step in steps)
+        end = int(start + (last + 1) * bytes_of.element_size())
         found.setdefault(storage._cdata, (whole, []))[1].append((start, end, tensor))
     yield from found.values()
 

@@ -175,6 +175,7 @@ def _is_it(descriptor: int, layout: Layout, name: str) -> bool:
 
 # Sending a shared model to another process
 
+
 def _reduce(model: nn.Module) -> Any:
     """For multiprocessing's pickler: the structure, and a descriptor in place of the weights."""
     known = _shared.get(model)
