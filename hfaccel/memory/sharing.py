@@ -15,7 +15,7 @@ import os
 import pickle
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import Any, TypeVar
 
@@ -104,7 +104,7 @@ def _share(model: nn.Module) -> Shared:
         Outcome("shared weights", True, f"{layout.size / 2**20:.0f} MiB in {whose}"),
         layout.size,
         descriptor,
-        layout,
+        replace(layout, pieces=()),  # they hold the old memory
     )
     weakref.finalize(done, os.close, descriptor)
     ForkingPickler.register(type(model), _reduce)
