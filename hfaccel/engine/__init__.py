@@ -2,12 +2,13 @@
 
 from hfaccel.engine.form import Form, form, reform
 from hfaccel.engine.kernels import Kind, kernels_problem
-from hfaccel.engine.packed import PackedWeight
+from hfaccel.engine.packed import Layout, PackedWeight
 from hfaccel.engine.transform import Precision, restore, stock_calls, transform
 
 __all__ = [
     "Form",
     "Kind",
+    "Layout",
     "PackedWeight",
     "Precision",
     "form",

@@ -118,7 +118,6 @@ def _tensor(tensor: torch.Tensor, offset: int) -> dict[str, Any]:
         "dtype": str(tensor.dtype).removeprefix("torch."),
         "shape": list(tensor.shape),
         "stride": list(bytes_of.stride()),
-        "nbytes": bytes_of.numel() * bytes_of.element_size(),
         "parameter": isinstance(tensor, nn.Parameter),
         "requires_grad": tensor.requires_grad,
     }
@@ -171,7 +170,10 @@ def build(manifest: dict[str, Any], region: torch.Tensor) -> Any:
     model = _skeleton(manifest)
     missing = set(names(model))
     for entry in manifest["tensors"]:
-        tensor = _tensor_over(region, entry)
+        try:
+            tensor = _tensor_over(region, entry)
+        except (ValueError, RuntimeError) as error:
+            raise Unusable(f"{entry['names'][0]} does not fit ({error})") from None
         for name in entry["names"]:
             _set(model, name, tensor)
             missing.discard(name)
@@ -204,10 +206,13 @@ def precision(name: str | None) -> torch.dtype | str | None:
 
 
 def _tensor_over(region: torch.Tensor, entry: dict[str, Any]) -> torch.Tensor:
+    """Raises ValueError or RuntimeError for one that would reach beyond what there is."""
+    if entry["offset"] < 0:
+        raise ValueError("it begins before the file")
     shape, dtype = tuple(entry["shape"]), getattr(torch, entry["dtype"])
     if entry["packed"]:
         kind = engine.Kind[entry["packed"].upper()]
-        memory = view(region, entry["offset"], torch.uint8, (entry["nbytes"],), (1,))
+        memory = view(region, entry["offset"], torch.uint8, (engine.Layout(kind, *shape).nbytes,), (1,))
         return engine.PackedWeight.attach(memory, kind, shape, dtype, entry["requires_grad"])
     tensor = view(region, entry["offset"], dtype, shape, entry["stride"])
     return nn.Parameter(tensor, entry["requires_grad"]) if entry["parameter"] else tensor
@@ -222,4 +227,6 @@ def _set(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
     table: dict[str, Any] = module._parameters if isinstance(tensor, nn.Parameter) else module._buffers
     if leaf not in table:
         raise Unusable(f"the model has no {name}")
+    if table[leaf].shape != tensor.shape:
+        raise Unusable(f"{name} does not fit: {tuple(tensor.shape)} instead of {tuple(table[leaf].shape)}")
     table[leaf] = tensor
