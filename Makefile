@@ -44,6 +44,8 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/faults.py
+	$(BIN)/python benchmarks/sharing.py
+	$(BIN)/python benchmarks/coldstart.py
 	$(BIN)/python benchmarks/quota.py
 	$(BIN)/python benchmarks/instances.py
 	$(BIN)/python benchmarks/speed.py
