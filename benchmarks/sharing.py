@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from report import check, save
 
 PRECISIONS: dict[str, dict[str, Any]] = {
