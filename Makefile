@@ -65,6 +65,8 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/allocator.py
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/touch.py
+	$(BIN)/python benchmarks/sharing.py
+	$(BIN)/python benchmarks/coldstart.py
 	$(BIN)/python benchmarks/quota.py
 	$(BIN)/python benchmarks/instances.py
 	$(BIN)/python benchmarks/speed.py

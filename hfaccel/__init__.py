@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from hfaccel.optimization import report as report
     from hfaccel.optimization import restore as restore
     from hfaccel.pipelines.profile import profile as profile
+    from hfaccel.saving import load as load
+    from hfaccel.saving import save as save
 
 __version__ = "0.1.0"
 
@@ -31,6 +33,7 @@ _PUBLIC = {
     "compare": ("hfaccel.comparison", "compare"),
     "configure": ("hfaccel.configuration", "configure"),
     "info": ("hfaccel.information", "info"),
+    "load": ("hfaccel.saving", "load"),
     "memory": ("hfaccel.memory", ""),
     "optimize": ("hfaccel.optimization", "optimize"),
     "pipeline": ("hfaccel.optimization", "pipeline"),
@@ -38,6 +41,7 @@ _PUBLIC = {
     "report": ("hfaccel.optimization", "report"),
     "restore": ("hfaccel.optimization", "restore"),
     "serve": ("hfaccel.serve", ""),
+    "save": ("hfaccel.saving", "save"),
 }
 __all__ = [*sorted(_PUBLIC)]
 

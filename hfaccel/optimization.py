@@ -11,11 +11,11 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
+from hfaccel import memory
 from hfaccel.apply.verify import Finding, verify
 from hfaccel.backends import BACKENDS, Backend, Options, by_name
 from hfaccel.configuration import Configuration, configure
 from hfaccel.errors import HfaccelError, ModelError, UsageError
-from hfaccel.memory import coverage
 from hfaccel.outcome import Outcome
 from hfaccel.plan.memory import parse_huge_pages
 from hfaccel.selection import BUDGET, select
@@ -117,7 +117,7 @@ def optimize(
     wanted_pages = None if huge_pages == "auto" else parse_huge_pages(huge_pages)
     chosen = None if backend == "auto" else by_name(backend)
     samples = _samples(sample)
-    model = _model_of(model_or_pipeline)
+    model = model_of(model_or_pipeline)
     configuration = configure() if num_threads is None else configure(threads=num_threads)
     pages = wanted_pages or configuration.plan["huge_pages"].value
     options = Options(pages != "off", dtype, quantization, unpad is not False, samples)
@@ -132,7 +132,7 @@ def optimize(
 def _optimize_model(
     model: nn.Module, chosen: Backend | None, options: Options, *, inplace: bool, strict: bool, budget: float
 ) -> nn.Module:
-    record = _record(model)
+    record = record_of(model)
     if record is not None and record.backend:
         _check_same(record, options)
         return model
@@ -142,14 +142,14 @@ def _optimize_model(
         reasons = rejected or (Outcome("model", False, problem),)
         if strict:
             raise HfaccelError("; ".join(outcome.reason for outcome in reasons))
-        model.__dict__[_KEY] = Record("", reasons)
+        mark(model, Record("", reasons))
         return model
     result = model if inplace else _copy_tree(model, share_linears=not options.rounds)
     outcomes = backend.transform(result, options)
     if strict and not any(outcome.applied for outcome in outcomes):
         raise HfaccelError("nothing was applied: " + "; ".join(outcome.reason for outcome in outcomes))
     precision = options.quantization or options.dtype
-    result.__dict__[_KEY] = Record(backend.name, (*rejected, *outcomes), precision)
+    mark(result, Record(backend.name, (*rejected, *outcomes), precision))
     return result
 
 
@@ -185,15 +185,16 @@ def report(model_or_pipeline: Any) -> Report:
 
     Raises ModelError for an object that was not optimized.
     """
-    model = _model_of(model_or_pipeline)
-    record = _record(model)
+    model = model_of(model_or_pipeline)
+    record = record_of(model)
     if record is None:
         raise ModelError(
             "report() takes what optimize() returned, but this "
             f"{type(model).__name__} was not optimized; call hfaccel.optimize(model) first"
         )
+    shared = memory.shared(model)
     stock_calls = by_name(record.backend).stock_calls(model) if record.backend else {}
-    outcomes = record.outcomes
+    outcomes = (*record.outcomes, *([shared.outcome] if shared else []))
     if not isinstance(model_or_pipeline, nn.Module):
         from hfaccel.pipelines import wrap
 
@@ -215,8 +216,8 @@ def restore(model_or_pipeline: T) -> T:
 
     A model that was not optimized is returned as it is.
     """
-    model = _model_of(model_or_pipeline)
-    record = _record(model)
+    model = model_of(model_or_pipeline)
+    record = record_of(model)
     if record is not None:
         if record.backend:
             by_name(record.backend).restore(model)
@@ -255,7 +256,7 @@ def _with_loop(pipe: Any, model: nn.Module, inplace: bool) -> Any:
     return wrap.wrap(result)
 
 
-def _model_of(candidate: Any) -> Any:
+def model_of(candidate: Any) -> Any:
     """The model itself, or that of a pipeline. Models of other engines are no torch modules."""
     if isinstance(candidate, nn.Module) or _engine_of(candidate):
         return candidate
@@ -273,7 +274,13 @@ def _engine_of(candidate: Any) -> str:
     return next((backend.name for backend in BACKENDS if backend.runs(candidate)), "")
 
 
-def _record(model: nn.Module) -> Record | None:
+def mark(model: nn.Module, record: Record) -> None:
+    """Let report() and restore() know what was done to this model."""
+    model.__dict__[_KEY] = record
+
+
+def record_of(model: nn.Module) -> Record | None:
+    """What was done to this model; None where nothing was tried."""
     record = model.__dict__.get(_KEY)
     return record if isinstance(record, Record) else None
 
@@ -354,7 +361,7 @@ def _weights_on_huge_pages(model: nn.Module) -> tuple[Finding, ...]:
     if not isinstance(model, nn.Module):
         return ()  # another engine's model keeps its weights to itself
     try:
-        share = coverage(model)
+        share = memory.coverage(model)
     except (HfaccelError, OSError) as error:
         return (Finding("weights on huge pages", "unknown", str(error)),)
     return (Finding("weights on huge pages", f"{share:.0%}", "/proc/self/smaps"),)

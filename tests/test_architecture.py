@@ -19,7 +19,7 @@ FLOORS = (
     ("commands", "_site"),  # _site starts the user's own program
     ("tune", "doctor", "monitor"),
     ("bench",),
-    ("auto",),
+    ("auto", "saving"),
     ("optimization", "comparison", "launcher", "serve"),
     ("configuration", "information", "pipelines"),
     ("selection",),

@@ -185,6 +185,14 @@ class PackedWeight(nn.Parameter):
             write(layout, weight, memory)
         return cls(memory, kind, (weight.shape[0], weight.shape[1]), weight.dtype, weight.requires_grad)
 
+    @classmethod
+    def attach(
+        cls, memory: torch.Tensor, kind: Kind, shape: tuple[int, int], dtype: torch.dtype, requires_grad: bool
+    ) -> nn.Parameter:
+        """Of packed bytes that another process made; an ordinary parameter where no kernel can use them."""
+        weight = cls(memory, kind, shape, dtype, requires_grad)
+        return nn.Parameter(weight.unpack(), requires_grad) if kernels_problem(kind) else weight
+
     @property
     def packing(self) -> Layout:
         return Layout(self.kind, self.shape[0], self.shape[1])
