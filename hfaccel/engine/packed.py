@@ -299,7 +299,11 @@ class PackedWeight(nn.Parameter):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Another CPU may lack the kernels: pickles carry the dense values.
-        return _packed_anew, (self.unpack(), self.kind, self.requires_grad)
+        return _packed_anew, (self.unpack(), self.kind, self.requires_grad, self._factors())
+
+    def _factors(self) -> torch.Tensor | None:
+        """Without them the values would be rounded once more, in other steps."""
+        return self.packing.factors(self.memory).clone() if self.kind is Kind.INT8 else None
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return (
@@ -326,12 +330,14 @@ def exchange(parameter: torch.Tensor, replacement: torch.Tensor) -> None:
     parameter.grad = gradient
 
 
-def _packed_anew(dense: torch.Tensor, kind: Kind, requires_grad: bool) -> nn.Parameter:
+def _packed_anew(
+    dense: torch.Tensor, kind: Kind, requires_grad: bool, factors: torch.Tensor | None
+) -> nn.Parameter:
     """For unpickling: packed again where this machine can, otherwise an ordinary parameter."""
     parameter = nn.Parameter(dense, requires_grad)
     if kernels_problem(kind):
         return parameter
-    return PackedWeight.pack(parameter, Arena(packed_bytes(dense, kind), pages="default"), kind)
+    return PackedWeight.pack(parameter, Arena(packed_bytes(dense, kind), pages="default"), kind, factors)
 
 
 def packed_bytes(weight: torch.Tensor, kind: Kind = Kind.FLOAT32) -> int:
