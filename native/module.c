@@ -380,6 +380,19 @@ static PyObject *end_with_parent_py(PyObject *module, PyObject *args)
   Py_RETURN_NONE;
 }
 
+/* count_event(type, config) -> file descriptor: see os_count_event in os.h */
+static PyObject *count_event_py(PyObject *module, PyObject *args)
+{
+  (void)module;
+  unsigned int type;
+  unsigned long long config;
+  if (!PyArg_ParseTuple(args, "IK", &type, &config))
+    return NULL;
+  int file;
+  const int error = os_count_event(type, config, &file);
+  return error == 0 ? PyLong_FromLong(file) : call_error(error, "perf_event_open");
+}
+
 static PyMethodDef region_methods[] = {
     {"populate", region_populate_py, METH_VARARGS, "populate(offset, size): make the bytes present."},
     {NULL, NULL, 0, NULL},
@@ -424,6 +437,8 @@ static PyMethodDef functions[] = {
     {"memory_policy", memory_policy_py, METH_NOARGS, "memory_policy() -> (mode, nodes) of this thread."},
     {"end_with_parent", end_with_parent_py, METH_VARARGS,
      "end_with_parent(signal): get the signal when the parent ends."},
+    {"count_event", count_event_py, METH_VARARGS,
+     "count_event(type, config) -> file descriptor of a counter for this thread and those it starts."},
     {"saved_state", saved_state_py, METH_NOARGS, "XCR0: register sets that the kernel saves."},
     {"requestable_state", requestable_state_py, METH_NOARGS,
      "Register sets that a program may ask the kernel for; bit 18 is AMX."},

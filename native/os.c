@@ -2,6 +2,7 @@
 #include "os.h"
 
 #include <errno.h>
+#include <linux/perf_event.h>
 #include <stdint.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -59,8 +60,9 @@ int os_reserve(size_t size, void **address)
   /* Kernels differ in whether they align anonymous mappings by themselves (efa7df3e3bb5 in 6.7,
    * narrowed by d4148aeab412 in 6.12). Reserving one huge page more and cutting both ends off makes
    * their choice irrelevant. */
-  char *raw = os_calls.mmap(NULL, size + slack, PROT_READ | PROT_WRITE,
-                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  /* Not MAP_NORESERVE: who asks for more than this machine has shall hear ENOMEM now and not be killed at the
+   * first touch. */
+  char *raw = os_calls.mmap(NULL, size + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (raw == MAP_FAILED)
     return errno;
   const size_t head = (size_t)(-(uintptr_t)raw) % OS_HUGE_PAGE_SIZE;
@@ -172,4 +174,24 @@ int os_arch_prctl(int option, uint64_t *value)
 int os_end_with_parent(int number)
 {
   return os_calls.prctl(PR_SET_PDEATHSIG, (unsigned long)number, 0, 0, 0) == 0 ? 0 : errno;
+}
+
+int os_count_event(uint32_t type, uint64_t config, int *file)
+{
+  struct perf_event_attr event = {
+      .size = sizeof event,
+      .type = type,
+      .config = config,
+      .inherit = 1,
+      .exclude_kernel = 1, /* what perf_event_paranoid = 2, the usual value, allows */
+      .exclude_hv = 1,
+      .read_format = PERF_FORMAT_TOTAL_TIME_ENABLED | PERF_FORMAT_TOTAL_TIME_RUNNING,
+  };
+  const long any = -1; /* on any CPU; in no group */
+  const long result =
+      os_calls.syscall(SYS_perf_event_open, (unsigned long)&event, 0, (unsigned long)any, (unsigned long)any);
+  if (result < 0)
+    return errno;
+  *file = (int)result;
+  return 0;
 }

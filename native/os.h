@@ -71,6 +71,12 @@ int os_get_mempolicy(int *mode, unsigned long *nodes, unsigned long max_node);
 /* arch_prctl with a pointer to 64 bits; ENOSYS on other processors than x86-64. */
 int os_arch_prctl(int option, uint64_t *value);
 
+/* Count an event (perf_event_open's type and config) in user space, for the calling thread and the threads
+ * that it starts from now on. *file is a descriptor to read three 64-bit numbers from: the count, and the
+ * nanoseconds that it was enabled and that it ran. ENOENT: no such event here (most virtual machines have no
+ * hardware events); EACCES or EPERM: forbidden by perf_event_paranoid or by a container's seccomp filter. */
+int os_count_event(uint32_t type, uint64_t config, int *file);
+
 /* Have the kernel send this process a signal when the thread that started it ends. EINVAL: no such signal. */
 int os_end_with_parent(int number);
 

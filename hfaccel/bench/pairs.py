@@ -40,6 +40,7 @@ class Side:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     launcher: tuple[str, ...] = (sys.executable,)
     environment: Mapping[str, str] = field(default_factory=dict)
+    without: tuple[str, ...] = ()  # variables of this process that the side does not inherit
 
     def command(self) -> list[str]:
         return [*self.launcher, "-m", "hfaccel.bench.worker", self.case, json.dumps(dict(self.arguments))]
@@ -55,7 +56,8 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **side.environment},
+            env={name: value for name, value in os.environ.items() if name not in side.without}
+            | dict(side.environment),
         )
         self._answer()  # it is ready
 

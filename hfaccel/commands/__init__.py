@@ -13,6 +13,7 @@ from hfaccel.errors import HfaccelError, UsageError
 VERBS = {
     "info": "what this machine and container allow, and the plan for them",
     "doctor": "check the environment; exit code 0, 1 (warnings) or 2 (errors)",
+    "bench": "measure this machine: hfaccel bench memory",
     "run": "start a Python program in the best environment (the same as hfaccel-run)",
 }
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
-import torch
 from torch import nn
 
 from hfaccel.engine.kernels import ACTIVATIONS
@@ -46,9 +45,17 @@ class Family:
     @property
     def projections(self) -> tuple[str, ...]:
         """Paths of the linear layers, in the order in which their weights shall lie in memory."""
-        attention = (self.qkv,) if self.qkv else (self.query, self.key, self.value)
-        wide = (self.gate_up,) if self.gate_up else (self.gate, self.up)
-        return tuple(path for path in (*attention, self.attention_output, *wide, self.down) if path)
+        return (*self.attention_inputs, self.attention_output, *self.wide_inputs, self.down)
+
+    @property
+    def attention_inputs(self) -> tuple[str, ...]:
+        """Paths of the linear layers that multiply attention's input."""
+        return (self.qkv,) if self.qkv else (self.query, self.key, self.value)
+
+    @property
+    def wide_inputs(self) -> tuple[str, ...]:
+        """Paths of the linear layers that multiply the feed-forward's input."""
+        return (self.gate_up,) if self.gate_up else tuple(filter(None, (self.gate, self.up)))
 
     def linears(self, layer: nn.Module) -> list[Any]:
         return [attrgetter(path)(layer) for path in self.projections]
@@ -274,11 +281,8 @@ def split(linear: nn.Linear, parts: int) -> list[tuple[nn.Linear, slice]]:
     return [(linear, slice(part * rows, (part + 1) * rows)) for part in range(parts)]
 
 
-def vectors(family: Family, layer: nn.Module) -> Iterator[torch.Tensor]:
-    """The biases, and the weights and biases of the norms."""
+def vectors(family: Family, layer: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
+    """Where the biases, and the weights and biases of the norms are kept: table and name. Some are None."""
     for module in (*family.linears(layer), *family.norms(layer)):
-        names = ("bias",) if isinstance(module, nn.Linear) else ("weight", "bias")
-        for name in names:
-            vector = getattr(module, name, None)
-            if vector is not None:
-                yield vector
+        for name in ("bias",) if isinstance(module, nn.Linear) else ("weight", "bias"):
+            yield module._parameters, name

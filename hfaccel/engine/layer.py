@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules import module
 
 from hfaccel import native
 from hfaccel.engine.families import Family, head_size, scale, split, vectors, window
@@ -27,6 +28,8 @@ from hfaccel.engine.ragged import Sequences, read_mask, whole
 HARMLESS_ARGUMENTS = frozenset({"position_ids", "use_cache", "return_dict", "output_hidden_states"})
 # Hooks that transformers itself installs for output_attentions; with sdpa there is nothing to capture.
 HARMLESS_HOOKS = "transformers.utils.output_capturing"
+# Hooks of register_module_forward_hook and its like, which see every module: none may be left out.
+GLOBAL_HOOKS = (module._global_forward_hooks, module._global_forward_pre_hooks)
 NORM_LAYER, NORM_NONE = 0, 2  # of native/kernels/rows.h
 
 
@@ -42,12 +45,20 @@ class Plan:
             hooks for _, _, child in self.links for hooks in (child._forward_hooks, child._forward_pre_hooks)
         ]
         self.linears = family.linears(layer)
-        self.memories = [getattr(linear.weight, "memory", None) for linear in self.linears]
-        self.vectors = list(vectors(family, layer))
-        self.places = [_place(vector) for vector in self.vectors]
+        # A part may have been wrapped since (by peft, for one): then it has no packed weight.
+        weights = [linear._parameters.get("weight") for linear in self.linears]
+        self.memories = [getattr(weight, "memory", None) for weight in weights]
+        self.vectors = [(table, name, table.get(name)) for table, name in vectors(family, layer)]
+        self.places = [_place(vector) for _, _, vector in self.vectors]
+        self.epsilons = [(norm, getattr(norm, "eps", 0.0)) for norm in family.norms(layer)]
         self.kept: dict[int, torch.Tensor] = {}
-        packed = all(memory is not None for memory in self.memories)
-        self.native = self._native(layer, family) if packed else None
+        self.native: native.Layer | None = None
+        self.refusal = "a weight is not packed"
+        if all(memory is not None for memory in self.memories):
+            try:
+                self.native = self._native(layer, family)
+            except ValueError as error:  # a part was replaced by a packed one of another kind or size
+                self.refusal = f"its parts do not fit each other ({error})"
 
     def _native(self, layer: nn.Module, family: Family) -> native.Layer:
         def matrix(linear: nn.Linear, rows: slice | None = None) -> Matrix:
@@ -105,16 +116,16 @@ class Plan:
         return self.kept.setdefault(id(vector), vector.detach().float())
 
     def is_stale(self) -> bool:
-        """Whether a bias or norm has moved, or one of which there is a copy has changed."""
+        """Whether a bias or norm was replaced or has moved, or one of which there is a copy has changed."""
         return any(
-            vector.data_ptr() != place[0] or (place[1] >= 0 and vector._version != place[1])
-            for vector, place in zip(self.vectors, self.places, strict=True)
-        )
+            table.get(name) is not vector or (vector is not None and _has_changed(vector, place))
+            for (table, name, vector), place in zip(self.vectors, self.places, strict=True)
+        ) or any(getattr(norm, "eps", 0.0) != epsilon for norm, epsilon in self.epsilons)
 
     def problem(self) -> str:
         """Why the stock forward must run; "" for none. A few microseconds: it runs at every call."""
         if self.native is None:
-            return "a weight is not packed"
+            return self.refusal
         if self.config is not None and self.config._attn_implementation != "sdpa":
             return f"the attention implementation is {self.config._attn_implementation}"
         for linear, memory in zip(self.linears, self.memories, strict=True):
@@ -130,13 +141,21 @@ class Plan:
         for hooks in self.hooks:
             if hooks and any(hook.__module__ != HARMLESS_HOOKS for hook in hooks.values()):
                 return "a submodule has a hook"
+        if any(GLOBAL_HOOKS):
+            return "a hook is registered for all modules"
         return ""
 
 
-def _place(vector: torch.Tensor) -> tuple[int, int]:
+def _place(vector: torch.Tensor | None) -> tuple[int, int]:
     """Address, and the version where a change of the values matters too (-1: it does not)."""
+    if vector is None:
+        return 0, -1
     watched = vector.dtype is not torch.float32 and not vector.is_inference()
     return vector.data_ptr(), vector._version if watched else -1
+
+
+def _has_changed(vector: torch.Tensor, place: tuple[int, int]) -> bool:
+    return vector.data_ptr() != place[0] or (place[1] >= 0 and vector._version != place[1])
 
 
 def attention_kind(kind: Kind) -> Kind:
@@ -188,12 +207,13 @@ class FusedLayer(nn.Module):
         plan = self.__dict__.get("_hfaccel_plan")
         if plan is None or plan.is_stale():
             plan = self.__dict__["_hfaccel_plan"] = Plan(self, self.hfaccel_family)
+        problem = plan.problem()
+        if problem:
+            return problem
         if hidden.dim() != 3 or hidden.shape[-1] != plan.linears[0].in_features:
             return f"the hidden states have the shape {tuple(hidden.shape)}"
         call = Call(plan, self.hfaccel_family)
-        return (
-            plan.problem() or call.take(hidden, args, kwargs) or call.see(hidden, mask, self._unpad) or call
-        )
+        return call.take(hidden, args, kwargs) or call.see(hidden, mask, self._unpad) or call
 
     @property
     def _unpad(self) -> bool:
@@ -269,7 +289,7 @@ class Call:
         if mask is None:
             self.sequences = whole(batch, length)
             return ""
-        found = read_mask(mask, batch, length, self.plan.window, unpad)
+        found = read_mask(mask, batch, length, self.plan.window, unpad, reader=id(self.plan))
         if isinstance(found, str):
             return found
         self.sequences = found

@@ -41,24 +41,45 @@ def whole(batch: int, length: int) -> Sequences:
         return Sequences(batch, first, torch.full((batch,), length, dtype=torch.int32))
 
 
-# The last mask and what was read from it: all layers of a model are given the same one.
-_last: tuple[object, tuple[int, int, int, bool], Sequences | str] | None = None
+Wanted = tuple[int, int, int, bool, int]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read from the last mask: all layers of a model are given the same one.
+
+    A mask of the user's own may be changed in place between two calls. That shows in its version; tensors
+    made in inference mode have none, and are read again when a layer comes for the second time."""
+
+    mask: weakref.ref[torch.Tensor]
+    wanted: Wanted
+    found: Sequences | str
+    readers: set[int]
+
+    def serves(self, mask: torch.Tensor, wanted: Wanted, reader: int) -> bool:
+        same = self.mask() is mask and self.wanted == wanted
+        return same and not (mask.is_inference() and reader in self.readers)
+
+
+_last: Reading | None = None
 
 
 def read_mask(
-    mask: torch.Tensor, batch: int, length: int, window: int = -1, unpad: bool = True
+    mask: torch.Tensor, batch: int, length: int, window: int = -1, unpad: bool = True, reader: int = 0
 ) -> Sequences | str:
     """The sequences that `mask` describes, or why it is none that only hides padding.
 
     `mask`: (batch or 1, 1, length or 1, length), True or 0 where a token is seen. `window`: how far the
     layer's tokens see at most, which the mask then has to say too. `unpad=False`: padding is computed.
+    `reader`: a number that differs from layer to layer.
     """
     global _last
-    last, wanted = _last, (batch, length, window, unpad)
-    if last is not None and last[0]() is mask and last[1] == wanted:  # type: ignore[operator]
-        return last[2]
+    last, wanted = _last, (batch, length, window, unpad, -1 if mask.is_inference() else mask._version)
+    if last is not None and last.serves(mask, wanted, reader):
+        last.readers.add(reader)
+        return last.found
     found = _read(mask, batch, length, window, unpad)
-    _last = (weakref.ref(mask), wanted, found)
+    _last = Reading(weakref.ref(mask), wanted, found, {reader})
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfaccel.engine.families import Family, candidates, fusing_problem, head_size
+from hfaccel.engine.families import Family, candidates, fusing_problem, head_size, window
 from hfaccel.engine.layer import FusedLayer, fuse
 from hfaccel.engine.linear import linear_problem, pack
 from hfaccel.engine.packed import PackedWeight, packed_bytes
@@ -19,15 +19,32 @@ from hfaccel.memory import Arena, padded
 TOLERANCE = 1e-4
 
 
-def match(layer: nn.Module) -> tuple[Family | None, str] | None:
+Trials = dict[object, str]  # one for each kind of layer: what `trial` said
+
+
+def match(layer: nn.Module, trials: Trials | None = None) -> tuple[Family | None, str] | None:
     """The row that computes what this layer computes, or None and why there is none; None where the
-    module has the parts of no row."""
-    problem = ""
+    module has the parts of no row. `trials` remembers what was tried, for layers of one kind."""
+    problem, trials = "", {} if trials is None else trials
     for family in candidates(layer):
-        problem = _linears_problem(family, layer) or fusing_problem(family, layer) or trial(layer, family)
+        problem = _linears_problem(family, layer) or fusing_problem(family, layer)
+        if not problem:
+            key = _kind(family, layer)
+            if key not in trials:
+                trials[key] = trial(layer, family)
+            problem = trials[key]
         if not problem:
             return family, ""
     return (None, problem) if problem else None
+
+
+def _kind(family: Family, layer: nn.Module) -> object:
+    """Layers of one class may differ in their parts (a model's first layer may lack a norm), and a model
+    may hold layers of one class in several sizes."""
+    attention = layer.get_submodule(family.attention)
+    parts = tuple((name, type(child)) for name, child in layer.named_modules())
+    shapes = tuple(linear.weight.shape for linear in family.linears(layer))
+    return type(layer), parts, shapes, family.name, head_size(attention), window(attention)
 
 
 def _linears_problem(family: Family, layer: nn.Module) -> str:

@@ -341,6 +341,8 @@ static void test_policy_and_processor_calls_may_fail(void)
     os_calls.syscall = failing_syscall;
     CHECK(policy_set(&policy) == fail_with);
     CHECK(policy_get(&policy) == fail_with);
+    int file;
+    CHECK(os_count_event(1, 2, &file) == fail_with);
     os_calls.prctl = failing_prctl;
     CHECK(os_end_with_parent(0) == fail_with);
 #ifdef __x86_64__
@@ -350,6 +352,25 @@ static void test_policy_and_processor_calls_may_fail(void)
 #endif
     os_calls = real;
   }
+}
+
+static void test_page_faults_of_this_process_are_counted(void)
+{
+  int file;
+  const int error = os_count_event(1, 2, &file); /* PERF_TYPE_SOFTWARE, PERF_COUNT_SW_PAGE_FAULTS */
+  if (error != 0) {
+    CHECK(error == EACCES || error == EPERM || error == ENOSYS); /* forbidden here */
+    return;
+  }
+  void *memory = mmap(NULL, 64 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  CHECK(memory != MAP_FAILED);
+  for (int page = 0; page < 64; page++)
+    ((volatile char *)memory)[page * 4096] = 1;
+  uint64_t reading[3]; /* count, time enabled, time running */
+  CHECK(read(file, reading, sizeof reading) == sizeof reading);
+  CHECK(reading[0] >= 64 && reading[1] >= reading[2] && reading[2] > 0);
+  CHECK(munmap(memory, 64 * 4096) == 0 && close(file) == 0);
+  CHECK(os_count_event(1, UINT64_MAX, &file) != 0); /* no such event */
 }
 
 static void test_signal_at_the_parents_end(void)
@@ -400,6 +421,7 @@ int main(void)
   test_heap();
   test_policy_is_set_and_read_back();
   test_policy_and_processor_calls_may_fail();
+  test_page_faults_of_this_process_are_counted();
   test_signal_at_the_parents_end();
   test_saved_state_has_sse_wherever_there_is_avx();
   test_threads_create_their_own_regions();

@@ -388,7 +388,12 @@ LEAK_TESTS = {
     "saved_state": lambda: quietly(_arena.saved_state),
     "requestable_state": lambda: quietly(_arena.requestable_state),
     "end_with_parent": lambda: _arena.end_with_parent(0),
+    "count_event": lambda: quietly(count_page_faults),
 }
+
+
+def count_page_faults():
+    os.close(_arena.count_event(1, 2))  # PERF_TYPE_SOFTWARE, PERF_COUNT_SW_PAGE_FAULTS
 
 
 def quietly(function, *arguments):
@@ -447,6 +452,8 @@ def refused(error, function, *arguments):
         refused(ValueError, _arena.set_memory_policy, "bind", (1 << 70,)),
         refused(TypeError, _arena.set_memory_policy, "bind", ("0",)),
         refused(OSError, _arena.end_with_parent, 1000),
+        refused(OSError, _arena.count_event, 1, 1 << 60),
+        refused(TypeError, _arena.count_event, "1", 2),
     ],
 )
 def test_errors_leak_nothing(call):

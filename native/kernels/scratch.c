@@ -1,0 +1,5 @@
+#include "scratch.h"
+
+#include <stdlib.h>
+
+void *(*scratch_allocate)(size_t alignment, size_t size) = aligned_alloc;

@@ -1,0 +1,263 @@
+/* rows.h, vector.h, gemm.h and linear.h. */
+#include <errno.h>
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+#include "kernel_reference.h"
+#include "kernels/linear.h"
+#include "kernels/scratch.h"
+
+static int can(enum kind kind)
+{
+  return kind == KIND_F32 || (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni"));
+}
+
+/* Rows */
+
+static void test_norm(enum norm_kind kind, size_t columns, int affine)
+{
+  const float *x = uniform_floats(columns, 90, 100); /* a mean that is large for the variance */
+  const struct norm norm = {affine ? uniform_floats(columns, -2, 2) : NULL,
+                            affine ? uniform_floats(columns, -2, 2) : NULL, 1e-5f, kind};
+  float *out = guarded(columns, sizeof *out);
+  double *wide = guarded(columns, sizeof *wide), *expected = guarded(columns, sizeof *expected);
+  for (size_t i = 0; i < columns; i++)
+    wide[i] = x[i];
+  reference_norm(&norm, wide, columns, expected);
+  norm_row(&norm, x, columns, out);
+  for (size_t i = 0; i < columns; i++)
+    CHECK(fabs(out[i] - expected[i]) <= 2e-5 * (1 + fabs(expected[i])));
+  memcpy(out, x, columns * sizeof *out); /* in place */
+  norm_row(&norm, out, columns, out);
+  for (size_t i = 0; i < columns; i++)
+    CHECK(fabs(out[i] - expected[i]) <= 2e-5 * (1 + fabs(expected[i])));
+  guarded_release();
+}
+
+static void test_norm_of_nan_and_of_a_constant(void)
+{
+  const struct norm norm = {NULL, NULL, 1e-5f, NORM_LAYER};
+  float *x = uniform_floats(35, 1, 1), *out = guarded(35, sizeof *out);
+  norm_row(&norm, x, 35, out);
+  for (size_t i = 0; i < 35; i++)
+    CHECK(fabsf(out[i]) < 1e-3f);
+  x[34] = NAN;
+  norm_row(&norm, x, 35, out);
+  for (size_t i = 0; i < 35; i++)
+    CHECK(isnan(out[i]));
+  guarded_release();
+}
+
+/* x in the kind, and whether what lies between its end and the end of the last word is zero. */
+static void test_conversion(enum kind kind, int from_bf16, size_t columns)
+{
+  const size_t words = kind_words(kind, columns), numbers = kind_numbers(kind);
+  const float *x = uniform_floats(columns, -3, 5);
+  uint16_t *half = guarded(columns, sizeof *half);
+  uint32_t *out = guarded(words, sizeof *out);
+  const struct matrix matrix = {.kind = kind, .factors = uniform_floats(columns, 1, 1)};
+  float scale = 0, shift = 0;
+  for (size_t i = 0; i < columns; i++)
+    half[i] = bf16_of(x[i]);
+  convert_row(&matrix, from_bf16 ? (const void *)half : x, from_bf16, columns, out, &scale, &shift);
+  for (size_t i = 0; i < columns; i++) {
+    const float wanted = from_bf16 ? bf16_to(half[i]) : x[i];
+    if (kind == KIND_F32)
+      CHECK(memcmp(out + i, &wanted, sizeof wanted) == 0);
+    else if (kind == KIND_BF16)
+      CHECK(((uint16_t *)out)[i] == bf16_of(wanted));
+    else /* half a step, and the rounding of the zero */
+      CHECK(fabsf(scale * ((uint8_t *)out)[i] - shift - wanted) <= scale * 1.001f);
+  }
+  for (size_t i = columns; i < words * numbers; i++)
+    CHECK(kind == KIND_BF16 ? ((uint16_t *)out)[i] == 0 : ((uint8_t *)out)[i] == 0);
+  guarded_release();
+}
+
+/* A row of `columns` numbers that are all `value`, quantized; what the first then stands for. */
+static double quantized(float value, size_t columns)
+{
+  float *x = uniform_floats(columns, value, value), scale, shift;
+  const struct matrix matrix = {.kind = KIND_I8, .factors = uniform_floats(columns, 1, 1)};
+  uint32_t *out = guarded(kind_words(KIND_I8, columns), sizeof *out);
+  x[0] = value;
+  convert_row(&matrix, x, 0, columns, out, &scale, &shift);
+  CHECK(isnan(value) || (shift >= 0 && shift <= 255.01f * scale && scale > 0));
+  const double result = (double)scale * *(uint8_t *)out - shift;
+  guarded_release();
+  return result;
+}
+
+static void test_quantization_of_special_rows(void)
+{
+  CHECK(quantized(0, 33) == 0);
+  for (int sign = -1; sign <= 1; sign += 2) {
+    CHECK(fabs(quantized((float)sign * 7.5f, 33) - sign * 7.5) < 1e-5);
+    CHECK(fabs(quantized((float)sign * 1e-30f, 33)) <= 1.01e-30);
+    CHECK(fabs(quantized((float)sign * 1e-40f, 33)) <
+          1e-37); /* smaller than what has an inverse: 0 is near */
+    CHECK(fabs(quantized((float)sign * 1e37f, 33)) > 9e36);
+  }
+  CHECK(isnan(quantized(NAN, 1)));
+  CHECK(isnan(quantized(NAN, 70))); /* wherever in the row, it must not become an ordinary number */
+  const struct matrix matrix = {.kind = KIND_I8, .factors = uniform_floats(70, 1, 1)};
+  float *x = uniform_floats(70, -1, 1), scale, shift;
+  uint32_t *out = guarded(kind_words(KIND_I8, 70), sizeof *out);
+  x[3] = NAN;
+  convert_row(&matrix, x, 0, 70, out, &scale, &shift);
+  CHECK(isnan(scale * *(uint8_t *)out - shift));
+  x[3] = INFINITY;
+  convert_row(&matrix, x, 0, 70, out, &scale, &shift);
+  CHECK(!isfinite(scale * ((uint8_t *)out)[3] - shift));
+  guarded_release();
+}
+
+static float activated(enum activation activation, float x)
+{
+  float lanes_of[16];
+  _mm512_storeu_ps(lanes_of, activate(activation, _mm512_set1_ps(x)));
+  return lanes_of[0];
+}
+
+static void test_activation(enum activation activation)
+{
+  const double tolerance = activation == ACT_GELU_ROUGH ? 5e-5 : 5e-7;
+  for (double x = -60; x <= 60; x += 0.0173) {
+    const double wanted = reference_activation(activation, (float)x);
+    CHECK(fabs(activated(activation, (float)x) - wanted) <= tolerance * (1 + fabs(x)));
+  }
+  for (int power = -40; power <= 38; power++) /* from denormal to nearly infinite */
+    for (int sign = -1; sign <= 1; sign += 2) {
+      const float x = (float)(sign * pow(10, power));
+      const double wanted = reference_activation(activation, x), got = activated(activation, x);
+      CHECK(isfinite(got) && fabs(got - wanted) <= tolerance * (1 + fabs(x)));
+    }
+  CHECK(isnan(activated(activation, NAN)));
+  const float most = activated(activation, INFINITY);
+  CHECK(activation == ACT_TANH ? most == 1 : isinf(most) && most > 0);
+}
+
+void test_rows(void)
+{
+  for (size_t columns = 1; columns <= 70; columns += columns < 35 ? 1 : 7) {
+    for (enum norm_kind kind = 0; kind < NORMS; kind++)
+      test_norm(kind, columns, columns % 3 > 0);
+    for (int from_bf16 = 0; from_bf16 < 2; from_bf16++)
+      for (enum kind kind = 0; kind < KINDS; kind++)
+        if (can(kind))
+          test_conversion(kind, from_bf16, columns);
+  }
+  test_norm_of_nan_and_of_a_constant();
+  test_quantization_of_special_rows();
+  for (enum activation activation = 0; activation < ACTIVATIONS; activation++)
+    test_activation(activation);
+}
+
+/* Matrices */
+
+struct shape {
+  size_t rows, columns, in_features;
+};
+
+static double sum_of_sizes(const struct weight *weight, const double *x, size_t column)
+{
+  double sum = 1;
+  for (size_t k = 0; k < weight->in_features; k++)
+    sum += fabs(x[k] * weight->numbers[column * weight->in_features + k]);
+  return weight->matrix.kind == KIND_I8 ? 10 * sum : sum; /* also of the zero, which is subtracted */
+}
+
+static void test_product(enum kind kind, struct shape shape, int bf16, enum activation activation, int extras)
+{
+  const size_t stride = shape.columns + 5, panels = (shape.columns + PANEL - 1) / PANEL;
+  const struct weight weight = make_weight(kind, shape.columns, shape.in_features, shape.rows % 2 == 0);
+  const struct rows rows = make_rows(kind, shape.rows, shape.in_features,
+                                     kind_words(kind, shape.in_features) + (size_t)extras * 3);
+  char *out = guarded((shape.rows - 1) * stride + shape.columns, bf16 ? 2 : 4);
+  float *factor = uniform_floats(shape.rows * stride, -1, 1), *addend = uniform_floats(3 * stride, -1, 1);
+  int32_t *index = guarded(shape.rows, sizeof *index);
+  for (size_t row = 0; row < shape.rows; row++)
+    index[row] = (int32_t)below(3);
+  const struct result result = {.rows = out,
+                                .stride = stride,
+                                .bf16 = bf16,
+                                .activation = activation,
+                                .factor = extras ? factor : NULL,
+                                .factor_stride = stride,
+                                .addend = extras ? addend : NULL,
+                                .addend_stride = stride,
+                                .addend_index = extras ? index : NULL};
+  const size_t middle = below(panels + 1);
+  gemm(&weight.matrix, &rows.operand, shape.rows, 0, middle, &result);
+  gemm(&weight.matrix, &rows.operand, shape.rows, middle, panels, &result);
+  double *expected = guarded(shape.columns, sizeof *expected);
+  for (size_t row = 0; row < shape.rows; row++) {
+    const double *x = rows.numbers + row * shape.in_features;
+    reference_linear(&weight, x, expected);
+    for (size_t c = 0; c < shape.columns; c++) {
+      double wanted = reference_activation(activation, expected[c]);
+      if (extras)
+        wanted = wanted * factor[row * stride + c] + addend[(size_t)index[row] * stride + c];
+      const double got =
+          bf16 ? bf16_to(((uint16_t *)out)[row * stride + c]) : ((float *)out)[row * stride + c];
+      CHECK(fabs(got - wanted) <= 3e-6 * sum_of_sizes(&weight, x, c) + (bf16 ? fabs(wanted) / 256 : 0));
+    }
+  }
+  guarded_release();
+}
+
+static void test_linear(enum kind kind, struct shape shape, unsigned threads)
+{
+  const struct weight weight = make_weight(kind, shape.columns, shape.in_features, 1);
+  float *x = uniform_floats(shape.rows * shape.in_features, -1, 1);
+  float *out = guarded(shape.rows * shape.columns, sizeof *out);
+  double *wide = guarded(shape.in_features, sizeof *wide),
+         *expected = guarded(shape.columns, sizeof *expected);
+  CHECK(linear_run(&weight.matrix, ACT_SILU, x, shape.in_features, out, shape.rows, threads) == 0);
+  const double tolerance = kind == KIND_F32 ? 1e-5 : kind == KIND_BF16 ? 2e-2 : 5e-2;
+  for (size_t row = 0; row < shape.rows; row++) {
+    for (size_t k = 0; k < shape.in_features; k++)
+      wide[k] = x[row * shape.in_features + k];
+    reference_linear(&weight, wide, expected);
+    for (size_t c = 0; c < shape.columns; c++)
+      CHECK(fabs(out[row * shape.columns + c] - reference_activation(ACT_SILU, expected[c])) < tolerance);
+  }
+  guarded_release();
+}
+
+static void *no_memory(size_t alignment, size_t size)
+{
+  (void)alignment, (void)size;
+  return NULL;
+}
+
+static void test_no_rows_and_no_memory(void)
+{
+  const struct weight weight = make_weight(KIND_F32, 40, 512, 1); /* 512: its rows are copied */
+  float *x = uniform_floats(512, -1, 1), *out = guarded(40, sizeof *out);
+  CHECK(linear_run(&weight.matrix, ACT_NONE, x, 512, out, 0, 2) == 0);
+  scratch_allocate = no_memory;
+  CHECK(linear_run(&weight.matrix, ACT_NONE, x, 512, out, 1, 2) == ENOMEM);
+  scratch_allocate = aligned_alloc;
+  guarded_release();
+}
+
+void test_gemm(void)
+{
+  for (enum kind kind = 0; kind < KINDS; kind++) {
+    if (!can(kind))
+      continue;
+    for (size_t rows = 1; rows <= 40; rows++)
+      for (int i = 0; i < 4; i++) {
+        const size_t in = (1 + below(70)) * kind_numbers(kind) - below(kind_numbers(kind));
+        test_product(kind, (struct shape){rows, 1 + below(100), in}, i % 2,
+                     (enum activation)below(ACT_GELU_ROUGH), i / 2);
+      }
+    for (size_t rows = 1; rows < 200; rows += 1 + rows / 2) {
+      test_linear(kind, (struct shape){rows, 1 + below(100), 1 + below(200)}, 1);
+      test_linear(kind, (struct shape){rows, 70, 512}, 3);
+    }
+  }
+  test_no_rows_and_no_memory();
+}

@@ -1,0 +1,537 @@
+/* attention.h, team.h and layer.h. */
+#include <errno.h>
+#include <math.h>
+#include <pthread.h>
+#include <string.h>
+
+#include "kernel_reference.h"
+#include "kernels/attention.h"
+#include "kernels/scratch.h"
+#include "kernels/team.h"
+
+static int can(enum kind kind)
+{
+  return kind == KIND_F32 || (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni"));
+}
+
+/* Attention */
+
+/* `values` as numbers of a kind, and back in `values` as they then are. */
+static void *numbers_of(enum kind kind, size_t count, double *values)
+{
+  char *out = guarded(count, sizeof(uint32_t) >> kind);
+  for (size_t i = 0; i < count; i++) {
+    const float x = (float)values[i];
+    if (kind == KIND_F32)
+      ((float *)out)[i] = x, values[i] = x;
+    else
+      ((uint16_t *)out)[i] = bf16_of(x), values[i] = bf16_to(bf16_of(x));
+  }
+  return out;
+}
+
+struct sight {
+  size_t length, skipped, seen, window; /* of the sequence; keys that are not seen; keys; how far */
+  int biased;
+};
+
+static int sees(const struct sight *sight, size_t query, size_t key)
+{
+  const size_t away = query > key ? query - key : key - query;
+  return key >= sight->skipped && key < sight->skipped + sight->seen && away <= sight->window;
+}
+
+static void test_head(enum kind kind, size_t size, struct sight sight)
+{
+  const size_t length = sight.length, stride = 3 * size + 2, out_stride = size + 4,
+               bytes = sizeof(uint32_t) >> kind;
+  double *qkv = guarded(length * stride, sizeof *qkv), *expected = guarded(size, sizeof *expected);
+  for (size_t i = 0; i < length * stride; i++)
+    qkv[i] = uniform(-1, 1);
+  const char *rows = numbers_of(kind, length * stride, qkv);
+  const size_t bias_stride = length + 3;
+  float *bias = uniform_floats(length * bias_stride, -2, 2);
+  const struct head head = {.kind = kind,
+                            .query = rows,
+                            .key = rows + (sight.skipped * stride + size) * bytes,
+                            .value = rows + (sight.skipped * stride + 2 * size) * bytes,
+                            .stride = stride,
+                            .length = sight.seen,
+                            .size = size,
+                            .skipped = sight.skipped,
+                            .scale = .7f,
+                            .bias = sight.biased ? bias : NULL,
+                            .bias_stride = bias_stride,
+                            .window = sight.window};
+  char *out = guarded((length - 1) * out_stride + size, bytes);
+  uint32_t *scratch = guarded(attention_scratch(kind, sight.seen, size), sizeof *scratch);
+  const size_t middle = below(length + 1);
+  attention_head(&head, 0, middle, out, out_stride, scratch);
+  attention_head(&head, middle, length, out + middle * out_stride * bytes, out_stride, scratch);
+  char *visible = guarded(length, 1);
+  double *added = guarded(length, sizeof *added);
+  for (size_t q = 0; q < length; q++) {
+    for (size_t k = 0; k < length; k++)
+      visible[k] = (char)sees(&sight, q, k), added[k] = sight.biased ? bias[q * bias_stride + k] : 0;
+    reference_attention(qkv + q * stride, qkv + size, qkv + 2 * size, stride, length, size, .7f, visible,
+                        added, expected);
+    for (size_t i = 0; i < size; i++) {
+      const size_t at = q * out_stride + i;
+      const double got = kind == KIND_F32 ? ((float *)out)[at] : bf16_to(((uint16_t *)out)[at]);
+      CHECK(fabs(got - expected[i]) <= (kind == KIND_F32 ? 1e-5 : 1.5e-2));
+    }
+  }
+  guarded_release();
+}
+
+void test_attention(void)
+{
+  static const size_t sizes[] = {2, 6, 14, 16, 18, 32, 34, 64, 80, 128};
+  for (enum kind kind = KIND_F32; kind <= KIND_BF16; kind++) {
+    for (size_t i = 0; can(kind) && i < sizeof sizes / sizeof *sizes; i++)
+      for (size_t length = 1; length < 80; length += 1 + length / 3) {
+        test_head(kind, sizes[i], (struct sight){length, 0, length, SIZE_MAX, 0});
+        struct sight sight = {length, below(length), 0, i % 2 ? below(length + 2) : SIZE_MAX, (int)below(2)};
+        sight.seen = below(length - sight.skipped + 1);
+        test_head(kind, sizes[i], sight);
+      }
+  }
+}
+
+/* Threads: a stand-in for torch's function, which starts threads for each call, or fewer than are wanted. */
+
+static unsigned available; /* threads that it has; 0: it fails */
+
+struct part {
+  int64_t begin, end;
+  void (*body)(int64_t, int64_t, void *);
+  void *context;
+};
+
+static void *run_part(void *argument)
+{
+  struct part *part = argument;
+  part->body(part->begin, part->end, part->context);
+  return NULL;
+}
+
+static int32_t stand_in(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void *),
+                        void *context)
+{
+  (void)grain;
+  pthread_t threads[16];
+  struct part parts[16];
+  const int64_t step = available ? (end - begin + available - 1) / available : 0; /* as torch divides */
+  int count = 0;
+  if (step == 0)
+    return 1;
+  for (int64_t from = begin; from < end; from += step, count++) {
+    CHECK(count < 16);
+    parts[count] = (struct part){from, from + step < end ? from + step : end, body, context};
+  }
+  for (int i = 1; i < count; i++)
+    CHECK(pthread_create(&threads[i], NULL, run_part, &parts[i]) == 0);
+  run_part(&parts[0]);
+  for (int i = 1; i < count; i++)
+    CHECK(pthread_join(threads[i], NULL) == 0);
+  return 0;
+}
+
+enum { PHASES = 50 };
+
+struct tally {
+  atomic_uint came[PHASES], size;
+  unsigned plain; /* written by one member of each phase: the barrier must order it */
+};
+
+static void count_phases(void *context, const struct member *member)
+{
+  struct tally *tally = context;
+  atomic_store(&tally->size, member->size);
+  for (unsigned phase = 0; phase < PHASES; phase++) {
+    CHECK(tally->plain == phase);
+    atomic_fetch_add(&tally->came[phase], 1);
+    team_wait(member);
+    CHECK(atomic_load(&tally->came[phase]) == member->size);
+    if (member->rank == phase % member->size)
+      tally->plain++;
+    team_wait(member);
+  }
+}
+
+static unsigned team_of(unsigned threads)
+{
+  struct tally tally = {0};
+  team_run(threads, count_phases, &tally);
+  CHECK(tally.plain == PHASES);
+  return atomic_load(&tally.size);
+}
+
+static void test_shares_and_blocks(size_t rows, unsigned members)
+{
+  struct barrier barriers[16];
+  atomic_size_t next = 0;
+  size_t covered = 0, end = 0;
+  for (unsigned rank = 0; rank < members; rank++) {
+    const struct member member = {rank, members, barriers};
+    size_t first, last;
+    team_share(&member, rows, &first, &last);
+    CHECK(first == end && last - first <= rows / members + 1);
+    end = last;
+    const struct crew crew = team_crew(&member, rows, barriers);
+    CHECK(crew.self.size * crew.count == members && crew.number < crew.count);
+    struct blocks blocks = crew_blocks(&crew, rows, 28, &next);
+    while (crew_next(&blocks, &first, &last)) {
+      CHECK(last - first <= 28 && last <= rows);
+      covered += crew.self.rank == 0 ? last - first : 0;
+    }
+  }
+  CHECK(end == rows && covered == rows);
+}
+
+void test_team(void)
+{
+  team_use(NULL);
+  CHECK(team_of(4) == 1);
+  team_use(stand_in);
+  for (available = 0; available <= 5; available++)
+    for (unsigned wanted = 1; wanted <= 6; wanted++) {
+      const unsigned size = team_of(wanted);
+      CHECK(size >= 1 && size <= wanted && (available == 0 ? size == 1 : size <= available));
+      CHECK(available < wanted || size == wanted);
+    }
+  for (size_t rows = 0; rows < 300; rows += 1 + rows / 4)
+    for (unsigned members = 1; members <= 7; members++)
+      test_shares_and_blocks(rows, members);
+}
+
+/* Layers */
+
+/* Memory that holds what other calls left there: what was not written must not be used. */
+static void *used_memory(size_t alignment, size_t size)
+{
+  void *memory = aligned_alloc(alignment, size);
+  return memory == NULL ? NULL : memset(memory, 0xff, size);
+}
+
+struct sizes {
+  size_t hidden, heads, head_size, wide;
+};
+
+struct variant {
+  enum kind kind, attention;
+  struct sizes sizes;
+  int gated, norm_first, rotary, biased, partly; /* partly: attention does not see all rows */
+  size_t window;
+  enum activation activation;
+};
+
+struct test_layer {
+  struct layer layer;
+  struct weight query, key, value, output, gate, up, down;
+};
+
+static struct norm make_norm(size_t columns)
+{
+  return (struct norm){uniform_floats(columns, .5, 1.5), uniform_floats(columns, -.5, .5), 1e-5f, NORM_LAYER};
+}
+
+static struct test_layer make_layer(const struct variant *variant)
+{
+  const struct sizes s = variant->sizes;
+  const enum kind kind = variant->kind;
+  const size_t width = s.heads * s.head_size;
+  struct test_layer made = {.query = make_weight(kind, width, s.hidden, 1),
+                            .key = make_weight(kind, width, s.hidden, 0),
+                            .value = make_weight(kind, width, s.hidden, 1),
+                            .output = make_weight(kind, s.hidden, width, 1),
+                            .up = make_weight(kind, s.wide, s.hidden, 1),
+                            .down = make_weight(kind, s.hidden, s.wide, 1)};
+  if (variant->gated)
+    made.gate = make_weight(kind, s.wide, s.hidden, 0);
+  made.layer = (struct layer){.hidden = s.hidden,
+                              .heads = s.heads,
+                              .head_size = s.head_size,
+                              .query = made.query.matrix,
+                              .key = made.key.matrix,
+                              .value = made.value.matrix,
+                              .output = made.output.matrix,
+                              .gate = made.gate.matrix,
+                              .up = made.up.matrix,
+                              .down = made.down.matrix,
+                              .attention_norm = make_norm(s.hidden),
+                              .output_norm = make_norm(s.hidden),
+                              .norm_first = variant->norm_first,
+                              .activation = variant->activation,
+                              .attention = variant->attention,
+                              .scale = .3f};
+  return made;
+}
+
+/* A batch of 5 sequences of up to `length` rows, in places `length` rows apart. */
+enum { SEQUENCES = 5 };
+
+static struct call make_call(const struct variant *variant, size_t length)
+{
+  const struct sizes s = variant->sizes;
+  int32_t *first = guarded(SEQUENCES, 4), *count = guarded(SEQUENCES, 4), *skipped = guarded(SEQUENCES, 4),
+          *seen = guarded(SEQUENCES, 4);
+  for (size_t i = 0; i < SEQUENCES; i++) {
+    count[i] = (int32_t)(i == 2 ? length : i == 3 ? 0 : 1 + below(length));
+    first[i] = (int32_t)(i * length + below(length - (size_t)count[i] + 1));
+    skipped[i] = (int32_t)(count[i] ? below((size_t)count[i]) : 0);
+    seen[i] = (int32_t)below((size_t)(count[i] - skipped[i] + 1));
+  }
+  const size_t rows = SEQUENCES * length, angles = length;
+  return (struct call){.input = uniform_floats(rows * s.hidden, -2, 2),
+                       .output = guarded(rows * s.hidden, sizeof(float)),
+                       .rows = rows,
+                       .sequences = SEQUENCES,
+                       .first = first,
+                       .length = count,
+                       .skipped = variant->partly ? skipped : NULL,
+                       .seen = variant->partly ? seen : NULL,
+                       .window = variant->window,
+                       .bias = variant->biased ? uniform_floats(s.heads * length * length, -1, 1) : NULL,
+                       .bias_head = length * length,
+                       .bias_query = length,
+                       .cosines = variant->rotary ? uniform_floats(angles * s.head_size, -1, 1) : NULL,
+                       .sines = variant->rotary ? uniform_floats(angles * s.head_size, -1, 1) : NULL,
+                       .angles = angles};
+}
+
+static void reference_rotate(double *x, size_t size, const float *cosines, const float *sines)
+{
+  for (size_t i = 0; i < size / 2; i++) {
+    const double low = x[i], high = x[i + size / 2];
+    x[i] = low * cosines[i] - high * sines[i];
+    x[i + size / 2] = high * cosines[i + size / 2] + low * sines[i + size / 2];
+  }
+}
+
+/* query, key and value of one row, beside each other. */
+static void reference_project(const struct test_layer *test, const struct call *call, size_t row, double *out)
+{
+  const struct layer *layer = &test->layer;
+  const size_t width = layer->heads * layer->head_size;
+  double *x = malloc(layer->hidden * sizeof *x);
+  CHECK(x != NULL);
+  for (size_t i = 0; i < layer->hidden; i++)
+    x[i] = call->input[row * layer->hidden + i];
+  if (layer->norm_first)
+    reference_norm(&layer->attention_norm, x, layer->hidden, x);
+  reference_linear(&test->query, x, out);
+  reference_linear(&test->key, x, out + width);
+  reference_linear(&test->value, x, out + 2 * width);
+  for (size_t head = 0; call->cosines != NULL && head < 2 * layer->heads; head++)
+    reference_rotate(out + head * layer->head_size, layer->head_size,
+                     call->cosines + row % call->angles * layer->head_size,
+                     call->sines + row % call->angles * layer->head_size);
+  free(x);
+}
+
+/* Everything after attention, for one row. */
+static void reference_finish(const struct test_layer *test, const float *input, const double *context,
+                             double *out)
+{
+  const struct layer *layer = &test->layer;
+  const size_t hidden = layer->hidden, wide = layer->up.columns;
+  double *x = malloc((3 * hidden + 2 * wide) * sizeof *x), *y = x + hidden, *z = y + hidden, *up = z + hidden,
+         *gate = up + wide;
+  CHECK(x != NULL);
+  reference_linear(&test->output, context, x);
+  for (size_t i = 0; i < hidden; i++)
+    x[i] += input[i];
+  reference_norm(layer->norm_first ? &layer->output_norm : &layer->attention_norm, x, hidden, y);
+  if (!layer->norm_first)
+    memcpy(x, y, hidden * sizeof *x);
+  reference_linear(&test->up, y, up);
+  if (layer->gate.columns)
+    reference_linear(&test->gate, y, gate);
+  for (size_t i = 0; i < wide; i++)
+    up[i] = layer->gate.columns ? reference_activation(layer->activation, gate[i]) * up[i]
+                                : reference_activation(layer->activation, up[i]);
+  reference_linear(&test->down, up, z);
+  for (size_t i = 0; i < hidden; i++)
+    out[i] = x[i] + z[i];
+  if (!layer->norm_first)
+    reference_norm(&layer->output_norm, out, hidden, out);
+  free(x);
+}
+
+static void reference_sequence(const struct test_layer *test, const struct call *call, size_t s, double *out)
+{
+  const struct layer *layer = &test->layer;
+  const size_t size = layer->head_size, width = layer->heads * size, length = (size_t)call->length[s];
+  const struct sight sight = {length, call->skipped ? (size_t)call->skipped[s] : 0,
+                              call->seen ? (size_t)call->seen[s] : length, call->window, call->bias != NULL};
+  double *qkv = malloc((length * 3 + 1) * width * sizeof *qkv), *context = qkv + length * 3 * width;
+  double *bias = malloc(length * sizeof *bias);
+  char *visible = malloc(length);
+  CHECK(qkv != NULL && (length == 0 || (bias != NULL && visible != NULL)));
+  for (size_t i = 0; i < length; i++)
+    reference_project(test, call, (size_t)call->first[s] + i, qkv + i * 3 * width);
+  for (size_t q = 0; q < length; q++) {
+    for (size_t head = 0; head < layer->heads; head++) {
+      for (size_t k = 0; k < length; k++) {
+        visible[k] = (char)sees(&sight, q, k);
+        bias[k] = call->bias ? call->bias[head * call->bias_head + q * call->bias_query + k] : 0;
+      }
+      const double *start = qkv + head * size;
+      reference_attention(start + q * 3 * width, start + width, start + 2 * width, 3 * width, length, size,
+                          layer->scale, visible, bias, context + head * size);
+    }
+    const size_t row = (size_t)call->first[s] + q;
+    reference_finish(test, call->input + row * layer->hidden, context, out + row * layer->hidden);
+  }
+  free(qkv);
+  free(bias);
+  free(visible);
+}
+
+/* |got - wanted| / |wanted|; both must be finite, and zero where no sequence is. */
+static double difference(const struct test_layer *test, const struct call *call)
+{
+  const size_t count = call->rows * test->layer.hidden;
+  double *wanted = calloc(count, sizeof *wanted), square = 0, size = 0;
+  CHECK(wanted != NULL);
+  for (size_t s = 0; s < call->sequences; s++)
+    reference_sequence(test, call, s, wanted);
+  for (size_t i = 0; i < count; i++) {
+    CHECK(isfinite(call->output[i]) && (wanted[i] != 0 || call->output[i] == 0));
+    square += (call->output[i] - wanted[i]) * (call->output[i] - wanted[i]);
+    size += wanted[i] * wanted[i];
+  }
+  free(wanted);
+  return sqrt(square / size);
+}
+
+static double tolerance_of(const struct variant *variant)
+{
+  return variant->kind == KIND_F32 ? 1e-5 : variant->kind == KIND_BF16 ? 1e-2 : 3e-2;
+}
+
+static void test_layer(struct variant variant, size_t length, unsigned threads)
+{
+  const struct test_layer test = make_layer(&variant);
+  const struct call call = make_call(&variant, length);
+  CHECK(layer_run(&test.layer, &call, threads) == 0);
+  const double far = difference(&test, &call);
+  if (far > tolerance_of(&variant))
+    fprintf(stderr, "kind %d, attention %d, length %zu: %g\n", (int)variant.kind, (int)variant.attention,
+            length, far);
+  CHECK(far <= tolerance_of(&variant));
+  guarded_release();
+}
+
+static const struct sizes odd[] = {
+    {33, 1, 2, 65}, {64, 4, 16, 128}, {70, 3, 22, 131}, {96, 2, 6, 50}, {48, 4, 64, 97}};
+
+static void test_variants(void)
+{
+  for (int i = 0; i < 60; i++) {
+    const enum kind kind = (enum kind)(i % KINDS);
+    const struct variant variant = {.kind = kind,
+                                    .attention = kind == KIND_F32 || i % 4 == 0 ? KIND_F32 : KIND_BF16,
+                                    .sizes = odd[below(5)],
+                                    .gated = (int)below(2),
+                                    .norm_first = (int)below(2),
+                                    .rotary = (int)below(2),
+                                    .biased = (int)below(2),
+                                    .partly = (int)below(2),
+                                    .window = below(2) ? SIZE_MAX : below(20),
+                                    .activation = (enum activation)below(ACT_TANH)};
+    available = 1 + (unsigned)below(4);
+    if (can(kind))
+      test_layer(variant, 1 + below(40), 1 + (unsigned)below(4));
+  }
+}
+
+static const struct variant plain = {
+    .kind = KIND_F32, .sizes = {32, 2, 16, 64}, .window = SIZE_MAX, .activation = ACT_GELU};
+
+/* More rows than a chunk has, more queries than a unit has, more rows than a block has. */
+static void test_long_sequences(void)
+{
+  available = 2;
+  test_layer(plain, 530, 2);
+  test_layer(plain, 300, 1);
+}
+
+/* Attention wider than the layer, in int8: its rows are converted in the layer's memory. */
+static void test_wide_attention(void)
+{
+  struct variant variant = plain;
+  variant.kind = KIND_I8;
+  variant.sizes = (struct sizes){16, 8, 64, 16};
+  if (can(KIND_I8))
+    test_layer(variant, 100, 2);
+}
+
+static void test_nothing_to_do(void)
+{
+  const struct test_layer test = make_layer(&plain);
+  struct call call = make_call(&plain, 4);
+  call.sequences = 0;
+  CHECK(layer_run(&test.layer, &call, 2) == 0);
+  for (size_t i = 0; i < call.rows * 32; i++)
+    CHECK(call.output[i] == 0);
+  guarded_release();
+}
+
+static void *no_memory(size_t alignment, size_t size)
+{
+  (void)alignment, (void)size;
+  return NULL;
+}
+
+static void test_no_memory(void)
+{
+  const struct test_layer test = make_layer(&plain);
+  const struct call call = make_call(&plain, 4);
+  scratch_allocate = no_memory;
+  CHECK(layer_run(&test.layer, &call, 2) == ENOMEM);
+  scratch_allocate = used_memory;
+  guarded_release();
+}
+
+struct turn {
+  const struct test_layer *test;
+  struct call call;
+};
+
+static void *run_often(void *argument)
+{
+  const struct turn *turn = argument;
+  for (int i = 0; i < 10; i++)
+    CHECK(layer_run(&turn->test->layer, &turn->call, 1 + (unsigned)i % 3) == 0);
+  return NULL;
+}
+
+static void test_calls_at_once(void)
+{
+  const struct test_layer test = make_layer(&plain);
+  struct turn turns[4];
+  pthread_t threads[4];
+  available = 2;
+  for (int i = 0; i < 4; i++)
+    turns[i] = (struct turn){&test, make_call(&plain, 20)};
+  for (int i = 0; i < 4; i++)
+    CHECK(pthread_create(&threads[i], NULL, run_often, &turns[i]) == 0);
+  for (int i = 0; i < 4; i++) {
+    CHECK(pthread_join(threads[i], NULL) == 0);
+    CHECK(difference(&test, &turns[i].call) <= 1e-5);
+  }
+  guarded_release();
+}
+
+void test_layers(void)
+{
+  scratch_allocate = used_memory;
+  test_variants();
+  test_long_sequences();
+  test_wide_attention();
+  test_nothing_to_do();
+  test_no_memory();
+  test_calls_at_once();
+}

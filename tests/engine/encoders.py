@@ -1,0 +1,108 @@
+"""Small encoders of every family that is fused, with inputs; made once, copied for each test."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+
+import torch
+
+TEXT = dict(vocab_size=500, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128)
+IMAGE = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, image_size=48)
+SOUND = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, vocab_size=32)
+SOUND |= dict(
+    conv_dim=[64] * 3, conv_kernel=[10, 3, 3], conv_stride=[5, 2, 2], num_conv_pos_embedding_groups=4
+)
+BART = dict(vocab_size=500, d_model=64, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=128)
+BART |= dict(decoder_layers=1, decoder_attention_heads=4, decoder_ffn_dim=128, max_position_embeddings=64)
+WHISPER = dict(d_model=64, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=128, decoder_layers=1)
+WHISPER |= dict(decoder_attention_heads=4, decoder_ffn_dim=128, max_source_positions=30, num_mel_bins=20)
+WHISPER |= dict(vocab_size=500, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1)
+
+# name: (class, sizes, the part that is used, or ""); settings of an instance beside the sizes
+SETTINGS = {
+    "BERT": ("Bert", TEXT),
+    "RoBERTa": ("Roberta", TEXT),
+    "XLM-R": ("XLMRoberta", TEXT),
+    "CamemBERT": ("Camembert", TEXT),
+    "ELECTRA": ("Electra", {**TEXT, "embedding_size": 32}),
+    "DistilBERT": ("DistilBert", dict(vocab_size=500, dim=64, n_layers=2, n_heads=4, hidden_dim=128)),
+    "ALBERT": ("Albert", {**TEXT, "embedding_size": 32}),
+    "MPNet": ("MPNet", TEXT),
+    "ModernBERT": ("ModernBert", {**TEXT, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2}),
+    "NomicBERT": ("NomicBert", TEXT),
+    "ViT": ("ViT", {**IMAGE, "patch_size": 16}),
+    "CLIP vision": ("CLIPVision", {**IMAGE, "patch_size": 16}),
+    "Whisper": ("Whisper", WHISPER),
+    "BART": ("Bart", BART),
+    "wav2vec2": ("Wav2Vec2", SOUND),
+    "wav2vec2, stable norm": (
+        "Wav2Vec2",
+        {**SOUND, "do_stable_layer_norm": True, "feat_extract_norm": "layer"},
+    ),
+}
+TEXTS = [
+    name for name in SETTINGS if name not in ("ViT", "CLIP vision", "Whisper") and "wav2vec2" not in name
+]
+
+
+def random_vectors(model):
+    """Norms and biases of a new model are 0 and 1, which would hide that one was left out."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model.eval()
+
+
+@cache
+def _made(name):
+    import transformers
+
+    torch.manual_seed(0)
+    kind, settings = SETTINGS[name]
+    model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**settings))
+    if name in ("Whisper", "BART"):
+        model = model.get_encoder()
+    return random_vectors(model)
+
+
+def make(name):
+    return copy.deepcopy(_made(name))
+
+
+def inputs(name, side="right", length=17, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    if name in ("ViT", "CLIP vision"):
+        return {"pixel_values": torch.randn(2, 3, 48, 48, generator=generator)}
+    if name == "Whisper":
+        return {"input_features": torch.randn(2, 20, 60, generator=generator)}
+    if "wav2vec2" in name:
+        mask = torch.ones(2, 1000, dtype=torch.long)
+        mask[1, 600:] = 0
+        sound = torch.randn(2, 1000, generator=generator)
+        return {"input_values": sound * mask} | ({} if side == "none" else {"attention_mask": mask})
+    ids = torch.randint(5, 500, (3, length), generator=generator)
+    mask = torch.ones(3, length, dtype=torch.long)
+    mask[1, length // 2 :] = 0
+    mask[2, 1:] = 0
+    mask = mask.flip(1) if side == "left" else mask
+    return {"input_ids": ids} | ({} if side == "none" else {"attention_mask": mask})
+
+
+def run(model, given):
+    with torch.inference_mode():
+        return model(**given)[0]
+
+
+def real(result, given):
+    """(tokens, size): what is no padding; of sounds the whole of the first, which has none."""
+    mask = given.get("attention_mask")
+    if mask is None:
+        return result.flatten(0, -2)
+    return result[0] if mask.shape != result.shape[:2] else result[mask.bool()]
+
+
+def cosines(got, expected):
+    """(tokens,)"""
+    return torch.nn.functional.cosine_similarity(got.double(), expected.double(), dim=-1)

@@ -1,0 +1,258 @@
+"""hfaccel._kernels through Python: bad arguments, no memory, and a leak test for each function."""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+import pytest
+import torch
+
+from hfaccel.engine.kernels import Kind, kernels_problem
+from hfaccel.engine.packed import NO_MATRIX, PackedWeight
+from hfaccel.memory import Arena
+
+if kernels_problem():
+    pytest.skip(kernels_problem(), allow_module_level=True)
+from hfaccel import _kernels
+
+WIDTH, HEADS, WIDE, ROWS = 64, 4, 128, 6
+KINDS = [kind for kind in Kind if not kernels_problem(kind)]
+NORM = (0, 0, 1e-5, 0)
+
+
+def packed(rows, columns, kind=Kind.FLOAT32):
+    torch.manual_seed(0)
+    return PackedWeight.pack(torch.randn(rows, columns) / 8, Arena(1 << 20, pages="default"), kind)
+
+
+def weights(kind=Kind.FLOAT32):
+    """query, key, value, output, gate, up, down."""
+    shapes = [(WIDTH, WIDTH)] * 4 + [(WIDE, WIDTH)] * 2 + [(WIDTH, WIDE)]
+    return [packed(*shape, kind) for shape in shapes]
+
+
+KEPT = weights()  # addresses are all that the kernels see
+X, OUT = torch.randn(ROWS, WIDTH), torch.empty(ROWS, WIDTH)
+FIRST, LENGTH = torch.tensor([0, 4], dtype=torch.int32), torch.tensor([4, 2], dtype=torch.int32)
+LAYER = (WIDTH, HEADS, WIDTH // HEADS, *(weight.matrix() for weight in KEPT), NORM, NORM, False, 1, 0, 0.25)
+RUN = dict(
+    threads=2, input=X.data_ptr(), output=OUT.data_ptr(), rows=ROWS, sequences=2, first=FIRST.data_ptr()
+)
+RUN |= dict(length=LENGTH.data_ptr(), skipped=0, seen=0, window=-1, bias=0, bias_head=0, bias_query=0)
+RUN |= dict(cosines=0, sines=0, angles=0)
+LINEAR = dict(threads=2, matrix=KEPT[0].matrix(), activation=0, input=X.data_ptr(), in_features=WIDTH)
+LINEAR |= dict(output=OUT.data_ptr(), rows=ROWS)
+
+
+def layer(**changes):
+    names = ["hidden", "heads", "head_size", "query", "key", "value", "output", "gate", "up", "down"]
+    names += ["attention_norm", "output_norm", "norm_first", "activation", "attention", "scale"]
+    return _kernels.Layer(*{**dict(zip(names, LAYER, strict=True)), **changes}.values())
+
+
+def run(**changes):
+    return layer().run(*{**RUN, **changes}.values())
+
+
+def linear(**changes):
+    return _kernels.linear(*{**LINEAR, **changes}.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_and_a_linear_layer_run(kind):
+    kept = weights(kind)
+    names = ["query", "key", "value", "output", "gate", "up", "down"]
+    made = layer(**{name: weight.matrix() for name, weight in zip(names, kept, strict=True)})
+    OUT.fill_(float("nan"))
+    made.run(*RUN.values())
+    assert OUT.isfinite().all()
+    linear(matrix=kept[0].matrix())
+    tolerance = {Kind.FLOAT32: 1e-5, Kind.BFLOAT16: 3e-2, Kind.INT8: 1e-1}[kind]
+    torch.testing.assert_close(OUT, X @ kept[0].unpack().t(), rtol=0, atol=tolerance)
+
+
+MATRIX = KEPT[0].matrix()
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        None,
+        [*MATRIX],
+        MATRIX[:-1],
+        (*MATRIX, 0),
+        ("0", *MATRIX[1:]),
+        (0.5, *MATRIX[1:]),
+        (-1, *MATRIX[1:]),
+        (3, *MATRIX[1:]),
+        (0, -1, *MATRIX[2:]),
+        (0, WIDTH, -1, *MATRIX[3:]),
+        (0, WIDTH, WIDTH + 1, *MATRIX[3:]),
+        (0, WIDTH, WIDTH, 0, 0, 0, 0),
+        (0, WIDTH, WIDTH, None, 0, 0, 0),
+        (2, WIDTH, WIDTH // 4, MATRIX[3], 0, 0, 0),  # int8 without scales
+        (0, 1 << 70, WIDTH, *MATRIX[3:]),
+    ],
+)
+def test_what_is_no_matrix_is_refused(matrix):
+    for call in (linear, lambda matrix: layer(query=matrix), lambda matrix: layer(down=matrix)):
+        with pytest.raises((TypeError, ValueError, OverflowError)):
+            call(matrix=matrix) if call is linear else call(matrix)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *(
+            {name: value}
+            for name in ("hidden", "heads", "head_size")
+            for value in (0, -1, 1 << 62, "1", None, 16.0)
+        ),
+        *({"activation": value} for value in (-1, 8, 99, "gelu")),
+        *({"attention": value} for value in (-1, 2, 3)),
+        *({"attention_norm": value} for value in (None, (), (0, 0, 1e-5), (0, 0, 1e-5, 3), (0, 0, "e", 0))),
+        {"scale": "1"},
+        {"key": NO_MATRIX},
+        {"key": KEPT[5].matrix()},
+        {"output": KEPT[5].matrix()},
+        {"gate": KEPT[0].matrix()},
+        {"up": NO_MATRIX},
+        {"down": KEPT[0].matrix()},
+        {"down": KEPT[4].matrix()},
+        {"head_size": 16, "heads": 5},
+    ],
+)
+def test_a_layer_of_parts_that_do_not_fit_is_refused(changes):
+    with pytest.raises((TypeError, ValueError, OverflowError)):
+        layer(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({name: -1} for name in ("rows", "sequences", "bias_head", "bias_query", "angles")),
+        *({name: 0} for name in ("input", "output", "first", "length", "rows")),
+        *({name: value} for name in RUN for value in ("1", 0.5, None)),
+        {"skipped": FIRST.data_ptr()},
+        {"seen": FIRST.data_ptr()},
+        {"cosines": X.data_ptr(), "angles": 1},
+        {"cosines": X.data_ptr(), "sines": X.data_ptr()},
+        {"threads": 1 << 40},
+    ],
+)
+def test_a_run_with_bad_arguments_is_refused(changes):
+    with pytest.raises((TypeError, ValueError, OverflowError)):
+        run(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({name: -1} for name in ("rows", "in_features", "activation")),
+        *({name: 0} for name in ("input", "output", "in_features")),
+        *({name: value} for name in LINEAR for value in ("1", 0.5, None)),
+        {"in_features": WIDTH + 1},
+        {"activation": 8},
+    ],
+)
+def test_a_linear_layer_with_bad_arguments_is_refused(changes):
+    with pytest.raises((TypeError, ValueError, OverflowError)):
+        linear(**changes)
+
+
+@pytest.mark.parametrize("function", [_kernels.Layer, _kernels.linear, layer().run])
+def test_too_few_and_too_many_arguments(function):
+    for arguments in ((), (1,), (0,) * 40):
+        with pytest.raises(TypeError):
+            function(*arguments)
+
+
+def test_what_takes_no_arguments_or_one():
+    with pytest.raises(TypeError):
+        _kernels.instructions(1)
+    with pytest.raises(TypeError):
+        _kernels.use_threads()
+    with pytest.raises(TypeError):
+        _kernels.use_threads("address")
+    with pytest.raises(OverflowError):
+        _kernels.use_threads(-1)
+    with pytest.raises(TypeError):
+        _kernels.Layer(hidden=1)
+
+
+def test_no_memory_is_a_memory_error():
+    """More rows than addresses: nothing is read."""
+    wide = packed(64, 512)  # its rows are copied
+    with pytest.raises(MemoryError):
+        linear(matrix=wide.matrix(), in_features=512, rows=1 << 44)
+
+
+@pytest.mark.parametrize("threads", [-1, 0, 1, 2, 64])
+def test_any_number_of_threads_gives_the_same(threads):
+    run(threads=1)
+    expected = OUT.clone()
+    run(threads=threads)
+    torch.testing.assert_close(OUT, expected, rtol=0, atol=1e-6)
+
+
+def test_nothing_to_do():
+    linear(rows=0, input=0, output=0)
+    OUT.fill_(1)
+    run(sequences=0)
+    assert not OUT.any()
+    run(sequences=0, rows=0, input=0, output=0)
+
+
+# Leaks
+
+LEAK_TESTS = {
+    "Layer": layer,
+    "Layer.run": lambda: run(threads=1),
+    "linear": lambda: linear(threads=1),
+    "use_threads": lambda: refused(_kernels.use_threads, -1),  # a real one is in use
+    "instructions": _kernels.instructions,
+    "a matrix that is refused": lambda: refused(layer, query=(0, 1)),
+    "a matrix too large": lambda: refused(linear, in_features=-1),
+    "sizes that are refused": lambda: refused(run, rows=-1),
+    "no memory": lambda: refused(linear, matrix=WIDE_MATRIX, in_features=512, rows=1 << 44),
+}
+WIDE_WEIGHT = packed(64, 512)
+WIDE_MATRIX = WIDE_WEIGHT.matrix()
+
+
+def refused(function, *arguments, **changes):
+    with pytest.raises((TypeError, ValueError, OverflowError, MemoryError)):
+        function(*arguments, **changes)
+
+
+def test_every_function_has_a_leak_test():
+    public = {name for name in vars(_kernels) if callable(getattr(_kernels, name)) and name[0] != "_"}
+    methods = {f"Layer.{name}" for name in vars(_kernels.Layer) if not name.startswith("_")}
+    assert public | methods <= set(LEAK_TESTS)
+
+
+@pytest.mark.parametrize("name", LEAK_TESTS)
+def test_nothing_leaks(name):
+    call = LEAK_TESTS[name]
+    for _ in range(50):
+        call()
+    gc.collect()
+    before, references = sys.getallocatedblocks(), sys.getrefcount(_kernels.Layer)
+    for _ in range(500):
+        call()
+    gc.collect()
+    assert sys.getallocatedblocks() - before < 200  # 500 leaked objects
+    assert sys.getrefcount(_kernels.Layer) - references < 10
+
+
+def test_runs_give_their_memory_back():
+    """A run's intermediate results are some 100 KiB: 2000 that leak are 200 MiB."""
+    from test_extension import resident
+
+    for _ in range(20):
+        run(threads=1)
+    before = resident()
+    for _ in range(2000):
+        run(threads=1)
+    assert resident() - before < 16 << 20
