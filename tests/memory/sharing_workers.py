@@ -100,7 +100,7 @@ def main():
         torch.set_num_threads(1)  # as forked workers compute
         expected = result(model)
         hfaccel.memory.share(model)
-        methods = {"fork": 8, "forkserver": 8, **({"spawn": 2} if precision == "int8" else {})}
+        methods = {"fork": 8, "forkserver": 8, **({"spawn": 1} if precision == "int8" else {})}
         report[precision] = {
             "expected": expected,
             "after": result(model),

@@ -27,6 +27,8 @@ from hfaccel.memory import shared
 from hfaccel.saving import files, parts
 
 PRECISIONS = {"float32": {}, "bfloat16": {"dtype": torch.bfloat16}, "int8": {"quantization": "int8"}}
+# A pickle carries dense values, which are packed, and in int8 rounded, again.
+REPACKED = {"float32": 1e-6, "bfloat16": 1e-6, "int8": 0.05}
 pytestmark = [
     pytest.mark.skipif(bool(engine.kernels_problem()), reason="no kernels here: nothing is packed"),
     pytest.mark.filterwarnings("ignore:what is saved cannot be made again:RuntimeWarning"),
@@ -113,7 +115,7 @@ def test_a_loaded_model_is_a_model_like_any_other(precision, checkpoint, tmp_pat
     got = hfaccel.load(tmp_path)
     expected = states(got, batch)
     for other in (copy.deepcopy(got), pickle.loads(pickle.dumps(got))):
-        assert torch.allclose(states(other, batch), expected, atol=1e-6)
+        assert torch.allclose(states(other, batch), expected, atol=REPACKED[precision])
     hfaccel.memory.share(got)
     assert shared(got).outcome.applied and torch.equal(states(got, batch), expected)
     with torch.no_grad():
