@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check bench bench-memory docs clean
+.PHONY: help demo test check bench bench-memory conformance docs clean
 
 help:
 	@echo "make demo    embed real texts with and without hfaccel, and compare"
@@ -13,6 +13,7 @@ help:
 	@echo "make check   lint, types, formatting, C tests under sanitizers"
 	@echo "make bench   measure every figure of benchmarks/README.md (about 15 minutes)"
 	@echo "make bench-memory  every allocator on the kernel list's workload, with a picture (about an hour)"
+	@echo "make conformance  stock against optimized for every architecture of transformers (about 20 minutes)"
 	@echo "make docs    generate docs/knobs.md and docs/placement.md"
 
 $(INSTALLED): constraints.txt pyproject.toml native/CMakeLists.txt $(wildcard native/*.c native/*.h)
@@ -52,6 +53,9 @@ bench: $(INSTALLED)
 bench-memory: $(INSTALLED)
 	$(BIN)/hfaccel bench memory --save benchmarks/results/$(shell date +%F)-memory.json \
 	  --picture benchmarks/results/$(shell date +%F)-memory.svg
+
+conformance: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/conformance/table.py --page docs/conformance.md
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/generate.py
