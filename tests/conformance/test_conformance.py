@@ -15,6 +15,7 @@ from hfaccel.engine.kernels import Kind, kernels_problem
 PRECISIONS = tuple(kind.label for kind in Kind if not kernels_problem(kind))
 if not PRECISIONS:
     pytest.skip(kernels_problem(), allow_module_level=True)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # type: families of its fused layers
 FUSED = {
@@ -38,16 +39,8 @@ FUSED = {
     "xlm-roberta": "BERT",
 }
 # others, with another computation in each
-PACKED = ("bloom", "convbert", "deberta-v2", "dinov2", "esm", "fnet", "gpt2", "llama", "longformer", "luke")
-PACKED += ("mobilebert", "opt", "phi", "qwen2", "roformer", "segformer", "squeezebert", "swin", "t5", "yolos")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+PACKED = ("bloom", "convbert", "deberta-v2", "dinov2", "esm", "fnet", "gpt2", "llama", "longformer", "gptj")
+PACKED += ("mobilebert", "opt", "phi", "qwen2", "roformer", "segformer", "squeezebert", "beit", "t5", "yolos")
 
 
 @pytest.mark.parametrize("kind", FUSED)
