@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-backends test-ipex check bench bench-memory docs clean
+.PHONY: help demo test test-backends test-ipex check bench bench-memory bench-backends conformance docs clean
 
 help:
 	@echo "make demo    embed real texts with and without hfaccel, and compare"
@@ -16,9 +16,10 @@ help:
 	@echo "make bench   measure every figure of benchmarks/README.md (about 30 minutes)"
 	@echo "make bench-memory  every allocator on the kernel list's workload, with a picture (about an hour)"
 	@echo "make bench-backends  hfaccel against every engine on the same work (about an hour)"
+	@echo "make conformance  stock against optimized for every architecture of transformers (about 20 minutes)"
 	@echo "make docs    generate docs/knobs.md and docs/placement.md"
 
-$(INSTALLED): constraints.txt pyproject.toml native/CMakeLists.txt $(wildcard native/*.c native/*.h)
+$(INSTALLED): constraints.txt pyproject.toml native/CMakeLists.txt $(wildcard native/*.[ch] native/kernels/*.[ch])
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --progress-bar off torch==2.13.0
 	$(BIN)/pip install --quiet --progress-bar off --editable '.[demo,test]'
@@ -48,7 +49,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror native/*.c native/*.h native/kernels/scratch.* native/tests/*.c native/tests/*.h
+	$(BIN)/clang-format --dry-run --Werror native/*.[ch] native/kernels/*.[ch] native/tests/*.[ch]
 	$(MAKE) native-test SANITIZE=address,undefined
 	$(MAKE) native-test SANITIZE=thread
 
@@ -79,6 +80,9 @@ bench-backends: $(INSTALLED)
 bench-memory: $(INSTALLED)
 	$(BIN)/hfaccel bench memory --save benchmarks/results/$(shell date +%F)-memory.json \
 	  --picture benchmarks/results/$(shell date +%F)-memory.svg
+
+conformance: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/conformance/table.py --page docs/conformance.md
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/generate.py

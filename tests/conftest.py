@@ -56,6 +56,15 @@ def minilm_path():
     return str(Path(package).with_name("model"))
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For many small models: that threads agree is tested in engine/test_layer.py and in native/tests."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def replace(facts, **changes):
     """A copy of facts with some of them changed."""
     return facts._replace(**changes)

@@ -62,8 +62,9 @@ INLINE void tile(enum kind kind, const size_t rows, const uint32_t *a, size_t st
   {                                                                                                          \
     switch (rows) {                                                                                          \
       CASE(kind, 1)                                                                                          \
-      CASE(kind, 2) CASE(kind, 3) CASE(kind, 4) CASE(kind, 5) CASE(kind, 6) CASE(kind, 7) CASE(kind, 8)      \
-          CASE(kind, 9) CASE(kind, 10) CASE(kind, 11) CASE(kind, 12) CASE(kind, 13) CASE(kind, 14)           \
+      CASE(kind, 2)                                                                                          \
+      CASE(kind, 3) CASE(kind, 4) CASE(kind, 5) CASE(kind, 6) CASE(kind, 7) CASE(kind, 8) CASE(kind, 9)      \
+          CASE(kind, 10) CASE(kind, 11) CASE(kind, 12) CASE(kind, 13) CASE(kind, 14)                         \
     }                                                                                                        \
   }
 TILE(tile_f32, KIND_F32)

@@ -13,6 +13,7 @@ from hfaccel.engine.layer import FusedLayer
 
 if kernels_problem():
     pytest.skip(kernels_problem(), allow_module_level=True)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 BF16 = pytest.mark.skipif(bool(kernels_problem(Kind.BFLOAT16)), reason=kernels_problem(Kind.BFLOAT16))
 INT8 = pytest.mark.skipif(bool(kernels_problem(Kind.INT8)), reason=kernels_problem(Kind.INT8))
@@ -20,15 +21,6 @@ ROUNDED = [
     pytest.param({"dtype": torch.bfloat16}, 0.999, id="bfloat16", marks=BF16),
     pytest.param({"quantization": "int8"}, 0.99, id="int8", marks=INT8),
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """These are many small models; that threads agree is tested in test_layer.py and in native/tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def fused(model):

@@ -140,7 +140,7 @@ def rounded_weight(weight, options):
 @ROUNDED
 def test_state_dicts_hold_the_rounded_values(model, options):
     before, after = values(model), values(hfaccel.optimize(model, **options))
-    name = "encoder.layer.0.intermediate.dense.weight"
+    name = "encoder.layer.0.output.dense.weight"  # its input comes from no norm: no factors
     torch.testing.assert_close(after[name], rounded_weight(before[name], options), rtol=1e-6, atol=1e-9)
     unrounded = [name for name in before if torch.equal(before[name], after[name])]
     assert {name for name in before if "LayerNorm" in name or "bias" in name or "embedding" in name} <= set(

@@ -31,7 +31,7 @@ from hfaccel.memory.layout import held
 WORKERS = Path(__file__).with_name("sharing_workers.py")
 PRECISIONS = {"float32": {}, "bfloat16": {"dtype": torch.bfloat16}, "int8": {"quantization": "int8"}}
 # A pickle carries dense values, which are packed, and in int8 rounded, again.
-REPACKED = {"float32": 1e-6, "bfloat16": 1e-6, "int8": 0.05}
+REPACKED = {"float32": 1e-6, "bfloat16": 1e-6, "int8": 1e-6}
 METHODS = ["fork", "forkserver", "spawn"]
 
 

@@ -1,0 +1,96 @@
+"""A representative part of what `make conformance` runs over every architecture of transformers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from agreement import TOLERANCE, distance, judge, tensors
+from small_models import architectures, build, inputs
+from table import in_child, page
+
+from hfaccel.engine.kernels import Kind, kernels_problem
+
+PRECISIONS = tuple(kind.label for kind in Kind if not kernels_problem(kind))
+if not PRECISIONS:
+    pytest.skip(kernels_problem(), allow_module_level=True)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# type: families of its fused layers
+FUSED = {
+    "albert": "ALBERT",
+    "bart": "BART",
+    "bert": "BERT",
+    "camembert": "BERT",
+    "clip": "CLIP",
+    "data2vec-text": "BERT",
+    "distilbert": "DistilBERT",
+    "electra": "BERT",
+    "mbart": "Whisper",
+    "modernbert": "ModernBERT",
+    "mpnet": "MPNet",
+    "nomic_bert": "NomicBERT",
+    "roberta": "BERT",
+    "siglip": "CLIP",
+    "vit": "ViT",
+    "wav2vec2": "wav2vec2",
+    "whisper": "Whisper",
+    "xlm-roberta": "BERT",
+}
+# others, with another computation in each
+PACKED = ("bloom", "convbert", "deberta-v2", "dinov2", "esm", "fnet", "gpt2", "llama", "longformer", "gptj")
+PACKED += ("mobilebert", "opt", "phi", "qwen2", "roformer", "segformer", "squeezebert", "beit", "t5", "yolos")
+
+
+@pytest.mark.parametrize("kind", FUSED)
+def test_families_that_are_fused(kind):
+    verdict = judge(kind, precisions=PRECISIONS)
+    assert not verdict.problem and not verdict.not_built and not verdict.stock
+    assert {name.split(" x ")[0] for name in verdict.fused} == {FUSED[kind]}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_other_architectures(kind):
+    verdict = judge(kind, precisions=PRECISIONS)
+    assert not verdict.problem and not verdict.not_built
+    assert not verdict.fused and verdict.packed + len(verdict.reasons) > 0
+
+
+# The tools themselves: they must find what they look for
+
+
+def test_a_wrong_result_is_found():
+    model = build("bert")
+    given = inputs(model, "left")
+    with torch.inference_mode():
+        right = dict(tensors(model(**given)))
+        model.bert.encoder.layer[1].output.dense.bias[0] += 0.5
+        wrong = dict(tensors(model(**given)))
+    assert distance(right, right, given) == 0
+    assert distance(wrong, right, given) > 10 * TOLERANCE["float32"]
+    assert distance({}, right, given) == float("inf")
+    name = next(iter(right))
+    assert distance({**right, name: right[name] * float("nan")}, right, given) == float("inf")
+
+
+def test_only_real_tokens_are_compared():
+    given = {"attention_mask": torch.tensor([[1, 1, 0]])}
+    wanted = {"x": torch.ones(1, 3, 2)}
+    got = {"x": torch.tensor([[[1.0, 1.0], [1.0, 1.0], [7.0, 7.0]]])}
+    assert distance(got, wanted, given) == 0
+    assert distance(got, wanted, {}) > 1
+
+
+def test_a_type_that_takes_too_long_is_a_row():
+    row = in_child("bert", seconds=0.001)
+    assert "seconds" in row["not_built"]
+    assert "| bert | takes more than 0 seconds |" in page([row])
+
+
+def test_the_page_has_a_row_for_each_type():
+    rows = [judge("bert", precisions=("float32",)).to_dict()]
+    text = page(json.loads(json.dumps(rows)))
+    assert "| bert | BertForMaskedLM | 13 | BERT x 2 |" in text
+    assert "1 of 1 types" in text
+    assert len(architectures()) > 150
