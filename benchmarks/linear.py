@@ -1,7 +1,7 @@
-"""One linear layer: torch's own path, oneDNN on plain layouts, oneDNN on packed weights.
+"""One linear layer: the kernels on a packed weight against torch's own path.
 
-Shows why weights are packed (docs/architecture.md) and where MIN_WIDTH lies. Weights are cold: as in a model,
-each call meets another one, and together they exceed every cache. All sides run in one process, in turn.
+Shows where MIN_WIDTH lies. Weights are cold: as in a model, each call meets another one, and together they
+exceed every cache. All sides run in one process, in turn.
 """
 
 from __future__ import annotations
@@ -13,20 +13,25 @@ from collections.abc import Callable
 
 import torch
 
-from hfaccel.engine.linear import linear_pointwise
+from hfaccel.engine import Kind, kernels_problem
+from hfaccel.engine.linear import linear
 from hfaccel.engine.packed import PackedWeight, packed_bytes
 from hfaccel.memory import Arena, padded
 from hfaccel.tables import render
 
-SHAPES = [(128, 128), (256, 256), (384, 384), (768, 768), (768, 3072), (3072, 768), (1024, 4096)]
+SHAPES = [(64, 64), (128, 128), (256, 256), (384, 384), (768, 768), (768, 3072), (3072, 768), (1024, 4096)]
 TOKENS = [1, 8, 16, 128]
 COLD_BYTES = 256 << 20  # together, above every cache
+Sides = dict[str, tuple[list[torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="times that each side is measured")
     rounds = parser.parse_args().rounds
+    problem = kernels_problem()
+    if problem:
+        raise SystemExit(problem)
     rows = []
     with torch.inference_mode():
         for inputs, outputs in SHAPES:
@@ -35,27 +40,21 @@ def main() -> None:
                 stock = times["torch"]
                 rates = [f"{stock / seconds:.2f}" for seconds in times.values()]
                 rows.append([f"{inputs} -> {outputs}", tokens, f"{stock * 1e6:.0f}", *rates])
-    titles = ["layer", "tokens", "torch, us", "torch", "rows", "columns", "packed"]
+    titles = ["layer", "tokens", "torch, us", *times]
     print(render("speed relative to torch's own linear, cold weights", titles, rows))
 
 
 def measure(inputs: int, outputs: int, tokens: int, rounds: int) -> dict[str, float]:
     """Seconds per call of each side, the median of `rounds`."""
-    count = max(2, COLD_BYTES // (inputs * outputs * 4))
-    count = min(count, 200)
+    count = min(200, max(2, COLD_BYTES // (inputs * outputs * 4)))
     stock = [torch.randn(outputs, inputs) for _ in range(count)]
-    arena = Arena(sum(padded(packed_bytes(weight)) for weight in stock))
     bias, input = torch.randn(outputs), torch.randn(tokens, inputs)
-
-    def onednn(weight: torch.Tensor) -> torch.Tensor:
-        return linear_pointwise(input, weight, bias, "none", [], "")
-
-    sides: dict[str, tuple[list[torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]] = {
-        "torch": (stock, lambda weight: torch.nn.functional.linear(input, weight, bias)),
-        "rows": (stock, onednn),
-        "columns": ([weight.t().contiguous().t() for weight in stock], onednn),
-        "packed": ([PackedWeight.pack(weight, arena).matrix for weight in stock], onednn),
-    }
+    sides: Sides = {"torch": (stock, lambda weight: torch.nn.functional.linear(input, weight, bias))}
+    for kind in Kind:
+        if not kernels_problem(kind):
+            arena = Arena(sum(padded(packed_bytes(weight, kind)) for weight in stock))
+            packed: list[torch.Tensor] = [PackedWeight.pack(weight, arena, kind) for weight in stock]
+            sides[kind.label] = (packed, lambda weight: linear(input, weight, bias))  # type: ignore[arg-type]
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, (weights, call) in sides.items():

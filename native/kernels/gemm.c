@@ -50,23 +50,24 @@ INLINE void tile(enum kind kind, const size_t rows, const uint32_t *a, size_t st
   }
 }
 
-#define CASE(kind, rows)                                                                                     \
-  case rows:                                                                                                 \
-    tile(kind, rows, a, stride, panel, words, sums, sums_stride);                                            \
+// clang-format off: it moves these lines at every run
+#define CASE(kind, rows)                                          \
+  case rows:                                                      \
+    tile(kind, rows, a, stride, panel, words, sums, sums_stride); \
     break;
 /* One unrolled loop for each number of rows. */
-#define TILE(name, kind)                                                                                     \
-  static __attribute__((noinline)) void name(size_t rows, const uint32_t *a, size_t stride,                  \
-                                             const uint32_t *panel, size_t words, float *sums,               \
-                                             size_t sums_stride)                                             \
-  {                                                                                                          \
-    switch (rows) {                                                                                          \
-      CASE(kind, 1)                                                                                          \
-      CASE(kind, 2)                                                                                          \
-      CASE(kind, 3) CASE(kind, 4) CASE(kind, 5) CASE(kind, 6) CASE(kind, 7) CASE(kind, 8) CASE(kind, 9)      \
-          CASE(kind, 10) CASE(kind, 11) CASE(kind, 12) CASE(kind, 13) CASE(kind, 14)                         \
-    }                                                                                                        \
+#define TILE(name, kind)                                                                             \
+  static __attribute__((noinline)) void name(size_t rows, const uint32_t *a, size_t stride,          \
+                                             const uint32_t *panel, size_t words, float *sums,       \
+                                             size_t sums_stride)                                     \
+  {                                                                                                  \
+    switch (rows) {                                                                                  \
+      CASE(kind, 1) CASE(kind, 2) CASE(kind, 3) CASE(kind, 4) CASE(kind, 5) CASE(kind, 6)            \
+      CASE(kind, 7) CASE(kind, 8) CASE(kind, 9) CASE(kind, 10) CASE(kind, 11) CASE(kind, 12)         \
+      CASE(kind, 13) CASE(kind, 14)                                                                  \
+    }                                                                                                \
   }
+// clang-format on
 TILE(tile_f32, KIND_F32)
 TILE(tile_bf16, KIND_BF16)
 TILE(tile_i8, KIND_I8)
@@ -114,12 +115,14 @@ INLINE void finish(const int int8, const enum activation activation, const struc
   }
 }
 
-#define FINISH(activation)                                                                                   \
-  case activation:                                                                                           \
-    finish(int8, activation, matrix, operand, result, begin, end, column, low, sums);                        \
-    if (high)                                                                                                \
-      finish(int8, activation, matrix, operand, result, begin, end, column + 16, high, sums + 16);           \
+// clang-format off
+#define FINISH(activation)                                                                             \
+  case activation:                                                                                     \
+    finish(int8, activation, matrix, operand, result, begin, end, column, low, sums);                  \
+    if (high)                                                                                          \
+      finish(int8, activation, matrix, operand, result, begin, end, column + 16, high, sums + 16);     \
     break;
+// clang-format on
 /* One loop over rows for each activation, without a branch inside that depends on it. */
 INLINE void finish_tile(const int int8, const struct matrix *matrix, const struct operand *operand,
                         const struct result *result, size_t begin, size_t end, size_t column,
