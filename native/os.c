@@ -60,8 +60,9 @@ int os_reserve(size_t size, void **address)
   /* Kernels differ in whether they align anonymous mappings by themselves (efa7df3e3bb5 in 6.7,
    * narrowed by d4148aeab412 in 6.12). Reserving one huge page more and cutting both ends off makes
    * their choice irrelevant. */
-  char *raw = os_calls.mmap(NULL, size + slack, PROT_READ | PROT_WRITE,
-                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  /* Not MAP_NORESERVE: who asks for more than this machine has shall hear ENOMEM now and not be killed at the
+   * first touch. */
+  char *raw = os_calls.mmap(NULL, size + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (raw == MAP_FAILED)
     return errno;
   const size_t head = (size_t)(-(uintptr_t)raw) % OS_HUGE_PAGE_SIZE;

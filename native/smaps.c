@@ -40,6 +40,7 @@ int smaps_sum(const char *path, uintptr_t address, size_t size, struct smaps_sum
     add(line, "Rss:", share, &sum->resident);
     add(line, "AnonHugePages:", share, &sum->anon_huge);
     add(line, "FilePmdMapped:", share, &sum->file_huge);
+    add(line, "ShmemPmdMapped:", share, &sum->file_huge);
   }
   const int error = ferror(file) ? EIO : 0;
   fclose(file);

@@ -12,7 +12,7 @@
 struct smaps_sum {
   size_t resident;  /* bytes present in memory (Rss) */
   size_t anon_huge; /* bytes of anonymous memory on 2 MiB pages (AnonHugePages) */
-  size_t file_huge; /* bytes of file mappings on 2 MiB pages (FilePmdMapped) */
+  size_t file_huge; /* bytes of file and shared mappings on 2 MiB pages (FilePmdMapped, ShmemPmdMapped) */
 };
 
 /* Sum over [address, address + size) what the smaps text at `path` says. 0, or an errno value. */

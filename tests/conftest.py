@@ -13,7 +13,17 @@ from hypothesis import settings
 settings.register_profile("hfaccel", deadline=None)
 settings.load_profile("hfaccel")
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "demo"))
+for folder in ("demo", "benchmarks"):
+    sys.path.insert(0, str(Path(__file__).parent.parent / folder))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exports(tmp_path_factory):
+    """Exports of this run, shared by its tests; the user's own cache is left alone."""
+    folder = tmp_path_factory.mktemp("exports")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HFACCEL_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture

@@ -19,14 +19,16 @@ FLOORS = (
     ("commands", "_site"),  # _site starts the user's own program
     ("tune", "doctor", "monitor"),
     ("bench",),
-    ("auto",),
-    ("optimization", "pipelines", "launcher"),
-    ("configuration", "information"),
+    ("auto", "saving"),
+    ("optimization", "comparison", "launcher", "serve"),
+    ("configuration", "information", "pipelines"),
+    ("selection",),
     ("backends",),
+    ("export",),
     ("engine",),
     ("memory", "apply"),
     ("plan",),
-    ("host",),
+    ("host", "cache"),
     ("errors", "outcome", "native", "tables"),
     ("_arena", "_kernels"),  # the extensions
 )
@@ -37,7 +39,7 @@ BACKENDS = f"{PACKAGE}.backends"
 SHARED_BY_BACKENDS = (BACKENDS, f"{BACKENDS}.base")
 
 HEAVY = ("torch", "transformers")
-LIGHT = ("host", "plan", "apply.environ", "apply.preload", "launcher", "commands")
+LIGHT = ("host", "plan", "apply.environ", "apply.preload", "launcher", "commands", "serve")
 
 
 # Reading imports

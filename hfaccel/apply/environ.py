@@ -14,6 +14,10 @@ from hfaccel.plan import KNOBS, Plan
 
 SAVED = "HFACCEL_SAVED_"  # prefix of a variable that holds what the program's children shall see
 SITE = str(Path(__file__).resolve().parent.parent / "_site")
+# oneTBB, which OpenVINO computes with, loads hwloc with RTLD_DEEPBIND. hwloc then frees by glibc what libc's
+# functions got from the preloaded malloc, and the program aborts (uxlfoundation/oneTBB#1636). This is the
+# switch that oneTBB has for it, read when OpenVINO is first used: it must stay in the program's environment.
+ONE_MALLOC = {"TBB_ENABLE_SANITIZERS": "1"}
 
 
 def launch_environment(plan: Plan, environment: Mapping[str, str]) -> dict[str, str]:
@@ -23,6 +27,8 @@ def launch_environment(plan: Plan, environment: Mapping[str, str]) -> dict[str, 
     accompanied by a saved copy; others (OMP_*) are inherited by children as they should be.
     """
     result = {**environment, **_variables(plan, environment, private=False)}
+    if isinstance(plan["allocator"].value, Library):
+        result.update({n: v for n, v in ONE_MALLOC.items() if not environment.get(n)})
     private = _variables(plan, environment, private=True)
     libraries = preloads(plan)
     if libraries:

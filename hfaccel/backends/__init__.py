@@ -1,4 +1,7 @@
-"""Backends: ways to compute a model. The registry is a list; the first that can run is "auto"."""
+"""Backends: ways to compute a model. The registry is a list.
+
+"auto" takes the first that can run without preparation; those that need some are measured first.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,22 @@ from importlib.metadata import entry_points
 from hfaccel.backends.base import Backend, Options
 from hfaccel.backends.eager import EagerBackend
 from hfaccel.backends.engine import TorchBackend
+from hfaccel.backends.inductor import InductorBackend
+from hfaccel.backends.ipex import IpexBackend
+from hfaccel.backends.onnxruntime import OnnxruntimeBackend
+from hfaccel.backends.openvino import OpenvinoBackend
 from hfaccel.errors import UsageError
 
 __all__ = ["BACKENDS", "Backend", "Options", "by_name", "register"]
 
-BACKENDS: list[Backend] = [TorchBackend(), EagerBackend()]
+BACKENDS: list[Backend] = [
+    TorchBackend(),
+    OpenvinoBackend(),
+    OnnxruntimeBackend(),
+    InductorBackend(),
+    IpexBackend(),
+    EagerBackend(),
+]
 
 
 def register(backend: Backend) -> None:

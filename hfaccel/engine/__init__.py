@@ -1,6 +1,20 @@
 """The engine: how a model's own layers are computed faster, in place, with equal results."""
 
+from hfaccel.engine.form import Form, form, reform
 from hfaccel.engine.kernels import Kind, kernels_problem
+from hfaccel.engine.packed import Layout, PackedWeight
 from hfaccel.engine.transform import Precision, restore, stock_calls, transform
 
-__all__ = ["Kind", "Precision", "kernels_problem", "restore", "stock_calls", "transform"]
+__all__ = [
+    "Form",
+    "Kind",
+    "Layout",
+    "PackedWeight",
+    "Precision",
+    "form",
+    "kernels_problem",
+    "reform",
+    "restore",
+    "stock_calls",
+    "transform",
+]

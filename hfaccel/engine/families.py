@@ -45,9 +45,17 @@ class Family:
     @property
     def projections(self) -> tuple[str, ...]:
         """Paths of the linear layers, in the order in which their weights shall lie in memory."""
-        attention = (self.qkv,) if self.qkv else (self.query, self.key, self.value)
-        wide = (self.gate_up,) if self.gate_up else (self.gate, self.up)
-        return tuple(path for path in (*attention, self.attention_output, *wide, self.down) if path)
+        return (*self.attention_inputs, self.attention_output, *self.wide_inputs, self.down)
+
+    @property
+    def attention_inputs(self) -> tuple[str, ...]:
+        """Paths of the linear layers that multiply attention's input."""
+        return (self.qkv,) if self.qkv else (self.query, self.key, self.value)
+
+    @property
+    def wide_inputs(self) -> tuple[str, ...]:
+        """Paths of the linear layers that multiply the feed-forward's input."""
+        return (self.gate_up,) if self.gate_up else tuple(filter(None, (self.gate, self.up)))
 
     def linears(self, layer: nn.Module) -> list[Any]:
         return [attrgetter(path)(layer) for path in self.projections]

@@ -33,10 +33,10 @@ NO_ADDRESS = (
 PACKED_ATTRIBUTES = ("memory", "kind")
 
 
-# A matrix as the kernels take it: (kind, columns, words, panels, scales, sums, bias); the last four are
-# addresses, 0 for none.
-Matrix = tuple[int, int, int, int, int, int, int]
-NO_MATRIX: Matrix = (0, 0, 0, 0, 0, 0, 0)
+# A matrix as the kernels take it: (kind, columns, words, panels, scales, sums, factors, bias); the last five
+# are addresses, 0 for none.
+Matrix = tuple[int, int, int, int, int, int, int, int]
+NO_MATRIX: Matrix = (0, 0, 0, 0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -62,27 +62,34 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
-        extra = 2 * self.panels * PANEL * WORD if self.kind is Kind.INT8 else 0  # scales and sums
-        return self.panel_bytes + extra
+        if self.kind is not Kind.INT8:
+            return self.panel_bytes
+        return self.panel_bytes + (2 * self.panels * PANEL + self.columns) * WORD
 
     def panels_of(self, memory: torch.Tensor) -> torch.Tensor:
         """(panels, PANEL, words) of int32: row by row, as a view of the memory."""
         words = memory[: self.panel_bytes].view(torch.int32)
         return words.view(self.panels, self.words, PANEL).transpose(1, 2)
 
-    def scales_and_sums(self, memory: torch.Tensor) -> torch.Tensor:
-        """(2, rows) of float32, int8 only: the scale of each row, and the sum of its int8 numbers."""
-        numbers = memory[self.panel_bytes : self.nbytes].view(torch.float32)
+    def numbers_of_rows(self, memory: torch.Tensor) -> torch.Tensor:
+        """(2, rows) of float32, int8 only: the scale of each row, and the sum of its (rounded) values."""
+        end = self.panel_bytes + 2 * self.panels * PANEL * WORD
+        numbers = memory[self.panel_bytes : end].view(torch.float32)
         return numbers.view(2, self.panels * PANEL)[:, : self.rows]
+
+    def factors(self, memory: torch.Tensor) -> torch.Tensor:
+        """(columns,) of float32, int8 only: what activations are multiplied with, and weights divided by."""
+        return memory[self.nbytes - self.columns * WORD : self.nbytes].view(torch.float32)
 
     def matrix(self, memory: torch.Tensor, bias: torch.Tensor | None, rows: slice) -> Matrix:
         """Some rows of the weight, from a multiple of PANEL on."""
         start, stop = rows.start, rows.stop
         address = memory.data_ptr()
-        scales = sums = 0
+        scales = sums = factors = 0
         if self.kind is Kind.INT8:
             scales = address + self.panel_bytes + start * WORD
             sums = scales + self.panels * PANEL * WORD
+            factors = address + self.nbytes - self.columns * WORD
         return (
             int(self.kind),
             stop - start,
@@ -90,6 +97,7 @@ class Layout:
             address + start * self.words * WORD,
             scales,
             sums,
+            factors,
             0 if bias is None else bias.data_ptr() + start * WORD,
         )
 
@@ -109,12 +117,12 @@ def _words(layout: Layout, dense: torch.Tensor, memory: torch.Tensor) -> torch.T
     """(rows, words) of int32: the numbers in the layout's kind."""
     values = dense.detach()
     if layout.kind is Kind.INT8:
-        values = values.float()
+        values = values.float() / layout.factors(memory)
         scales = values.abs().amax(1).clamp_(min=torch.finfo(torch.float32).tiny) / 127
         numbers = (values / scales[:, None]).round_().to(torch.int8)
-        table = layout.scales_and_sums(memory)
+        table = layout.numbers_of_rows(memory)
         table[0].copy_(scales)
-        table[1].copy_(numbers.sum(1, dtype=torch.int32))
+        table[1].copy_(numbers.sum(1, dtype=torch.int32) * scales)
     else:
         numbers = values.to(torch.bfloat16 if layout.kind is Kind.BFLOAT16 else torch.float32)
     padding = layout.words * layout.kind.numbers - layout.columns
@@ -129,7 +137,8 @@ def read(layout: Layout, memory: torch.Tensor, dtype: torch.dtype) -> torch.Tens
     types = {Kind.FLOAT32: torch.float32, Kind.BFLOAT16: torch.bfloat16, Kind.INT8: torch.int8}
     numbers = words.view(types[layout.kind])[:, : layout.columns]
     if layout.kind is Kind.INT8:
-        return (numbers * layout.scales_and_sums(memory)[0][:, None]).to(dtype)
+        scales = layout.numbers_of_rows(memory)[0]
+        return (numbers * scales[:, None] * layout.factors(memory)).to(dtype)
     return numbers.to(dtype).contiguous()
 
 
@@ -159,13 +168,30 @@ class PackedWeight(nn.Parameter):
         pass
 
     @classmethod
-    def pack(cls, weight: torch.Tensor, arena: Arena, kind: Kind = Kind.FLOAT32) -> PackedWeight:
-        """Pack a dense weight (out_features, in_features) into `arena`."""
+    def pack(
+        cls,
+        weight: torch.Tensor,
+        arena: Arena,
+        kind: Kind = Kind.FLOAT32,
+        factors: torch.Tensor | None = None,
+    ) -> PackedWeight:
+        """Pack a dense weight (out_features, in_features) into `arena`. `factors`: (in_features,), for int8:
+        what activations are multiplied with before they are rounded."""
         layout = Layout(kind, weight.shape[0], weight.shape[1])
         memory = arena.take((layout.nbytes,), torch.uint8)
         with torch.no_grad():
+            if kind is Kind.INT8:
+                layout.factors(memory).copy_(torch.ones(()) if factors is None else factors)
             write(layout, weight, memory)
         return cls(memory, kind, (weight.shape[0], weight.shape[1]), weight.dtype, weight.requires_grad)
+
+    @classmethod
+    def attach(
+        cls, memory: torch.Tensor, kind: Kind, shape: tuple[int, int], dtype: torch.dtype, requires_grad: bool
+    ) -> nn.Parameter:
+        """Of packed bytes that another process made; an ordinary parameter where no kernel can use them."""
+        weight = cls(memory, kind, shape, dtype, requires_grad)
+        return nn.Parameter(weight.unpack(), requires_grad) if kernels_problem(kind) else weight
 
     @property
     def packing(self) -> Layout:
@@ -273,7 +299,11 @@ class PackedWeight(nn.Parameter):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Another CPU may lack the kernels: pickles carry the dense values.
-        return _packed_anew, (self.unpack(), self.kind, self.requires_grad)
+        return _packed_anew, (self.unpack(), self.kind, self.requires_grad, self._factors())
+
+    def _factors(self) -> torch.Tensor | None:
+        """Without them the values would be rounded once more, in other steps."""
+        return self.packing.factors(self.memory).clone() if self.kind is Kind.INT8 else None
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return (
@@ -300,12 +330,14 @@ def exchange(parameter: torch.Tensor, replacement: torch.Tensor) -> None:
     parameter.grad = gradient
 
 
-def _packed_anew(dense: torch.Tensor, kind: Kind, requires_grad: bool) -> nn.Parameter:
+def _packed_anew(
+    dense: torch.Tensor, kind: Kind, requires_grad: bool, factors: torch.Tensor | None
+) -> nn.Parameter:
     """For unpickling: packed again where this machine can, otherwise an ordinary parameter."""
     parameter = nn.Parameter(dense, requires_grad)
     if kernels_problem(kind):
         return parameter
-    return PackedWeight.pack(parameter, Arena(packed_bytes(dense, kind), pages="default"), kind)
+    return PackedWeight.pack(parameter, Arena(packed_bytes(dense, kind), pages="default"), kind, factors)
 
 
 def packed_bytes(weight: torch.Tensor, kind: Kind = Kind.FLOAT32) -> int:

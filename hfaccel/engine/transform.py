@@ -13,6 +13,7 @@ from hfaccel.engine.kernels import Kind, kernels_problem
 from hfaccel.engine.layer import FusedLayer, fuse, unfuse
 from hfaccel.engine.linear import PackedLinear, linear_problem, pack, unpack
 from hfaccel.engine.packed import PackedWeight, packed_bytes
+from hfaccel.engine.smoothing import smooth_layers
 from hfaccel.engine.trial import Trials, match
 from hfaccel.memory import Arena, pack_, padded
 from hfaccel.outcome import Outcome, merge
@@ -48,9 +49,10 @@ def transform(
     layers = _select_layers(model, outcomes)
     linears = _select_linears(model, layers, outcomes)
     arena = Arena(_size(linears, precision), pages="thp" if huge_pages else "default")
+    factors = smooth_layers(model, layers) if precision.wanted is Kind.INT8 else {}
     packed: dict[int, PackedWeight] = {}
     for linear in linears:
-        outcomes.append(_pack(linear, arena, precision, packed))
+        outcomes.append(_pack(linear, arena, precision, packed, factors))
     for layer, family in layers:
         fuse(layer, family, unpad)
         outcomes.append(Outcome(f"{family.name} layer", True, "runs as one function, without padding"))
@@ -113,13 +115,19 @@ def _select_linears(model: nn.Module, layers: Layers, outcomes: list[Outcome]) -
     return selected
 
 
-def _pack(linear: nn.Linear, arena: Arena, precision: Precision, packed: dict[int, PackedWeight]) -> Outcome:
+def _pack(
+    linear: nn.Linear,
+    arena: Arena,
+    precision: Precision,
+    packed: dict[int, PackedWeight],
+    factors: dict[int, torch.Tensor],
+) -> Outcome:
     weight = linear.weight
     kind = precision.kind(weight)
     if precision.rounds and _is_dense(weight, precision):
         # Not in the parameter's place: the model that was given keeps its values.
         if id(weight) not in packed:
-            packed[id(weight)] = PackedWeight.pack(weight, arena, kind)
+            packed[id(weight)] = PackedWeight.pack(weight, arena, kind, factors.get(id(weight)))
         linear.weight = packed[id(weight)]
     problem = pack(linear, arena, kind)
     reason = f"not packed: {problem}" if problem else f"packed in {kind.label}"

@@ -26,7 +26,7 @@ from hfaccel.host.libraries import (
     read_mapped,
 )
 from hfaccel.host.limits import read_limits
-from hfaccel.host.memory import read_memory
+from hfaccel.host.memory import read_memory, thp_mode, thp_problem
 from hfaccel.host.processor import read_processor
 from hfaccel.host.software import read_software
 from hfaccel.host.topology import read_topology
@@ -52,6 +52,7 @@ __all__ = [
     "Processor",
     "Software",
     "Topology",
+    "Tree",
     "capture_host",
     "format_number_list",
     "is_capture",
@@ -59,7 +60,10 @@ __all__ = [
     "parse_number_list",
     "preload_problem",
     "read_host",
+    "read_memory",
     "read_tree",
+    "thp_mode",
+    "thp_problem",
 ]
 
 

@@ -25,6 +25,24 @@ def read_memory(tree: Tree) -> MemoryFacts:
     )
 
 
+def thp_problem(memory: MemoryFacts) -> str:
+    """Why a process gets no 2 MiB pages although it asks for them; "" where it does.
+
+    The kernel accepts MADV_HUGEPAGE all the same, so its answer says nothing.
+    """
+    if memory.thp_disabled:
+        return "transparent huge pages are switched off for this process (PR_SET_THP_DISABLE)"
+    if thp_mode(memory) in ("always", "madvise"):
+        return ""
+    return f"the kernel gives no transparent huge pages (mode {thp_mode(memory)})"
+
+
+def thp_mode(memory: MemoryFacts) -> str:
+    """The mode for 2 MiB pages: their own since 6.8, unless that inherits the general one."""
+    own = dict(memory.thp_sizes).get(2 << 20, "inherit")
+    return memory.thp if own == "inherit" else own
+
+
 def _sizes(tree: Tree) -> tuple[tuple[int, str], ...]:
     """The kernel offers sizes below that of a PMD since 6.8; each has a mode of its own."""
     sizes = []

@@ -7,11 +7,12 @@ import os
 import queue
 import signal
 import subprocess
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import IO
 
 from hfaccel import native
@@ -30,6 +31,7 @@ FORWARDED = (
     signal.SIGCONT,
 )
 GRACE = 10.0  # seconds between asking processes to end and ending them
+SHARED = "HFACCEL_SHARED"  # a folder of the instances of one start, removed with the last of them
 OUT, ERR = 1, 2  # our descriptors; the objects of sys may be closed, or have a buffer of their own
 
 
@@ -44,10 +46,11 @@ def run_instances(launches: Sequence[Launch], log_path: str | None = None) -> in
         logs: list[IO[bytes] | None] = [None] * len(launches)
         if log_path is not None:
             logs = [stack.enter_context(log) for log in _open_logs(launches, log_path)]
+        shared = stack.enter_context(_meeting_folder())
         stack.callback(_end_all, instances)
         stack.enter_context(_forwarding(instances))
         for launch, log in zip(launches, logs, strict=True):
-            instances.append(Instance(launch, log))
+            instances.append(Instance(launch, log, shared))
         for instance in instances:  # no thread before the last child is forked
             instance.read()
         return _wait(instances)
@@ -56,7 +59,9 @@ def run_instances(launches: Sequence[Launch], log_path: str | None = None) -> in
 class Instance:
     """One running program, in a process group of its own so that signals reach all of it."""
 
-    def __init__(self, launch: Launch, log: IO[bytes] | None) -> None:
+    def __init__(
+        self, launch: Launch, log: IO[bytes] | None, shared: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.number = launch.slot.instance if launch.slot else 0
         self.log = log
         self.threads: list[threading.Thread] = []
@@ -66,7 +71,7 @@ class Instance:
             try:
                 self.process = subprocess.Popen(
                     launch.command,
-                    env=start_environment(launch),
+                    env={**start_environment(launch), **shared},
                     stdin=subprocess.DEVNULL,  # which of them should read a line?
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
@@ -164,6 +169,19 @@ def _memory_policy() -> MemoryPolicy | None:
         return MemoryPolicy(*native.arena.memory_policy()) if native.arena is not None else None
     except OSError:
         return None  # not to be read, so not to be set either
+
+
+@contextlib.contextmanager
+def _meeting_folder() -> Iterator[dict[str, str]]:
+    """The variable by which the instances find each other, to share weights (hfaccel/memory/meeting.py)."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="hfaccel-", ignore_cleanup_errors=True)
+    except OSError as error:
+        say(f"the instances cannot share weights: there is no folder to meet in ({error.strerror})")
+        yield {}
+        return
+    with folder as path:
+        yield {SHARED: path}
 
 
 def _open_logs(launches: Sequence[Launch], path: str) -> list[IO[bytes]]:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, SupportsIndex
 
 import torch
 
 from hfaccel import native
 from hfaccel.errors import UsageError
-from hfaccel.host.tree import Tree
+from hfaccel.host import Tree, read_memory, thp_problem
 
 HUGE_PAGE = 2 << 20  # bytes
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 COLOUR = 7 * ALIGNMENT  # shifts a tensor whose page offset repeats: equal offsets share cache sets
 Pages = Literal["auto", "thp", "hugetlb", "hugetlb-1g", "default"]
+LIMIT = 1 << 63  # of sizes in bytes and of those of a shape: torch counts with 64 bits and a sign
 PAGES = ("auto", "thp", "hugetlb", "hugetlb-1g", "default")
 
 
@@ -28,15 +30,20 @@ class Arena:
     "hugetlb-1g" of 1 GiB, each with the one before it as the fallback; "default" asks for nothing. `node`:
     the NUMA node that pages come from where it has room. `locked` keeps them in memory (RLIMIT_MEMLOCK).
     What the system refuses is in `problem`; `pages` says what it is made of. Without the native part the
-    memory is torch's.
+    memory is torch's. Threads may take from one arena at the same time.
+
+    Raises UsageError for a value that breaks a rule, torch's RuntimeError where there is no memory at all.
     """
 
     def __init__(
         self, size: int, *, pages: Pages = "thp", node: int | None = None, locked: bool = False
     ) -> None:
-        if size < 0:
-            raise UsageError(f"`size >= 0` bytes must hold for an arena, but got {size}")
+        size = check_bytes(size, "an arena")
+        if pages not in PAGES or pages == "auto":
+            raise UsageError(f"pages must be one of {', '.join(PAGES[1:])}, but got {pages!r}")
+        check_node(node)
         self.used = 0
+        self._taking = threading.Lock()
         self._colour = -1  # where in its page the last tensor begins
         self.problem = "" if pages != "default" else "huge pages are off"
         self.pages = "default"
@@ -57,29 +64,35 @@ class Arena:
         except OSError as error:
             self.problem = str(error.args[-1])
             return None
-        self.pages = region.pages
         refused = [f"{call}: {os.strerror(number)}" for call, number in region.refused]
-        self.problem = "; ".join(filter(None, [self.problem, *refused]))
+        # The kernel takes the advice in every mode, so what it really gives is a question of its own.
+        missing = thp_problem(read_memory(Tree())) if region.pages == "thp" else ""
+        self.pages = "default" if missing else region.pages
+        self.problem = "; ".join(filter(None, [self.problem, *refused, missing]))
         return region
 
     def take(
         self, shape: Sequence[int], dtype: torch.dtype = torch.float32, *, coloured: bool = False
     ) -> torch.Tensor:
-        """An uninitialised, contiguous tensor, aligned to 64 bytes. Raises UsageError when full.
+        """An uninitialised, contiguous tensor, aligned to 64 bytes.
 
-        `coloured`: not at the same place within a page as the one before it.
+        `coloured`: not at the same place within a page as the one before it. Raises UsageError when the arena
+        is full, or for a shape or dtype that breaks a rule; nothing is taken then.
         """
-        start = padded(self.used)
-        if coloured and start % 4096 == self._colour:
-            start += COLOUR
-        self._colour = start % 4096
-        end = start + math.prod(shape) * dtype.itemsize
-        if end > self._bytes.numel():
-            raise UsageError(
-                f"an arena holds {self._bytes.numel()} bytes, but a tensor up to byte {end} was taken"
-            )
-        self.used = end
-        return self._bytes[start:end].view(dtype).view(tuple(shape))
+        sizes = check_shape(shape)
+        nbytes = check_bytes(math.prod(sizes) * item_size(dtype), "a tensor")
+        with self._taking:
+            start = padded(self.used)
+            if coloured and start % 4096 == self._colour:
+                start += COLOUR
+            end = start + nbytes
+            if end > self._bytes.numel():
+                raise UsageError(
+                    f"an arena holds {self._bytes.numel()} bytes, but a tensor up to byte {end} was taken"
+                )
+            self._colour = start % 4096
+            self.used = end
+        return self._bytes[start:end].view(dtype).view(sizes)
 
 
 def padded(nbytes: int) -> int:
@@ -99,15 +112,13 @@ def empty(
     `pages`: "thp" asks for transparent huge pages, "hugetlb" and "hugetlb-1g" for explicit ones out of the
     system's pool, with THP as the fallback; "auto" asks for THP from 2 MiB on, where they can pay;
     "default" leaves it to torch's allocator. `numa_node`: where the memory comes from, if it has room.
-    Raises UsageError for another value or a node that does not exist.
+    Raises UsageError for a value that breaks a rule, torch's RuntimeError where there is no memory at all.
     """
     if pages not in PAGES:
         raise UsageError(f"pages must be one of {', '.join(PAGES)}, but got {pages!r}")
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-    if any(size < 0 for size in sizes):
-        raise UsageError(f"every size of a shape must be 0 or more, but got {sizes}")
+    sizes = check_shape(shape)
     check_node(numa_node)
-    nbytes = math.prod(sizes) * dtype.itemsize
+    nbytes = check_bytes(math.prod(sizes) * item_size(dtype), "a tensor")
     if pages == "auto":
         pages = "thp" if nbytes >= HUGE_PAGE else "default"
     if pages == "default" and numa_node is None:
@@ -115,10 +126,47 @@ def empty(
     return Arena(nbytes, pages=pages, node=numa_node).take(sizes, dtype)
 
 
+# Rules for arguments
+
+
 def check_node(node: int | None) -> None:
     """Raise UsageError for a NUMA node that this machine does not have."""
     if node is None:
         return
     online = Tree().numbers("/sys/devices/system/node/online") or (0,)
-    if node not in online:
+    if type(node) is not int or node not in online:  # True and 0.0 are equal to nodes
         raise UsageError(f"a NUMA node must be one of {list(online)}, but got {node!r}")
+
+
+def check_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
+    """The sizes of a shape. Raises UsageError for what is no shape; NumPy's integers are, bools are not."""
+    given = shape if isinstance(shape, Sequence) else (shape,)
+    sizes = tuple(_integer(size) for size in given)
+    if isinstance(shape, str | bytes) or any(size is None for size in sizes):
+        raise UsageError(f"a shape must be an integer or a sequence of integers, but got {shape!r}")
+    if any(size is None or not 0 <= size < LIMIT for size in sizes):
+        raise UsageError(f"every size of a shape must be below 2**63 and 0 or more, but got {sizes}")
+    return tuple(size for size in sizes if size is not None)
+
+
+def check_bytes(size: int, what: str) -> int:
+    number = _integer(size)
+    if number is None or not 0 <= number < LIMIT:
+        raise UsageError(f"`0 <= size < 2**63` bytes must hold for {what}, but got {size!r}")
+    return number
+
+
+def item_size(dtype: torch.dtype) -> int:
+    if not isinstance(dtype, torch.dtype):
+        raise UsageError(f"dtype must be a torch.dtype, such as torch.float32, but got {dtype!r}")
+    return dtype.itemsize
+
+
+def _integer(value: object) -> int | None:
+    """The integer that it is, in the way in which an index is one; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        return None
+    try:
+        return value.__index__()
+    except TypeError:  # a tensor has the method, and refuses it unless it is one integer
+        return None

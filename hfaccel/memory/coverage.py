@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from hfaccel import native
-from hfaccel.errors import HfaccelError
+from hfaccel.errors import HfaccelError, ModelError
 
 # Ranges closer than this are read as one: tensors in an arena lie a few bytes apart.
 GAP = 4096
@@ -17,7 +17,7 @@ def coverage(tensors: torch.nn.Module | Iterable[torch.Tensor]) -> float:
     """Fraction (0 to 1) of the bytes of a model's parameters and buffers, or of the given tensors, that
     lie on 2 MiB pages, read from /proc/self/smaps. Memory never touched counts as not covered.
 
-    Raises HfaccelError where it cannot be read.
+    Raises HfaccelError where it cannot be read, ModelError for what is neither.
     """
     if native.arena is None:
         raise HfaccelError(f"coverage cannot be read: {native.MISSING}")
@@ -33,7 +33,13 @@ def coverage(tensors: torch.nn.Module | Iterable[torch.Tensor]) -> float:
 def _ranges(tensors: torch.nn.Module | Iterable[torch.Tensor]) -> Iterator[tuple[int, int]]:
     if isinstance(tensors, torch.nn.Module):
         tensors = [*tensors.parameters(), *tensors.buffers()]
+    elif isinstance(tensors, torch.Tensor):
+        tensors = [tensors]
+    elif not isinstance(tensors, Iterable):
+        raise ModelError(f"a model or tensors are expected, but got {tensors!r}")
     for tensor in tensors:
+        if not isinstance(tensor, torch.Tensor):
+            raise ModelError(f"a model or tensors are expected, but one of them is {tensor!r}")
         # A packed weight has no storage of its own; it names the tensor that holds its bytes.
         held = getattr(tensor, "memory", tensor)
         if held.device.type == "cpu" and held.layout is torch.strided and held.numel():

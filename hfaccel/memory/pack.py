@@ -47,7 +47,7 @@ def pack_(
     """
     check_node(numa_node)
     tensors = [*model.parameters(), *model.buffers()]
-    movable = [tensor for tensor in tensors if _is_movable(tensor)]
+    movable = [tensor for tensor in tensors if is_plain(tensor)]
     storages = _storages(movable)
     in_place = pages == "thp" and numa_node is None and not locked
     stay = _made_huge_in_place(storages) if in_place else set()
@@ -65,7 +65,8 @@ def pack_(
     )
 
 
-def _is_movable(tensor: torch.Tensor) -> bool:
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether it is an ordinary tensor of this process: bytes that may lie anywhere."""
     plain = type(tensor) in (torch.Tensor, nn.Parameter, nn.Buffer)
     return (
         plain and tensor.device.type == "cpu" and tensor.layout is torch.strided and not tensor.is_quantized

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hfaccel.errors import UsageError
-from hfaccel.host import HostFacts, Library, is_number, preload_problem
+from hfaccel.host import HostFacts, Library, is_number, preload_problem, thp_mode, thp_problem
 from hfaccel.plan.choice import Goal
 from hfaccel.plan.compute import Decision, Values, Variables
 
@@ -111,11 +111,10 @@ def huge_pages(facts: HostFacts, goal: Goal) -> Decision:
     memory = facts.memory
     if goal.environment.get(HUGE_PAGES) == "off":
         return "off", f"{HUGE_PAGES}=off is set"
-    if memory.thp_disabled:
-        return "off", "transparent huge pages are switched off for this process (PR_SET_THP_DISABLE)"
-    if memory.thp in ("always", "madvise"):
-        return "thp", f"the kernel gives huge pages on request (mode {memory.thp})"
-    return "off", f"the kernel gives no transparent huge pages (mode {memory.thp})"
+    problem = thp_problem(memory)
+    if problem:
+        return "off", problem
+    return "thp", f"the kernel gives huge pages on request (mode {thp_mode(memory)})"
 
 
 def export_huge_pages(value: str, values: Values) -> Variables:

@@ -43,7 +43,8 @@ static void transpose(const uint32_t *in, size_t stride, size_t rows, size_t col
     x[r + 3] = _mm512_unpackhi_epi64(y[r + 1], y[r + 3]);
   }
   for (size_t j = 0; j < 4; j++) { /* the 128-bit lanes of four registers are a 4 x 4 matrix of their own */
-    const __m512i a = _mm512_shuffle_i32x4(x[j], x[4 + j], 0x44), b = _mm512_shuffle_i32x4(x[j], x[4 + j], 0xee);
+    const __m512i a = _mm512_shuffle_i32x4(x[j], x[4 + j], 0x44),
+                  b = _mm512_shuffle_i32x4(x[j], x[4 + j], 0xee);
     const __m512i c = _mm512_shuffle_i32x4(x[8 + j], x[12 + j], 0x44),
                   d = _mm512_shuffle_i32x4(x[8 + j], x[12 + j], 0xee);
     y[j] = _mm512_shuffle_i32x4(a, c, 0x88);
@@ -80,15 +81,16 @@ static void pack_values(const struct head *head, uint32_t *out)
         const __mmask16 second = row + 1 < head->length ? mask : 0;
         word = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, low));
         word = _mm512_or_si512(
-            word, _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(second, low + head->stride)), 16));
+            word, _mm512_slli_epi32(
+                      _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(second, low + head->stride)), 16));
       }
       _mm512_storeu_si512(panel, word);
     }
   }
 }
 
-/* Scores become e^(score - highest), in the head's type and in place; returns 1 / their sum. Query and window count all
- * tokens of the sequence, keys only those that can be seen. */
+/* Scores become e^(score - highest), in the head's type and in place; returns 1 / their sum. Query and window
+ * count all tokens of the sequence, keys only those that can be seen. */
 static float soften(const struct head *head, size_t query, float *scores)
 {
   size_t from = 0, to = head->length;
@@ -138,13 +140,13 @@ void attention_head(const struct head *head, size_t first, size_t last, void *ou
     const uint32_t *queries = (const uint32_t *)head->query + begin * stride;
     float factors[TILE_ROWS];
     for (size_t key = 0; key < width; key += PANEL)
-      gemm_tile(head->kind, end - begin, queries, stride, packed.keys + key * words, words, packed.scores + key,
-                width);
+      gemm_tile(head->kind, end - begin, queries, stride, packed.keys + key * words, words,
+                packed.scores + key, width);
     for (size_t row = begin; row < end; row++)
       factors[row - begin] = soften(head, row, packed.scores + (row - begin) * width);
     for (size_t column = 0; column < head->size; column += PANEL) {
-      gemm_tile(head->kind, end - begin, (const uint32_t *)packed.scores, width, packed.values + column * keys, keys,
-                sums, PANEL);
+      gemm_tile(head->kind, end - begin, (const uint32_t *)packed.scores, width,
+                packed.values + column * keys, keys, sums, PANEL);
       for (size_t row = begin; row < end; row++)
         for (size_t half = 0; half < PANEL; half += 16) {
           const __m512 x = _mm512_mul_ps(_mm512_loadu_ps(sums + (row - begin) * PANEL + half),

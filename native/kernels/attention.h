@@ -6,7 +6,7 @@
 struct head {
   enum kind kind; /* KIND_F32 or KIND_BF16: the type of the numbers, and of the multiplications */
   const void *query, *key, *value;
-  size_t stride; /* numbers from row to row, of all three */
+  size_t stride;       /* numbers from row to row, of all three */
   size_t length, size; /* keys and values; numbers of a row: even for bfloat16 */
   size_t skipped;      /* tokens before the first key, which no query sees: padding on the left */
   float scale;
@@ -18,7 +18,7 @@ struct head {
 /* Words of scratch that a head of this kind needs. */
 size_t attention_scratch(enum kind kind, size_t length, size_t size);
 
-/* Rows [first, last) of softmax(query key^T scale + bias) value, in the type of the inputs. `out` is where row
- * `first` goes; out_stride in numbers. */
+/* Rows [first, last) of softmax(query key^T scale + bias) value, in the type of the inputs. `out` is where
+ * row `first` goes; out_stride in numbers. */
 void attention_head(const struct head *head, size_t first, size_t last, void *out, size_t out_stride,
                     uint32_t *scratch);

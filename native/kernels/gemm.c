@@ -2,11 +2,13 @@
 
 #include <string.h>
 
-enum { AHEAD = 24 }; /* words: how far the next lines of a panel are asked for; weights often come from memory */
+enum {
+  AHEAD = 24
+}; /* words: how far the next lines of a panel are asked for; weights often come from memory */
 
-/* sums += word of a * words of b, for 2 x 16 columns. bf16 and int8 are in assembler: the compiler would otherwise
- * load all rows' words before it multiplies, and run out of registers; and it may not use these instructions
- * anywhere else, for not every CPU with AVX-512 has them. */
+/* sums += word of a * words of b, for 2 x 16 columns. bf16 and int8 are in assembler: the compiler would
+ * otherwise load all rows' words before it multiplies, and run out of registers; and it may not use these
+ * instructions anywhere else, for not every CPU with AVX-512 has them. */
 INLINE void multiply(enum kind kind, __m512 sums[2], const uint32_t *a, __m512 b0, __m512 b1)
 {
   __m512 word;
@@ -48,57 +50,94 @@ INLINE void tile(enum kind kind, const size_t rows, const uint32_t *a, size_t st
   }
 }
 
-#define CASE(kind, rows)                                              \
-  case rows:                                                          \
-    tile(kind, rows, a, stride, panel, words, sums, sums_stride);     \
+#define CASE(kind, rows)                                                                                     \
+  case rows:                                                                                                 \
+    tile(kind, rows, a, stride, panel, words, sums, sums_stride);                                            \
     break;
 /* One unrolled loop for each number of rows. */
-#define TILE(name, kind)                                                                                        \
-  static __attribute__((noinline)) void name(size_t rows, const uint32_t *a, size_t stride,                     \
-                                             const uint32_t *panel, size_t words, float *sums,                  \
-                                             size_t sums_stride)                                                \
-  {                                                                                                             \
-    switch (rows) {                                                                                             \
-      CASE(kind, 1) CASE(kind, 2) CASE(kind, 3) CASE(kind, 4) CASE(kind, 5) CASE(kind, 6) CASE(kind, 7)         \
-      CASE(kind, 8) CASE(kind, 9) CASE(kind, 10) CASE(kind, 11) CASE(kind, 12) CASE(kind, 13) CASE(kind, 14)    \
-    }                                                                                                           \
+#define TILE(name, kind)                                                                                     \
+  static __attribute__((noinline)) void name(size_t rows, const uint32_t *a, size_t stride,                  \
+                                             const uint32_t *panel, size_t words, float *sums,               \
+                                             size_t sums_stride)                                             \
+  {                                                                                                          \
+    switch (rows) {                                                                                          \
+      CASE(kind, 1)                                                                                          \
+      CASE(kind, 2) CASE(kind, 3) CASE(kind, 4) CASE(kind, 5) CASE(kind, 6) CASE(kind, 7) CASE(kind, 8)      \
+          CASE(kind, 9) CASE(kind, 10) CASE(kind, 11) CASE(kind, 12) CASE(kind, 13) CASE(kind, 14)           \
+    }                                                                                                        \
   }
 TILE(tile_f32, KIND_F32)
 TILE(tile_bf16, KIND_BF16)
 TILE(tile_i8, KIND_I8)
 
-void gemm_tile(enum kind kind, size_t rows, const uint32_t *a, size_t stride, const uint32_t *panel, size_t words,
-               float *sums, size_t sums_stride)
+void gemm_tile(enum kind kind, size_t rows, const uint32_t *a, size_t stride, const uint32_t *panel,
+               size_t words, float *sums, size_t sums_stride)
 {
-  static void (*const tiles[KINDS])(size_t, const uint32_t *, size_t, const uint32_t *, size_t, float *, size_t) = {
-      tile_f32, tile_bf16, tile_i8};
+  static void (*const tiles[KINDS])(size_t, const uint32_t *, size_t, const uint32_t *, size_t, float *,
+                                    size_t) = {tile_f32, tile_bf16, tile_i8};
   tiles[kind](rows, a, stride, panel, words, sums, sums_stride);
 }
 
-/* 16 columns of one row: from the tile's sums to the result. */
-INLINE void finish(const struct matrix *matrix, const struct operand *operand, const struct result *result,
-                   size_t row, size_t column, __mmask16 mask, const float *sums)
+/* A tile's sums -> the result, for 16 columns of rows [begin, end). */
+INLINE void finish(const int int8, const enum activation activation, const struct matrix *matrix,
+                   const struct operand *operand, const struct result *result, size_t begin, size_t end,
+                   size_t column, __mmask16 mask, const float *sums)
 {
-  __m512 x = _mm512_loadu_ps(sums);
-  if (matrix->kind == KIND_I8) {
-    const __m512 sum = _mm512_cvtepi32_ps(_mm512_castps_si512(x));
-    const __m512 shift = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, matrix->sums + column),
-                                       _mm512_set1_ps(operand->zeros[row]));
-    const __m512 scale = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, matrix->scales + column),
-                                       _mm512_set1_ps(operand->scales[row]));
-    x = _mm512_mul_ps(_mm512_sub_ps(sum, shift), scale);
-  }
-  if (matrix->bias != NULL)
-    x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, matrix->bias + column));
-  x = activate(result->activation, x);
-  if (result->factor != NULL)
-    x = _mm512_mul_ps(x, _mm512_maskz_loadu_ps(mask, result->factor + row * result->factor_stride + column));
-  if (result->addend != NULL) {
-    const size_t from = result->addend_index == NULL ? row : (size_t)result->addend_index[row];
-    x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, result->addend + from * result->addend_stride + column));
-  }
   const size_t size = result->bf16 ? sizeof(uint16_t) : sizeof(float);
-  store_floats((char *)result->rows + row * result->stride * size, column, mask, result->bf16, x);
+  __m512 bias = _mm512_setzero_ps(), scales = bias, weights = bias;
+  if (matrix->bias != NULL)
+    bias = _mm512_maskz_loadu_ps(mask, matrix->bias + column);
+  if (int8) {
+    scales = _mm512_maskz_loadu_ps(mask, matrix->scales + column);
+    weights = _mm512_maskz_loadu_ps(mask, matrix->sums + column);
+  }
+  for (size_t row = begin; row < end; row++, sums += PANEL) {
+    __m512 x = _mm512_loadu_ps(sums);
+    if (int8) {
+      const __m512 constant = _mm512_fnmadd_ps(_mm512_set1_ps(operand->shifts[row]), weights, bias);
+      x = _mm512_cvtepi32_ps(_mm512_castps_si512(x));
+      x = _mm512_fmadd_ps(x, _mm512_mul_ps(scales, _mm512_set1_ps(operand->scales[row])), constant);
+    } else {
+      x = _mm512_add_ps(x, bias);
+    }
+    x = activate(activation, x);
+    if (result->factor != NULL)
+      x = _mm512_mul_ps(x,
+                        _mm512_maskz_loadu_ps(mask, result->factor + row * result->factor_stride + column));
+    if (result->addend != NULL) {
+      const size_t from = result->addend_index == NULL ? row : (size_t)result->addend_index[row];
+      x = _mm512_add_ps(x,
+                        _mm512_maskz_loadu_ps(mask, result->addend + from * result->addend_stride + column));
+    }
+    store_floats((char *)result->rows + row * result->stride * size, column, mask, result->bf16, x);
+  }
+}
+
+#define FINISH(activation)                                                                                   \
+  case activation:                                                                                           \
+    finish(int8, activation, matrix, operand, result, begin, end, column, low, sums);                        \
+    if (high)                                                                                                \
+      finish(int8, activation, matrix, operand, result, begin, end, column + 16, high, sums + 16);           \
+    break;
+/* One loop over rows for each activation, without a branch inside that depends on it. */
+INLINE void finish_tile(const int int8, const struct matrix *matrix, const struct operand *operand,
+                        const struct result *result, size_t begin, size_t end, size_t column,
+                        const float *sums)
+{
+  const long left = (long)(matrix->columns - column);
+  const __mmask16 low = lanes(left), high = lanes(left - 16);
+  switch (result->activation) {
+    FINISH(ACT_NONE)
+    FINISH(ACT_GELU)
+    FINISH(ACT_GELU_TANH)
+    FINISH(ACT_QUICK_GELU)
+    FINISH(ACT_RELU)
+    FINISH(ACT_SILU)
+    FINISH(ACT_TANH)
+    FINISH(ACT_GELU_ROUGH)
+  case ACTIVATIONS:
+    break;
+  }
 }
 
 void gemm(const struct matrix *matrix, const struct operand *operand, size_t rows, size_t first, size_t last,
@@ -108,18 +147,14 @@ void gemm(const struct matrix *matrix, const struct operand *operand, size_t row
   const size_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
   float sums[TILE_ROWS * PANEL] __attribute__((aligned(64)));
   for (size_t p = first; p < last; p++) {
-    const size_t column = p * PANEL;
-    const __mmask16 low = lanes((long)(matrix->columns - column)), high = lanes((long)(matrix->columns - column) - 16);
     for (size_t t = 0; t < tiles; t++) {
       const size_t begin = rows * t / tiles, end = rows * (t + 1) / tiles;
       gemm_tile(matrix->kind, end - begin, operand->words + begin * operand->stride, operand->stride,
                 matrix->panels + p * matrix->words * PANEL, matrix->words, sums, PANEL);
-      for (size_t row = begin; row < end; row++) {
-        const float *of_row = sums + (row - begin) * PANEL;
-        finish(matrix, operand, result, row, column, low, of_row);
-        if (high)
-          finish(matrix, operand, result, row, column + 16, high, of_row + 16);
-      }
+      if (matrix->kind == KIND_I8)
+        finish_tile(1, matrix, operand, result, begin, end, p * PANEL, sums);
+      else
+        finish_tile(0, matrix, operand, result, begin, end, p * PANEL, sums);
     }
   }
 }

@@ -1,12 +1,14 @@
 /* Matrix multiplication by a weight that was packed once, in float32, bfloat16 or int8.
  *
- * All three are one kernel over words of 32 bits: a word is one float, two bfloat16 or four int8 that lie next to
- * each other along the summed dimension, and one instruction multiplies a word of the activations by 16 words of the
- * weight and adds to 16 sums. A packed weight is [panel of 32 columns][word][column]: what the kernel reads lies in
- * the order in which it reads it.
+ * All three are one kernel over words of 32 bits: a word is one float, two bfloat16 or four int8 that lie
+ * next to each other along the summed dimension, and one instruction multiplies a word of the activations by
+ * 16 words of the weight and adds to 16 sums. A packed weight is [panel of 32 columns][word][column]: what
+ * the kernel reads lies in the order in which it reads it.
  *
- * int8: activations are unsigned, x = scale (q - zero) with one scale and zero per row; weights are signed with one
- * scale per column. So sum(x w) = scale_row scale_column (sum(q w_q) - zero sum(w_q)). */
+ * int8: activations are unsigned, x = scale q - shift with one scale and shift per row; weights are signed,
+ * w = scale w_q with one scale per column. So sum(x w) = scale_row scale_column sum(q w_q) - shift sum(w).
+ * Numbers of a row that are much larger than the others would leave these few of the 256 steps: each is first
+ * multiplied with a factor, by which the weights were divided (SmoothQuant, Xiao et al. 2022). */
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -28,8 +30,8 @@ static inline size_t kind_words(enum kind kind, size_t numbers)
   return (numbers + kind_numbers(kind) - 1) >> kind;
 }
 
-/* Words from row to row of an operand: an odd number of cache lines, so that the rows of a tile lie in different sets
- * of the cache. (3072 floats are three pages: all rows would share one set of eight lines.) */
+/* Words from row to row of an operand: an odd number of cache lines, so that the rows of a tile lie in
+ * different sets of the cache. (3072 floats are three pages: all rows would share one set of eight lines.) */
 static inline size_t operand_stride(size_t words)
 {
   return ((words + 15) / 16 | 1) * 16;
@@ -42,7 +44,8 @@ struct matrix {
   size_t words;           /* in_features, in words */
   const uint32_t *panels; /* [ceil(columns / PANEL)][words][PANEL] */
   const float *scales;    /* of columns; int8 only */
-  const float *sums;      /* of the columns' int8 weights; int8 only */
+  const float *sums;      /* of the weights of each column; int8 only */
+  const float *factors;   /* of in_features: what activations are multiplied with; int8 only */
   const float *bias;      /* of columns, or NULL */
 };
 
@@ -51,11 +54,11 @@ struct operand {
   const uint32_t *words;
   size_t stride;       /* words from row to row */
   const float *scales; /* of rows; int8 only */
-  const float *zeros;  /* of rows; int8 only */
+  const float *shifts; /* of rows; int8 only */
 };
 
-/* What becomes of the sums: activation(sum + bias) * factor + addend, stored as float32 or bfloat16. Strides are
- * in numbers. */
+/* What becomes of the sums: activation(sum + bias) * factor + addend, stored as float32 or bfloat16. Strides
+ * are in numbers. */
 struct result {
   void *rows;
   size_t stride;
@@ -77,6 +80,7 @@ static inline size_t matrix_panels(const struct matrix *matrix)
 void gemm(const struct matrix *matrix, const struct operand *operand, size_t rows, size_t first, size_t last,
           const struct result *result);
 
-/* sums[rows][PANEL] (float32; int32 for int8) = rows x words of `a` times one panel. At most TILE_ROWS rows. */
-void gemm_tile(enum kind kind, size_t rows, const uint32_t *a, size_t stride, const uint32_t *panel, size_t words,
-               float *sums, size_t sums_stride);
+/* sums[rows][PANEL] (float32; int32 for int8) = rows x words of `a` times one panel. At most TILE_ROWS rows.
+ */
+void gemm_tile(enum kind kind, size_t rows, const uint32_t *a, size_t stride, const uint32_t *panel,
+               size_t words, float *sums, size_t sums_stride);

@@ -11,7 +11,7 @@
 enum {
   CHUNK_ROWS = 1024,      /* for each thread: what is computed before the next sequences are begun */
   QUERIES = 256,          /* of one head: the unit of work in attention */
-  BLOCK_BYTES = 512 << 10 /* of intermediate results in a block: half of a core's second-level cache */
+  BLOCK_BYTES = 768 << 10 /* of intermediate results in a block: most of a core's second-level cache */
 };
 
 /* Some queries of one sequence. Rows are numbered without padding, from 0 in each chunk. */
@@ -32,12 +32,12 @@ struct chunk {
 
 /* A crew's memory for one block of rows. */
 struct block {
-  float *x;           /* [rows][hidden]: the residual stream */
-  uint32_t *narrow;   /* [rows][operand_stride of hidden or of output.words] */
-  uint32_t *wide;     /* [rows][operand_stride of intermediate]: float32 */
-  uint32_t *down;     /* the same as down's operand, where that is not float32 */
-  float *scales, *zeros; /* [rows]: int8 only */
-  float *row;         /* [threads of the crew][hidden] */
+  float *x;               /* [rows][hidden]: the residual stream */
+  uint32_t *narrow;       /* [rows][operand_stride of hidden or of output.words] */
+  uint32_t *wide;         /* [rows][operand_stride of intermediate]: float32 */
+  uint32_t *down;         /* the same as down's operand, where that is not float32 */
+  float *scales, *shifts; /* [rows]: int8 only */
+  float *row;             /* [threads of the crew][hidden] */
 };
 
 struct work {
@@ -47,9 +47,9 @@ struct work {
   struct chunk *chunks;
   int32_t *index;
   struct unit *units;
-  char *qkv;         /* of a chunk: [rows][query, key, value] in the type of attention */
-  uint32_t *context; /* of a chunk: [rows][context_stride]: what attention gives */
-  uint32_t *scratch;   /* of each thread, thread_words each: its block, or its head */
+  char *qkv;                /* of a chunk: [rows][query, key, value] in the type of attention */
+  uint32_t *context;        /* of a chunk: [rows][context_stride]: what attention gives */
+  uint32_t *scratch;        /* of each thread, thread_words each: its block, or its head */
   struct barrier *barriers; /* of each crew */
 };
 
@@ -100,7 +100,8 @@ static size_t most_rows(const struct layer *layer)
 
 static struct block divide(const struct layer *layer, size_t rows, char *base, size_t *used)
 {
-  /* the operands of query, key and value, of output and of up in turn; attention may be wider than the layer */
+  /* the operands of query, key and value, of output and of up in turn; attention may be wider than the layer
+   */
   const size_t narrow = operand_stride(larger(layer->hidden, layer->output.words));
   const size_t wide = operand_stride(layer->up.columns);
   struct block block;
@@ -109,7 +110,7 @@ static struct block divide(const struct layer *layer, size_t rows, char *base, s
   block.wide = carve(base, used, rows * wide, sizeof(uint32_t));
   block.down = carve(base, used, rows * wide, sizeof(uint32_t));
   block.scales = carve(base, used, rows, sizeof(float));
-  block.zeros = carve(base, used, rows, sizeof(float));
+  block.shifts = carve(base, used, rows, sizeof(float));
   block.row = carve(base, used, layer->hidden, sizeof(float));
   return block;
 }
@@ -124,11 +125,15 @@ struct place {
 static struct place place_of(const struct work *work, const struct chunk *chunk, const struct member *member)
 {
   struct place place = {.crew = team_crew(member, chunk->rows, work->barriers)};
-  const unsigned captain = place.crew.number * place.crew.self.size; /* whose scratch the crew's block is in */
+  const unsigned captain =
+      place.crew.number * place.crew.self.size; /* whose scratch the crew's block is in */
   size_t used = 0;
-  place.block = divide(work->layer, work->block_rows, (char *)(work->scratch + captain * work->thread_words), &used);
+  place.block =
+      divide(work->layer, work->block_rows, (char *)(work->scratch + captain * work->thread_words), &used);
   used = 0;
-  place.row = divide(work->layer, work->block_rows, (char *)(work->scratch + member->rank * work->thread_words), &used).row;
+  place.row = divide(work->layer, work->block_rows,
+                     (char *)(work->scratch + member->rank * work->thread_words), &used)
+                  .row;
   return place;
 }
 
@@ -143,7 +148,8 @@ static void multiply(const struct member *self, size_t count, const struct matri
   for (size_t i = 0; i < count; i++) {
     const size_t panels = matrix_panels(matrices[i]), end = before + panels;
     if (first < end && last > before)
-      gemm(matrices[i], operand, rows, larger(first, before) - before, smaller(last, end) - before, &results[i]);
+      gemm(matrices[i], operand, rows, larger(first, before) - before, smaller(last, end) - before,
+           &results[i]);
     before = end;
   }
 }
@@ -174,8 +180,8 @@ static void rotate(const struct work *work, const struct chunk *chunk, size_t ro
   const size_t angle = (size_t)chunk->index[row] % call->angles * layer->head_size;
   char *queries = work->qkv + row * 3 * layer->heads * layer->head_size * bytes;
   for (size_t head = 0; head < 2 * layer->heads; head++) /* queries, and behind them keys */
-    rotate_half(queries + head * layer->head_size * bytes, layer->attention == KIND_BF16, call->cosines + angle,
-                call->sines + angle, layer->head_size);
+    rotate_half(queries + head * layer->head_size * bytes, layer->attention == KIND_BF16,
+                call->cosines + angle, call->sines + angle, layer->head_size);
 }
 
 static void project(const struct work *work, struct chunk *chunk, const struct place *place)
@@ -184,7 +190,8 @@ static void project(const struct work *work, struct chunk *chunk, const struct p
   const struct matrix *matrices[] = {&layer->query, &layer->key, &layer->value};
   const size_t width = layer->heads * layer->head_size, bytes = sizeof(uint32_t) >> layer->attention;
   const struct block *block = &place->block;
-  const struct operand operand = {block->narrow, operand_stride(layer->query.words), block->scales, block->zeros};
+  const struct operand operand = {block->narrow, operand_stride(layer->query.words), block->scales,
+                                  block->shifts};
   struct blocks blocks = crew_blocks(&place->crew, chunk->rows, work->block_rows, &chunk->next_projection);
   size_t first, last, begin, end;
   while (crew_next(&blocks, &first, &last)) {
@@ -195,8 +202,8 @@ static void project(const struct work *work, struct chunk *chunk, const struct p
         norm_row(&layer->attention_norm, x, layer->hidden, place->row);
         x = place->row;
       }
-      convert_row(layer->query.kind, x, 0, layer->hidden, block->narrow + row * operand.stride,
-                  block->scales + row, block->zeros + row);
+      convert_row(&layer->query, x, 0, layer->hidden, block->narrow + row * operand.stride,
+                  block->scales + row, block->shifts + row);
     }
     team_wait(&place->crew.self);
     struct result results[3];
@@ -238,9 +245,9 @@ static void attend(const struct work *work, struct chunk *chunk, const struct me
                               .bias_stride = call->bias_query,
                               .window = call->window};
     attention_head(&head, unit->first, unit->last,
-                   (char *)(work->context + (unit->start + unit->first) * stride) + number * layer->head_size * bytes,
-                   stride << layer->attention,
-                   work->scratch + member->rank * work->thread_words);
+                   (char *)(work->context + (unit->start + unit->first) * stride) +
+                       number * layer->head_size * bytes,
+                   stride << layer->attention, work->scratch + member->rank * work->thread_words);
   }
 }
 
@@ -250,20 +257,22 @@ static void attend(const struct work *work, struct chunk *chunk, const struct me
 static struct operand norm_and_convert(const struct layer *layer, const struct place *place, size_t rows)
 {
   const struct block *block = &place->block;
-  const struct operand operand = {block->narrow, operand_stride(layer->up.words), block->scales, block->zeros};
+  const struct operand operand = {block->narrow, operand_stride(layer->up.words), block->scales,
+                                  block->shifts};
   size_t begin, end;
   team_share(&place->crew.self, rows, &begin, &end);
   for (size_t row = begin; row < end; row++) {
     float *x = block->x + row * layer->hidden, *y = layer->norm_first ? place->row : x;
     norm_row(layer->norm_first ? &layer->output_norm : &layer->attention_norm, x, layer->hidden, y);
-    convert_row(layer->up.kind, y, 0, layer->hidden, block->narrow + row * operand.stride, block->scales + row,
-                block->zeros + row);
+    convert_row(&layer->up, y, 0, layer->hidden, block->narrow + row * operand.stride, block->scales + row,
+                block->shifts + row);
   }
   team_wait(&place->crew.self);
   return operand;
 }
 
-static struct operand operand_of_context(const struct work *work, const struct place *place, size_t first, size_t rows)
+static struct operand operand_of_context(const struct work *work, const struct place *place, size_t first,
+                                         size_t rows)
 {
   const struct layer *layer = work->layer;
   const struct block *block = &place->block;
@@ -271,19 +280,20 @@ static struct operand operand_of_context(const struct work *work, const struct p
   const uint32_t *context = work->context + first * stride;
   if (layer->output.kind == layer->attention && width % kind_numbers(layer->attention) == 0)
     return (struct operand){context, stride, NULL, NULL};
-  const struct operand operand = {block->narrow, operand_stride(layer->output.words), block->scales, block->zeros};
+  const struct operand operand = {block->narrow, operand_stride(layer->output.words), block->scales,
+                                  block->shifts};
   size_t begin, end;
   team_share(&place->crew.self, rows, &begin, &end);
   for (size_t row = begin; row < end; row++)
-    convert_row(layer->output.kind, context + row * stride, layer->attention == KIND_BF16, width,
-                block->narrow + row * operand.stride, block->scales + row, block->zeros + row);
+    convert_row(&layer->output, context + row * stride, layer->attention == KIND_BF16, width,
+                block->narrow + row * operand.stride, block->scales + row, block->shifts + row);
   team_wait(&place->crew.self);
   return operand;
 }
 
 /* x += attention's output projection */
-static void add_attention(const struct work *work, const struct chunk *chunk, const struct place *place, size_t first,
-                          size_t rows)
+static void add_attention(const struct work *work, const struct chunk *chunk, const struct place *place,
+                          size_t first, size_t rows)
 {
   const struct layer *layer = work->layer;
   const struct matrix *output = &layer->output;
@@ -298,8 +308,8 @@ static void add_attention(const struct work *work, const struct chunk *chunk, co
 }
 
 /* The wide rows between up and down, as an operand. */
-static struct operand widen(const struct layer *layer, const struct place *place, const struct operand *narrow,
-                            size_t rows)
+static struct operand widen(const struct layer *layer, const struct place *place,
+                            const struct operand *narrow, size_t rows)
 {
   const struct block *block = &place->block;
   const struct matrix *gate = &layer->gate, *up = &layer->up;
@@ -308,8 +318,8 @@ static struct operand widen(const struct layer *layer, const struct place *place
   struct result result = {.rows = block->wide, .stride = wide, .activation = layer->activation};
   if (gated) { /* in float32 first */
     multiply(&place->crew.self, 1, &gate, narrow, rows, &result);
-    result = (struct result){.rows = block->wide, .stride = wide, .factor = (const float *)block->wide,
-                             .factor_stride = wide};
+    result = (struct result){
+        .rows = block->wide, .stride = wide, .factor = (const float *)block->wide, .factor_stride = wide};
   }
   size_t begin, end;
   team_share(&place->crew.self, rows, &begin, &end);
@@ -325,10 +335,10 @@ static struct operand widen(const struct layer *layer, const struct place *place
   if (bf16)
     return (struct operand){block->down, stride, NULL, NULL};
   for (size_t row = begin; row < end; row++)
-    convert_row(KIND_I8, block->wide + row * wide, 0, up->columns, block->down + row * stride, block->scales + row,
-                block->zeros + row);
+    convert_row(&layer->down, block->wide + row * wide, 0, up->columns, block->down + row * stride,
+                block->scales + row, block->shifts + row);
   team_wait(&place->crew.self);
-  return (struct operand){block->down, stride, block->scales, block->zeros};
+  return (struct operand){block->down, stride, block->scales, block->shifts};
 }
 
 static void feed_forward(const struct work *work, struct chunk *chunk, const struct place *place)
@@ -410,7 +420,8 @@ static void fill_chunk(const struct call *call, size_t s, size_t next, struct ch
     const size_t skipped = call->skipped == NULL ? 0 : (size_t)call->skipped[s];
     const size_t seen = call->seen == NULL ? length : (size_t)call->seen[s];
     for (size_t first = 0; first < length; first += QUERIES)
-      units[chunk->unit_count++] = (struct unit){chunk->rows, skipped, seen, first, smaller(first + QUERIES, length)};
+      units[chunk->unit_count++] =
+          (struct unit){chunk->rows, skipped, seen, first, smaller(first + QUERIES, length)};
     for (size_t i = 0; i < length; i++)
       index[chunk->rows++] = call->first[s] + (int32_t)i;
   }
@@ -443,7 +454,8 @@ static size_t lay_out(struct work *work, const struct sizes *sizes, unsigned thr
   const size_t width = layer->heads * layer->head_size, bytes = sizeof(uint32_t) >> layer->attention;
   size_t used = 0, block = 0;
   divide(layer, work->block_rows, NULL, &block);
-  work->thread_words = larger(block / sizeof(uint32_t), attention_scratch(layer->attention, sizes->longest, layer->head_size));
+  work->thread_words =
+      larger(block / sizeof(uint32_t), attention_scratch(layer->attention, sizes->longest, layer->head_size));
   work->thread_words = (work->thread_words + 15) / 16 * 16;
   work->chunks = carve(base, &used, sizes->chunks, sizeof(struct chunk));
   work->barriers = carve(base, &used, threads, sizeof(struct barrier));
@@ -459,7 +471,8 @@ int layer_run(const struct layer *layer, const struct call *call, unsigned threa
 {
   const size_t most = (size_t)CHUNK_ROWS * threads;
   const struct sizes sizes = measure(call, most);
-  struct work work = {.layer = layer, .call = call, .block_rows = most_rows(layer), .chunk_count = sizes.chunks};
+  struct work work = {
+      .layer = layer, .call = call, .block_rows = most_rows(layer), .chunk_count = sizes.chunks};
   const size_t size = lay_out(&work, &sizes, threads, NULL);
   char *memory = scratch_allocate(64, size);
   if (memory == NULL)

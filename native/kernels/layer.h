@@ -1,14 +1,16 @@
 /* One encoder layer over a batch of sequences of different lengths, as one function.
  *
- * Padding is not computed: the rows of all sequences are taken together. Rows go through everything but attention
- * in blocks that stay in a core's cache. Threads take blocks; where there are few rows several threads work on one
- * block together, each on some of the columns, so that each weight is read by one core only. */
+ * Padding is not computed: the rows of all sequences are taken together. Rows go through everything but
+ * attention in blocks that stay in a core's cache. Threads take blocks; where there are few rows several
+ * threads work on one block together, each on some of the columns, so that each weight is read by one core
+ * only. */
 #pragma once
 #include "gemm.h"
 #include "rows.h"
 
+/* Matrices that multiply the same rows have the same kind and factors: query, key and value; gate and up. */
 struct layer {
-  size_t hidden, heads, head_size; /* numbers of a row, of a head */
+  size_t hidden, heads, head_size;                         /* numbers of a row, of a head */
   struct matrix query, key, value, output, gate, up, down; /* gate.columns is 0 where there is none */
   struct norm attention_norm, output_norm;
   int norm_first; /* before attention and feed-forward (ViT), not after the residual additions (BERT) */

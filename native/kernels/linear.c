@@ -17,8 +17,9 @@ struct job {
   size_t in_features;
   float *output;
   size_t rows;
-  uint32_t *words; /* [rows][operand_stride]: the input converted; NULL where the matrix multiplies it as it is */
-  float *scales, *zeros;
+  uint32_t
+      *words; /* [rows][operand_stride]: the input converted; NULL where the matrix multiplies it as it is */
+  float *scales, *shifts;
   struct barrier *barriers;
   atomic_size_t next;
 };
@@ -32,15 +33,16 @@ static void run(void *context, const struct member *member)
   struct blocks blocks = crew_blocks(&crew, job->rows, BLOCK_ROWS, &job->next);
   size_t first, last, begin, end;
   while (crew_next(&blocks, &first, &last)) {
-    struct operand operand = {(const uint32_t *)job->input + first * job->in_features, job->in_features, NULL, NULL};
+    struct operand operand = {(const uint32_t *)job->input + first * job->in_features, job->in_features, NULL,
+                              NULL};
     if (job->words != NULL) {
       team_share(&crew.self, last - first, &begin, &end);
       for (size_t row = first + begin; row < first + end; row++)
-        convert_row(matrix->kind, job->input + row * job->in_features, 0, job->in_features,
-                    job->words + row * stride, job->scales + row, job->zeros + row);
+        convert_row(matrix, job->input + row * job->in_features, 0, job->in_features,
+                    job->words + row * stride, job->scales + row, job->shifts + row);
       team_wait(&crew.self);
-      operand = (struct operand){job->words + first * stride, stride, job->scales + first,
-                                 job->zeros + first};
+      operand =
+          (struct operand){job->words + first * stride, stride, job->scales + first, job->shifts + first};
     }
     const struct result result = {.rows = job->output + first * matrix->columns,
                                   .stride = matrix->columns,
@@ -50,8 +52,8 @@ static void run(void *context, const struct member *member)
   }
 }
 
-int linear_run(const struct matrix *matrix, enum activation activation, const float *input, size_t in_features,
-               float *output, size_t rows, unsigned threads)
+int linear_run(const struct matrix *matrix, enum activation activation, const float *input,
+               size_t in_features, float *output, size_t rows, unsigned threads)
 {
   struct job job = {matrix, activation, input, in_features, output, rows, NULL, NULL, NULL, NULL, 0};
   const size_t stride = operand_stride(matrix->words);
@@ -66,7 +68,7 @@ int linear_run(const struct matrix *matrix, enum activation activation, const fl
   if (words > 0) {
     job.words = (uint32_t *)(memory + barriers);
     job.scales = (float *)(job.words + rows * stride);
-    job.zeros = job.scales + rows;
+    job.shifts = job.scales + rows;
   }
   team_run(threads, run, &job);
   free(memory);

@@ -2,7 +2,7 @@
 #pragma once
 #include "gemm.h"
 
-/* output = activation(input weight^T + bias): rows of float32, contiguous. ENOMEM where there is no memory for
- * converted rows; 0 otherwise. */
-int linear_run(const struct matrix *matrix, enum activation activation, const float *input, size_t in_features,
-               float *output, size_t rows, unsigned threads);
+/* output = activation(input weight^T + bias): rows of float32, contiguous. ENOMEM where there is no memory
+ * for converted rows; 0 otherwise. */
+int linear_run(const struct matrix *matrix, enum activation activation, const float *input,
+               size_t in_features, float *output, size_t rows, unsigned threads);

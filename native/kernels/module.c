@@ -1,5 +1,5 @@
-/* hfaccel._kernels: the seam between Python and the kernels. Arguments are addresses and sizes; who calls keeps the
- * memory alive, has checked types and shapes, and asks only for kinds that `instructions` lists. */
+/* hfaccel._kernels: the seam between Python and the kernels. Arguments are addresses and sizes; who calls
+ * keeps the memory alive, has checked types and shapes, and asks only for kinds that `instructions` lists. */
 #include <Python.h>
 #include <string.h>
 
@@ -20,30 +20,39 @@ static PyObject *no_memory(int error)
   Py_RETURN_NONE;
 }
 
-/* matrix: (kind, columns, words, panels, scales, sums, bias); the last four are addresses, 0 for none */
+/* matrix: (kind, columns, words, panels, scales, sums, factors, bias); the last five are addresses, 0 for
+ * none */
 static int to_matrix(PyObject *object, void *out)
 {
   struct matrix *matrix = out;
   int kind;
   Py_ssize_t columns, words;
-  unsigned long long panels, scales, sums, bias;
+  unsigned long long panels, scales, sums, factors, bias;
   if (!PyTuple_Check(object)) {
     PyErr_SetString(PyExc_TypeError, "a matrix must be a tuple");
     return 0;
   }
-  if (!PyArg_ParseTuple(object, "innKKKK", &kind, &columns, &words, &panels, &scales, &sums, &bias))
+  if (!PyArg_ParseTuple(object, "innKKKKK", &kind, &columns, &words, &panels, &scales, &sums, &factors,
+                        &bias))
     return 0;
   if (kind < 0 || kind >= KINDS || columns < 0 || words < 0) {
-    PyErr_Format(PyExc_ValueError, "`0 <= kind < %d` and sizes of 0 or more must hold, but got (%d, %zd, %zd)", KINDS,
-                 kind, columns, words);
+    PyErr_Format(PyExc_ValueError,
+                 "`0 <= kind < %d` and sizes of 0 or more must hold, but got (%d, %zd, %zd)", KINDS, kind,
+                 columns, words);
     return 0;
   }
-  if (columns > 0 && (panels == 0 || (kind == KIND_I8 && (scales == 0 || sums == 0)))) {
-    refuse("addresses of panels, and for int8 of scales and sums, that are not 0");
+  if (columns > 0 && (panels == 0 || (kind == KIND_I8 && (scales == 0 || sums == 0 || factors == 0)))) {
+    refuse("addresses of panels, and for int8 of scales, sums and factors, that are not 0");
     return 0;
   }
-  *matrix = (struct matrix){(enum kind)kind,       (size_t)columns,      (size_t)words,       (uint32_t *)panels,
-                            (const float *)scales, (const float *)sums, (const float *)bias};
+  *matrix = (struct matrix){.kind = (enum kind)kind,
+                            .columns = (size_t)columns,
+                            .words = (size_t)words,
+                            .panels = (const uint32_t *)panels,
+                            .scales = (const float *)scales,
+                            .sums = (const float *)sums,
+                            .factors = (const float *)factors,
+                            .bias = (const float *)bias};
   return 1;
 }
 
@@ -100,24 +109,27 @@ static PyObject *layer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
   struct layer layer;
   Py_ssize_t hidden, heads, head_size;
   int activation, attention;
-  if (!PyArg_ParseTuple(args, "nnnO&O&O&O&O&O&O&O&O&piif", &hidden, &heads, &head_size, to_matrix, &layer.query,
-                        to_matrix, &layer.key, to_matrix, &layer.value, to_matrix, &layer.output, to_matrix,
-                        &layer.gate, to_matrix, &layer.up, to_matrix, &layer.down, to_norm, &layer.attention_norm,
-                        to_norm, &layer.output_norm, &layer.norm_first, &activation, &attention, &layer.scale))
+  if (!PyArg_ParseTuple(args, "nnnO&O&O&O&O&O&O&O&O&piif", &hidden, &heads, &head_size, to_matrix,
+                        &layer.query, to_matrix, &layer.key, to_matrix, &layer.value, to_matrix,
+                        &layer.output, to_matrix, &layer.gate, to_matrix, &layer.up, to_matrix, &layer.down,
+                        to_norm, &layer.attention_norm, to_norm, &layer.output_norm, &layer.norm_first,
+                        &activation, &attention, &layer.scale))
     return NULL;
   if (hidden <= 0 || heads <= 0 || head_size <= 0 || activation < 0 || activation >= ACTIVATIONS ||
       (attention != KIND_F32 && attention != KIND_BF16))
-    return PyErr_Format(PyExc_ValueError,
-                        "sizes above 0, `0 <= activation < %d` and attention in 0, 1 must hold, but got (%zd, %zd, "
-                        "%zd), %d and %d",
-                        ACTIVATIONS, hidden, heads, head_size, activation, attention);
+    return PyErr_Format(
+        PyExc_ValueError,
+        "sizes above 0, `0 <= activation < %d` and attention in 0, 1 must hold, but got (%zd, %zd, "
+        "%zd), %d and %d",
+        ACTIVATIONS, hidden, heads, head_size, activation, attention);
   layer.hidden = (size_t)hidden;
   layer.heads = (size_t)heads;
   layer.head_size = (size_t)head_size;
   layer.activation = (enum activation)activation;
   layer.attention = (enum kind)attention;
   if (!fits(&layer))
-    return refuse("shapes and kinds of the matrices that fit each other and the sizes, and whole words in a head,");
+    return refuse(
+        "shapes and kinds of the matrices that fit each other and the sizes, and whole words in a head,");
   allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
   LayerObject *self = (LayerObject *)allocate(type, 0);
   if (self != NULL)
@@ -140,14 +152,15 @@ static PyObject *layer_run_py(PyObject *object, PyObject *args)
   int threads;
   unsigned long long input, output, first, length, skipped, seen, bias, cosines, sines;
   Py_ssize_t rows, sequences, window, bias_head, bias_query, angles;
-  if (!PyArg_ParseTuple(args, "iKKnnKKKKnKnnKKn", &threads, &input, &output, &rows, &sequences, &first, &length,
-                        &skipped, &seen, &window,
-                        &bias, &bias_head, &bias_query, &cosines, &sines, &angles))
+  if (!PyArg_ParseTuple(args, "iKKnnKKKKnKnnKKn", &threads, &input, &output, &rows, &sequences, &first,
+                        &length, &skipped, &seen, &window, &bias, &bias_head, &bias_query, &cosines, &sines,
+                        &angles))
     return NULL;
   if (rows < 0 || sequences < 0 || bias_head < 0 || bias_query < 0 || angles < 0)
     return refuse("sizes of 0 or more");
-  if ((rows > 0 && (input == 0 || output == 0)) || (sequences > 0 && (rows == 0 || first == 0 || length == 0)) ||
-      (skipped == 0) != (seen == 0) || (cosines == 0) != (sines == 0) || (cosines != 0 && angles == 0))
+  if ((rows > 0 && (input == 0 || output == 0)) ||
+      (sequences > 0 && (rows == 0 || first == 0 || length == 0)) || (skipped == 0) != (seen == 0) ||
+      (cosines == 0) != (sines == 0) || (cosines != 0 && angles == 0))
     return refuse("addresses that are not 0, skipped and seen, or cosines, sines and angles together,");
   const struct call call = {.input = (const float *)input,
                             .output = (float *)output,
@@ -180,18 +193,19 @@ static PyObject *linear_py(PyObject *module, PyObject *args)
   int activation;
   unsigned long long input, output;
   Py_ssize_t in_features, rows;
-  if (!PyArg_ParseTuple(args, "iO&iKnKn", &threads, to_matrix, &matrix, &activation, &input, &in_features, &output,
-                        &rows))
+  if (!PyArg_ParseTuple(args, "iO&iKnKn", &threads, to_matrix, &matrix, &activation, &input, &in_features,
+                        &output, &rows))
     return NULL;
   if (activation < 0 || activation >= ACTIVATIONS)
-    return PyErr_Format(PyExc_ValueError, "`0 <= activation < %d` must hold, but got %d", ACTIVATIONS, activation);
+    return PyErr_Format(PyExc_ValueError, "`0 <= activation < %d` must hold, but got %d", ACTIVATIONS,
+                        activation);
   if (rows < 0 || in_features <= 0 || kind_words(matrix.kind, (size_t)in_features) != matrix.words ||
       (rows > 0 && (input == 0 || output == 0)))
     return refuse("rows of 0 or more, in_features of the matrix' words, and addresses that are not 0");
   int error;
   Py_BEGIN_ALLOW_THREADS;
-  error = linear_run(&matrix, (enum activation)activation, (const float *)input, (size_t)in_features, (float *)output,
-                     (size_t)rows, threads > 0 ? (unsigned)threads : 1);
+  error = linear_run(&matrix, (enum activation)activation, (const float *)input, (size_t)in_features,
+                     (float *)output, (size_t)rows, threads > 0 ? (unsigned)threads : 1);
   Py_END_ALLOW_THREADS;
   return no_memory(error);
 }
@@ -224,15 +238,18 @@ static PyMethodDef layer_methods[] = {{"run", layer_run_py, METH_VARARGS, NULL},
 static PyType_Slot layer_slots[] = {
     {Py_tp_new, layer_new}, {Py_tp_dealloc, layer_dealloc}, {Py_tp_methods, layer_methods}, {0, NULL}};
 
-static PyType_Spec layer_spec = {
-    .name = "hfaccel._kernels.Layer", .basicsize = sizeof(LayerObject), .flags = Py_TPFLAGS_DEFAULT, .slots = layer_slots};
+static PyType_Spec layer_spec = {.name = "hfaccel._kernels.Layer",
+                                 .basicsize = sizeof(LayerObject),
+                                 .flags = Py_TPFLAGS_DEFAULT,
+                                 .slots = layer_slots};
 
 static PyMethodDef functions[] = {{"linear", linear_py, METH_VARARGS, NULL},
                                   {"use_threads", use_threads, METH_O, NULL},
                                   {"instructions", instructions, METH_NOARGS, NULL},
                                   {NULL, NULL, 0, NULL}};
 
-static struct PyModuleDef definition = {.m_base = PyModuleDef_HEAD_INIT, .m_name = "_kernels", .m_size = -1, .m_methods = functions};
+static struct PyModuleDef definition = {
+    .m_base = PyModuleDef_HEAD_INIT, .m_name = "_kernels", .m_size = -1, .m_methods = functions};
 
 PyMODINIT_FUNC PyInit__kernels(void)
 {

@@ -36,24 +36,29 @@ void norm_row(const struct norm *norm, const float *x, size_t columns, float *ou
   }
 }
 
-static void quantize_row(const void *x, int bf16, size_t columns, uint8_t *out, float *scale, float *zero)
+static void quantize_row(const float *factors, const void *x, int bf16, size_t columns, uint8_t *out,
+                         float *scale, float *shift)
 {
   __m512 lowest = _mm512_setzero_ps(), highest = _mm512_setzero_ps(); /* 0 is in the range: padding is 0 */
-  __mmask16 nan = 0; /* min and max would forget it again */
+  __mmask16 nan = 0;                                                  /* min and max would forget it again */
   for (size_t i = 0; i < columns; i += 16) {
-    const __m512 v = load_floats(x, i, lanes((long)(columns - i)), bf16);
+    const __mmask16 mask = lanes((long)(columns - i));
+    const __m512 v = _mm512_mul_ps(load_floats(x, i, mask, bf16), _mm512_maskz_loadu_ps(mask, factors + i));
     lowest = _mm512_min_ps(lowest, v);
     highest = _mm512_max_ps(highest, v);
     nan |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
   }
   const float low = _mm512_reduce_min_ps(lowest), high = _mm512_reduce_max_ps(highest);
-  const float range = (high - low) / 255.f, step = range >= FLT_MIN ? range : 1.f; /* 1 / step must be finite */
+  const float range = (high - low) / 255.f,
+              step = range >= FLT_MIN ? range : 1.f; /* 1 / step must be finite */
   *scale = nan ? __builtin_nanf("") : step;
-  *zero = __builtin_rintf(-low / step);
-  const __m512 factor = _mm512_set1_ps(1.f / step), shift = _mm512_set1_ps(*zero);
+  const float zero = __builtin_rintf(-low / step); /* what 0 becomes: exactly a whole number */
+  *shift = zero * step;
+  const __m512 factor = _mm512_set1_ps(1.f / step), zeros = _mm512_set1_ps(zero);
   for (size_t i = 0; i < columns; i += 16) {
     const __mmask16 mask = lanes((long)(columns - i));
-    const __m512 v = _mm512_fmadd_ps(load_floats(x, i, mask, bf16), factor, shift);
+    const __m512 smooth = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, factors + i), factor);
+    const __m512 v = _mm512_fmadd_ps(load_floats(x, i, mask, bf16), smooth, zeros);
     const __m512i q = _mm512_cvtps_epi32(_mm512_max_ps(_mm512_setzero_ps(), v));
     _mm_mask_storeu_epi8(out + i, mask, _mm512_cvtusepi32_epi8(q));
   }
@@ -61,10 +66,12 @@ static void quantize_row(const void *x, int bf16, size_t columns, uint8_t *out, 
   memset(out + columns, 0, end - columns);
 }
 
-void convert_row(enum kind kind, const void *x, int bf16, size_t columns, uint32_t *words, float *scale, float *zero)
+void convert_row(const struct matrix *matrix, const void *x, int bf16, size_t columns, uint32_t *words,
+                 float *scale, float *shift)
 {
+  const enum kind kind = matrix->kind;
   if (kind == KIND_I8) {
-    quantize_row(x, bf16, columns, (uint8_t *)words, scale, zero);
+    quantize_row(matrix->factors, x, bf16, columns, (uint8_t *)words, scale, shift);
     return;
   }
   for (size_t i = 0; i < columns; i += 16) {

@@ -4,8 +4,9 @@
 #include <sched.h>
 
 enum {
-  SPINS = 4000,  /* some 50 microseconds; then let others run, who may be what is waited for */
-  CREW_ROWS = 28 /* with fewer rows for each thread, threads share blocks: each weight is read by one core only */
+  SPINS = 4000, /* some 50 microseconds; then let others run, who may be what is waited for */
+  CREW_ROWS =
+      28 /* with fewer rows for each thread, threads share blocks: each weight is read by one core only */
 };
 
 static parallel_for run_parallel;
@@ -41,8 +42,8 @@ struct muster {
   struct barrier barrier;
 };
 
-/* Torch may give fewer threads than were asked for; then some get more than one number. Who is here is known when
- * all numbers are covered, and all threads run at once, so waiting for that ends. */
+/* Torch may give fewer threads than were asked for; then some get more than one number. Who is here is known
+ * when all numbers are covered, and all threads run at once, so waiting for that ends. */
 static void enlist(int64_t begin, int64_t end, void *context)
 {
   struct muster *muster = context;

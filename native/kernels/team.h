@@ -1,13 +1,13 @@
-/* The threads that compute one call: torch's own, through its C interface, so that torch.set_num_threads holds and
- * no second pool of threads exists. */
+/* The threads that compute one call: torch's own, through its C interface, so that torch.set_num_threads
+ * holds and no second pool of threads exists. */
 #pragma once
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 
 /* torch_parallel_for of torch/csrc/stable/c/shim.h */
-typedef int32_t (*parallel_for)(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void *),
-                                void *context);
+typedef int32_t (*parallel_for)(int64_t begin, int64_t end, int64_t grain,
+                                void (*body)(int64_t, int64_t, void *), void *context);
 
 /* Without a function (NULL) one thread computes. Set once, before the first call. */
 void team_use(parallel_for function);

@@ -101,9 +101,9 @@ INLINE __m512 activate(enum activation activation, __m512 x)
 {
   switch (activation) {
   case ACT_GELU:
-    return _mm512_mul_ps(_mm512_mul_ps(x, _mm512_set1_ps(.5f)),
-                         _mm512_add_ps(_mm512_set1_ps(1.f),
-                                       vector_erf(_mm512_mul_ps(x, _mm512_set1_ps(0.70710678f)))));
+    return _mm512_mul_ps(
+        _mm512_mul_ps(x, _mm512_set1_ps(.5f)),
+        _mm512_add_ps(_mm512_set1_ps(1.f), vector_erf(_mm512_mul_ps(x, _mm512_set1_ps(0.70710678f)))));
   case ACT_GELU_TANH: { /* 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), which is x sigmoid(2 ...) */
     const __m512 cubic = _mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(0.044715f));
     const __m512 inner = _mm512_mul_ps(_mm512_fmadd_ps(cubic, x, x), _mm512_set1_ps(0.79788456f));

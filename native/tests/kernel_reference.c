@@ -81,7 +81,7 @@ static double quantize_column(struct weight *weight, size_t column, float *scale
   sums[column] = 0;
   for (size_t k = 0; k < weight->in_features; k++) {
     out[k] = (int8_t)lrint(numbers[k] / scales[column]);
-    sums[column] += out[k];
+    sums[column] += scales[column] * (float)out[k];
     numbers[k] = (double)scales[column] * out[k];
   }
   return scales[column];
@@ -117,13 +117,14 @@ struct weight make_weight(enum kind kind, size_t columns, size_t in_features, in
   weight.matrix.panels = packed;
   weight.matrix.scales = scales;
   weight.matrix.sums = sums;
+  weight.matrix.factors = uniform_floats(in_features, 1, 1);
   weight.matrix.bias = with_bias ? uniform_floats(columns, -1, 1) : NULL;
   return weight;
 }
 
 /* Activations */
 
-static double number_at(enum kind kind, const uint32_t *words, size_t k, double scale, double zero)
+static double number_at(enum kind kind, const uint32_t *words, size_t k, double scale, double shift)
 {
   float x;
   switch (kind) {
@@ -133,22 +134,23 @@ static double number_at(enum kind kind, const uint32_t *words, size_t k, double 
   case KIND_BF16:
     return bf16_to(((const uint16_t *)words)[k]);
   default:
-    return scale * (((const uint8_t *)words)[k] - zero);
+    return scale * ((const uint8_t *)words)[k] - shift;
   }
 }
 
 struct rows make_rows(enum kind kind, size_t rows, size_t in_features, size_t stride)
 {
   const size_t words = kind_words(kind, in_features);
+  const struct matrix matrix = {.kind = kind, .factors = uniform_floats(in_features, 1, 1)};
   uint32_t *converted = guarded((rows - 1) * stride + words, sizeof *converted);
-  float *scales = guarded(rows, sizeof *scales), *zeros = guarded(rows, sizeof *zeros);
-  struct rows result = {{converted, stride, scales, zeros}, guarded(rows * in_features, sizeof(double))};
+  float *scales = guarded(rows, sizeof *scales), *shifts = guarded(rows, sizeof *shifts);
+  struct rows result = {{converted, stride, scales, shifts}, guarded(rows * in_features, sizeof(double))};
   for (size_t row = 0; row < rows; row++) {
     const float *x = uniform_floats(in_features, -1.5, 2);
-    convert_row(kind, x, 0, in_features, converted + row * stride, scales + row, zeros + row);
+    convert_row(&matrix, x, 0, in_features, converted + row * stride, scales + row, shifts + row);
     for (size_t k = 0; k < in_features; k++)
       result.numbers[row * in_features + k] =
-          number_at(kind, converted + row * stride, k, scales[row], zeros[row]);
+          number_at(kind, converted + row * stride, k, scales[row], shifts[row]);
   }
   return result;
 }

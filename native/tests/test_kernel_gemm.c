@@ -56,10 +56,11 @@ static void test_conversion(enum kind kind, int from_bf16, size_t columns)
   const float *x = uniform_floats(columns, -3, 5);
   uint16_t *half = guarded(columns, sizeof *half);
   uint32_t *out = guarded(words, sizeof *out);
-  float scale = 0, zero = 0;
+  const struct matrix matrix = {.kind = kind, .factors = uniform_floats(columns, 1, 1)};
+  float scale = 0, shift = 0;
   for (size_t i = 0; i < columns; i++)
     half[i] = bf16_of(x[i]);
-  convert_row(kind, from_bf16 ? (const void *)half : x, from_bf16, columns, out, &scale, &zero);
+  convert_row(&matrix, from_bf16 ? (const void *)half : x, from_bf16, columns, out, &scale, &shift);
   for (size_t i = 0; i < columns; i++) {
     const float wanted = from_bf16 ? bf16_to(half[i]) : x[i];
     if (kind == KIND_F32)
@@ -67,7 +68,7 @@ static void test_conversion(enum kind kind, int from_bf16, size_t columns)
     else if (kind == KIND_BF16)
       CHECK(((uint16_t *)out)[i] == bf16_of(wanted));
     else /* half a step, and the rounding of the zero */
-      CHECK(fabsf(scale * (((uint8_t *)out)[i] - zero) - wanted) <= scale * 1.001f);
+      CHECK(fabsf(scale * ((uint8_t *)out)[i] - shift - wanted) <= scale * 1.001f);
   }
   for (size_t i = columns; i < words * numbers; i++)
     CHECK(kind == KIND_BF16 ? ((uint16_t *)out)[i] == 0 : ((uint8_t *)out)[i] == 0);
@@ -77,12 +78,13 @@ static void test_conversion(enum kind kind, int from_bf16, size_t columns)
 /* A row of `columns` numbers that are all `value`, quantized; what the first then stands for. */
 static double quantized(float value, size_t columns)
 {
-  float *x = uniform_floats(columns, value, value), scale, zero;
+  float *x = uniform_floats(columns, value, value), scale, shift;
+  const struct matrix matrix = {.kind = KIND_I8, .factors = uniform_floats(columns, 1, 1)};
   uint32_t *out = guarded(kind_words(KIND_I8, columns), sizeof *out);
   x[0] = value;
-  convert_row(KIND_I8, x, 0, columns, out, &scale, &zero);
-  CHECK(isnan(value) || (zero >= 0 && zero <= 255 && scale > 0));
-  const double result = (double)scale * (*(uint8_t *)out - zero);
+  convert_row(&matrix, x, 0, columns, out, &scale, &shift);
+  CHECK(isnan(value) || (shift >= 0 && shift <= 255.01f * scale && scale > 0));
+  const double result = (double)scale * *(uint8_t *)out - shift;
   guarded_release();
   return result;
 }
@@ -99,14 +101,15 @@ static void test_quantization_of_special_rows(void)
   }
   CHECK(isnan(quantized(NAN, 1)));
   CHECK(isnan(quantized(NAN, 70))); /* wherever in the row, it must not become an ordinary number */
-  float *x = uniform_floats(70, -1, 1), scale, zero;
+  const struct matrix matrix = {.kind = KIND_I8, .factors = uniform_floats(70, 1, 1)};
+  float *x = uniform_floats(70, -1, 1), scale, shift;
   uint32_t *out = guarded(kind_words(KIND_I8, 70), sizeof *out);
   x[3] = NAN;
-  convert_row(KIND_I8, x, 0, 70, out, &scale, &zero);
-  CHECK(isnan(scale * (*(uint8_t *)out - zero)));
+  convert_row(&matrix, x, 0, 70, out, &scale, &shift);
+  CHECK(isnan(scale * *(uint8_t *)out - shift));
   x[3] = INFINITY;
-  convert_row(KIND_I8, x, 0, 70, out, &scale, &zero);
-  CHECK(!isfinite(scale * (((uint8_t *)out)[3] - zero)));
+  convert_row(&matrix, x, 0, 70, out, &scale, &shift);
+  CHECK(!isfinite(scale * ((uint8_t *)out)[3] - shift));
   guarded_release();
 }
 

@@ -285,14 +285,15 @@ static void test_smaps_sums_the_share_in_range(void)
   struct smaps_sum sum;
   CHECK(file != NULL);
   fputs("1000-3000 rw-p 00000000 00:00 0 [anon:hfaccel 0]\nSize: 8 kB\nRss: 8 kB\nAnonHugePages: 4 kB\n"
-        "3000-5000 rw-p 00000000 00:00 0\nRss: 6 kB\nAnonHugePages: 2 kB\nFilePmdMapped: 6 kB\n"
+        "3000-5000 rw-p 00000000 00:00 0\nRss: 6 kB\nAnonHugePages: 2 kB\nShmemPmdMapped: 4 "
+        "kB\nFilePmdMapped: 6 kB\n"
         "noise\nRss:\nRss: many kB\n",
         file);
   fclose(file);
   CHECK(smaps_sum(path, 0x1000, 0x2000, &sum) == 0);
   CHECK(sum.resident == 8192 && sum.anon_huge == 4096 && sum.file_huge == 0);
   CHECK(smaps_sum(path, 0x2000, 0x2000, &sum) == 0);
-  CHECK(sum.resident == 4096 + 3072 && sum.anon_huge == 2048 + 1024 && sum.file_huge == 3072);
+  CHECK(sum.resident == 4096 + 3072 && sum.anon_huge == 2048 + 1024 && sum.file_huge == 3072 + 2048);
   CHECK(smaps_sum(path, 0x9000, 0x1000, &sum) == 0);
   CHECK(sum.resident == 0);
   unlink(path);

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import replace
 
-from hfaccel.apply.environ import SAVED, SITE, launch_environment, preloads
+from hfaccel.apply.environ import ONE_MALLOC, SAVED, SITE, launch_environment, preloads
 from hfaccel.host import Library, read_host
 from hfaccel.plan import KNOBS, Choice, Goal, Plan, make_plan
 from hfaccel.plan.memory import JEMALLOC, export_allocator
@@ -89,13 +89,19 @@ EXPORTS = [
         {"LD_PRELOAD": INTEL.path, "KMP_AFFINITY": "granularity=fine,scatter,1,0"},
     ),
     ({"allocator": "glibc"}, {"GLIBC_TUNABLES": GLIBC_TUNABLES}),
-    ({"allocator": LIBRARIES["mimalloc"]}, {"LD_PRELOAD": "/lib/libmimalloc.so", **MIMALLOC}),
-    ({"allocator": LIBRARIES["jemalloc"]}, {"LD_PRELOAD": "/lib/libjemalloc.so", **JEMALLOC}),
-    ({"allocator": LIBRARIES["tcmalloc"]}, {"LD_PRELOAD": "/lib/libtcmalloc.so"}),
-    ({"allocator": Library("custom", "/lib/any.so")}, {"LD_PRELOAD": "/lib/any.so"}),
+    (
+        {"allocator": LIBRARIES["mimalloc"]},
+        {"LD_PRELOAD": "/lib/libmimalloc.so", **MIMALLOC, **ONE_MALLOC},
+    ),
+    (
+        {"allocator": LIBRARIES["jemalloc"]},
+        {"LD_PRELOAD": "/lib/libjemalloc.so", **JEMALLOC, **ONE_MALLOC},
+    ),
+    ({"allocator": LIBRARIES["tcmalloc"]}, {"LD_PRELOAD": "/lib/libtcmalloc.so", **ONE_MALLOC}),
+    ({"allocator": Library("custom", "/lib/any.so")}, {"LD_PRELOAD": "/lib/any.so", **ONE_MALLOC}),
     (
         {"omp_runtime": INTEL, "allocator": LIBRARIES["tcmalloc"]},
-        {"LD_PRELOAD": "/lib/libiomp5.so:/lib/libtcmalloc.so"},
+        {"LD_PRELOAD": "/lib/libiomp5.so:/lib/libtcmalloc.so", **ONE_MALLOC},
     ),
     ({"retained_memory": 5 << 20}, {}),
     (
@@ -163,13 +169,19 @@ def test_what_is_asked_for_replaces_a_variable_that_is_set():
 def test_settings_of_a_library_are_the_users_even_when_the_library_is_asked_for(kind, settings):
     (name,) = settings
     assert set_by(plan("user", allocator=LIBRARIES[kind]), {name: "mine"}) == {
-        "LD_PRELOAD": f"/lib/lib{kind}.so"
+        "LD_PRELOAD": f"/lib/lib{kind}.so",
+        **ONE_MALLOC,
     }
 
 
 def test_a_library_stands_in_front_of_the_users():
     variables = set_by(plan(allocator=LIBRARIES["tcmalloc"]), {"LD_PRELOAD": "a.so:b.so"})
-    assert variables == {"LD_PRELOAD": "/lib/libtcmalloc.so:a.so:b.so"}
+    assert variables == {"LD_PRELOAD": "/lib/libtcmalloc.so:a.so:b.so", **ONE_MALLOC}
+
+
+def test_a_switch_of_the_users_for_onetbb_stays():
+    variables = set_by(plan(allocator=LIBRARIES["mimalloc"]), {"TBB_ENABLE_SANITIZERS": "0"})
+    assert variables == {"LD_PRELOAD": "/lib/libmimalloc.so", **MIMALLOC}
 
 
 def test_glibcs_thresholds_are_set_together():
@@ -243,12 +255,13 @@ def undone():
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[str(case)[:70] for case in CASES])
 def test_what_is_private_is_undone_completely_and_the_rest_stays(undone, number):
-    user = CASES[number][0]
+    user, allocator = CASES[number]
     seen, _ = undone[number]
     before = {"PATH": "/bin", **user}
     assert {name: seen.get(name) for name in PRIVATE} == {name: before.get(name) for name in PRIVATE}
     public = launch_environment(plan(**EVERYTHING), before)
     kept = {name: value for name, value in public.items() if not name.startswith(SAVED)}
+    kept |= ONE_MALLOC if isinstance(allocator, Library) else {}
     assert {name for name in seen if name not in PRIVATE} == {name for name in kept if name not in PRIVATE}
     assert all(seen[name] == kept[name] for name in seen if name not in PRIVATE)
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
+from conftest import states
 from contract import CONTRACT
 
 import hfaccel
 from hfaccel import backends
-from hfaccel.backends import BACKENDS, Backend, by_name, register
+from hfaccel.backends import BACKENDS, Backend, Options, base, by_name, register
 from hfaccel.errors import UsageError
+from hfaccel.host import read_host
 from hfaccel.outcome import Outcome
 
 
@@ -48,12 +53,33 @@ class HalvingBackend(Backend):
                 module.__class__ = torch.nn.ReLU
 
 
+HOSTS = Path(__file__).parent.parent / "hosts"
+ALL = "HFACCEL_TEST_BACKENDS"  # `make test-backends` sets it
+
+
+def usable(backend):
+    """The backend, or a skip with the reason why it cannot be tested here."""
+    if problem := backend.available():
+        pytest.skip(f"the backend {backend.name} is not available here: {problem}")
+    if backend.name == "inductor" and not os.environ.get(ALL):
+        pytest.skip("torch.compile takes minutes; `make test-backends` runs it")
+    return backend
+
+
 @pytest.mark.parametrize("rule", CONTRACT, ids=lambda rule: rule.__name__)
 @pytest.mark.parametrize("backend", [*BACKENDS, HalvingBackend()], ids=lambda backend: backend.name)
 def test_contract(backend, rule, batch):
-    if backend.available():
-        pytest.skip(f"the backend {backend.name} is not available here: {backend.available()}")
-    rule(backend, batch)
+    rule(usable(backend), batch)
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime", "inductor"])
+def test_an_engine_that_is_there_is_used(name, bert, batch):
+    backend = usable(by_name(name))
+    outcomes = backend.transform(bert, Options())
+    assert outcomes[0].applied and f"run by {name}, fp32" in outcomes[0].reason
+    states(bert, batch)
+    states(bert, {"input_ids": batch["input_ids"][:1, :1]})
+    assert backend.stock_calls(bert) == {}
 
 
 def test_register_adds_and_replaces():
@@ -87,5 +113,35 @@ def test_entry_points_are_found(monkeypatch):
 
 
 def test_an_unknown_backend_names_the_known_ones():
-    with pytest.raises(UsageError, match="must be auto or one of torch, eager, but got 'nonsense'"):
+    with pytest.raises(UsageError, match=r"must be auto or one of torch, .*, eager, but got 'nonsense'"):
         by_name("nonsense")
+
+
+def test_only_what_needs_no_preparation_is_taken_unmeasured(bert):
+    assert [backend.name for backend in BACKENDS if not backend.preparation] == ["torch", "eager"]
+    assert hfaccel.report(hfaccel.optimize(bert)).backend == "torch"
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("optimum.onnxruntime.modeling", "onnxruntime"), ("optimum.intel.openvino.modeling", "openvino")],
+)
+def test_models_of_optimum_are_accepted_as_they_are(module, name):
+    """A stand-in: optimum's packages do not install beside transformers 5."""
+    base = type("ModelBase", (), {"__module__": module})
+    model = type("ModelForFeatureExtraction", (base,), {"__call__": lambda self: 7})()
+    assert hfaccel.optimize(model) is model and model() == 7
+    assert f"{name} runs it already" in hfaccel.report(model).outcomes[0].reason
+    pipeline = type("Pipeline", (), {"model": model, "__call__": lambda self: 8})()
+    assert hfaccel.optimize(pipeline) is pipeline
+    assert hfaccel.restore(model) is model
+
+
+def test_ipex_says_that_it_is_retired():
+    assert "retired" in by_name("ipex").available() and "torch 2.8 alone" in by_name("ipex").available()
+
+
+def test_bfloat16_is_refused_where_it_would_be_emulated(monkeypatch):
+    for name, refused in (("skylake-offline", True), ("zen4-vm", False), ("graviton3", False)):
+        monkeypatch.setattr(base, "read_host", lambda name=name: read_host(HOSTS / f"{name}.txt"))
+        assert bool(base.too_slow("bf16")) is refused and base.too_slow("fp32") == ""

@@ -166,7 +166,7 @@ def test_without_matplotlib_a_picture_names_the_extra(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr(bench_memory, "_measured", None)
     assert main(["bench", "memory", "--picture", "x.svg"]) == 1
-    assert "pip install 'hfaccel[bench]'" in capsys.readouterr().err
+    assert "pip install 'hfaccel[plots]'" in capsys.readouterr().err
 
 
 def test_help_lists_the_kinds():

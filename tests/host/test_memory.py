@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from trees import FORMS, tree_maker
 
-from hfaccel.host.memory import read_memory
+from hfaccel.host.memory import read_memory, thp_problem
 
 THP = "/sys/kernel/mm/transparent_hugepage"
 
@@ -95,3 +95,24 @@ def test_a_host_without_files_has_neutral_values(tree_of):
     tree = tree_of({})
     assert read_memory(tree) == (0, "absent", "", False, "", ())
     assert tree.problems == []
+
+
+@pytest.mark.parametrize(
+    ("general", "own", "problem"),
+    [
+        ("madvise", None, ""),
+        ("always", "inherit", ""),
+        ("never", "inherit", "(mode never)"),
+        ("never", "madvise", ""),  # since 6.8 the mode of a size wins
+        ("always", "never", "(mode never)"),
+        (None, None, "(mode absent)"),
+    ],
+)
+def test_the_mode_of_2_mib_pages_decides_unless_it_inherits(tree_of, general, own, problem):
+    files = {
+        f"{THP}/enabled": general and f"x [{general}] y\n",
+        f"{THP}/hugepages-2048kB/enabled": own and f"x [{own}] y\n",
+    }
+    tree = tree_of({path: text for path, text in files.items() if text})
+    assert thp_problem(read_memory(tree)).endswith(problem)
+    assert bool(thp_problem(read_memory(tree))) == bool(problem)

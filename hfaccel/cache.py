@@ -1,0 +1,208 @@
+"""A cache of folders on disk, for exports that take seconds to make.
+
+An entry is a folder under a key. It is made in a folder beside its place and renamed into it, so it is
+there as a whole or not at all. A lock of the kernel's (flock) for each key lets one process make it while
+the others wait, and is released by the kernel when its holder dies. A manifest with sizes and checksums
+shows damage; a damaged entry is made again. Entries not used for longest go when the cache is too large.
+
+Where the folder cannot be written or is full, the entry is made in a temporary folder, used, and
+forgotten; `Entry.problem` says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hfaccel.errors import UsageError
+
+MANIFEST = "manifest.json"
+LIMIT = 16.0  # GiB
+ABANDONED = 3600.0  # seconds after which a folder that nobody finished is taken for a dead process's
+FULL = (errno.ENOSPC, errno.EDQUOT)
+UNUSABLE = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOLCK)
+
+Make = Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished folder; `found` if it was there, `problem` why it could not be kept ("" if it was)."""
+
+    path: Path
+    found: bool
+    problem: str = ""
+
+
+def default_folder() -> Path:
+    """$HFACCEL_CACHE, or hfaccel in $XDG_CACHE_HOME, or ~/.cache/hfaccel.
+
+    Raises UsageError where that needs a home directory and there is none.
+    """
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    named = Path(os.environ.get("HFACCEL_CACHE") or Path(caches, "hfaccel"))
+    try:
+        return named.expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{named} needs a home directory ({error}); set HFACCEL_CACHE to a folder") from None
+
+
+def default_limit() -> int:
+    """Bytes that the cache may hold: $HFACCEL_CACHE_LIMIT in GiB. Raises UsageError for another value."""
+    text = os.environ.get("HFACCEL_CACHE_LIMIT") or str(LIMIT)
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = -1.0
+    if not 0 <= limit < float("inf"):
+        raise UsageError(f"HFACCEL_CACHE_LIMIT must be a number of GiB, 0 or more, but got {text!r}")
+    return int(limit * 2**30)
+
+
+class Cache:
+    """Folders under keys: letters, digits, `-`, `_` and `.`. `limit` is in bytes."""
+
+    def __init__(self, folder: Path | None = None, limit: int | None = None) -> None:
+        self.folder = folder or default_folder()
+        self.limit = default_limit() if limit is None else limit
+
+    @contextlib.contextmanager
+    def entry(self, key: str, make: Make) -> Iterator[Entry]:
+        """The entry of that key, made by `make(folder)` unless it is there. It stays as long as the context.
+
+        What `make` raises is raised, unless the disk was the reason: then it runs again in a temporary
+        folder. Raises OSError where that is impossible too.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                entry = self._kept(key, make, stack)
+            except OSError as error:
+                if error.errno not in UNUSABLE:
+                    raise
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hfaccel-")))
+                make(folder)
+                entry = Entry(folder, False, f"not kept in {self.folder}: {error.strerror or error}")
+            yield entry
+
+    def _kept(self, key: str, make: Make, stack: contextlib.ExitStack) -> Entry:
+        target = self.folder / "entries" / key
+        if not os.access(self.folder, os.W_OK) and intact(target):
+            return Entry(target, True)  # nobody can remove it either
+        for name in ("entries", "locks"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = stack.enter_context(self._lock_file(key))
+        fcntl.flock(lock, fcntl.LOCK_SH)  # readers share; only who makes it is alone
+        found = intact(target)
+        if not found:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            found = intact(target)  # another process may have been first
+            if not found:
+                self._fill(target, make)
+                self._evict(keep=key)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        os.utime(target)
+        return Entry(target, found)
+
+    @contextlib.contextmanager
+    def _lock_file(self, key: str) -> Iterator[int]:
+        descriptor = os.open(self.folder / "locks" / key, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _fill(self, target: Path, make: Make) -> None:
+        remove(target)
+        unfinished = Path(tempfile.mkdtemp(prefix=".", dir=target.parent))
+        try:
+            make(unfinished)
+            if full(unfinished):
+                raise OSError(errno.ENOSPC, "no space left")
+            (unfinished / MANIFEST).write_text(json.dumps(describe(unfinished)))
+            unfinished.rename(target)
+        except Exception as error:
+            if full(unfinished) and not (isinstance(error, OSError) and error.errno in FULL):
+                # Engines written in C++ report a full disk as anything, or not at all.
+                raise OSError(errno.ENOSPC, f"no space left ({error})") from error
+            raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def _evict(self, keep: str) -> None:
+        """Remove entries, least recently used first, until the rest fits; leave those in use."""
+        sizes: dict[str, tuple[float, int]] = {}
+        for path in (self.folder / "entries").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another process evicts too
+                used = path.stat().st_mtime
+                if path.name.startswith("."):
+                    if time.time() - used > ABANDONED:
+                        shutil.rmtree(path, ignore_errors=True)
+                    continue
+                sizes[path.name] = (used, size(path))
+        total = sum(bytes_ for _, bytes_ in sizes.values())
+        for name, (_, bytes_) in sorted(sizes.items(), key=lambda item: item[1]):
+            if total <= self.limit:
+                break
+            if name != keep and self._removed(name):
+                total -= bytes_
+
+    def _removed(self, name: str) -> bool:
+        """Remove the entry unless somebody uses it; whether it was removed."""
+        with self._lock_file(name) as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            remove(self.folder / "entries" / name)
+            return True
+
+
+def describe(folder: Path) -> dict[str, list[int | str]]:
+    """Size and checksum of every file below the folder, the manifest left out."""
+    return {
+        str(path.relative_to(folder)): [path.stat().st_size, checksum(path)]
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+def intact(folder: Path) -> bool:
+    """Whether the folder is an entry whose files are those that were written."""
+    try:
+        return bool(json.loads((folder / MANIFEST).read_text()) == describe(folder))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+
+
+def checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def full(folder: Path) -> bool:
+    """Whether the file system has no room for another MiB."""
+    return shutil.disk_usage(folder).free < 2**20
+
+
+def remove(path: Path) -> None:
+    """Out of the way by one rename, then deleted: nobody finds half of it."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    doomed = path.with_name(f".{path.name}.{os.getpid()}")
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

@@ -1,0 +1,51 @@
+"""What transform() made of a model, said in names: so that it can be done again without looking or trying."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from hfaccel.engine.families import FAMILIES
+from hfaccel.engine.layer import FusedLayer, fuse
+from hfaccel.engine.linear import PackedLinear
+from hfaccel.engine.packed import PackedWeight
+
+
+@dataclass(frozen=True)
+class Form:
+    layers: dict[str, str]  # path of a fused layer -> name of its family
+    linears: tuple[str, ...]  # paths of packed linear layers
+    unpad: bool
+
+
+def form(model: nn.Module) -> Form:
+    """Which of the model's modules are fused or packed."""
+    layers = {path: module for path, module in model.named_modules() if isinstance(module, FusedLayer)}
+    linears = (path for path, module in model.named_modules() if type(module) is PackedLinear)
+    return Form(
+        {path: layer.hfaccel_family.name for path, layer in layers.items()},
+        tuple(linears),
+        all(layer._unpad for layer in layers.values()),
+    )
+
+
+def reform(model: nn.Module, wanted: Form) -> None:
+    """Fuse and pack the same modules of an equal model whose weights are packed already. There is no trial:
+    that was passed when the model of this form was made, by the same versions.
+
+    Raises ValueError for a form that is of another model.
+    """
+    families = {family.name: family for family in FAMILIES}
+    for path in wanted.linears:
+        linear = model.get_submodule(path)
+        if type(linear) is not nn.Linear:
+            raise ValueError(f"{path} must be an nn.Linear, but is a {type(linear).__name__}")
+        linear.__class__ = PackedLinear
+    for path, name in wanted.layers.items():
+        if name not in families:
+            raise ValueError(f"a family must be one of {', '.join(families)}, but {path} has {name!r}")
+        layer = model.get_submodule(path)
+        if not all(type(linear.weight) is PackedWeight for linear in families[name].linears(layer)):
+            raise ValueError(f"the weights of {path} must be packed, but are not")
+        fuse(layer, families[name], wanted.unpad)

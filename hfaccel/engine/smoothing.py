@@ -1,0 +1,60 @@
+"""Factors that make activations easier to round to int8, found without any data.
+
+A few channels of a LayerNorm's output are much larger than the others, the same for all tokens: in these
+its weight and bias are large. Rounded with one scale per token they leave few steps to the rest. Each
+channel is multiplied with a factor before rounding, and the weights that multiply it are divided by it:
+what is easy for activations is then hard for weights, and ALPHA says how the burden is shared.
+(SmoothQuant, Xiao et al. 2022, arXiv:2211.10438; there the size of activations comes from samples.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import attrgetter
+
+import torch
+from torch import nn
+
+from hfaccel.engine.families import Family
+
+ALPHA = 0.4
+SPREAD = 3.0  # standard deviations of a normalised number that are to be covered
+LEAST = 1e-5
+
+
+def smoothing(norm: nn.Module | None, weights: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """(features,) factors for activations that come from `norm` and are multiplied by all of `weights`
+    (each (out_features, features)); None where nothing is known of the activations."""
+    if not isinstance(norm, nn.LayerNorm) or norm.weight is None:
+        return None
+    size = norm.weight.detach().float().abs() * SPREAD
+    if norm.bias is not None:
+        size = size + norm.bias.detach().float().abs()
+    largest = torch.stack([weight.detach().float().abs().amax(0) for weight in weights]).amax(0)
+    factors = largest.clamp(min=LEAST) ** (1 - ALPHA) / size.clamp(min=LEAST) ** ALPHA
+    return factors / factors.mean()
+
+
+def smooth_layers(model: nn.Module, layers: Sequence[tuple[nn.Module, Family]]) -> dict[int, torch.Tensor]:
+    """id of a linear layer's weight -> its factors, for the inputs of attention and of the feed-forward."""
+    families = {id(layer): family for layer, family in layers}
+    factors: dict[int, torch.Tensor] = {}
+    before: nn.Module | None = None  # the last norm registered, which makes the input where norms come last
+    for module in model.modules():
+        family = families.get(id(module))
+        if family is not None:
+            attention_norm, output_norm = family.norms(module)
+            of_attention, of_wide = (
+                (attention_norm, output_norm) if family.norm_first else (before, attention_norm)
+            )
+            for norm, paths in ((of_attention, family.attention_inputs), (of_wide, family.wide_inputs)):
+                weights: list[torch.Tensor] = [attrgetter(path)(module).weight for path in paths]
+                # The last alone (of query, key and value: the value): its errors are what is seen in the
+                # result, while softmax forgives those of scores.
+                found = smoothing(norm, weights[-1:])
+                if found is not None:
+                    factors.update({id(weight): found for weight in weights})
+            before = output_norm
+        elif isinstance(module, nn.LayerNorm):
+            before = module
+    return factors

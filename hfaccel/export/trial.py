@@ -1,0 +1,52 @@
+"""Whether a model computes what it computed before: on samples, within the tolerance of its precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from hfaccel.export.interface import Sample
+
+# Largest relative error of an output, as length of the difference over length of the vector. Orders of
+# summation differ by 1e-6 in fp32; bf16 has 8 bits, int8 is what calibration makes of it.
+TOLERANCE = {"fp32": 1e-4, "bf16": 0.05, "int8": 0.3}
+
+
+def difference(expected: Any, got: Any, mask: torch.Tensor | None = None) -> float:
+    """The largest relative error among the tensors of two outputs; infinite where they do not match.
+
+    `mask`, (batch, sequence length), is zero where a token is padding: its state may be anything.
+    """
+    if type(expected) is not type(got) or list(expected) != list(got):
+        return float("inf")
+    return max((_relative(expected[name], got[name], mask) for name in expected), default=0.0)
+
+
+def _relative(expected: torch.Tensor, got: torch.Tensor, mask: torch.Tensor | None) -> float:
+    if expected.shape != got.shape or expected.dtype != got.dtype:
+        return float("inf")
+    if mask is not None and expected.dim() > 2 and expected.shape[:2] == mask.shape:
+        expected, got = expected[mask.bool()], got[mask.bool()]
+    one, two = expected.double(), got.double()
+    error = ((one - two).norm() / one.norm().clamp_min(1e-30)).item()
+    return error if error == error else float("inf")
+
+
+def varied(sample: Sample, dynamic: dict[str, tuple[int, ...]]) -> list[dict[str, torch.Tensor]]:
+    """The sample, and one row of it, shorter: the sizes 1 and odd are where exports break."""
+    row = {name: tensor[:1] for name, tensor in sample.items()}
+    lengths = {name: tensor.shape[1] for name, tensor in sample.items() if 1 in dynamic[name]}
+    if lengths:
+        short = max(1, min(lengths.values()) // 2)
+        row = {name: tensor[:, :short] if name in lengths else tensor for name, tensor in row.items()}
+    return [dict(sample), row]
+
+
+def trial(stock: Any, other: Any, samples: Sequence[Sample]) -> float:
+    """The largest relative error of `other` over the samples."""
+    with torch.inference_mode():
+        return max(
+            difference(stock(**sample), other(**sample), sample.get("attention_mask")) for sample in samples
+        )

@@ -1,0 +1,267 @@
+"""One copy of a model's weights for many processes, in memory that no one can change.
+
+The weights are copied once into an anonymous file (memfd), which is then sealed: nobody, root included,
+can write to it, resize it or unseal it. Every process maps it privately, so an in-place change copies the
+pages concerned and is seen by nobody else. The memory goes when the last process that uses it ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import io
+import os
+import pickle
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from multiprocessing.reduction import DupFd, ForkingPickler
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from hfaccel import native
+from hfaccel.errors import ModelError
+from hfaccel.memory.layout import Layout, Place, digest, held, lay_out, view
+from hfaccel.memory.mapping import map_bytes
+from hfaccel.memory.meeting import meet, meeting_folder
+from hfaccel.outcome import Outcome
+
+T = TypeVar("T")
+SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """What share() did to a model."""
+
+    outcome: Outcome
+    nbytes: int = 0
+    descriptor: int = -1  # of the sealed memory, while the model lives; -1 where there is none
+    layout: Layout | None = None
+
+    @property
+    def address(self) -> int:
+        """Where the memory is mapped in this process."""
+        assert self.layout is not None
+        place = self.layout.places[0]
+        return place.held.data_ptr() - place.offset
+
+
+_shared: weakref.WeakKeyDictionary[nn.Module, Shared] = weakref.WeakKeyDictionary()
+
+
+def share(model_or_pipeline: T) -> T:
+    """Put a model's parameters and buffers, packed ones included, into memory that processes share.
+
+    In place; returns what was given. Call it once the model is as it shall be (after hfaccel.optimize), and
+    before workers start. Forked workers then have the weights without doing anything. Processes started
+    otherwise get them when the model itself is sent: `Process(target=..., args=(model,))`, pools, queues
+    and pipes of multiprocessing send the structure, and a descriptor in place of the weights. Instances of
+    one hfaccel-run share when each calls this on an equal model.
+
+    Weights that a process changes afterwards are its own from then on, and are sent by value. What the
+    system refuses is a line of hfaccel.report, and the model stays as it was. Raises ModelError for an
+    object that is neither a torch.nn.Module nor a pipeline holding one.
+    """
+    model = model_or_pipeline
+    if not isinstance(model, nn.Module):
+        model = getattr(model_or_pipeline, "model", None)  # type: ignore[assignment]
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            "a torch.nn.Module or a transformers pipeline is expected, but got "
+            f"{type(model_or_pipeline).__name__}; pass what hfaccel.optimize returned"
+        )
+    try:
+        _shared[model] = _share(model)
+    except OSError as error:
+        reason = f"the system refuses shared memory: {error.strerror or error}"
+        _shared[model] = Shared(Outcome("shared weights", False, reason))
+    return model_or_pipeline
+
+
+def shared(model: nn.Module) -> Shared | None:
+    """What share() did to this model; None for one that it was not called for."""
+    return _shared.get(model)
+
+
+def _share(model: nn.Module) -> Shared:
+    layout = lay_out(model)
+    if layout.size == 0:
+        return Shared(Outcome("shared weights", False, "the model has no weights in ordinary memory"))
+    descriptor, whose = _sealed_or_met(layout)
+    try:
+        layout.put(map_bytes(descriptor, layout.size))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    # Tensors that were there before must not be kept by what fused layers know of them.
+    for module in model.modules():
+        module.__dict__.pop("_hfaccel_plan", None)
+    done = Shared(
+        Outcome("shared weights", True, f"{layout.size / 2**20:.0f} MiB in {whose}"),
+        layout.size,
+        descriptor,
+        replace(layout, pieces=()),  # they hold the old memory
+    )
+    weakref.finalize(done, os.close, descriptor)
+    ForkingPickler.register(type(model), _reduce)
+    return done
+
+
+# The memory
+
+
+def _sealed_or_met(layout: Layout) -> tuple[int, str]:
+    """A descriptor of sealed memory with the layout's bytes, and whose it is."""
+    folder = meeting_folder()
+    descriptor = sealed(layout.size, layout.write)
+    if not folder:
+        return descriptor, "sealed memory of this process and those that it starts"
+    name = _name(layout, descriptor)
+    try:
+        met, others = meet(folder, name, lambda: descriptor, lambda found: _is_it(found, layout, name))
+    except OSError as error:
+        return descriptor, f"sealed memory of its own: the instances cannot meet ({error.strerror})"
+    if not others:
+        return met, "sealed memory that other instances use"
+    os.close(descriptor)
+    return met, "sealed memory of another instance"
+
+
+def sealed(size: int, write: Callable[[torch.Tensor], None]) -> int:
+    """A descriptor of `size` bytes of memory that nobody can change any more, filled by `write`."""
+    descriptor = os.memfd_create("hfaccel-weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(descriptor, size)
+        _fill(descriptor, size, write)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _fill(descriptor: int, size: int, write: Callable[[torch.Tensor], None]) -> None:
+    region = map_bytes(descriptor, size, shared=True)
+    write(region)
+    if native.arena is not None:
+        native.arena.make_huge(region.data_ptr(), size, True)  # where shared memory may be huge at all
+
+
+def _name(layout: Layout, descriptor: int) -> str:
+    """Equal for models whose tensors have equal types, shapes, places and bytes."""
+    table = [
+        (type(p.tensor).__name__, str(p.held.dtype), tuple(p.held.shape), p.held.stride(), p.offset)
+        for p in layout.places
+    ]
+    content = digest(map_bytes(descriptor, layout.size))
+    return f"{hashlib.blake2b(repr(table).encode(), digest_size=8).hexdigest()}-{content}"
+
+
+def _is_it(descriptor: int, layout: Layout, name: str) -> bool:
+    """Whether it is sealed memory with these bytes: who holds it may be anybody."""
+    try:
+        seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # a file of another kind
+            return False
+        raise
+    size = os.fstat(descriptor).st_size
+    return seals == SEALS and size == layout.size and _name(layout, descriptor) == name
+
+
+# Sending a shared model to another process
+
+
+def _reduce(model: nn.Module) -> Any:
+    """For multiprocessing's pickler: the structure, and a descriptor in place of the weights."""
+    known = _shared.get(model)
+    if known is None or known.descriptor < 0:
+        return model.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+    buffer = io.BytesIO()
+    _Sender(buffer, model, known).dump(model)
+    return _attach, (DupFd(known.descriptor), known.nbytes, buffer.getvalue())
+
+
+class _Sender(ForkingPickler):
+    """Pickles a shared model, with where they are in place of the tensors that it still shares."""
+
+    def __init__(self, file: io.BytesIO, model: nn.Module, known: Shared) -> None:
+        super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        assert known.layout is not None
+        self.model = model
+        pristine = map_bytes(known.descriptor, known.nbytes)
+        self.places = {
+            id(place.tensor): (number, place)
+            for number, place in enumerate(known.layout.places)
+            if _is_unchanged(place, pristine)
+        }
+
+    def reducer_override(self, value: Any) -> Any:
+        if value is self.model:
+            return value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        return NotImplemented
+
+    def persistent_id(self, value: Any) -> Any:
+        number, place = self.places.get(id(value), (0, None))
+        if place is None:
+            return None
+        bytes_of = place.held
+        where = (place.offset, bytes_of.dtype, tuple(bytes_of.shape), bytes_of.stride())
+        packed = (value.kind, tuple(value.shape), value.dtype) if bytes_of is not value else None
+        attached = {name: item for name, item in vars(value).items() if name not in ("memory", "kind")}
+        return number, where, type(value), packed, value.requires_grad, attached
+
+
+def _is_unchanged(place: Place, pristine: torch.Tensor) -> bool:
+    """Whether the tensor still is what was shared. Its pages are this process's own once it is changed in
+    place, which no address and no version counter tells for sure."""
+    expected = place.over(pristine)
+    now = held(place.tensor)
+    if (now.dtype, now.shape, now.stride()) != (expected.dtype, expected.shape, expected.stride()):
+        return False
+    return torch.equal(_bits(now), _bits(expected))
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The values as integers: NaN equals itself."""
+    return tensor.detach().contiguous().view(-1).view(torch.uint8)
+
+
+class _Receiver(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, region: torch.Tensor) -> None:
+        super().__init__(file)
+        self.region = region
+        self.places: dict[int, Place] = {}
+
+    def persistent_load(self, identity: Any) -> Any:
+        number, (offset, dtype, shape, stride), kind_of_tensor, packed, requires_grad, attached = identity
+        if number in self.places:  # tied
+            return self.places[number].tensor
+        found = view(self.region, offset, dtype, shape, stride)
+        tensor: torch.Tensor
+        if packed is not None:
+            tensor = kind_of_tensor.attach(found, *packed, requires_grad)
+        elif issubclass(kind_of_tensor, nn.Parameter):
+            tensor = kind_of_tensor(found, requires_grad)
+        else:
+            tensor = found.requires_grad_(requires_grad)
+        vars(tensor).update(attached)
+        self.places[number] = Place(tensor, offset)
+        return tensor
+
+
+def _attach(handle: Any, nbytes: int, structure: bytes) -> nn.Module:
+    """In the process that gets the model: the same over the same memory."""
+    descriptor: int = handle.detach()
+    receiver = _Receiver(io.BytesIO(structure), map_bytes(descriptor, nbytes))
+    model: nn.Module = receiver.load()
+    layout = Layout(tuple(receiver.places.values()), (), nbytes, 0)
+    outcome = Outcome("shared weights", True, f"{nbytes / 2**20:.0f} MiB in sealed memory of another process")
+    _shared[model] = done = Shared(outcome, nbytes, descriptor, layout)
+    weakref.finalize(done, os.close, descriptor)
+    ForkingPickler.register(type(model), _reduce)
+    return model

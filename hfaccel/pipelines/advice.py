@@ -1,0 +1,76 @@
+"""What would make a profiled pipeline faster: one function for each piece of advice, "" where it is no use.
+
+The order is that of the usual gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hfaccel.pipelines.profile import Profile
+
+PADDING, WAITING, FINISHING, COMPUTING = 0.10, 0.03, 0.10, 0.75  # shares from which on advice is given
+SHORT = 128  # tokens: below, one sequence alone does not keep the cores busy
+
+
+def optimizing(profile: Profile) -> str:
+    if profile.loop != "transformers":
+        return ""
+    return "pipe = hfaccel.optimize(pipe): packed and fused layers, batches of near lengths, no waiting"
+
+
+def own_loop(profile: Profile) -> str:
+    return f"transformers' own loop ran: {profile.why_stock}" if profile.why_stock else ""
+
+
+def batching(profile: Profile) -> str:
+    if (
+        profile.lengths
+        and profile.rows < 2 <= profile.inputs
+        and profile.tokens / len(profile.lengths) < SHORT
+    ):
+        return "batch_size=32: most inputs are short, and went through the model one by one"
+    return ""
+
+
+def padding(profile: Profile) -> str:
+    if profile.padding < PADDING or profile.loop == "transformers":
+        return ""
+    return f"{profile.padding:.0%} of the positions are padding: give more inputs at once"
+
+
+def tensors(profile: Profile) -> str:
+    if profile.share(profile.finish.waited) < FINISHING or profile.task != "feature-extraction":
+        return ""
+    return "return_tensors=True: nested lists of floats take long to make and thirty times the memory"
+
+
+def tokenizing(profile: Profile) -> str:
+    if profile.share(profile.prepare.waited) < WAITING or profile.loop == "transformers":
+        return ""
+    if not profile.fast_tokenizer:
+        return "a fast tokenizer: AutoTokenizer.from_pretrained(..., use_fast=True)"
+    return "a larger batch_size: inputs are then prepared while the model computes"
+
+
+def precision(profile: Profile) -> str:
+    if profile.share(profile.compute.total) < COMPUTING or profile.dtype != "float32":
+        return ""
+    return "dtype=torch.bfloat16 or quantization='int8' with hfaccel.optimize, where their accuracy will do"
+
+
+ADVICE: list[Callable[[Profile], str]] = [
+    optimizing,
+    own_loop,
+    batching,
+    padding,
+    tensors,
+    tokenizing,
+    precision,
+]
+
+
+def advise(profile: Profile) -> tuple[str, ...]:
+    return tuple(advice for advice in (check(profile) for check in ADVICE) if advice)

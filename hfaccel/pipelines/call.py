@@ -1,0 +1,87 @@
+"""One call of a pipeline: its three steps with the call's parameters, in the form that the loop takes."""
+
+from __future__ import annotations
+
+from collections import UserDict
+from collections.abc import Callable, Iterator, Mapping, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.pipelines.base import ChunkPipeline
+from transformers.pipelines.pt_utils import PipelineIterator
+
+from hfaccel.pipelines.run import Run, Shape, Steps
+from hfaccel.pipelines.schedule import Limits
+
+
+@dataclass(frozen=True)
+class Call:
+    """`rows`: the call's batch_size. `collate` pads model inputs to one batch, as transformers does."""
+
+    pipe: Any
+    collate: Callable[[list[Any]], Any]
+    rows: int
+    preprocess: dict[str, Any]
+    forward: dict[str, Any]
+    postprocess: dict[str, Any]
+
+    @property
+    def chunked(self) -> bool:
+        """Whether an input makes several model inputs: labels, windows of a long text, of a sound."""
+        return isinstance(self.pipe, ChunkPipeline)
+
+    def prepare(self, given: Any) -> Iterator[tuple[Any, bool]]:
+        made = self.pipe.preprocess(given, **self.preprocess)
+        if self.chunked:
+            yield from ((part, part["is_last"]) for part in made)
+        else:
+            yield made, True
+
+    def compute(self, batch: list[Any]) -> list[Any]:
+        if self.rows == 1:
+            return [self.pipe.forward(batch[0], **self.forward)]
+        lengths = [shape(inputs).length or 0 for inputs in batch]
+        # One iterator for each batch: it takes outputs apart, and never gets over a smaller batch.
+        padded = [self.collate(batch)]
+        outputs = list(PipelineIterator(padded, self.pipe.forward, self.forward, loader_batch_size=self.rows))
+        if len(outputs) != len(batch):
+            raise ValueError(
+                f"each input of a batch must be one row of its output, but {len(batch)} inputs gave "
+                f"{len(outputs)}; call the pipeline with batch_size=1"
+            )
+        longest = max(lengths)
+        return [self.pipe.hfaccel_own(*row, longest) for row in zip(outputs, lengths, strict=True)]
+
+    def finish(self, outputs: list[Any]) -> Any:
+        if not self.chunked:
+            return self.pipe.postprocess(outputs[0], **self.postprocess)
+        for output in outputs:
+            output.pop("is_last")
+        return self.pipe.postprocess(outputs, **self.postprocess)
+
+
+def begin(call: Call, inputs: Any, tokens: int) -> Run:
+    """Start the loop over `inputs`, with at most `tokens` tokens in a batch."""
+    steps = Steps(call.prepare, shape, call.compute, call.finish)
+    sized = isinstance(inputs, Sized)
+    by_number = sized and not call.chunked  # as transformers reads them
+    read = map(inputs.__getitem__, range(len(inputs))) if by_number else iter(inputs)
+    return Run(read, steps, Limits(call.rows, tokens), streams=not sized)
+
+
+def shape(inputs: Any) -> Shape:
+    """Token sequences with an attention mask may be padded at will; everything else keeps its order."""
+    if not isinstance(inputs, Mapping | UserDict):
+        return Shape()
+    tokens: Any = inputs.get("input_ids")
+    if not _is_row(tokens) or not _is_row(inputs.get("attention_mask")):
+        return Shape()
+    tensors = [value for value in inputs.values() if torch.is_tensor(value)]
+    if any(value.shape[:2] != tokens.shape for value in tensors):
+        return Shape()
+    return Shape(tokens.shape[1], frozenset(inputs.keys()))
+
+
+def _is_row(value: Any) -> bool:
+    return torch.is_tensor(value) and value.ndim == 2 and value.shape[0] == 1

@@ -1,0 +1,181 @@
+"""profile(): where the time of a pipeline goes, what its batches are, and what would help."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hfaccel.errors import ModelError
+from hfaccel.pipelines.advice import advise
+from hfaccel.tables import render
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Seconds of one step over all inputs; `waited`: those in which the model did not compute."""
+
+    total: float
+    waited: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One run of a pipeline. Times are seconds, lengths tokens. `print` it, `save` it as a picture."""
+
+    task: str
+    model: str
+    dtype: str
+    loop: str  # "hfaccel" or "transformers"
+    why_stock: str  # why transformers' loop ran in an optimized pipeline; "" where it did not
+    fast_tokenizer: bool
+    inputs: int
+    seconds: float
+    prepare: Phase  # tokenization, or whatever the task's `preprocess` does
+    compute: Phase  # `waited` is 0
+    finish: Phase  # `postprocess`
+    batches: tuple[Any, ...]  # timing.Batch, in order
+    lengths: tuple[int, ...]  # of each model input, without padding
+    spans: dict[str, tuple[tuple[float, float], ...]]  # prepare, compute, finish; from the run's begin on
+
+    @property
+    def rows(self) -> float:
+        """Mean number of sequences in a batch."""
+        return statistics.fmean(batch.rows for batch in self.batches) if self.batches else 0.0
+
+    @property
+    def tokens(self) -> int:
+        return sum(batch.tokens for batch in self.batches)
+
+    @property
+    def padding(self) -> float:
+        """Share of the positions given to the model that are padding; 0 where there are no tokens."""
+        positions = sum(batch.rows * batch.length for batch in self.batches if batch.length)
+        return 1 - self.tokens / positions if positions else 0.0
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        return advise(self)
+
+    def share(self, seconds: float) -> float:
+        """`seconds` as a share of the run."""
+        return seconds / self.seconds if self.seconds else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        derived = {"rows": self.rows, "tokens": self.tokens, "padding": self.padding, "advice": self.advice}
+        return asdict(self) | derived
+
+    def save(self, path: str | Path) -> None:
+        """Draw the run: its timeline, its lengths and its batches. The suffix decides: .png, .svg, .pdf.
+
+        Raises HfaccelError where matplotlib is missing.
+        """
+        from hfaccel.pipelines.picture import draw
+
+        draw(self, Path(path))
+
+    def __str__(self) -> str:
+        title = f"{self.task}, {self.model} ({self.dtype}), {self.loop}' loop".replace(
+            "hfaccel'", "hfaccel's"
+        )
+        return "\n".join(
+            [
+                render(title, ["step", "seconds", "of the run", "model waits", "of the run"], self._phases()),
+                render("batches", ["what", "number", "least", "median", "p90", "most"], self._sizes()),
+                render("what would help", ["advice"], [[line] for line in self.advice or ("nothing",)]),
+            ]
+        )
+
+    def _phases(self) -> list[list[str]]:
+        steps = {"prepare (tokenize)": self.prepare, "compute": self.compute, "finish": self.finish}
+        rows = [
+            [
+                name,
+                f"{p.total:.3f}",
+                f"{self.share(p.total):.1%}",
+                f"{p.waited:.3f}",
+                f"{self.share(p.waited):.1%}",
+            ]
+            for name, p in steps.items()
+        ]
+        rest = max(0.0, self.seconds - self.compute.total - self.prepare.waited - self.finish.waited)
+        share = f"{self.share(rest):.1%}"
+        rows.append(["reading inputs, forming batches", f"{rest:.3f}", share, f"{rest:.3f}", share])
+        speed = f"{self.inputs / self.seconds:.1f} inputs/s" if self.seconds else "-"
+        return [*rows, ["run", f"{self.seconds:.3f}", "100.0%", speed, ""]]
+
+    def _sizes(self) -> list[list[Any]]:
+        rows = [["tokens of an input", *_spread(self.lengths)]] if self.lengths else []
+        rows.append(["sequences in a batch", *_spread([batch.rows for batch in self.batches])])
+        if self.lengths:
+            rows.append(["tokens in a batch", *_spread([batch.tokens for batch in self.batches])])
+            rows.append(["padding", f"{self.padding:.1%}", "", "", "", ""])
+        return rows
+
+
+def profile(pipe: Any, inputs: Any, **settings: Any) -> Profile:
+    """Run a transformers pipeline, optimized or not, over `inputs` and tell where the time goes.
+
+    `inputs`: what the pipeline takes: one input, a list, a generator or a data set. `settings`: arguments
+    of the call, for example `batch_size`. The results are dropped. The first run of a model is slower:
+    profile a second one. Raises ModelError for what is no transformers pipeline, and what the call raises.
+    """
+    from transformers.pipelines import Pipeline
+
+    from hfaccel.pipelines import timing, wrap
+
+    if not isinstance(pipe, Pipeline):
+        raise ModelError(
+            f"profile() takes a transformers pipeline, but got {type(pipe).__name__}; "
+            "pass what transformers.pipeline or hfaccel.pipeline returned"
+        )
+    watched = timing.timed(pipe)
+    watched.__dict__.pop("hfaccel_stock_calls", None)
+    begin = time.perf_counter()
+    count = _exhaust(watched(inputs if _is_many(inputs) else [inputs], **settings))
+    whole = time.perf_counter() - begin
+    marks = watched.hfaccel_marks
+    computed = [batch.span for batch in marks.batches]
+    reasons = "; ".join(wrap.stock_calls(watched))
+    return Profile(
+        task=pipe.task or type(pipe).__name__,
+        model=type(pipe.model).__name__,
+        dtype=str(pipe.model.dtype).removeprefix("torch."),
+        loop="hfaccel" if isinstance(pipe, wrap.Scheduled) and not reasons else "transformers",
+        why_stock=reasons,
+        fast_tokenizer=getattr(pipe.tokenizer, "is_fast", True),
+        inputs=count,
+        seconds=whole,
+        prepare=Phase(timing.seconds(marks.prepare), timing.outside(marks.prepare, computed)),
+        compute=Phase(timing.seconds(computed), 0.0),
+        finish=Phase(timing.seconds(marks.finish), timing.outside(marks.finish, computed)),
+        batches=tuple(marks.batches),
+        lengths=tuple(marks.lengths),
+        spans={
+            name: tuple((since - begin, until - begin) for since, until in spans)
+            for name, spans in (("prepare", marks.prepare), ("compute", computed), ("finish", marks.finish))
+        },
+    )
+
+
+def _is_many(inputs: Any) -> bool:
+    import types
+
+    from torch.utils.data import Dataset
+
+    return isinstance(inputs, list | types.GeneratorType | Dataset)
+
+
+def _exhaust(results: Any) -> int:
+    """How many results there are. A list is complete; a stream is computed here."""
+    return sum(1 for _ in results)
+
+
+def _spread(values: Sequence[int]) -> list[Any]:
+    if not values:
+        return [0, "-", "-", "-", "-"]
+    ordered = sorted(values)
+    return [len(ordered), *(ordered[int(share * (len(ordered) - 1))] for share in (0, 0.5, 0.9, 1))]

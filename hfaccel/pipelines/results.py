@@ -1,0 +1,48 @@
+"""What a call returns for a stream: the same kind of iterator as transformers', around hfaccel's loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from transformers.pipelines.pt_utils import PipelineIterator
+
+
+class Results(PipelineIterator):  # type: ignore[misc]
+    """`iter()` begins anew, as with transformers; `len()` is the number of inputs, where it is known."""
+
+    def __init__(self, inputs: Any, begin: Callable[[], Iterator[Any]]) -> None:
+        super().__init__(inputs, None, None)
+        self._begin = begin
+
+    def __iter__(self) -> Results:
+        self.iterator = self._begin()
+        return self
+
+    def __next__(self) -> Any:
+        return next(self.iterator)
+
+
+class Watched(PipelineIterator):  # type: ignore[misc]
+    """Results with a progress bar."""
+
+    def __init__(self, results: Any, inputs: Any) -> None:
+        super().__init__(inputs, None, None)
+        self._results = results
+
+    def __iter__(self) -> Watched:
+        from tqdm.auto import tqdm
+
+        total = len(self.loader) if hasattr(self.loader, "__len__") else None
+        self._bar = tqdm(total=total, unit="input")
+        self.iterator = iter(self._results)
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            result = next(self.iterator)
+        except BaseException:  # whatever ends the run ends the bar
+            self._bar.close()
+            raise
+        self._bar.update()
+        return result

@@ -1,0 +1,262 @@
+"""The loop: read inputs, prepare them beside the model, compute batches, give results in order.
+
+Everything the program owns stays in the program's thread: its iterator is read there and the model
+computes there. The background thread gets only what was read, and only while the model computes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from hfaccel.pipelines.background import Background
+from hfaccel.pipelines.schedule import Limits, ahead, least, next_batch, span
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What decides with which others a model input may share a batch.
+
+    `length`: tokens, where padding cannot change the result and batches are therefore free; None where
+    batches are those of the order of arrival. Only inputs with equal `keys` share a free batch.
+    """
+
+    length: int | None = None
+    keys: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a pipeline does with one input. Each may raise any Exception, which is given in its place."""
+
+    prepare: Callable[[Any], Iterator[tuple[Any, bool]]]  # input -> its model inputs; True with the last
+    shape: Callable[[Any], Shape]  # of a model input
+    compute: Callable[[list[Any]], list[Any]]  # model inputs of one batch -> the output of each
+    finish: Callable[[list[Any]], Any]  # outputs of all model inputs of one input -> its result
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Stands where a value would be."""
+
+    error: Exception
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One model input: part `part` of input number `index`; `is_last` of its parts."""
+
+    index: int
+    part: int
+    is_last: bool
+    inputs: Any
+    shape: Shape
+
+
+@dataclass
+class Parts:
+    """Outputs of one input, by part; `total` is None until its last part is known."""
+
+    outputs: dict[int, Any] = field(default_factory=dict)
+    total: int | None = None
+
+    def complete(self) -> bool:
+        return len(self.outputs) == self.total
+
+
+class Run(Iterator[Any]):
+    """Results in the order of the inputs; an input's exception is raised in its place, and `next` goes on.
+
+    `streams`: the inputs come from an iterator that may depend on the results. Such an iterator is read
+    as far as transformers would: without look-ahead where `limits.rows` is 1.
+    """
+
+    def __init__(self, inputs: Iterator[Any], steps: Steps, limits: Limits, *, streams: bool) -> None:
+        self._inputs, self._steps, self._limits = inputs, steps, limits
+        self._streams = streams
+        self._background = Background()
+        self._read: deque[tuple[int, Any]] = deque()  # inputs not begun yet
+        self._begun: Iterator[Prepared] | None = None  # model inputs of the one begun
+        self._waiting: list[Prepared] = []
+        self._computed: list[tuple[Prepared, Any]] = []  # outputs, or Failed, without results yet
+        self._parts: dict[int, Parts] = {}
+        self._done: dict[int, Any] = {}  # results, or Failed, not given yet
+        self._number = 0  # inputs read
+        self._exhausted = False
+        self._given = 0
+        self._seen, self._made = 0, 0  # inputs begun, model inputs they made
+
+    def __next__(self) -> Any:
+        while self._given not in self._done:
+            if not self._step():
+                raise StopIteration
+        result = self._done.pop(self._given)
+        self._given += 1
+        if isinstance(result, Failed):
+            raise result.error
+        return result
+
+    def _step(self) -> bool:
+        """One batch, with everything beside it. False where nothing is left to do."""
+        if self._computed and not self._waiting:
+            self._finish()  # before the next input is read: the program may be waiting for these
+            return True
+        self._fill()
+        if not self._waiting:
+            return self._given in self._done
+        batch = self._take()
+        count = ahead(self._limits.rows, batch[0].shape.length is not None, len(self._waiting))
+        self._read_ahead(0 if self._streams and self._limits.rows == 1 else count)
+        job = self._start(count)
+        try:
+            outputs = self._compute(batch)
+        finally:
+            if job is not None:
+                wait([job])
+        if job is not None:
+            job.result()
+        self._computed = list(zip(batch, outputs, strict=True))
+        return True
+
+    # Beside the model
+
+    def _start(self, count: int) -> Future[None] | None:
+        more = count > 0 and (self._read or self._begun)
+        if not self._computed and not more:
+            return None
+        return self._background.start(partial(self._beside, count))
+
+    def _beside(self, count: int) -> None:
+        self._finish()
+        for _ in range(count):
+            if not self._prepare():
+                break
+
+    def _prepare(self) -> bool:
+        """Make the next model input, or find out that an input fails or has none. False: nothing is read."""
+        if self._begun is None:
+            if not self._read:
+                return False
+            self._seen += 1
+            self._begun = self._parts_of(*self._read.popleft())
+        prepared = next(self._begun, None)
+        if prepared is not None:
+            self._made += 1
+            self._waiting.append(prepared)
+        if prepared is None or prepared.is_last:
+            self._begun = None
+        return True
+
+    def _parts_of(self, index: int, read: Any) -> Iterator[Prepared]:
+        parts = self._parts.setdefault(index, Parts())
+        try:
+            if isinstance(read, Failed):
+                raise read.error
+            count = 0
+            for inputs, is_last in self._steps.prepare(read):
+                if self._settled(index):
+                    return
+                count += 1
+                if is_last:
+                    parts.total = count
+                yield Prepared(index, count - 1, is_last, inputs, self._steps.shape(inputs))
+            parts.total = count
+            self._complete(index)
+        except Exception as error:  # noqa: BLE001 - raised when it is this input's turn
+            self._fail(index, error)
+
+    def _finish(self) -> None:
+        computed, self._computed = self._computed, []
+        for prepared, output in computed:
+            index = prepared.index
+            if isinstance(output, Failed):
+                self._fail(index, output.error)
+            elif not self._settled(index):
+                self._parts[index].outputs[prepared.part] = output
+                self._complete(index)
+
+    def _complete(self, index: int) -> None:
+        if self._settled(index) or not self._parts[index].complete():
+            return
+        outputs = self._parts.pop(index).outputs
+        try:
+            self._done[index] = self._steps.finish([outputs[part] for part in sorted(outputs)])
+        except Exception as error:  # noqa: BLE001 - raised when it is this input's turn
+            self._done[index] = Failed(error)
+
+    def _fail(self, index: int, error: Exception) -> None:
+        """The first error of an input is its result; what else belongs to the input is dropped."""
+        if not self._settled(index):
+            self._done[index] = Failed(error)
+            self._parts.pop(index, None)
+            self._waiting = [prepared for prepared in self._waiting if prepared.index != index]
+
+    def _settled(self, index: int) -> bool:
+        return index < self._given or index in self._done
+
+    # In the program's thread
+
+    def _fill(self) -> None:
+        """Prepare what the next batch needs and is not there; the model waits for it."""
+        while self._given not in self._done and len(self._waiting) < self._least():
+            if not self._prepare():
+                self._read_ahead(1)
+                if not self._read:
+                    return
+
+    def _least(self) -> int:
+        free = bool(self._waiting) and self._waiting[0].shape.length is not None
+        return least(self._limits.rows, free, self._streams)
+
+    def _read_ahead(self, count: int) -> None:
+        """Read inputs until they will make `count` model inputs, as far as the past inputs tell."""
+        wanted = -(-count * self._seen // self._made) if self._made > self._seen else count
+        while len(self._read) < wanted and not self._exhausted and self._has_room():
+            try:
+                read = next(self._inputs)
+            except StopIteration:
+                self._exhausted = True
+                return
+            except Exception as error:  # noqa: BLE001 - raised when it is this input's turn
+                read = Failed(error)
+            self._read.append((self._number, read))
+            self._number += 1
+
+    def _has_room(self) -> bool:
+        """Whether one more input may be read: an odd one must not hold back ever more results."""
+        waiting_freely = bool(self._waiting) and self._waiting[0].shape.length is not None
+        return not waiting_freely or self._number - self._given < span(self._limits.rows)
+
+    def _take(self) -> list[Prepared]:
+        first = self._waiting[0]
+        if first.shape.length is None:
+            fixed = itertools.takewhile(lambda prepared: prepared.shape.length is None, self._waiting)
+            batch = list(itertools.islice(fixed, self._limits.rows))
+        else:
+            alike = [
+                p for p in self._waiting if p.shape.length is not None and p.shape.keys == first.shape.keys
+            ]
+            lengths = [p.shape.length for p in alike if p.shape.length is not None]
+            batch = [alike[index] for index in next_batch(lengths, self._limits)]
+        taken = set(map(id, batch))
+        self._waiting = [prepared for prepared in self._waiting if id(prepared) not in taken]
+        return batch
+
+    def _compute(self, batch: list[Prepared]) -> list[Any]:
+        """Outputs of a batch. If it fails, of each input by itself: a bad input fails alone.
+
+        If all of them work alone, then it is the batch that cannot be computed, and that error is theirs.
+        """
+        try:
+            return self._steps.compute([prepared.inputs for prepared in batch])
+        except Exception as error:  # noqa: BLE001 - raised when it is this input's turn
+            failed = Failed(error)
+        if len(batch) == 1:
+            return [failed]
+        alone = [self._compute([prepared])[0] for prepared in batch]
+        return alone if any(isinstance(output, Failed) for output in alone) else [failed] * len(batch)

@@ -1,0 +1,80 @@
+"""Which model inputs form the next batch: pure decisions about lengths and counts, no tensors.
+
+The next batch always holds the input that has waited longest, and its neighbours in length. So results
+leave in the order of the inputs, and no input waits for longer than it takes to compute those before it
+and one batch: sorting a whole window would pad a little less, but would hold back its first result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+TOKENS = 4096  # of a batch, padding included: larger batches gain nothing and need more memory
+AHEAD = 8  # batches of model inputs that are prepared before they are needed, to choose from
+LEAST_AHEAD, MOST_AHEAD = 16, 512  # model inputs
+PIECE = 8  # a hand-over to the background thread costs some 50 microseconds: it is worth several inputs
+FIRST = 64  # model inputs before the first batch, at most: the model waits for these
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Upper bounds of a batch: `rows` sequences, `tokens` of them all, padding included."""
+
+    rows: int
+    tokens: int = TOKENS
+
+
+def next_batch(lengths: Sequence[int], limits: Limits) -> list[int]:
+    """Indices, ascending, of the batch that holds sequence 0 and its nearest neighbours in length.
+
+    `lengths` are in the order of arrival and not empty. A sequence longer than `limits.tokens` is a batch
+    by itself.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
+    low = high = order.index(0)
+    while high - low + 1 < limits.rows:
+        longer = high + 1 < len(order) and _fits(lengths[order[high + 1]], high - low + 2, limits)
+        shorter = low > 0 and _fits(lengths[order[high]], high - low + 2, limits)
+        if not longer and not shorter:
+            break
+        up = lengths[order[high + 1]] - lengths[0] if longer else None
+        down = lengths[0] - lengths[order[low - 1]] if shorter else None
+        if down is None or (up is not None and up <= down):
+            high += 1
+        else:
+            low -= 1
+    return sorted(order[low : high + 1])
+
+
+def _fits(longest: int, rows: int, limits: Limits) -> bool:
+    return longest * rows <= limits.tokens
+
+
+def least(rows: int, free: bool, streams: bool) -> int:
+    """Model inputs that must be there before a batch is formed.
+
+    `free`: their order may change. `streams`: reading one more may mean to wait for the program.
+    """
+    if not free:
+        return rows
+    return min(rows if streams or rows == 1 else 2 * rows, FIRST)
+
+
+def window(rows: int) -> int:
+    """Model inputs to choose a batch from, where their order may change."""
+    return max(LEAST_AHEAD, min(rows * AHEAD, MOST_AHEAD))
+
+
+def span(rows: int) -> int:
+    """Inputs that may be read and not answered yet: what waits, and results behind an input that waits."""
+    return 2 * window(rows)
+
+
+def ahead(rows: int, free: bool, waiting: int) -> int:
+    """How many model inputs to prepare while the model computes, when `waiting` are prepared already."""
+    if not free:
+        return max(0, rows - waiting)
+    piece = max(PIECE, min(rows, window(rows) // AHEAD))
+    missing = window(rows) - waiting
+    return min(missing, 2 * piece) if missing >= piece else 0

@@ -1,0 +1,115 @@
+"""Clocks around the three steps of any transformers pipeline, optimized or not."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers.pipelines import Pipeline
+from transformers.pipelines.base import ChunkPipeline
+
+Span = tuple[float, float]  # begin and end, seconds
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward: `rows` sequences of `length` positions each, `tokens` of all of them no padding.
+
+    `length` is None and `tokens` 0 where the model gets no token ids (images, sounds).
+    """
+
+    rows: int
+    length: int | None
+    tokens: int
+    span: Span
+
+
+@dataclass
+class Marks:
+    """What happened in one run. Lists grow from two threads; `append` is atomic."""
+
+    prepare: list[Span] = field(default_factory=list)
+    finish: list[Span] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)  # tokens of each model input
+
+
+class Timed(Pipeline):  # type: ignore[misc]
+    """Stands in front of a pipeline's class; the marks are in `hfaccel_marks`."""
+
+    hfaccel_marks: Marks
+
+    def preprocess(self, *arguments: Any, **settings: Any) -> Any:
+        if isinstance(self, ChunkPipeline):
+            return self._timed_parts(super().preprocess(*arguments, **settings))
+        begin = time.perf_counter()
+        made = super().preprocess(*arguments, **settings)
+        self.hfaccel_marks.prepare.append((begin, time.perf_counter()))
+        return made
+
+    def _timed_parts(self, parts: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            begin = time.perf_counter()
+            try:
+                part = next(parts)
+            except StopIteration:
+                return
+            finally:
+                self.hfaccel_marks.prepare.append((begin, time.perf_counter()))
+            yield part
+
+    def forward(self, model_inputs: Any, **settings: Any) -> Any:
+        rows, length, lengths = sizes(model_inputs)  # before: a task may take things out of its inputs
+        begin = time.perf_counter()
+        outputs = super().forward(model_inputs, **settings)
+        span = (begin, time.perf_counter())
+        self.hfaccel_marks.batches.append(Batch(rows, length, sum(lengths), span))
+        self.hfaccel_marks.lengths.extend(lengths)
+        return outputs
+
+    def postprocess(self, *arguments: Any, **settings: Any) -> Any:
+        begin = time.perf_counter()
+        result = super().postprocess(*arguments, **settings)
+        self.hfaccel_marks.finish.append((begin, time.perf_counter()))
+        return result
+
+
+def timed(pipe: Any) -> Any:
+    """A copy of the pipeline, around the same model, that keeps marks."""
+    result = copy.copy(pipe)
+    kind: Any = type(pipe)
+    result.__class__ = _timed_class(kind)
+    result.hfaccel_marks = Marks()
+    return result
+
+
+@functools.cache
+def _timed_class(kind: Any) -> type:
+    return type(kind.__name__, (Timed, kind), {"__module__": kind.__module__})
+
+
+def sizes(model_inputs: Any) -> tuple[int, int | None, list[int]]:
+    """Rows, positions of each, and each row's tokens without padding, of the inputs of a forward."""
+    tensors = [value for value in model_inputs.values() if torch.is_tensor(value) and value.ndim > 1]
+    tokens, mask = model_inputs.get("input_ids"), model_inputs.get("attention_mask")
+    if not torch.is_tensor(tokens) or tokens.ndim != 2:
+        return (len(tensors[0]) if tensors else 1), None, []
+    lengths = mask.sum(1).tolist() if torch.is_tensor(mask) else [tokens.shape[1]] * len(tokens)
+    return tokens.shape[0], tokens.shape[1], lengths
+
+
+def seconds(spans: Sequence[Span]) -> float:
+    return sum(end - begin for begin, end in spans)
+
+
+def outside(spans: Sequence[Span], covers: Sequence[Span]) -> float:
+    """Seconds of `spans` in which none of `covers` was on. Spans do not overlap each other, nor do covers."""
+    both = sum(
+        max(0.0, min(end, until) - max(begin, since)) for begin, end in spans for since, until in covers
+    )
+    return seconds(spans) - both

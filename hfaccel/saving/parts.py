@@ -1,0 +1,232 @@
+"""A model as a manifest, and a manifest as a model: classes by name, tensors by place, nothing executed."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from hfaccel import engine, native
+from hfaccel.errors import ModelError
+from hfaccel.memory import Layout, held, view
+from hfaccel.optimization import Record, mark, record_of
+from hfaccel.outcome import Outcome
+from hfaccel.saving.files import Unusable
+
+FORMAT = 1  # rises with every change of these files, and of how engine.packed lays out weights
+ATTENTION = ("sdpa", "eager")  # others would be fetched from a hub
+
+
+def made_for() -> dict[str, Any]:
+    """What packed weights and layers that are fused without a trial depend on: all of it must be equal."""
+    return {
+        "format": FORMAT,
+        "hfaccel": version("hfaccel"),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": platform.machine(),
+        "AVX-512, its BF16, its VNNI": list(native.kernels.instructions()) if native.kernels else [],
+    }
+
+
+def check_made_for(manifest: dict[str, Any]) -> None:
+    """Raises Unusable for what was saved for another CPU or by other versions."""
+    saved = manifest.get("made_for", {})
+    here = made_for()
+    other = [key for key in here if saved.get(key) != here[key]]
+    if other:
+        raise Unusable(
+            "it was made for " + ", ".join(f"{key} {saved.get(key)} (here: {here[key]})" for key in other)
+        )
+    for tensor in manifest["tensors"]:
+        problem = tensor["packed"] and engine.kernels_problem(engine.Kind[tensor["packed"].upper()])
+        if problem:
+            raise Unusable(problem)
+
+
+# A model -> a manifest
+
+
+def describe(model: Any, record: Record, layout: Layout) -> dict[str, Any]:
+    """All but the weights. Raises ModelError for a model that no manifest can stand for."""
+    check_class(model)
+    if layout.left:
+        raise ModelError(f"all tensors must be ordinary CPU tensors to be saved, but {layout.left} are not")
+    offsets = {id(place.tensor): place.offset for place in layout.places}
+    named = names(model)
+    manifest = {
+        "made_for": made_for(),
+        "class": type(model).__name__,
+        "attention": model.config._attn_implementation,
+        "config": json.loads(model.config.to_json_string(use_diff=False)),
+        "generation": _generation(model),
+        "form": asdict(engine.form(model)),
+        "precision": str(record.precision).removeprefix("torch.") if record.precision else None,
+        "backend": record.backend,
+        # but where in this process's memory they lie
+        "outcomes": [line.to_dict() for line in record.outcomes if line.subject != "huge pages"],
+        "tensors": [
+            {"names": of_one, **_tensor(named[of_one[0]], offsets[id(named[of_one[0]])])}
+            for of_one in _grouped(named)
+        ],
+    }
+    _check_equal_structure(manifest, named)
+    return manifest
+
+
+def check_class(model: nn.Module) -> None:
+    cls = type(model)
+    config = getattr(model, "config", None)
+    if getattr(transformers, cls.__name__, None) is not cls or config is None:
+        raise ModelError(
+            "a model must be of one of transformers' own classes to be saved, because it is made again from "
+            f"its class and config, but got a {cls.__module__}.{cls.__name__}"
+        )
+    if config._attn_implementation not in ATTENTION:
+        raise ModelError(
+            f"the attention of a model that is saved must be one of {', '.join(ATTENTION)}, but is "
+            f"{config._attn_implementation!r}; call model.set_attn_implementation first"
+        )
+
+
+def names(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by every name that they have, those that no checkpoint has included."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def _grouped(named: dict[str, torch.Tensor]) -> list[list[str]]:
+    groups: dict[int, list[str]] = {}
+    for name, tensor in named.items():
+        groups.setdefault(id(tensor), []).append(name)
+    return list(groups.values())
+
+
+def _tensor(tensor: torch.Tensor, offset: int) -> dict[str, Any]:
+    bytes_of = held(tensor)
+    return {
+        "offset": offset,
+        "packed": tensor.kind.label if isinstance(tensor, engine.PackedWeight) else None,
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "shape": list(tensor.shape),
+        "stride": list(bytes_of.stride()),
+        "parameter": isinstance(tensor, nn.Parameter),
+        "requires_grad": tensor.requires_grad,
+    }
+
+
+def _generation(model: Any) -> dict[str, Any] | None:
+    config = getattr(model, "generation_config", None)
+    return None if config is None else dict(json.loads(config.to_json_string(use_diff=False)))
+
+
+def _check_equal_structure(manifest: dict[str, Any], named: dict[str, torch.Tensor]) -> None:
+    """A part that was added or replaced by hand would not come back."""
+    again = {name: tuple(tensor.shape) for name, tensor in names(_skeleton(manifest)).items()}
+    saved = {name: tuple(tensor.shape) for name, tensor in named.items()}
+    if again != saved:
+        other = sorted(name for name in {*again, *saved} if again.get(name) != saved.get(name))
+        raise ModelError(
+            "a model must have the parts that its config says to be saved, but these tensors differ: "
+            + ", ".join(other[:5])
+        )
+
+
+# A manifest -> a model
+
+
+def model_class(name: str, attention: str) -> Any:
+    """A class of transformers' own models. Raises Unusable for any other name that a file may hold."""
+    cls: Any = getattr(transformers, name, None)
+    if not isinstance(cls, type) or not issubclass(cls, transformers.PreTrainedModel):
+        raise Unusable(f"transformers has no model of the class {name!r}")
+    if attention not in ATTENTION:
+        raise Unusable(f"its attention is {attention!r}, and none of {', '.join(ATTENTION)}")
+    return cls
+
+
+def _skeleton(manifest: dict[str, Any]) -> Any:
+    """The modules, without memory for any tensor."""
+    cls = model_class(manifest["class"], manifest["attention"])
+    config = cls.config_class.from_dict(manifest["config"])
+    with torch.device("meta"):
+        model = cls._from_config(config, attn_implementation=manifest["attention"])
+    if manifest["generation"] is not None:
+        model.generation_config = transformers.GenerationConfig.from_dict(manifest["generation"])
+    return model.eval()
+
+
+def build(manifest: dict[str, Any], region: torch.Tensor) -> Any:
+    """The model over a region that has its weights; not one is copied. Raises Unusable where they do not
+    fit together."""
+    model = _skeleton(manifest)
+    missing = set(names(model))
+    for entry in manifest["tensors"]:
+        try:
+            tensor = _tensor_over(region, entry)
+        except (ValueError, RuntimeError) as error:
+            raise Unusable(f"{entry['names'][0]} does not fit ({error})") from None
+        for name in entry["names"]:
+            _set(model, name, tensor)
+            missing.discard(name)
+    if missing:
+        raise Unusable(f"there are no weights for {', '.join(sorted(missing)[:5])}")
+    form = manifest["form"]
+    try:
+        engine.reform(model, engine.Form(form["layers"], tuple(form["linears"]), form["unpad"]))
+    except (ValueError, AttributeError) as error:
+        raise Unusable(f"its layers cannot be fused again ({error})") from None
+    return model
+
+
+def annotate(model: nn.Module, manifest: dict[str, Any], outcome: Outcome) -> None:
+    """What report() says about a loaded model."""
+    outcomes = (*(Outcome(**line) for line in manifest["outcomes"]), outcome)
+    mark(model, Record(manifest["backend"], outcomes, precision(manifest["precision"])))
+
+
+def mark_made_again(model: nn.Module, reason: str) -> None:
+    record = record_of(model)
+    assert record is not None
+    line = Outcome("saved weights", False, reason)
+    mark(model, replace(record, outcomes=(*record.outcomes, line)))
+
+
+def precision(name: str | None) -> torch.dtype | str | None:
+    found = getattr(torch, name, None) if name else None
+    return found if isinstance(found, torch.dtype) and name != "int8" else name
+
+
+def _tensor_over(region: torch.Tensor, entry: dict[str, Any]) -> torch.Tensor:
+    """Raises ValueError or RuntimeError for one that would reach beyond what there is."""
+    if entry["offset"] < 0:
+        raise ValueError("it begins before the file")
+    shape, dtype = tuple(entry["shape"]), getattr(torch, entry["dtype"])
+    if entry["packed"]:
+        kind = engine.Kind[entry["packed"].upper()]
+        memory = view(region, entry["offset"], torch.uint8, (engine.Layout(kind, *shape).nbytes,), (1,))
+        return engine.PackedWeight.attach(memory, kind, shape, dtype, entry["requires_grad"])
+    tensor = view(region, entry["offset"], dtype, shape, entry["stride"])
+    return nn.Parameter(tensor, entry["requires_grad"]) if entry["parameter"] else tensor
+
+
+def _set(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        raise Unusable(f"the model has no {path}") from None
+    table: dict[str, Any] = module._parameters if isinstance(tensor, nn.Parameter) else module._buffers
+    if leaf not in table:
+        raise Unusable(f"the model has no {name}")
+    if table[leaf].shape != tensor.shape:
+        raise Unusable(f"{name} does not fit: {tuple(tensor.shape)} instead of {tuple(table[leaf].shape)}")
+    table[leaf] = tensor

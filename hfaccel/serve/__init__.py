@@ -1,0 +1,12 @@
+"""Serving: many concurrent requests through one model, in batches, without blocking the event loop.
+
+    async with hfaccel.serve.embedder(tokenizer, hfaccel.optimize(model)) as embed:
+        vector = await embed("a text")
+
+`Batcher` does the same around any function of a list. Importing this imports no torch.
+"""
+
+from hfaccel.serve.batcher import Batcher, Closed, Counts, Overloaded
+from hfaccel.serve.text import embedder
+
+__all__ = ["Batcher", "Closed", "Counts", "Overloaded", "embedder"]

@@ -1,0 +1,272 @@
+"""`Batcher`: concurrent `await batcher(item)` become calls of one function on lists, in one thread.
+
+The event loop accepts, cancels and answers. One worker thread takes batches (`forming`) and computes, so the
+loop stays free and torch has one team of OpenMP threads. Both meet at one queue under one lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Generic, NamedTuple, TypeVar, cast
+
+from hfaccel.errors import HfaccelError, UsageError
+from hfaccel.serve.forming import Limits, drained_in, next_batch, pace, starts_in
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+class Overloaded(HfaccelError):
+    """The queue is full. `retry_after`: seconds until it is empty at the recent pace."""
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Closed(HfaccelError):
+    """The batcher takes no more requests: `close()` was called."""
+
+
+class Counts(NamedTuple):
+    """Requests: the first two now, the others since the start."""
+
+    waiting: int
+    running: int  # in the batch that is computed, those cancelled meanwhile included
+    accepted: int
+    answered: int  # with a result or an exception
+    cancelled: int
+    refused: int  # Overloaded or Closed
+
+
+class Answer(NamedTuple):
+    value: Any = None
+    error: BaseException | None = None
+
+
+@dataclass(eq=False)  # a request is itself only
+class Request:
+    item: Any
+    answer: asyncio.Future[Answer]
+    accepted: float  # seconds, monotonic
+    size: int = 0  # tokens; 0 while it is being prepared
+
+
+class Batcher(Generic[In, Out]):
+    """Gathers concurrent requests into batches.
+
+    `function` takes a list of items and returns one result for each, in order; it runs in one thread of its
+    own. When it raises, it is called again with each item alone, so that a bad item fails only its own
+    request: it must not have effects that cannot be repeated.
+
+    `max_tokens`: of a padded batch (its longest item times its items). `max_batch`: items in a batch.
+    `max_delay`: seconds that a request waits for company while the worker is free; with 0.0 batches form of
+    what arrives while the one before is computed. `max_queue`: requests that may wait; one more raises
+    Overloaded. `call_tokens`: what a call costs beside its tokens, in tokens; as much padding is accepted to
+    spare one. The default suits float32 encoders; int8 wants more, a padding-free model as many as
+    `max_tokens`. `size`: an item's tokens. `prepare`: what becomes of an item before its size is asked, such
+    as its tokens; runs in a second thread.
+
+    A batcher belongs to the event loop that it is first used in. Raises UsageError for a limit that breaks
+    its rule.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[list[Any]], Iterable[Out]],
+        *,
+        max_tokens: int = 1024,
+        max_batch: int = 64,
+        max_delay: float = 0.0,
+        max_queue: int = 256,
+        call_tokens: int = 16,
+        size: Callable[[Any], int] = len,
+        prepare: Callable[[In], Any] | None = None,
+    ) -> None:
+        counted = dict(
+            max_tokens=max_tokens, max_batch=max_batch, max_queue=max_queue, call_tokens=call_tokens
+        )
+        for name, value in counted.items():
+            if value < 1:
+                raise UsageError(f"`{name} >= 1` must hold, but got {value}")
+        if not 0 <= max_delay < threading.TIMEOUT_MAX:
+            raise UsageError(f"`max_delay >= 0` seconds must hold, but got {max_delay}; 0.005 is 5 ms")
+        self._function, self._size, self._prepare = function, size, prepare
+        self._limits, self._max_queue = Limits(max_tokens, max_batch, max_delay, call_tokens), max_queue
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="hfaccel-serve")
+        self._preparer = ThreadPoolExecutor(1, thread_name_prefix="hfaccel-prepare")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # Only the loop's thread touches these.
+        self._pending = self._accepted = self._cancelled = self._refused = 0
+        self._idle = asyncio.Event()  # nothing is pending
+        self._idle.set()
+        # Both threads touch these, under the lock.
+        self._changed = threading.Condition()
+        self._queue: list[Request] = []  # accepted and not yet in a batch, in order of arrival
+        self._running = 0
+        self._working = False  # the worker looks at the queue before it stops
+        self._closing = False
+        self._pace: float | None = None  # seconds per request
+
+    async def __call__(self, item: In) -> Out:
+        """The result of `function` for this item, or what it raised for it.
+
+        Raises Overloaded, or Closed after `close()`. Cancelled while it waits, the request leaves the queue;
+        cancelled while it runs, its result is dropped.
+        """
+        request = self._accept(item)
+        try:
+            if self._prepare is not None:
+                loop = request.answer.get_loop()
+                request.item = await loop.run_in_executor(self._preparer, self._prepare, item)
+            self._enqueue(request, max(1, self._size(request.item)))
+            answer = await request.answer
+        except asyncio.CancelledError:
+            self._cancelled += 1
+            raise
+        finally:
+            self._leave(request)
+        if answer.error is None:
+            return cast(Out, answer.value)
+        try:
+            raise answer.error
+        finally:
+            del answer, request  # the error's traceback refers to this frame, which must not refer to it
+
+    async def close(self) -> None:
+        """Refuse new requests, finish those accepted, end the threads. May be called more than once."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        await self._idle.wait()
+        for executor in (self._preparer, self._worker):
+            await asyncio.to_thread(executor.shutdown)  # a batch of cancelled requests may still run
+
+    async def __aenter__(self) -> Batcher[In, Out]:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def counts(self) -> Counts:
+        with self._changed:
+            waiting, running = len(self._queue), self._running
+        answered = self._accepted - self._pending - self._cancelled
+        return Counts(waiting, running, self._accepted, answered, self._cancelled, self._refused)
+
+    # In the event loop
+
+    def _accept(self, item: In) -> Request:
+        loop = asyncio.get_running_loop()
+        if self._loop not in (None, loop):
+            raise UsageError("a Batcher belongs to one event loop, but this is another; make one in each")
+        self._loop = loop
+        with self._changed:
+            refusal = self._refusal()
+            if refusal is None:
+                request = Request(item, loop.create_future(), time.monotonic())
+                self._queue.append(request)
+        if refusal is not None:
+            self._refused += 1
+            raise refusal
+        self._accepted += 1
+        self._pending += 1
+        self._idle.clear()
+        return request
+
+    def _refusal(self) -> HfaccelError | None:
+        if self._closing:
+            return Closed("this Batcher was closed and takes no more requests; make a new one")
+        if len(self._queue) < self._max_queue:
+            return None
+        seconds = drained_in(len(self._queue) + self._running, self._pace)
+        return Overloaded(
+            f"at most {self._max_queue} requests may wait, and as many do; retry in {seconds:.1f} s, "
+            "or raise max_queue",
+            seconds,
+        )
+
+    def _enqueue(self, request: Request, size: int) -> None:
+        with self._changed:
+            request.size = size
+            if self._working:
+                self._changed.notify()
+            else:
+                self._working = True
+                self._worker.submit(self._work)
+
+    def _leave(self, request: Request) -> None:
+        with self._changed:
+            if request in self._queue:  # cancelled, or it could not be prepared
+                self._queue.remove(request)
+                self._changed.notify()
+        self._pending -= 1
+        if self._pending == 0:
+            self._idle.set()
+
+    # In the worker thread
+
+    def _work(self) -> None:
+        """Compute batches until nothing waits."""
+        assert self._loop is not None
+        while batch := self._take():
+            started = time.monotonic()
+            answers = run(self._function, [request.item for request in batch])
+            with self._changed:
+                self._running = 0
+                self._pace = pace(self._pace, time.monotonic() - started, len(batch))
+            try:
+                self._loop.call_soon_threadsafe(deliver, batch, answers)
+            except RuntimeError:
+                if not self._loop.is_closed():
+                    raise  # otherwise all who waited have ended with their loop
+
+    def _take(self) -> list[Request]:
+        """The next batch, when its time has come; empty when nothing waits."""
+        with self._changed:
+            while ready := [request for request in self._queue if request.size]:
+                sizes = [request.size for request in ready]
+                waited = time.monotonic() - ready[0].accepted
+                delay = 0.0 if self._closing else starts_in(sizes, waited, self._limits)
+                if delay <= 0:
+                    break
+                self._changed.wait(delay)
+            else:
+                self._working = False
+                return []
+            batch = [ready[index] for index in next_batch(sizes, self._limits)]
+            taken = set(batch)
+            self._queue = [request for request in self._queue if request not in taken]
+            self._running = len(batch)
+            return batch
+
+
+def run(function: Callable[[list[Any]], Iterable[Any]], items: list[Any]) -> list[Answer]:
+    """One answer for each item; those of a batch that fails are computed one by one."""
+    try:
+        results = list(function(items))
+    except Exception as error:  # noqa: BLE001 - it is raised where the request was made
+        if len(items) == 1:
+            return [Answer(error=error)]
+        return [run(function, [item])[0] for item in items]
+    except BaseException as error:  # noqa: BLE001 - likewise; it asks for an end, so nothing is tried again
+        return [Answer(error=error)] * len(items)
+    if len(results) == len(items):
+        return [Answer(value=result) for result in results]
+    rule = "the function of a Batcher returns one result for each item, in order, "
+    return [Answer(error=HfaccelError(f"{rule}but got {len(results)} for {len(items)}")) for _ in items]
+
+
+def deliver(batch: list[Request], answers: list[Answer]) -> None:
+    for request, answer in zip(batch, answers, strict=True):
+        if not request.answer.done():  # cancelled while it ran
+            request.answer.set_result(answer)

@@ -1,0 +1,68 @@
+"""Ready functions for texts: tokenized beside the model's work, batched by tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hfaccel.errors import UsageError
+from hfaccel.serve.batcher import Batcher
+
+if TYPE_CHECKING:
+    import torch
+
+POOLINGS = ("mean", "cls")
+
+
+def embedder(
+    tokenizer: Any,
+    model: Any,
+    *,
+    max_length: int | None = None,
+    pooling: str = "mean",
+    normalize: bool = True,
+    **limits: Any,
+) -> Batcher[str, torch.Tensor]:
+    """A Batcher from a text to its embedding, a float32 tensor of shape (hidden size,).
+
+    `model`: an encoder whose output has `last_hidden_state`, best from `hfaccel.optimize`. `max_length`:
+    tokens that are kept of a text, by default what the tokenizer allows. `pooling`: "mean" over the tokens,
+    or "cls", the first one's state. `normalize`: to length 1. `limits`: see Batcher; sizes are tokens.
+
+    While it is open nothing else may use the tokenizer. Raises UsageError for an unknown pooling and for a
+    tokenizer that cannot pad, and from a request for anything but one text.
+    """
+    if pooling not in POOLINGS:
+        raise UsageError(f"`pooling` must be one of {', '.join(POOLINGS)}, but got {pooling!r}")
+    if tokenizer.pad_token is None:
+        raise UsageError("batches need a `tokenizer.pad_token`, but it is None; set it, often to eos_token")
+
+    def tokenize(text: str) -> dict[str, list[int]]:
+        if not isinstance(text, str):
+            raise UsageError(f"one text is expected, but got {type(text).__name__}; call it for each text")
+        tokens: dict[str, list[int]] = tokenizer(text, truncation=True, max_length=max_length).data
+        return tokens
+
+    def embed(tokenized: list[dict[str, list[int]]]) -> list[torch.Tensor]:
+        import torch
+
+        # On the right, whatever the tokenizer prefers: positions and the first token stay as they are.
+        batch = tokenizer.pad(
+            tokenized, padding_side="right", return_attention_mask=True, return_tensors="pt"
+        )
+        with torch.inference_mode():
+            states = model(**batch).last_hidden_state.float()
+            vectors = _mean(states, batch["attention_mask"]) if pooling == "mean" else states[:, 0]
+            vectors = torch.nn.functional.normalize(vectors, dim=1) if normalize else vectors
+        return list(vectors.unbind())
+
+    return Batcher(embed, prepare=tokenize, size=_tokens, **limits)
+
+
+def _tokens(tokenized: dict[str, list[int]]) -> int:
+    return len(tokenized["input_ids"])
+
+
+def _mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean over the real tokens: (batch, length, hidden), (batch, length) -> (batch, hidden)."""
+    weights = mask.unsqueeze(-1).to(states.dtype)
+    return (states * weights).sum(1) / weights.sum(1)
