@@ -227,6 +227,7 @@ class FusedLayer(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())
         state.pop("_hfaccel_plan", None)  # addresses, which are found again when needed
+        state.pop("_hfaccel_calls", None)  # of this model, not of its copy
         return state
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -467,8 +467,17 @@ static size_t lay_out(struct work *work, const struct sizes *sizes, unsigned thr
   return used;
 }
 
+/* Of one row, without attention. */
+static double multiplications(const struct layer *layer)
+{
+  const double columns = (double)(layer->query.columns + layer->key.columns + layer->value.columns +
+                                  layer->gate.columns + layer->up.columns);
+  return (columns + (double)layer->output.columns + (double)layer->up.columns) * (double)layer->hidden;
+}
+
 int layer_run(const struct layer *layer, const struct call *call, unsigned threads)
 {
+  threads = team_size(threads, (double)call->rows * multiplications(layer));
   const size_t most = (size_t)CHUNK_ROWS * threads;
   const struct sizes sizes = measure(call, most);
   struct work work = {

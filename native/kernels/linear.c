@@ -55,6 +55,7 @@ static void run(void *context, const struct member *member)
 int linear_run(const struct matrix *matrix, enum activation activation, const float *input,
                size_t in_features, float *output, size_t rows, unsigned threads)
 {
+  threads = team_size(threads, (double)rows * (double)matrix->columns * (double)in_features);
   struct job job = {matrix, activation, input, in_features, output, rows, NULL, NULL, NULL, NULL, 0};
   const size_t stride = operand_stride(matrix->words);
   /* float32 is multiplied where it lies, unless its rows fall on the same sets of the cache */

@@ -4,12 +4,19 @@
 #include <sched.h>
 
 enum {
-  SPINS = 4000, /* some 50 microseconds; then let others run, who may be what is waited for */
+  WORTH = 1 << 18, /* multiplications: some 5 microseconds, as long as threads need to begin and end */
+  SPINS = 4000,    /* some 50 microseconds; then let others run, who may be what is waited for */
   CREW_ROWS =
       28 /* with fewer rows for each thread, threads share blocks: each weight is read by one core only */
 };
 
 static parallel_for run_parallel;
+
+unsigned team_size(unsigned threads, double multiplications)
+{
+  const double worth = multiplications / WORTH;
+  return worth >= threads ? threads : worth < 1 ? 1 : (unsigned)worth;
+}
 
 void team_use(parallel_for function)
 {

@@ -26,6 +26,9 @@ struct member {
 /* Returns when all of the group have come. */
 void team_wait(const struct member *member);
 
+/* How many of `threads` are worth waking for this many multiplications. */
+unsigned team_size(unsigned threads, double multiplications);
+
 /* Runs body(context, member) on up to `threads` threads at once and returns when all are done. */
 void team_run(unsigned threads, void (*body)(void *context, const struct member *member), void *context);
 
