@@ -84,7 +84,8 @@ and padding on either side, stock against `hfaccel.optimize`. Made by `make conf
 
 - packed: linear layers whose weight is packed. padding-free: the family of the fused layers, and how many.
 - float32, bfloat16, int8: the largest distance from stock float32 at real tokens, relative to the length of
-  the result. At most {tolerance} are allowed. Results of models that choose (experts, queries)
+  the result. At most {tolerance} are allowed.
+  Results of models that choose (experts, queries)
   may differ by more when a rounded number changes a choice.
 - why not: what kept layers from being fused, or where the stock forward ran.
 
