@@ -78,7 +78,8 @@ def _optimized(model: Any) -> Any:
     if getattr(_loading, "depth", 0):
         return model
     try:
-        return optimize(model, inplace=True)
+        # Programs that do not know of this may read hidden states at padding: they are computed.
+        return optimize(model, inplace=True, unpad=False)
     except Exception as error:  # noqa: BLE001 - the program did not ask for this: it must run as without it
         print(f"hfaccel: {type(model).__name__} stays as it is: {error}", file=sys.stderr)
         return model

@@ -178,9 +178,8 @@ def test_without_the_extension_its_cost_is_said(used):
     assert seen["doctor"] == "warning"
 
 
-def test_without_the_extension_models_are_optimized_all_the_same(used):
+def test_without_the_extensions_models_work_as_they_did(used):
     _, seen = used
-    assert seen["backend"] == "torch"
-    assert seen["difference"] < 1e-4
+    assert seen["backend"] == "" and seen["difference"] == 0
     assert "the native part is missing" in " ".join(seen["printed"].split())
     assert seen["restored"] == "BertModel" and seen["empty"] == [1024, 1024]

@@ -27,6 +27,8 @@ def smoothing(norm: nn.Module | None, weights: Sequence[torch.Tensor]) -> torch.
     (each (out_features, features)); None where nothing is known of the activations."""
     if not isinstance(norm, nn.LayerNorm) or norm.weight is None:
         return None
+    if norm.weight.numel() != weights[0].shape[1]:
+        return None  # something lies between them: a projection of narrower embeddings
     size = norm.weight.detach().float().abs() * SPREAD
     if norm.bias is not None:
         size = size + norm.bias.detach().float().abs()
