@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from hfaccel.engine.kernels import ACTIVATIONS
-from hfaccel.engine.packed import PANEL, PackedWeight
+from hfaccel.engine.packed import PANEL
 
 
 @dataclass(frozen=True)
@@ -269,10 +269,6 @@ def window(attention: nn.Module) -> int:
     attention does)."""
     wanted = getattr(attention, "sliding_window", None)
     return wanted - 1 if isinstance(wanted, int) else -1
-
-
-def is_packed(linear: nn.Linear) -> bool:
-    return type(linear._parameters["weight"]) is PackedWeight
 
 
 def split(linear: nn.Linear, parts: int) -> list[tuple[nn.Linear, slice]]:

@@ -1,17 +1,7 @@
 /* What the kernels compute, once more in plain C and double precision, and memory that ends where it ends. */
 #pragma once
-#include <stdio.h>
-#include <stdlib.h>
-
+#include "check.h"
 #include "kernels/layer.h"
-
-#define CHECK(condition)                                                                                     \
-  do {                                                                                                       \
-    if (!(condition)) {                                                                                      \
-      fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, __func__, #condition);                          \
-      exit(1);                                                                                               \
-    }                                                                                                        \
-  } while (0)
 
 /* `count` things in memory behind which nothing can be read or written: sanitizers see neither masked loads
  * nor assembler. Given back by guarded_release, all together. Not for several threads. */

@@ -9,20 +9,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "cpu.h"
 #include "heap.h"
 #include "os.h"
 #include "policy.h"
 #include "region.h"
 #include "smaps.h"
-
-#define CHECK(condition)                                                                                     \
-  do {                                                                                                       \
-    if (!(condition)) {                                                                                      \
-      fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, __func__, #condition);                          \
-      exit(1);                                                                                               \
-    }                                                                                                        \
-  } while (0)
 
 /* --- failing system calls ------------------------------------------------------------------------ */
 
