@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -10,23 +11,27 @@ from hfaccel.engine.families import FAMILIES
 from hfaccel.engine.layer import FusedLayer, fuse
 from hfaccel.engine.linear import PackedLinear
 from hfaccel.engine.packed import PackedWeight
+from hfaccel.engine.stack import FusedStack, stack
 
 
 @dataclass(frozen=True)
 class Form:
     layers: dict[str, str]  # path of a fused layer -> name of its family
-    linears: tuple[str, ...]  # paths of packed linear layers
+    stacks: dict[str, str]  # path of a module that runs its layers at once -> name of their list
+    linears: Sequence[str]  # paths of packed linear layers
     unpad: bool
 
 
 def form(model: nn.Module) -> Form:
     """Which of the model's modules are fused or packed."""
     layers = {path: module for path, module in model.named_modules() if isinstance(module, FusedLayer)}
+    stacks = {path: module for path, module in model.named_modules() if isinstance(module, FusedStack)}
     linears = (path for path, module in model.named_modules() if type(module) is PackedLinear)
     return Form(
         {path: layer.hfaccel_family.name for path, layer in layers.items()},
+        {path: module.hfaccel_list for path, module in stacks.items()},
         tuple(linears),
-        all(layer._unpad for layer in layers.values()),
+        all(layer.unpads for layer in layers.values()),
     )
 
 
@@ -49,3 +54,5 @@ def reform(model: nn.Module, wanted: Form) -> None:
         if not all(type(linear.weight) is PackedWeight for linear in families[name].linears(layer)):
             raise ValueError(f"the weights of {path} must be packed, but are not")
         fuse(layer, families[name], wanted.unpad)
+    for path, name in wanted.stacks.items():
+        stack(model.get_submodule(path), name)
