@@ -2,9 +2,22 @@
 
 #include <string.h>
 
-enum {
-  AHEAD = 24
-}; /* words: how far the next lines of a panel are asked for; weights often come from memory */
+enum { AHEAD = 24 }; /* words: how far a panel's next lines are asked for from the second-level cache */
+
+/* What shall come from memory while a tile is computed: two places, and how far both move with each word. The
+ * tiles of a panel share the panel after it among them, so that memory delivers all the time: the first tile
+ * alone would ask for more than memory gives, and the others for nothing. */
+struct ahead {
+  const char *first, *second;
+  size_t step;
+};
+
+static struct ahead share_of(const uint32_t *next_panel, size_t words, size_t tile, size_t tiles)
+{
+  const size_t part = words * PANEL * sizeof *next_panel / tiles;
+  const char *first = (const char *)next_panel + part * tile;
+  return (struct ahead){first, first + part / 2, 64 / tiles};
+}
 
 /* sums += word of a * words of b, for 2 x 16 columns. bf16 and int8 are in assembler: the compiler would
  * otherwise load all rows' words before it multiplies, and run out of registers; and it may not use these
@@ -29,7 +42,7 @@ INLINE void multiply(enum kind kind, __m512 sums[2], const uint32_t *a, __m512 b
 }
 
 INLINE void tile(enum kind kind, const size_t rows, const uint32_t *a, size_t stride, const uint32_t *panel,
-                 size_t words, float *out, size_t out_stride)
+                 size_t words, float *out, size_t out_stride, struct ahead ahead)
 {
   __m512 sums[TILE_ROWS][2]; /* of int32 for int8: one type for all keeps them in registers */
 #pragma GCC unroll 14
@@ -38,6 +51,9 @@ INLINE void tile(enum kind kind, const size_t rows, const uint32_t *a, size_t st
   for (size_t k = 0; k < words; k++, panel += PANEL) {
     _mm_prefetch((const char *)(panel + AHEAD * PANEL), _MM_HINT_T0);
     _mm_prefetch((const char *)(panel + AHEAD * PANEL + 16), _MM_HINT_T0);
+    _mm_prefetch(ahead.first, _MM_HINT_T1);
+    _mm_prefetch(ahead.second, _MM_HINT_T1);
+    ahead.first += ahead.step, ahead.second += ahead.step;
     const __m512 b0 = _mm512_loadu_ps(panel), b1 = _mm512_loadu_ps(panel + 16);
 #pragma GCC unroll 14
     for (size_t r = 0; r < rows; r++)
@@ -53,13 +69,13 @@ INLINE void tile(enum kind kind, const size_t rows, const uint32_t *a, size_t st
 // clang-format off: it moves these lines at every run
 #define CASE(kind, rows)                                          \
   case rows:                                                      \
-    tile(kind, rows, a, stride, panel, words, sums, sums_stride); \
+    tile(kind, rows, a, stride, panel, words, sums, sums_stride, ahead); \
     break;
 /* One unrolled loop for each number of rows. */
 #define TILE(name, kind)                                                                             \
   static __attribute__((noinline)) void name(size_t rows, const uint32_t *a, size_t stride,          \
                                              const uint32_t *panel, size_t words, float *sums,       \
-                                             size_t sums_stride)                                     \
+                                             size_t sums_stride, struct ahead ahead)                                     \
   {                                                                                                  \
     switch (rows) {                                                                                  \
       CASE(kind, 1) CASE(kind, 2) CASE(kind, 3) CASE(kind, 4) CASE(kind, 5) CASE(kind, 6)            \
@@ -72,12 +88,14 @@ TILE(tile_f32, KIND_F32)
 TILE(tile_bf16, KIND_BF16)
 TILE(tile_i8, KIND_I8)
 
+static void (*const tiles_of[KINDS])(size_t, const uint32_t *, size_t, const uint32_t *, size_t, float *,
+                                     size_t, struct ahead) = {tile_f32, tile_bf16, tile_i8};
+
 void gemm_tile(enum kind kind, size_t rows, const uint32_t *a, size_t stride, const uint32_t *panel,
                size_t words, float *sums, size_t sums_stride)
 {
-  static void (*const tiles[KINDS])(size_t, const uint32_t *, size_t, const uint32_t *, size_t, float *,
-                                    size_t) = {tile_f32, tile_bf16, tile_i8};
-  tiles[kind](rows, a, stride, panel, words, sums, sums_stride);
+  const struct ahead nothing = {(const char *)panel, (const char *)panel, 0};
+  tiles_of[kind](rows, a, stride, panel, words, sums, sums_stride, nothing);
 }
 
 /* A tile's sums -> the result, for 16 columns of rows [begin, end). */
@@ -153,8 +171,12 @@ void gemm(const struct matrix *matrix, const struct operand *operand, size_t row
   for (size_t p = first; p < last; p++) {
     for (size_t t = 0; t < tiles; t++) {
       const size_t begin = rows * t / tiles, end = rows * (t + 1) / tiles;
-      gemm_tile(matrix->kind, end - begin, operand->words + begin * operand->stride, operand->stride,
-                matrix->panels + p * matrix->words * PANEL, matrix->words, sums, PANEL);
+      const uint32_t *panel = matrix->panels + p * matrix->words * PANEL;
+      /* behind the last panel often lies the next matrix; to ask for memory that does not exist is no error
+       */
+      const struct ahead ahead = share_of(panel + matrix->words * PANEL, matrix->words, t, tiles);
+      tiles_of[matrix->kind](end - begin, operand->words + begin * operand->stride, operand->stride, panel,
+                             matrix->words, sums, PANEL, ahead);
       if (matrix->kind == KIND_I8)
         finish_tile(1, matrix, operand, result, begin, end, p * PANEL, sums);
       else

@@ -9,9 +9,11 @@
 #include "team.h"
 
 enum {
-  CHUNK_ROWS = 1024,      /* for each thread: what is computed before the next sequences are begun */
-  QUERIES = 256,          /* of one head: the unit of work in attention */
-  BLOCK_BYTES = 768 << 10 /* of intermediate results in a block: most of a core's second-level cache */
+  CHUNK_ROWS = 1024,       /* for each thread: what is computed before the next sequences are begun */
+  QUERIES = 256,           /* of one head: the unit of work in attention */
+  BLOCK_BYTES = 768 << 10, /* of intermediate results in a block: most of a core's second-level cache */
+  FEW_ROWS = 5 * TILE_ROWS /* for each crew: one block, even if that leaves the cache, for each weight is read
+                            * once then */
 };
 
 /* Some queries of one sequence. Rows are numbered without padding, from 0 in each chunk. */
@@ -44,7 +46,7 @@ struct block {
 struct work {
   const struct layer *layer;
   struct call call; /* of this layer: its input may be what the layer before it gave */
-  size_t block_rows, chunk_count, thread_words;
+  size_t chunk_count, thread_words;
   struct chunk *chunks;
   int32_t *index;
   struct unit *units;
@@ -99,8 +101,9 @@ static size_t most_rows(const struct layer *layer)
   return smaller(larger(rows, 2 * TILE_ROWS), 8 * TILE_ROWS);
 }
 
-static struct block divide(const struct layer *layer, size_t rows, char *base, size_t *used)
+static struct block divide(const struct layer *layer, char *base, size_t *used)
 {
+  const size_t rows = larger(most_rows(layer), FEW_ROWS);
   /* the operands of query, key and value, of output and of up in turn; attention may be wider than the layer
    */
   const size_t narrow = operand_stride(larger(layer->hidden, layer->output.words));
@@ -129,13 +132,17 @@ static struct place place_of(const struct work *work, const struct chunk *chunk,
   const unsigned captain =
       place.crew.number * place.crew.self.size; /* whose scratch the crew's block is in */
   size_t used = 0;
-  place.block =
-      divide(work->layer, work->block_rows, (char *)(work->scratch + captain * work->thread_words), &used);
+  place.block = divide(work->layer, (char *)(work->scratch + captain * work->thread_words), &used);
   used = 0;
-  place.row = divide(work->layer, work->block_rows,
-                     (char *)(work->scratch + member->rank * work->thread_words), &used)
-                  .row;
+  place.row = divide(work->layer, (char *)(work->scratch + member->rank * work->thread_words), &used).row;
   return place;
+}
+
+static struct blocks blocks_of(const struct layer *layer, const struct chunk *chunk,
+                               const struct place *place, atomic_size_t *next)
+{
+  const int few = chunk->rows <= FEW_ROWS * place->crew.count;
+  return crew_blocks(&place->crew, chunk->rows, few ? FEW_ROWS : most_rows(layer), next);
 }
 
 /* gemm on the crew's share of several matrices' panels; results[i] belongs to matrices[i]. */
@@ -193,7 +200,7 @@ static void project(const struct work *work, struct chunk *chunk, const struct p
   const struct block *block = &place->block;
   const struct operand operand = {block->narrow, operand_stride(layer->query.words), block->scales,
                                   block->shifts};
-  struct blocks blocks = crew_blocks(&place->crew, chunk->rows, work->block_rows, &chunk->next_projection);
+  struct blocks blocks = blocks_of(layer, chunk, place, &chunk->next_projection);
   size_t first, last, begin, end;
   while (crew_next(&blocks, &first, &last)) {
     team_share(&place->crew.self, last - first, &begin, &end);
@@ -347,7 +354,7 @@ static void feed_forward(const struct work *work, struct chunk *chunk, const str
   const struct layer *layer = work->layer;
   const struct matrix *down = &layer->down;
   const size_t hidden = layer->hidden;
-  struct blocks blocks = crew_blocks(&place->crew, chunk->rows, work->block_rows, &chunk->next_block);
+  struct blocks blocks = blocks_of(layer, chunk, place, &chunk->next_block);
   size_t first, last, begin, end;
   while (crew_next(&blocks, &first, &last)) {
     const size_t rows = last - first;
@@ -412,7 +419,6 @@ static struct work turn(const struct stack *stack, size_t i)
 {
   struct work work = stack->work;
   work.layer = stack->layers[i];
-  work.block_rows = most_rows(work.layer);
   work.chunks += i * work.chunk_count;
   work.call = *stack->call;
   float *const odd = (stack->count - i) % 2 ? stack->between : work.call.output;
@@ -494,7 +500,7 @@ static size_t lay_out(struct stack *stack, const struct sizes *sizes, unsigned t
     const size_t width = layer->heads * layer->head_size;
     const size_t head = attention_scratch(layer->attention, sizes->longest, layer->head_size);
     size_t block = 0;
-    divide(layer, most_rows(layer), NULL, &block);
+    divide(layer, NULL, &block);
     work->thread_words = larger(work->thread_words, larger(block / sizeof(uint32_t), head));
     qkv = larger(qkv, 3 * width * (sizeof(uint32_t) >> layer->attention));
     context = larger(context, context_stride(layer));
