@@ -16,7 +16,7 @@ enum {
 
 /* Some queries of one sequence. Rows are numbered without padding, from 0 in each chunk. */
 struct unit {
-  size_t start;         /* the sequence's first row */
+  size_t start, rows;   /* the sequence's first row, and how many it has */
   size_t skipped, seen; /* rows before the first key; keys */
   size_t first, last;   /* queries */
 };
@@ -243,11 +243,15 @@ static void attend(const struct work *work, struct chunk *chunk, const struct me
                               .scale = layer->scale,
                               .bias = call->bias == NULL ? NULL : call->bias + number * call->bias_head,
                               .bias_stride = call->bias_query,
-                              .window = call->window};
-    attention_head(&head, unit->first, unit->last,
-                   (char *)(work->context + (unit->start + unit->first) * stride) +
-                       number * layer->head_size * bytes,
-                   stride << layer->attention, work->scratch + member->rank * work->thread_words);
+                              .window = call->window,
+                              .relative = relative_of_head(&call->relative, number,
+                                                           kind_words(layer->attention, layer->head_size))};
+    char *out = (char *)(work->context + (unit->start + unit->first) * stride) +
+                number * layer->head_size * bytes;
+    attention_head(&head, unit->first, unit->last, out, stride << layer->attention,
+                   work->scratch + member->rank * work->thread_words);
+    if (call->padding_sees_all)
+      attention_mean(&head, unit->rows, unit->first, unit->last, out, stride << layer->attention);
   }
 }
 
@@ -421,7 +425,7 @@ static void fill_chunk(const struct call *call, size_t s, size_t next, struct ch
     const size_t seen = call->seen == NULL ? length : (size_t)call->seen[s];
     for (size_t first = 0; first < length; first += QUERIES)
       units[chunk->unit_count++] =
-          (struct unit){chunk->rows, skipped, seen, first, smaller(first + QUERIES, length)};
+          (struct unit){chunk->rows, length, skipped, seen, first, smaller(first + QUERIES, length)};
     for (size_t i = 0; i < length; i++)
       index[chunk->rows++] = call->first[s] + (int32_t)i;
   }
@@ -454,8 +458,10 @@ static size_t lay_out(struct work *work, const struct sizes *sizes, unsigned thr
   const size_t width = layer->heads * layer->head_size, bytes = sizeof(uint32_t) >> layer->attention;
   size_t used = 0, block = 0;
   divide(layer, work->block_rows, NULL, &block);
-  work->thread_words =
-      larger(block / sizeof(uint32_t), attention_scratch(layer->attention, sizes->longest, layer->head_size));
+  size_t attention = attention_scratch(layer->attention, sizes->longest, layer->head_size);
+  if (is_relative(&work->call->relative))
+    attention += relative_scratch(&work->call->relative, sizes->longest);
+  work->thread_words = larger(block / sizeof(uint32_t), attention);
   work->thread_words = (work->thread_words + 15) / 16 * 16;
   work->chunks = carve(base, &used, sizes->chunks, sizeof(struct chunk));
   work->barriers = carve(base, &used, threads, sizeof(struct barrier));
