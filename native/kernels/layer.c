@@ -246,8 +246,8 @@ static void attend(const struct work *work, struct chunk *chunk, const struct me
                               .window = call->window,
                               .relative = relative_of_head(&call->relative, number,
                                                            kind_words(layer->attention, layer->head_size))};
-    char *out = (char *)(work->context + (unit->start + unit->first) * stride) +
-                number * layer->head_size * bytes;
+    char *out =
+        (char *)(work->context + (unit->start + unit->first) * stride) + number * layer->head_size * bytes;
     attention_head(&head, unit->first, unit->last, out, stride << layer->attention,
                    work->scratch + member->rank * work->thread_words);
     if (call->padding_sees_all)

@@ -93,7 +93,8 @@ static int to_relative(PyObject *object, void *out)
   if (!PyArg_ParseTuple(object, "KKnKn", &keys, &queries, &buckets, &index, &reach))
     return 0;
   if ((keys == 0 && queries == 0) || index == 0 || buckets <= 0 || reach < 0) {
-    refuse("addresses of keys or queries and of index that are not 0, buckets above 0 and a reach of 0 or more");
+    refuse(
+        "addresses of keys or queries and of index that are not 0, buckets above 0 and a reach of 0 or more");
     return 0;
   }
   *relative = (struct relative){.keys = (const uint32_t *)keys,

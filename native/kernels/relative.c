@@ -69,10 +69,12 @@ INLINE __m512 take(const float *numbers, __m512i buckets, __mmask16 mask)
 void relative_add(const struct head *head, const struct distances *distances, size_t first, size_t last,
                   float *scores, size_t width)
 {
-  const size_t columns = distances->panels * PANEL, row_bytes = head->stride * (sizeof(uint32_t) >> head->kind);
+  const size_t columns = distances->panels * PANEL,
+               row_bytes = head->stride * (sizeof(uint32_t) >> head->kind);
   const __m512i base = _mm512_set1_epi32((int)(distances->panel * PANEL));
-  const __m512i rows = _mm512_mullo_epi32(
-      _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), _mm512_set1_epi32((int)columns));
+  const __m512i rows =
+      _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                         _mm512_set1_epi32((int)columns));
   if (head->relative.keys != NULL)
     multiply(head, distances, last - first, (const char *)head->query + first * row_bytes,
              head->relative.keys, distances->near);
