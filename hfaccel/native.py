@@ -48,7 +48,7 @@ class Arena(Protocol):
 class Layer(Protocol):
     """One encoder layer; see native/kernels/module.c."""
 
-    def run(self, *arguments: int) -> None: ...
+    def run(self, *arguments: Any) -> None: ...
 
 
 class Kernels(Protocol):

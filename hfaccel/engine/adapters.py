@@ -5,7 +5,7 @@ Only for widely used models whose attention is not transformers' own, or gets po
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -14,6 +14,9 @@ from hfaccel.engine.call import Call, Mask
 from hfaccel.engine.distances import bucket_index, buckets_of
 from hfaccel.engine.families import Adapter, Family, head_size
 from hfaccel.engine.ragged import read_mask
+
+if TYPE_CHECKING:
+    from hfaccel.engine.layer import Plan
 
 HIDDEN = torch.finfo(torch.float32).min
 
@@ -115,7 +118,7 @@ class Disentangled(Call):
     """DeBERTa-v2: scores of distances beside those of contents, and a mask that hides padding from
     everything and everything from padding."""
 
-    __slots__ = ("buckets", "given", "index")
+    __slots__ = ("given", "kept")
     positional: ClassVar[tuple[str, ...]] = (
         "query_states",
         "relative_pos",
@@ -124,34 +127,31 @@ class Disentangled(Call):
     )
     padding_sees_all: ClassVar[bool] = True  # softmax of scores that are all hidden
 
+    def __init__(self, plan: Plan, family: Family) -> None:
+        super().__init__(plan, family)
+        self.given: dict[str, torch.Tensor] = {}
+
     def take_argument(self, hidden: torch.Tensor, name: str, value: Any) -> str:
         if name not in ("relative_pos", "rel_embeddings"):
             return f"{name} was passed"
-        if not hasattr(self, "given"):
-            self.given: dict[str, torch.Tensor] = {}
         self.given[name] = value
         return ""
 
     def complete(self, hidden: torch.Tensor) -> str:
-        attention = self.plan.attention
+        attention, plan, length = self.plan.attention, self.plan, hidden.shape[1]
         if not attention.relative_attention or not {"c2p", "p2c"} & set(attention.pos_att_type):
             return ""
-        if len(getattr(self, "given", ())) < 2:
+        if len(self.given) < 2:
             return "no relative positions were passed"
-        index = bucket_index(
-            self.given["relative_pos"], hidden.shape[1], attention.pos_ebd_size, id(self.plan)
-        )
+        distances, embeddings = self.given["relative_pos"], self.given["rel_embeddings"]
+        if embeddings.dim() != 2 or len(embeddings) < 2 * attention.pos_ebd_size:
+            return f"the relative embeddings have the shape {tuple(embeddings.shape)}"
+        index = bucket_index(distances, length, attention.pos_ebd_size, id(plan))
         if isinstance(index, str):
             return index
-        self.buckets = self.plan.buckets = buckets_of(
-            attention,
-            self.given["rel_embeddings"],
-            self.plan.buckets,
-            self.plan.attention_kind,
-            id(self.plan),
-        )
-        self.index = index
-        self.relative = (*self.buckets.addresses, index.data_ptr(), hidden.shape[1] - 1)
+        buckets = buckets_of(attention, embeddings, plan.buckets, plan.attention_kind, id(plan))
+        self.relative = (*buckets.addresses, index.data_ptr(), length - 1)
+        self.kept, plan.buckets = (index, buckets), buckets
         return ""
 
     def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
@@ -171,17 +171,17 @@ class Disentangled(Call):
     def sample(
         layer: nn.Module, family: Family, padding: torch.Tensor, generator: torch.Generator
     ) -> tuple[list[Mask], dict[str, Any]]:
-        real = (~padding).long()[:, None]
-        masks: list[Mask] = [torch.ones_like(real)[..., None, :], real[..., None, :] * real[..., :, None]]
-        masks[0] = masks[0].expand(-1, -1, padding.shape[1], -1)
-        attention = layer.get_submodule(family.attention)
+        real, length = (~padding).long(), padding.shape[1]
+        masks: list[Mask] = [
+            each[:, None, None, :] * each[:, None, :, None] for each in (torch.ones_like(real), real)
+        ]
+        attention: Any = layer.get_submodule(family.attention)
         if not attention.relative_attention:
             return masks, {}
-        place = torch.arange(padding.shape[1])
-        hidden_size = family.linears(layer)[0].in_features
-        embeddings = torch.randn(2 * attention.pos_ebd_size, hidden_size, generator=generator)
-        distance = (place[:, None] - place[None, :]).clamp(-5, 5)[None]
-        return masks, {"relative_pos": distance, "rel_embeddings": embeddings}
+        place, size = torch.arange(length), family.linears(layer)[0].in_features
+        distances = (place[:, None] - place[None, :]).clamp(-5, 5)[None]
+        embeddings = torch.randn(2 * attention.pos_ebd_size, size, generator=generator)
+        return masks, {"relative_pos": distances, "rel_embeddings": embeddings}
 
 
 # How layers of each adapter are called.

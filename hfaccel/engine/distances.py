@@ -43,10 +43,10 @@ class LastSeen(Generic[T]):
     def get(self, tensor: torch.Tensor, reader: int, make: Callable[[], T]) -> T:
         """`reader`: a number that differs from layer to layer."""
         last, version = self._last, -1 if tensor.is_inference() else tensor._version
-        if last is not None and last.tensor() is tensor and last.version == version:
-            if version >= 0 or reader not in last.readers:
-                last.readers.add(reader)
-                return last.value
+        known = last is not None and last.tensor() is tensor and last.version == version
+        if last is not None and known and (version >= 0 or reader not in last.readers):
+            last.readers.add(reader)
+            return last.value
         value = make()
         self._last = _Known(weakref.ref(tensor), version, value, {reader})
         return value
@@ -86,18 +86,20 @@ class Stamp:
     @classmethod
     def of(cls, parameter: torch.Tensor) -> Stamp:
         if isinstance(parameter, PackedWeight):
-            return cls(parameter.memory, parameter.memory._version)
+            memory = parameter.memory  # through which alone its values change
+            return cls(memory, -1 if memory.is_inference() else memory._version)
         return cls(parameter, 0, parameter.detach().clone())
 
     def holds(self, parameter: torch.Tensor) -> bool:
         if isinstance(parameter, PackedWeight):
-            return parameter.memory is self.held and parameter.memory._version == self.version
+            return parameter.memory is self.held and self.version >= 0 and self.held._version == self.version
         return self.copy is not None and torch.equal(parameter, self.copy)
 
 
 @dataclass(frozen=True, eq=False)
 class Buckets:
-    """Keys and queries of all buckets, from the last one on: (heads, panels, words, PANEL) of int32, or None."""
+    """Keys and queries of all buckets, from the last one on, or None: (heads, panels, words, PANEL) of int32.
+    `embeddings` and `stamps` say of what they were made."""
 
     embeddings: torch.Tensor
     stamps: tuple[Stamp, ...]
@@ -118,18 +120,22 @@ def buckets_of(
     they are now; otherwise anew, for attention that multiplies in `kind`."""
     own = None if known is None else known.embeddings
     settled = _embeddings.get(embeddings, reader, lambda: _same(embeddings, own))
-    modules = [module for module in _projections(attention) if module is not None]
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    if known is not None and known.embeddings is settled and len(known.stamps) == len(parameters):
-        if all(stamp.holds(each) for stamp, each in zip(known.stamps, parameters, strict=True)):
-            return known
+    projections = _projections(attention)
+    parameters = [each for module in projections if module is not None for each in module.parameters()]
+    if known is not None and known.embeddings is settled and _hold(known.stamps, parameters):
+        return known
+    count = 2 * attention.pos_ebd_size
     with torch.inference_mode(False), torch.no_grad():
-        count = 2 * attention.pos_ebd_size
         keys, queries = (
             None if module is None else _panels(module(settled[:count]), attention.attention_head_size, kind)
-            for module in _projections(attention)
+            for module in projections
         )
         return Buckets(settled, tuple(Stamp.of(each) for each in parameters), keys, queries, count)
+
+
+def _hold(stamps: tuple[Stamp, ...], parameters: list[nn.Parameter]) -> bool:
+    pairs = zip(stamps, parameters, strict=False)
+    return len(stamps) == len(parameters) and all(stamp.holds(each) for stamp, each in pairs)
 
 
 def _same(tensor: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:

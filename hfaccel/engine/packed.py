@@ -178,7 +178,8 @@ class PackedWeight(nn.Parameter):
         """Pack a dense weight (out_features, in_features) into `arena`. `factors`: (in_features,), for int8:
         what activations are multiplied with before they are rounded."""
         layout = Layout(kind, weight.shape[0], weight.shape[1])
-        memory = arena.take((layout.nbytes,), torch.uint8)
+        with torch.inference_mode(False):  # its version says when values were changed
+            memory = arena.take((layout.nbytes,), torch.uint8)
         with torch.no_grad():
             if kind is Kind.INT8:
                 layout.factors(memory).copy_(torch.ones(()) if factors is None else factors)
@@ -207,9 +208,11 @@ class PackedWeight(nn.Parameter):
             return read(self.packing, self.memory, self.dtype)
 
     def overwrite(self, dense: torch.Tensor) -> None:
-        """Replace the values; whoever shares the memory sees the new ones."""
+        """Replace the values; whoever shares the memory sees the new ones, and its version says so."""
         with torch.no_grad():
             write(self.packing, dense, self.memory)
+        if not self.memory.is_inference():
+            torch.autograd.graph.increment_version(self.memory)
 
     def over(self, memory: torch.Tensor, requires_grad: bool | None = None) -> PackedWeight:
         """Another weight of this kind, shape and type over packed bytes that lie elsewhere."""

@@ -48,7 +48,8 @@ def transform(
     outcomes: list[Outcome] = []
     layers = _select_layers(model, outcomes)
     linears = _select_linears(model, layers, outcomes)
-    arena = Arena(_size(linears, precision), pages="thp" if huge_pages else "default")
+    with torch.inference_mode(False):  # tensors of its memory shall have versions
+        arena = Arena(_size(linears, precision), pages="thp" if huge_pages else "default")
     factors = smooth_layers(model, layers) if precision.wanted is Kind.INT8 else {}
     packed: dict[int, PackedWeight] = {}
     for linear in linears:

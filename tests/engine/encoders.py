@@ -24,6 +24,7 @@ T5 |= dict(decoder_start_token_id=0, eos_token_id=1, relative_attention_max_dist
 GATED = dict(feed_forward_proj="gated-gelu")
 DEBERTA = {**TEXT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 16}
 DEBERTA |= dict(norm_rel_ebd="layer_norm", position_biased_input=False, type_vocab_size=0)
+DEBERTA |= dict(initializer_range=0.1)  # or distances would hardly count
 
 # name: (class, sizes, the part that is used, or ""); settings of an instance beside the sizes
 SETTINGS = {
