@@ -148,6 +148,24 @@ def test_copies_and_pickles(name):
     assert_equal(restored, stock, given)
 
 
+@pytest.mark.parametrize("name", [OWN, "T5, gated"])
+def test_saved_and_loaded(name, tmp_path):
+    stock, fast = pair(name)
+    with pytest.warns(RuntimeWarning, match="the model was not loaded from a checkpoint"):
+        hfaccel.save(fast, tmp_path)
+    loaded = hfaccel.load(tmp_path)
+    assert_equal(loaded, stock, inputs(name))
+    assert not stock_calls(loaded)
+
+
+@pytest.mark.parametrize("name", [SHARED, OWN, "T5", "UMT5"])
+def test_a_shared_model_computes_the_same(name):
+    fast = hfaccel.optimize(make(name))
+    expected = run(fast, inputs(name))
+    hfaccel.memory.share(fast)
+    assert torch.equal(run(fast, inputs(name)), expected)
+
+
 @pytest.mark.parametrize("name", [SHARED, "T5", "UMT5, gated"])
 def test_a_mask_with_holes_gives_equal_results(name):
     stock, fast = pair(name)
