@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from hfaccel import memory
+from hfaccel import engine, memory
 from hfaccel.apply.verify import Finding, verify
 from hfaccel.backends import BACKENDS, Backend, Options, by_name
 from hfaccel.configuration import Configuration, configure
@@ -343,7 +343,7 @@ def _copy_tree(model: nn.Module, share_linears: bool) -> nn.Module:
     linears = (
         module
         for module in model.modules()
-        if share_linears and isinstance(module, nn.Linear) and module is not model
+        if share_linears and engine.is_linear(module) and module is not model
     )
     shared: dict[int, Any] = {
         id(part): part for part in itertools.chain(model.parameters(), model.buffers(), linears)

@@ -17,7 +17,7 @@ class TorchBackend(Backend):
         return engine.kernels_problem()
 
     def supports(self, model: nn.Module) -> str:
-        if not any(isinstance(module, nn.Linear) for module in model.modules()):
+        if not any(engine.is_linear(module) for module in model.modules()):
             return "the model has no linear layer"
         return ""
 

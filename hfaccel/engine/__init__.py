@@ -2,16 +2,18 @@
 
 from hfaccel.engine.form import Form, form, reform
 from hfaccel.engine.kernels import Kind, kernels_problem
-from hfaccel.engine.packed import Layout, PackedWeight
+from hfaccel.engine.linear import is_linear
+from hfaccel.engine.packed import PackedWeight, TransposedWeight
 from hfaccel.engine.transform import Precision, restore, stock_calls, transform
 
 __all__ = [
     "Form",
     "Kind",
-    "Layout",
     "PackedWeight",
     "Precision",
+    "TransposedWeight",
     "form",
+    "is_linear",
     "kernels_problem",
     "reform",
     "restore",

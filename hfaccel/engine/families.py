@@ -10,13 +10,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from operator import attrgetter
 from typing import Any
 
 from torch import nn
 
 from hfaccel.engine.kernels import ACTIVATIONS
+from hfaccel.engine.norms import norm_kind
 from hfaccel.engine.packed import PANEL
+
+
+class Adapter(Enum):
+    """How a layer is called: most alike, the others as in one model (`hfaccel.engine.adapters`)."""
+
+    NONE = ""
+    MPNET = "MPNet"
+    T5 = "T5"
+    UMT5 = "UMT5"
+    DEBERTA = "DeBERTa"
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,7 @@ class Family:
     gate_up: str = ""
     norm_first: bool = False
     rotary: bool = False  # the forward takes position_embeddings
-    position_bias: bool = False  # the forward takes position_bias, and returns a tuple
+    adapter: Adapter = Adapter.NONE
 
     @property
     def projections(self) -> tuple[str, ...]:
@@ -116,7 +128,7 @@ FAMILIES = (
         activation="intermediate.intermediate_act_fn",
         down="output.dense",
         output_norm="output.LayerNorm",
-        position_bias=True,
+        adapter=Adapter.MPNET,
     ),
     Family(
         "ModernBERT",
@@ -208,6 +220,43 @@ FAMILIES = (
         )
         for name, norm_first in (("wav2vec2", False), ("wav2vec2 with stable norm", True))
     ),
+    Family(
+        "DeBERTa",
+        attention="attention.self",
+        query="attention.self.query_proj",
+        key="attention.self.key_proj",
+        value="attention.self.value_proj",
+        attention_output="attention.output.dense",
+        attention_norm="attention.output.LayerNorm",
+        up="intermediate.dense",
+        activation="intermediate.intermediate_act_fn",
+        down="output.dense",
+        output_norm="output.LayerNorm",
+        adapter=Adapter.DEBERTA,
+    ),
+    *(
+        Family(
+            f"{adapter.value} gated" if gate else adapter.value,
+            attention="layer.0.SelfAttention",
+            query="layer.0.SelfAttention.q",
+            key="layer.0.SelfAttention.k",
+            value="layer.0.SelfAttention.v",
+            attention_output="layer.0.SelfAttention.o",
+            attention_norm="layer.0.layer_norm",
+            gate=gate,
+            up=up,
+            activation="layer.1.DenseReluDense.act",
+            down="layer.1.DenseReluDense.wo",
+            output_norm="layer.1.layer_norm",
+            norm_first=True,
+            adapter=adapter,
+        )
+        for adapter in (Adapter.T5, Adapter.UMT5)
+        for gate, up in (
+            ("", "layer.1.DenseReluDense.wi"),
+            ("layer.1.DenseReluDense.wi_0", "layer.1.DenseReluDense.wi_1"),
+        )
+    ),
 )
 
 
@@ -229,13 +278,13 @@ def fusing_problem(family: Family, layer: nn.Module) -> str:
     linears = family.linears(layer)
     if not all(isinstance(linear, nn.Linear) for linear in linears):
         return "a projection is no nn.Linear"
-    if any(type(norm) not in (nn.LayerNorm, nn.Identity) for norm in family.norms(layer)):
+    if any(norm_kind(norm) is None for norm in family.norms(layer)):
         return "its norms are not nn.LayerNorm"
     if type(activation).__name__ not in ACTIVATIONS:
         return f"the activation {type(activation).__name__} cannot be fused"
     if getattr(layer, "is_decoder", False) or getattr(attention, "is_causal", False):
         return "it is a decoder's layer"
-    if not family.position_bias and not hasattr(attention, "config"):
+    if family.adapter is Adapter.NONE and not hasattr(attention, "config"):
         return "its attention does not use transformers' attention interface"
     width = linears[0].out_features // (3 if family.qkv else 1)
     size = head_size(attention)
@@ -248,7 +297,7 @@ def fusing_problem(family: Family, layer: nn.Module) -> str:
 
 
 def head_size(attention: nn.Module) -> int | None:
-    for name in ("attention_head_size", "head_dim"):
+    for name in ("attention_head_size", "head_dim", "key_value_proj_dim"):
         size = getattr(attention, name, None)
         if isinstance(size, int) and size > 0:
             return size
@@ -261,7 +310,8 @@ def scale(attention: nn.Module) -> float:
         value = getattr(attention, name, None)
         if isinstance(value, int | float):
             return float(value)
-    return 1.0 / math.sqrt(head_size(attention) or 1)
+    terms = 1 + sum(kind in (getattr(attention, "pos_att_type", None) or ()) for kind in ("c2p", "p2c"))
+    return 1.0 / math.sqrt((head_size(attention) or 1) * terms)  # of disentangled attention there are three
 
 
 def window(attention: nn.Module) -> int:

@@ -9,7 +9,7 @@ from torch import nn
 
 from hfaccel.engine.families import FAMILIES
 from hfaccel.engine.layer import FusedLayer, fuse
-from hfaccel.engine.linear import PackedLinear
+from hfaccel.engine.linear import PackedModule, packed_class
 from hfaccel.engine.packed import PackedWeight
 from hfaccel.engine.stack import FusedStack, stack
 
@@ -26,7 +26,7 @@ def form(model: nn.Module) -> Form:
     """Which of the model's modules are fused or packed."""
     layers = {path: module for path, module in model.named_modules() if isinstance(module, FusedLayer)}
     stacks = {path: module for path, module in model.named_modules() if isinstance(module, FusedStack)}
-    linears = (path for path, module in model.named_modules() if type(module) is PackedLinear)
+    linears = (path for path, module in model.named_modules() if isinstance(module, PackedModule))
     return Form(
         {path: layer.hfaccel_family.name for path, layer in layers.items()},
         {path: module.hfaccel_list for path, module in stacks.items()},
@@ -44,9 +44,10 @@ def reform(model: nn.Module, wanted: Form) -> None:
     families = {family.name: family for family in FAMILIES}
     for path in wanted.linears:
         linear = model.get_submodule(path)
-        if type(linear) is not nn.Linear:
+        cls = packed_class(linear)
+        if cls is None or isinstance(linear, PackedModule):
             raise ValueError(f"{path} must be an nn.Linear, but is a {type(linear).__name__}")
-        linear.__class__ = PackedLinear
+        linear.__class__ = cls
     for path, name in wanted.layers.items():
         if name not in families:
             raise ValueError(f"a family must be one of {', '.join(families)}, but {path} has {name!r}")

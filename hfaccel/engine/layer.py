@@ -17,20 +17,19 @@ from torch import nn
 from torch.nn.modules import module
 
 from hfaccel import native
+from hfaccel.engine.adapters import CALLS
+from hfaccel.engine.call import Call
+from hfaccel.engine.distances import Buckets
 from hfaccel.engine.families import Family, head_size, scale, split, vectors, window
 from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, kernels_problem
 from hfaccel.engine.linear import stock_reason
+from hfaccel.engine.norms import epsilon, norm_kind
 from hfaccel.engine.packed import NO_MATRIX, Matrix, PackedWeight
-from hfaccel.engine.ragged import Sequences, read_mask, whole
 
-# Keyword arguments that transformers hands down to every layer and that have no effect in one whose
-# attention is scaled_dot_product_attention without cache.
-HARMLESS_ARGUMENTS = frozenset({"position_ids", "use_cache", "return_dict", "output_hidden_states"})
 # Hooks that transformers itself installs for output_attentions; with sdpa there is nothing to capture.
 HARMLESS_HOOKS = "transformers.utils.output_capturing"
 # Hooks of register_module_forward_hook and its like, which see every module: none may be left out.
 GLOBAL_HOOKS = (module._global_forward_hooks, module._global_forward_pre_hooks)
-NORM_LAYER, NORM_NONE = 0, 2  # of native/kernels/rows.h
 
 
 class Plan:
@@ -50,8 +49,10 @@ class Plan:
         self.memories = [getattr(weight, "memory", None) for weight in weights]
         self.vectors = [(table, name, table.get(name)) for table, name in vectors(family, layer)]
         self.places = [_place(vector) for _, _, vector in self.vectors]
-        self.epsilons = [(norm, getattr(norm, "eps", 0.0)) for norm in family.norms(layer)]
+        self.epsilons = [(norm, epsilon(norm)) for norm in family.norms(layer)]
+        self.buckets: Buckets | None = None  # of the last call, where distances have scores
         self.kept: dict[int, torch.Tensor] = {}
+        self.attention_kind = Kind.FLOAT32
         self.native: object | None = None
         self.refusal = "a weight is not packed"
         if all(memory is not None for memory in self.memories):
@@ -77,6 +78,7 @@ class Plan:
         else:
             gate, up = part(family.gate), part(family.up)
         size = head_size(self.attention) or 0
+        self.attention_kind = attention_kind(Kind(query[0]))
         down = part(family.down)
         activation = ACTIVATIONS[type(attrgetter(family.activation)(layer)).__name__]
         if down[0] == Kind.INT8 and activation is Activation.GELU:
@@ -97,17 +99,16 @@ class Plan:
             *norms,
             family.norm_first,
             int(activation),
-            int(attention_kind(Kind(query[0]))),
+            int(self.attention_kind),
             scale(self.attention),
         )
 
     def _norm(self, norm: nn.Module) -> tuple[int, int, float, int]:
-        if isinstance(norm, nn.Identity):
-            return 0, 0, 0.0, NORM_NONE
-        assert isinstance(norm, nn.LayerNorm)
-        weight, bias = self._float32(norm.weight), self._float32(norm.bias)
-        addresses = [0 if vector is None else vector.data_ptr() for vector in (weight, bias)]
-        return addresses[0], addresses[1], norm.eps, NORM_LAYER
+        kind = norm_kind(norm)
+        assert kind is not None
+        vectors = (self._float32(norm._parameters.get(name)) for name in ("weight", "bias"))
+        weight, bias = (0 if vector is None else vector.data_ptr() for vector in vectors)
+        return weight, bias, epsilon(norm), int(kind)
 
     def _float32(self, vector: torch.Tensor | None) -> torch.Tensor | None:
         """The vector itself, or a copy in float32: `problem` notices when it changes."""
@@ -120,7 +121,7 @@ class Plan:
         for (table, name, vector), place in zip(self.vectors, self.places, strict=True):
             if table.get(name) is not vector or (vector is not None and _has_changed(vector, place)):
                 return True
-        return any(getattr(norm, "eps", 0.0) != epsilon for norm, epsilon in self.epsilons)
+        return any(epsilon(norm) != before for norm, before in self.epsilons)
 
     def problem(self) -> str:
         """Why the stock forward must run; "" for none. A few microseconds, for it runs at every call."""
@@ -212,7 +213,7 @@ class FusedLayer(nn.Module):
         plan = self.checked_plan()
         if isinstance(plan, str):
             return plan
-        call = Call(plan, self.hfaccel_family)
+        call = CALLS[self.hfaccel_family.adapter](plan, self.hfaccel_family)
         return call.read(hidden, mask, args, kwargs, self.unpads) or call
 
     def checked_plan(self) -> Plan | str:
@@ -239,111 +240,6 @@ class FusedLayer(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _new, (self.hfaccel_stock, self.hfaccel_family), self.__getstate__()
-
-
-class Call:
-    """One call of a fused layer: what it was given besides the hidden states."""
-
-    __slots__ = ("bias", "cosines", "family", "plan", "sequences", "sines")
-
-    def __init__(self, plan: Plan, family: Family) -> None:
-        self.plan = plan
-        self.family = family
-        self.sequences: Sequences
-        self.bias: torch.Tensor | None = None
-        self.cosines: torch.Tensor | None = None
-        self.sines: torch.Tensor | None = None
-
-    def read(
-        self,
-        hidden: torch.Tensor,
-        mask: torch.Tensor | None,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        unpad: bool,
-    ) -> str:
-        """What a layer's forward was given; why the kernels cannot take it."""
-        if hidden.dim() != 3 or hidden.shape[-1] != self.plan.linears[0].in_features:
-            return f"the hidden states have the shape {tuple(hidden.shape)}"
-        return self._take(hidden, args, kwargs) or self._see(hidden, mask, unpad)
-
-    def _take(self, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        """The arguments beyond the mask; why they are out of the ordinary."""
-        if self.family.position_bias and args:
-            kwargs = {**kwargs, "position_bias": args[0]}
-            args = args[1:]
-        if any(value is not None for value in args):
-            return "cross-attention or a cache was passed"
-        for name, value in kwargs.items():
-            if value is None or value is False or name in HARMLESS_ARGUMENTS:
-                continue
-            if name == "position_embeddings" and self.family.rotary:
-                problem = self._rotate(hidden, value)
-            elif name == "position_bias" and self.family.position_bias:
-                problem = self._bias(hidden, value)
-            else:
-                problem = f"{name} was passed"
-            if problem:
-                return problem
-        return "no position_embeddings were passed" if self.family.rotary and self.cosines is None else ""
-
-    def _rotate(self, hidden: torch.Tensor, embeddings: Any) -> str:
-        batch, length, _ = hidden.shape
-        cosines, sines = (part.float().contiguous() for part in embeddings)
-        size = head_size(self.plan.attention)
-        if cosines.shape != sines.shape or cosines.shape not in {(1, length, size), (batch, length, size)}:
-            return f"the position embeddings have the shape {tuple(cosines.shape)}"
-        self.cosines, self.sines = cosines, sines
-        return ""
-
-    def _bias(self, hidden: torch.Tensor, bias: torch.Tensor) -> str:
-        length = hidden.shape[1]
-        if bias.dim() != 4 or bias.shape[-2:] != (length, length):
-            return f"the position bias has the shape {tuple(bias.shape)}"
-        if bias.shape[0] > 1 and bias.stride(0) != 0 and not torch.equal(bias, bias[:1].expand_as(bias)):
-            return "the position bias differs between sequences"
-        self.bias = bias[0].float().contiguous()
-        return ""
-
-    def _see(self, hidden: torch.Tensor, mask: torch.Tensor | None, unpad: bool) -> str:
-        batch, length, _ = hidden.shape
-        if mask is None:
-            self.sequences = whole(batch, length)
-            return ""
-        found = read_mask(mask, batch, length, self.plan.window, unpad, reader=id(self.plan))
-        if isinstance(found, str):
-            return found
-        self.sequences = found
-        return ""
-
-    def __call__(self, hidden: torch.Tensor) -> Any:
-        return self.run(hidden, (self.plan.native,))
-
-    def run(self, hidden: torch.Tensor, layers: tuple[object, ...]) -> Any:
-        """`hidden`: (batch, sequence length, hidden size), float32 or bfloat16, without gradient; through
-        these layers one after another."""
-        rows = hidden.float().contiguous()
-        output = torch.empty_like(rows)
-        sequences, bias, cosines, sines = self.sequences, self.bias, self.cosines, self.sines
-        assert native.kernels is not None
-        native.kernels.run_layers(
-            layers,
-            torch.get_num_threads(),
-            rows.data_ptr(),
-            output.data_ptr(),
-            rows.shape[0] * rows.shape[1],
-            sequences.count,
-            *sequences.addresses,
-            sequences.window,
-            0 if bias is None else bias.data_ptr(),
-            0 if bias is None else bias.stride(0),
-            0 if bias is None else bias.stride(1),
-            0 if cosines is None else cosines.data_ptr(),
-            0 if sines is None else sines.data_ptr(),
-            0 if cosines is None else cosines.shape[0] * cosines.shape[1],
-        )
-        result = output if hidden.dtype is torch.float32 else output.to(hidden.dtype)
-        return (result,) if self.family.position_bias else result
 
 
 _fused_classes: dict[Any, type[FusedLayer]] = {}

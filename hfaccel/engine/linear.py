@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -40,7 +40,7 @@ def linear(input: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None)
     """input weight^T + bias, in the type of the input. `input`: (..., in_features), float32 or bfloat16."""
     assert native.kernels is not None
     rows, added = input.float().contiguous(), float32(bias)
-    out_features, in_features = weight.shape
+    out_features, in_features = weight.packing.rows, weight.packing.columns
     output = torch.empty((*input.shape[:-1], out_features), dtype=torch.float32)
     native.kernels.linear(
         torch.get_num_threads(),
@@ -65,27 +65,37 @@ def fits(vector: torch.Tensor | None) -> bool:
     return vector is None or (vector.dtype in COMPUTED and vector.is_cpu)
 
 
-class PackedLinear(nn.Linear):
-    """nn.Linear with a PackedWeight. An nn.Linear becomes one by `pack` and stops being one by `unpack`.
+class PackedModule(nn.Module):
+    """A linear layer with a packed weight: mixed into the layer's own class. It becomes one by `pack` and
+    stops being one by `unpack`.
 
-    Everything but forward treats it as the nn.Linear that it is. Should the weight be replaced by an
-    ordinary one (`.to(torch.bfloat16)`, `load_state_dict(assign=True)`), it computes as nn.Linear does.
+    Everything but forward treats it as the layer that it is. Should the weight be replaced by an ordinary
+    one (`.to(torch.bfloat16)`, `load_state_dict(assign=True)`), it computes as its own class does.
     """
+
+    hfaccel_stock: ClassVar[type[nn.Module]]
+    hfaccel_weight: ClassVar[type[PackedWeight]] = PackedWeight
+    weight: Any
+    bias: Any
 
     @torch.compiler.disable
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         weight = self.weight
-        if type(weight) is not PackedWeight or input.dim() < 1 or stock_reason(input):
-            return super().forward(input)
-        if input.shape[-1] != weight.shape[1] or not fits(self.bias):
-            return super().forward(input)  # raises torch's own error, or computes as torch does
+        if type(weight) is not self.hfaccel_weight or input.dim() < 1 or stock_reason(input):
+            return self._stock(input)
+        if input.shape[-1] != weight.packing.columns or not fits(self.bias):
+            return self._stock(input)  # raises torch's own error, or computes as torch does
         if torch.is_grad_enabled():
             result: torch.Tensor = _Linear.apply(input, weight, self.bias)
         else:
             result = linear(input, weight, self.bias)
         return result
 
-    def _apply(self, fn: Any, recurse: bool = True) -> PackedLinear:
+    def _stock(self, input: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = super().forward(input)
+        return result
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PackedModule:
         """Where `.to()` and its like change the weight they get an ordinary one."""
         weight = self.weight
         if isinstance(weight, PackedWeight) and fn(weight) is not weight:
@@ -98,6 +108,33 @@ class PackedLinear(nn.Linear):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if isinstance(self.weight, PackedWeight) and not keep_vars:
             destination[prefix + "weight"] = self.weight.unpack()
+
+
+class PackedLinear(PackedModule, nn.Linear):
+    hfaccel_stock = nn.Linear
+
+
+def packed_class(module: nn.Module) -> type[PackedModule] | None:
+    """What this layer becomes, or is, when packed; None for what is no plain linear layer."""
+    if isinstance(module, PackedModule):
+        return type(module)
+    if type(module) is nn.Linear:
+        return PackedLinear
+    if (type(module).__module__, type(module).__name__) == ("transformers.pytorch_utils", "Conv1D"):
+        from hfaccel.engine.conv1d import PackedConv1D  # which imports transformers
+
+        return PackedConv1D
+    return None
+
+
+def is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or packed_class(module) is not None
+
+
+def weight_class(module: nn.Module) -> type[PackedWeight]:
+    """The class of a linear layer's weight when it is packed."""
+    cls = packed_class(module)
+    return PackedWeight if cls is None else cls.hfaccel_weight
 
 
 class _Linear(torch.autograd.Function):
@@ -115,20 +152,21 @@ class _Linear(torch.autograd.Function):
         rows = gradient.reshape(-1, gradient.shape[-1])
         of_input, of_weight, of_bias = ctx.needs_input_grad
         return (
-            gradient @ weight if of_input else None,
-            rows.t() @ input.reshape(-1, input.shape[-1]) if of_weight else None,
+            gradient @ weight.turn(weight) if of_input else None,
+            weight.turn(rows.t() @ input.reshape(-1, input.shape[-1])) if of_weight else None,
             rows.sum(0) if of_bias else None,
         )
 
 
-def linear_problem(module: nn.Linear, kind: Kind = Kind.FLOAT32) -> str:
+def linear_problem(module: Any, kind: Kind = Kind.FLOAT32) -> str:
     """Why this layer is not packed; "" where it is."""
     weight = module.weight
-    if type(module) is PackedLinear and type(weight) is PackedWeight:
+    if isinstance(module, PackedModule) and type(weight) is module.hfaccel_weight:
         return ""  # by an earlier call, for another tree of modules that shares this layer
     dtype = str(weight.dtype).removeprefix("torch.")
+    plain = packed_class(module) is not None and not isinstance(module, PackedModule)
     problems = {
-        f"is a {type(module).__name__}, not a plain nn.Linear": type(module) is not nn.Linear,
+        f"is a {type(module).__name__}, not a plain nn.Linear": not plain,
         f"its weight is on {weight.device.type}": not weight.is_cpu,
         f"its weight is {dtype}; float32 and bfloat16 are packed": weight.dtype not in COMPUTED,
         "its weight is not an ordinary parameter": type(weight) is not nn.Parameter,
@@ -140,25 +178,27 @@ def linear_problem(module: nn.Linear, kind: Kind = Kind.FLOAT32) -> str:
     return next((problem for problem, applies in problems.items() if applies), "")
 
 
-def pack(module: nn.Linear, arena: Arena, kind: Kind = Kind.FLOAT32) -> str:
+def pack(module: Any, arena: Arena, kind: Kind = Kind.FLOAT32) -> str:
     """Pack the weight into `arena`. The parameter keeps its identity: optimizers and ties see it too.
 
     Returns why it could not be packed; "" where it was. A weight packed for another module, to which
     this one is tied, is used as it is.
     """
-    weight = module.weight
+    weight, cls = module.weight, packed_class(module)
+    assert cls is not None
     if not isinstance(weight, PackedWeight):
         try:
             with torch.inference_mode(False):  # a parameter made in inference mode could not be exchanged
-                exchange(weight, PackedWeight.pack(weight, arena, kind))
+                exchange(weight, cls.hfaccel_weight.pack(weight, arena, kind))
         except RuntimeError as error:
             return f"its weight cannot be exchanged ({error})"
-    module.__class__ = PackedLinear
+    module.__class__ = cls
     return ""
 
 
-def unpack(module: PackedLinear) -> None:
-    """Undo `pack`: an nn.Linear with an ordinary weight, bit for bit the one that was packed in float32."""
+def unpack(module: PackedModule) -> None:
+    """Undo `pack`: its own class, with an ordinary weight, bit for bit the one that was packed in float32."""
     if isinstance(module.weight, PackedWeight):
         module.weight.make_dense()
-    module.__class__ = nn.Linear  # type: ignore[assignment]
+    layer: nn.Module = module
+    layer.__class__ = module.hfaccel_stock

@@ -11,7 +11,7 @@ what others see are the rounded values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,15 +175,26 @@ class PackedWeight(nn.Parameter):
         kind: Kind = Kind.FLOAT32,
         factors: torch.Tensor | None = None,
     ) -> PackedWeight:
-        """Pack a dense weight (out_features, in_features) into `arena`. `factors`: (in_features,), for int8:
+        """Pack a dense weight into `arena`. `factors`: (in_features,), for int8:
         what activations are multiplied with before they are rounded."""
-        layout = Layout(kind, weight.shape[0], weight.shape[1])
-        memory = arena.take((layout.nbytes,), torch.uint8)
+        layout = cls.layout_of(kind, weight.shape)
+        with torch.inference_mode(False):  # its version says when values were changed
+            memory = arena.take((layout.nbytes,), torch.uint8)
         with torch.no_grad():
             if kind is Kind.INT8:
                 layout.factors(memory).copy_(torch.ones(()) if factors is None else factors)
-            write(layout, weight, memory)
+            write(layout, cls.turn(weight), memory)
         return cls(memory, kind, (weight.shape[0], weight.shape[1]), weight.dtype, weight.requires_grad)
+
+    @staticmethod
+    def layout_of(kind: Kind, shape: Sequence[int]) -> Layout:
+        """Of a weight with this shape."""
+        return Layout(kind, shape[0], shape[1])
+
+    @staticmethod
+    def turn(values: torch.Tensor) -> torch.Tensor:
+        """From the parameter's shape to (out_features, in_features), or back."""
+        return values
 
     @classmethod
     def attach(
@@ -195,27 +206,29 @@ class PackedWeight(nn.Parameter):
 
     @property
     def packing(self) -> Layout:
-        return Layout(self.kind, self.shape[0], self.shape[1])
+        return self.layout_of(self.kind, self.shape)
 
     def matrix(self, bias: torch.Tensor | None = None, rows: slice | None = None) -> Matrix:
         """What the kernels multiply: all rows, or those from a multiple of PANEL on. The bias is float32."""
-        return self.packing.matrix(self.memory, bias, rows or slice(0, self.shape[0]))
+        return self.packing.matrix(self.memory, bias, rows or slice(0, self.packing.rows))
 
     def unpack(self) -> torch.Tensor:
         """The values as an ordinary contiguous tensor; packed in float32, bit for bit those of before."""
         with torch.no_grad():
-            return read(self.packing, self.memory, self.dtype)
+            return self.turn(read(self.packing, self.memory, self.dtype)).contiguous()
 
     def overwrite(self, dense: torch.Tensor) -> None:
-        """Replace the values; whoever shares the memory sees the new ones."""
+        """Replace the values; whoever shares the memory sees the new ones, and its version says so."""
         with torch.no_grad():
-            write(self.packing, dense, self.memory)
+            write(self.packing, self.turn(dense), self.memory)
+        if not self.memory.is_inference():
+            torch.autograd.graph.increment_version(self.memory)
 
     def over(self, memory: torch.Tensor, requires_grad: bool | None = None) -> PackedWeight:
         """Another weight of this kind, shape and type over packed bytes that lie elsewhere."""
         wanted = self.requires_grad if requires_grad is None else requires_grad
         with torch.inference_mode(False):  # detach() cannot hand out a tensor made in inference mode
-            return PackedWeight(memory, self.kind, (self.shape[0], self.shape[1]), self.dtype, wanted)
+            return type(self)(memory, self.kind, (self.shape[0], self.shape[1]), self.dtype, wanted)
 
     def make_dense(self) -> None:
         """Become an ordinary parameter with these values; whoever holds this one holds that."""
@@ -299,7 +312,7 @@ class PackedWeight(nn.Parameter):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Another CPU may lack the kernels: pickles carry the dense values.
-        return _packed_anew, (self.unpack(), self.kind, self.requires_grad, self._factors())
+        return _packed_anew, (self.unpack(), self.kind, self.requires_grad, self._factors(), type(self))
 
     def _factors(self) -> torch.Tensor | None:
         """Without them the values would be rounded once more, in other steps."""
@@ -307,8 +320,21 @@ class PackedWeight(nn.Parameter):
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return (
-            f"PackedWeight({self.kind.label}, shape={tuple(self.shape)}, requires_grad={self.requires_grad})"
+            f"{type(self).__name__}({self.kind.label}, shape={tuple(self.shape)}, "
+            f"requires_grad={self.requires_grad})"
         )
+
+
+class TransposedWeight(PackedWeight):
+    """The same for an (in_features, out_features) parameter, as GPT-2's Conv1D has."""
+
+    @staticmethod
+    def layout_of(kind: Kind, shape: Sequence[int]) -> Layout:
+        return Layout(kind, shape[1], shape[0])
+
+    @staticmethod
+    def turn(values: torch.Tensor) -> torch.Tensor:
+        return values.t()
 
 
 def _written(func: Any, args: tuple[Any, ...]) -> Iterator[PackedWeight]:
@@ -331,15 +357,20 @@ def exchange(parameter: torch.Tensor, replacement: torch.Tensor) -> None:
 
 
 def _packed_anew(
-    dense: torch.Tensor, kind: Kind, requires_grad: bool, factors: torch.Tensor | None
+    dense: torch.Tensor,
+    kind: Kind,
+    requires_grad: bool,
+    factors: torch.Tensor | None,
+    cls: type[PackedWeight] = PackedWeight,
 ) -> nn.Parameter:
     """For unpickling: packed again where this machine can, otherwise an ordinary parameter."""
     parameter = nn.Parameter(dense, requires_grad)
     if kernels_problem(kind):
         return parameter
-    return PackedWeight.pack(parameter, Arena(packed_bytes(dense, kind), pages="default"), kind, factors)
+    arena = Arena(cls.layout_of(kind, dense.shape).nbytes, pages="default")
+    return cls.pack(parameter, arena, kind, factors)
 
 
 def packed_bytes(weight: torch.Tensor, kind: Kind = Kind.FLOAT32) -> int:
-    """What the packed weight takes up."""
-    return Layout(kind, weight.shape[0], weight.shape[1]).nbytes
+    """What a weight of nn.Linear takes up when packed."""
+    return PackedWeight.layout_of(kind, weight.shape).nbytes

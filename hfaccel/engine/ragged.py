@@ -41,7 +41,7 @@ def whole(batch: int, length: int) -> Sequences:
         return Sequences(batch, first, torch.full((batch,), length, dtype=torch.int32))
 
 
-Wanted = tuple[int, int, int, bool, int]
+Wanted = tuple[int, int, int, bool, int, bool]
 
 
 @dataclass(frozen=True)
@@ -65,20 +65,26 @@ _last: Reading | None = None
 
 
 def read_mask(
-    mask: torch.Tensor, batch: int, length: int, window: int = -1, unpad: bool = True, reader: int = 0
+    mask: torch.Tensor,
+    batch: int,
+    length: int,
+    window: int = -1,
+    unpad: bool = True,
+    reader: int = 0,
+    pairs: bool = False,
 ) -> Sequences | str:
     """The sequences that `mask` describes, or why it is none that only hides padding.
 
     `mask`: (batch or 1, 1, length or 1, length), True or 0 where a token is seen. `window`: how far the
     layer's tokens see at most, which the mask then has to say too. `unpad=False`: padding is computed.
-    `reader`: a number that differs from layer to layer.
+    `reader`: a number that differs from layer to layer. `pairs`: 1 where both tokens are real (DeBERTa).
     """
     global _last
-    last, wanted = _last, (batch, length, window, unpad, -1 if mask.is_inference() else mask._version)
+    last, wanted = _last, (batch, length, window, unpad, -1 if mask.is_inference() else mask._version, pairs)
     if last is not None and last.serves(mask, wanted, reader):
         last.readers.add(reader)
         return last.found
-    found = _read(mask, batch, length, window, unpad)
+    found = _read_pairs(mask, batch, length, unpad) if pairs else _read(mask, batch, length, window, unpad)
     _last = Reading(weakref.ref(mask), wanted, found, {reader})
     return found
 
@@ -99,6 +105,17 @@ def _read(mask: torch.Tensor, batch: int, length: int, window: int, unpad: bool)
     if shape[2] > 1 and not torch.equal(visible[:, 0], _expected(real, window)):
         return "the attention mask hides more than padding"
     return _runs(real.expand(batch, length), window, unpad)
+
+
+def _read_pairs(mask: torch.Tensor, batch: int, length: int, unpad: bool) -> Sequences | str:
+    shape = tuple(mask.shape)
+    if shape not in {(batch, 1, length, length), (1, 1, length, length)}:
+        return f"the attention mask has the shape {shape}"
+    visible = mask[:, 0].bool()
+    real = visible.diagonal(dim1=1, dim2=2)
+    if not torch.equal(visible, real[:, :, None] & real[:, None, :]):
+        return "the attention mask hides more than padding"
+    return _runs(real.expand(batch, length), -1, unpad)
 
 
 def _expected(real: torch.Tensor, window: int) -> torch.Tensor:

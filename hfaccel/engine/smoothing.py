@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from hfaccel.engine.families import Family
+from hfaccel.engine.norms import norm_kind
 
 ALPHA = 0.4
 SPREAD = 3.0  # standard deviations of a normalised number that are to be covered
@@ -25,13 +26,14 @@ LEAST = 1e-5
 def smoothing(norm: nn.Module | None, weights: Sequence[torch.Tensor]) -> torch.Tensor | None:
     """(features,) factors for activations that come from `norm` and are multiplied by all of `weights`
     (each (out_features, features)); None where nothing is known of the activations."""
-    if not isinstance(norm, nn.LayerNorm) or norm.weight is None:
+    weight, bias = (None if norm is None else norm._parameters.get(name) for name in ("weight", "bias"))
+    if norm is None or norm_kind(norm) is None or weight is None:
         return None
-    if norm.weight.numel() != weights[0].shape[1]:
+    if weight.numel() != weights[0].shape[1]:
         return None  # something lies between them: a projection of narrower embeddings
-    size = norm.weight.detach().float().abs() * SPREAD
-    if norm.bias is not None:
-        size = size + norm.bias.detach().float().abs()
+    size = weight.detach().float().abs() * SPREAD
+    if bias is not None:
+        size = size + bias.detach().float().abs()
     largest = torch.stack([weight.detach().float().abs().amax(0) for weight in weights]).amax(0)
     factors = largest.clamp(min=LEAST) ** (1 - ALPHA) / size.clamp(min=LEAST) ** ALPHA
     return factors / factors.mean()

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfaccel.engine.layer import GLOBAL_HOOKS, Call, FusedLayer, Plan, call_problem
+from hfaccel.engine.adapters import CALLS
+from hfaccel.engine.call import Call
+from hfaccel.engine.layer import GLOBAL_HOOKS, FusedLayer, Plan, call_problem
 
 # What a forward that collects these in its own loop would collect from one layer only.
 COLLECTED = ("output_hidden_states", "output_attentions")
@@ -51,7 +53,7 @@ class Together:
         plans = _plans(self.layers, hidden_states)
         if plans:
             first: Any = self.layers[0]
-            call = Call(plans[0], first.hfaccel_family)
+            call = _calls(first)(plans[0], first.hfaccel_family)
             if not call.read(hidden_states, attention_mask, args, kwargs, first.unpads):
                 return call.run(hidden_states, tuple(plan.native for plan in plans))
         result: Any = hidden_states
@@ -59,6 +61,10 @@ class Together:
             hidden_states = result[0] if isinstance(result, tuple) else result
             result = layer(hidden_states, attention_mask, *args, **kwargs)
         return result
+
+
+def _calls(layer: FusedLayer) -> type[Call]:
+    return CALLS[layer.hfaccel_family.adapter]
 
 
 def _plans(layers: list[nn.Module], hidden: torch.Tensor) -> list[Plan]:
@@ -150,7 +156,9 @@ def _list_of_layers(module: nn.Module) -> str:
         for name, child in module.named_children()
         if isinstance(child, nn.ModuleList)
         and len(child) > 1
-        and all(isinstance(layer, FusedLayer) for layer in child)
+        and all(
+            isinstance(layer, FusedLayer) and CALLS[layer.hfaccel_family.adapter].alike for layer in child
+        )
     ]
     return names[0] if len(names) == 1 else ""
 

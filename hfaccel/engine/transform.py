@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,8 +12,8 @@ from torch import nn
 from hfaccel.engine.families import Family
 from hfaccel.engine.kernels import Kind, kernels_problem
 from hfaccel.engine.layer import FusedLayer, fuse, unfuse
-from hfaccel.engine.linear import PackedLinear, linear_problem, pack, unpack
-from hfaccel.engine.packed import PackedWeight, packed_bytes
+from hfaccel.engine.linear import PackedModule, is_linear, linear_problem, pack, unpack, weight_class
+from hfaccel.engine.packed import PackedWeight
 from hfaccel.engine.smoothing import smooth_layers
 from hfaccel.engine.stack import FusedStack, stack_layers, unstack
 from hfaccel.engine.trial import Trials, match
@@ -49,7 +50,8 @@ def transform(
     outcomes: list[Outcome] = []
     layers = _select_layers(model, outcomes)
     linears = _select_linears(model, layers, outcomes)
-    arena = Arena(_size(linears, precision), pages="thp" if huge_pages else "default")
+    with torch.inference_mode(False):  # tensors of its memory shall have versions
+        arena = Arena(_size(linears, precision), pages="thp" if huge_pages else "default")
     factors = smooth_layers(model, layers) if precision.wanted is Kind.INT8 else {}
     packed: dict[int, PackedWeight] = {}
     for linear in linears:
@@ -71,7 +73,7 @@ def restore(model: nn.Module) -> None:
             unstack(module)
         elif isinstance(module, FusedLayer):
             unfuse(module)
-        elif isinstance(module, PackedLinear):
+        elif isinstance(module, PackedModule):
             unpack(module)
 
 
@@ -101,13 +103,13 @@ def _select_layers(model: nn.Module, outcomes: list[Outcome]) -> Layers:
     return selected
 
 
-def _select_linears(model: nn.Module, layers: Layers, outcomes: list[Outcome]) -> list[nn.Linear]:
+def _select_linears(model: nn.Module, layers: Layers, outcomes: list[Outcome]) -> list[Any]:
     """Those to pack, in memory order: the fused layers' first, each layer's side by side."""
     of_layers = {id(linear): linear for layer, family in layers for linear in family.linears(layer)}
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    selected: list[nn.Linear] = list(of_layers.values())
+    selected: list[Any] = list(of_layers.values())
     for module in model.modules():
-        if not isinstance(module, nn.Linear) or id(module) in of_layers:
+        if not is_linear(module) or id(module) in of_layers:
             continue
         problem = linear_problem(module)
         if not problem and id(module.weight) in embeddings:
@@ -120,7 +122,7 @@ def _select_linears(model: nn.Module, layers: Layers, outcomes: list[Outcome]) -
 
 
 def _pack(
-    linear: nn.Linear,
+    linear: Any,
     arena: Arena,
     precision: Precision,
     packed: dict[int, PackedWeight],
@@ -131,7 +133,7 @@ def _pack(
     if precision.rounds and _is_dense(weight, precision):
         # Not in the parameter's place: the model that was given keeps its values.
         if id(weight) not in packed:
-            packed[id(weight)] = PackedWeight.pack(weight, arena, kind, factors.get(id(weight)))
+            packed[id(weight)] = weight_class(linear).pack(weight, arena, kind, factors.get(id(weight)))
         linear.weight = packed[id(weight)]
     problem = pack(linear, arena, kind)
     reason = f"not packed: {problem}" if problem else f"packed in {kind.label}"
@@ -145,10 +147,13 @@ def _is_dense(weight: torch.Tensor, precision: Precision) -> bool:
     return precision.rounds and weight.kind is not precision.kind(weight)
 
 
-def _size(linears: list[nn.Linear], precision: Precision) -> int:
-    weights = {id(linear.weight): linear.weight for linear in linears}
-    dense = (weight for weight in weights.values() if _is_dense(weight, precision))
-    return sum(padded(packed_bytes(weight, precision.kind(weight))) for weight in dense)
+def _size(linears: list[Any], precision: Precision) -> int:
+    layers = {id(linear.weight): linear for linear in linears if _is_dense(linear.weight, precision)}
+    layouts = (
+        weight_class(linear).layout_of(precision.kind(linear.weight), linear.weight.shape)
+        for linear in layers.values()
+    )
+    return sum(padded(layout.nbytes) for layout in layouts)
 
 
 def _rest_of(model: nn.Module) -> Outcome:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hfaccel.engine.adapters import CALLS
 from hfaccel.engine.families import Family, candidates, fusing_problem, head_size, window
 from hfaccel.engine.layer import FusedLayer, fuse
 from hfaccel.engine.linear import linear_problem, pack
@@ -73,7 +74,7 @@ def trial(layer: nn.Module, family: Family) -> str:
                 expected, got = (each(hidden, mask, **arguments) for each in (stock, fused))
             except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
                 return f"its forward cannot be called with a mask alone ({type(error).__name__}: {error})"
-        problem = _difference(expected, got, mask)
+        problem = _difference(expected, got, mask is masks[-1])
         if isinstance(fused, FusedLayer) and fused._hfaccel_stock_calls:
             problem = next(iter(fused._hfaccel_stock_calls))
         if problem:
@@ -87,30 +88,24 @@ def _sample(
     """Hidden states (2, 8, size), masks of which the last hides three tokens of the second sequence, and
     what else the forward takes."""
     generator = torch.Generator().manual_seed(0)  # optimizing must not advance the program's random numbers
-    linear = family.linears(layer)[0]
-    hidden = torch.randn(2, 8, linear.in_features, generator=generator)
-    mask = torch.ones(2, 1, 8, 8, dtype=torch.bool)
-    mask[1, :, :, 5:] = False
-    masks: list[torch.Tensor | None] = [None, mask]
-    arguments: dict[str, Any] = {}
-    size = head_size(layer.get_submodule(family.attention)) or 1
-    if family.rotary:
-        arguments["position_embeddings"] = tuple(
-            torch.randn(1, 8, size // 2, generator=generator).repeat(1, 1, 2) for _ in range(2)
-        )
-    if family.position_bias:
-        heads = linear.out_features // size
-        arguments["position_bias"] = torch.randn(1, heads, 8, 8, generator=generator).expand(2, -1, -1, -1)
-        masks = [None, torch.where(mask[:, :, :1], 0.0, torch.finfo(torch.float32).min)]
-    return hidden, masks, arguments
+    hidden = torch.randn(2, 8, family.linears(layer)[0].in_features, generator=generator)
+    padding = torch.zeros(2, 8, dtype=torch.bool)
+    padding[1, 5:] = True
+    return hidden, *CALLS[family.adapter].sample(layer, family, padding, generator)
 
 
-def _difference(expected: object, got: object, mask: torch.Tensor | None) -> str:
-    if isinstance(expected, tuple) and isinstance(got, tuple) and len(expected) == len(got) == 1:
-        return _difference(expected[0], got[0], mask)
+def _difference(expected: object, got: object, shortened: bool) -> str:
+    """`shortened`: the last mask was given, and the padding is not computed."""
+    if isinstance(expected, tuple) and isinstance(got, tuple) and len(expected) == len(got):
+        differences = (_difference(*pair, shortened) for pair in zip(expected, got, strict=True))
+        return next(filter(None, differences), "")
+    if expected is None and got is None:
+        return ""
     if not isinstance(expected, torch.Tensor) or not isinstance(got, torch.Tensor):
         return f"its forward returns a {type(expected).__name__}"
-    if mask is not None:  # the padding, which the fused form does not compute
+    if expected.shape != got.shape:
+        return f"its forward returns the shape {tuple(expected.shape)}"
+    if shortened and expected.dim() == 3:  # hidden states
         expected, got = (torch.cat([each[0], each[1, :5]]) for each in (expected, got))
     difference = (expected - got).abs().max().item()
     if difference <= TOLERANCE * max(1.0, expected.abs().max().item()):

@@ -19,7 +19,7 @@ from hfaccel.optimization import Record, mark, record_of
 from hfaccel.outcome import Outcome
 from hfaccel.saving.files import Unusable
 
-FORMAT = 1  # rises with every change of these files, and of how engine.packed lays out weights
+FORMAT = 2  # rises with every change of these files, and of how engine.packed lays out weights
 ATTENTION = ("sdpa", "eager")  # others would be fetched from a hub
 
 
@@ -115,6 +115,7 @@ def _tensor(tensor: torch.Tensor, offset: int) -> dict[str, Any]:
     return {
         "offset": offset,
         "packed": tensor.kind.label if isinstance(tensor, engine.PackedWeight) else None,
+        "transposed": isinstance(tensor, engine.TransposedWeight),
         "dtype": str(tensor.dtype).removeprefix("torch."),
         "shape": list(tensor.shape),
         "stride": list(bytes_of.stride()),
@@ -211,8 +212,9 @@ def _tensor_over(region: torch.Tensor, entry: dict[str, Any]) -> torch.Tensor:
     shape, dtype = tuple(entry["shape"]), getattr(torch, entry["dtype"])
     if entry["packed"]:
         kind = engine.Kind[entry["packed"].upper()]
-        memory = view(region, entry["offset"], torch.uint8, (engine.Layout(kind, *shape).nbytes,), (1,))
-        return engine.PackedWeight.attach(memory, kind, shape, dtype, entry["requires_grad"])
+        cls = engine.TransposedWeight if entry["transposed"] else engine.PackedWeight
+        memory = view(region, entry["offset"], torch.uint8, (cls.layout_of(kind, shape).nbytes,), (1,))
+        return cls.attach(memory, kind, shape, dtype, entry["requires_grad"])
     tensor = view(region, entry["offset"], dtype, shape, entry["stride"])
     return nn.Parameter(tensor, entry["requires_grad"]) if entry["parameter"] else tensor
 

@@ -134,6 +134,11 @@ void attention_head(const struct head *head, size_t first, size_t last, void *ou
   float sums[TILE_ROWS * PANEL] __attribute__((aligned(64)));
   pack_keys(head, packed.keys);
   pack_values(head, packed.values);
+  const int relative = is_relative(&head->relative);
+  struct distances distances = {0};
+  if (relative)
+    distances = relative_begin(head, first, last,
+                               (float *)scratch + attention_scratch(head->kind, head->length, head->size));
   const size_t tiles = (last - first + TILE_ROWS - 1) / TILE_ROWS;
   for (size_t t = 0; t < tiles; t++) {
     const size_t begin = first + (last - first) * t / tiles, end = first + (last - first) * (t + 1) / tiles;
@@ -142,6 +147,8 @@ void attention_head(const struct head *head, size_t first, size_t last, void *ou
     for (size_t key = 0; key < width; key += PANEL)
       gemm_tile(head->kind, end - begin, queries, stride, packed.keys + key * words, words,
                 packed.scores + key, width);
+    if (relative)
+      relative_add(head, &distances, begin, end, packed.scores, width);
     for (size_t row = begin; row < end; row++)
       factors[row - begin] = soften(head, row, packed.scores + (row - begin) * width);
     for (size_t column = 0; column < head->size; column += PANEL) {
@@ -155,5 +162,33 @@ void attention_head(const struct head *head, size_t first, size_t last, void *ou
                        lanes((long)(head->size - column - half)), head->kind == KIND_BF16, x);
         }
     }
+  }
+}
+
+/* The mean of 16 columns of all rows of a sequence. */
+static __m512 mean(const struct head *head, size_t rows, size_t column, __mmask16 mask)
+{
+  const size_t bytes = sizeof(uint32_t) >> head->kind;
+  const char *values = (const char *)head->value - head->skipped * head->stride * bytes;
+  __m512 sum = _mm512_setzero_ps();
+  for (size_t row = 0; row < rows; row++)
+    sum = _mm512_add_ps(
+        sum, load_floats(values + row * head->stride * bytes, column, mask, head->kind == KIND_BF16));
+  return _mm512_div_ps(sum, _mm512_set1_ps((float)rows));
+}
+
+void attention_mean(const struct head *head, size_t rows, size_t first, size_t last, void *out,
+                    size_t out_stride)
+{
+  const size_t bytes = sizeof(uint32_t) >> head->kind, end = head->skipped + head->length;
+  if (first >= head->skipped && last <= end)
+    return;
+  for (size_t column = 0; column < head->size; column += 16) {
+    const __mmask16 mask = lanes((long)(head->size - column));
+    const __m512 x = mean(head, rows, column, mask);
+    for (size_t row = first; row < last; row++)
+      if (row < head->skipped || row >= end)
+        store_floats((char *)out + (row - first) * out_stride * bytes, column, mask, head->kind == KIND_BF16,
+                     x);
   }
 }

@@ -1,6 +1,7 @@
 /* Scaled dot-product attention of one head over one sequence, without padding. */
 #pragma once
 #include "gemm.h"
+#include "relative.h"
 
 /* Queries, keys and values of one head: rows of `head_size` numbers, float32 or bfloat16. */
 struct head {
@@ -10,15 +11,20 @@ struct head {
   size_t length, size; /* keys and values; numbers of a row: even for bfloat16 */
   size_t skipped;      /* tokens before the first key, which no query sees: padding on the left */
   float scale;
-  const float *bias;  /* added to the scaled scores, [query][token], or NULL */
-  size_t bias_stride; /* numbers from query to query */
-  size_t window;      /* a query sees tokens at most this far away; SIZE_MAX: all */
+  const float *bias;        /* added to the scaled scores, [query][token], or NULL */
+  size_t bias_stride;       /* numbers from query to query */
+  size_t window;            /* a query sees tokens at most this far away; SIZE_MAX: all */
+  struct relative relative; /* added to the scores before they are scaled */
 };
 
-/* Words of scratch that a head of this kind needs. */
+/* Words of scratch that a head of this kind needs; behind them, what relative_scratch says. */
 size_t attention_scratch(enum kind kind, size_t length, size_t size);
 
-/* Rows [first, last) of softmax(query key^T scale + bias) value, in the type of the inputs. `out` is where
- * row `first` goes; out_stride in numbers. */
+/* Rows [first, last) of softmax((query key^T + relative) scale + bias) value, in the type of the inputs.
+ * `out` is where row `first` goes; out_stride in numbers. */
 void attention_head(const struct head *head, size_t first, size_t last, void *out, size_t out_stride,
                     uint32_t *scratch);
+
+/* The same for queries that no query sees: the mean of all `rows` values of the sequence. */
+void attention_mean(const struct head *head, size_t rows, size_t first, size_t last, void *out,
+                    size_t out_stride);

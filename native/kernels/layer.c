@@ -18,7 +18,7 @@ enum {
 
 /* Some queries of one sequence. Rows are numbered without padding, from 0 in each chunk. */
 struct unit {
-  size_t start;         /* the sequence's first row */
+  size_t start, rows;   /* the sequence's first row, and how many it has */
   size_t skipped, seen; /* rows before the first key; keys */
   size_t first, last;   /* queries */
 };
@@ -251,11 +251,15 @@ static void attend(const struct work *work, struct chunk *chunk, const struct me
                               .scale = layer->scale,
                               .bias = call->bias == NULL ? NULL : call->bias + number * call->bias_head,
                               .bias_stride = call->bias_query,
-                              .window = call->window};
-    attention_head(&head, unit->first, unit->last,
-                   (char *)(work->context + (unit->start + unit->first) * stride) +
-                       number * layer->head_size * bytes,
-                   stride << layer->attention, work->scratch + member->rank * work->thread_words);
+                              .window = call->window,
+                              .relative = relative_of_head(&call->relative, number,
+                                                           kind_words(layer->attention, layer->head_size))};
+    char *out =
+        (char *)(work->context + (unit->start + unit->first) * stride) + number * layer->head_size * bytes;
+    attention_head(&head, unit->first, unit->last, out, stride << layer->attention,
+                   work->scratch + member->rank * work->thread_words);
+    if (call->padding_sees_all)
+      attention_mean(&head, unit->rows, unit->first, unit->last, out, stride << layer->attention);
   }
 }
 
@@ -463,7 +467,7 @@ static void fill_chunk(const struct call *call, size_t s, size_t next, struct ch
     const size_t seen = call->seen == NULL ? length : (size_t)call->seen[s];
     for (size_t first = 0; first < length; first += QUERIES)
       units[chunk->unit_count++] =
-          (struct unit){chunk->rows, skipped, seen, first, smaller(first + QUERIES, length)};
+          (struct unit){chunk->rows, length, skipped, seen, first, smaller(first + QUERIES, length)};
     for (size_t i = 0; i < length; i++)
       index[chunk->rows++] = call->first[s] + (int32_t)i;
   }
@@ -493,12 +497,14 @@ static struct sizes measure(const struct call *call, size_t most)
 static size_t lay_out(struct stack *stack, const struct sizes *sizes, unsigned threads, char *base)
 {
   struct work *work = &stack->work;
+  const struct relative *relative = &stack->call->relative;
+  const size_t distances = is_relative(relative) ? relative_scratch(relative, sizes->longest) : 0;
   size_t used = 0, qkv = 0, context = 0;
   work->thread_words = 0;
   for (size_t i = 0; i < stack->count; i++) { /* their kinds may differ */
     const struct layer *layer = stack->layers[i];
     const size_t width = layer->heads * layer->head_size;
-    const size_t head = attention_scratch(layer->attention, sizes->longest, layer->head_size);
+    const size_t head = attention_scratch(layer->attention, sizes->longest, layer->head_size) + distances;
     size_t block = 0;
     divide(layer, NULL, &block);
     work->thread_words = larger(work->thread_words, larger(block / sizeof(uint32_t), head));

@@ -6,6 +6,7 @@
  * only. */
 #pragma once
 #include "gemm.h"
+#include "relative.h"
 #include "rows.h"
 
 /* Matrices that multiply the same rows have the same kind and factors: query, key and value; gate and up. */
@@ -28,11 +29,13 @@ struct call {
   const int32_t *first, *length; /* of each sequence: its first row, and how many follow one another */
   const int32_t *skipped, *seen; /* of each: rows before the first that attention sees, and how many it sees;
                                   * NULL: it sees all */
+  int padding_sees_all;          /* evenly: rows that attention does not see (DeBERTa's stay in the batch) */
   size_t window;                 /* a token sees others at most this far away; SIZE_MAX: all */
   const float *bias;             /* added to the scores, [head][query][key], or NULL */
   size_t bias_head, bias_query;  /* numbers from head to head, from query to query */
   const float *cosines, *sines;  /* rotary positions: [row % angles][head_size], or NULL */
   size_t angles;
+  struct relative relative; /* scores of distances, of all heads; reach: at least every length */
 };
 
 /* `count` layers of one hidden size, at least one, each of which takes what the one before it gives.

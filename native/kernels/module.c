@@ -78,6 +78,33 @@ static int to_norm(PyObject *object, void *out)
   return 1;
 }
 
+/* relative: (keys, queries, buckets, index, reach), or None; keys, queries and index are addresses */
+static int to_relative(PyObject *object, void *out)
+{
+  struct relative *relative = out;
+  unsigned long long keys, queries, index;
+  Py_ssize_t buckets, reach;
+  if (object == Py_None)
+    return 1;
+  if (!PyTuple_Check(object)) {
+    PyErr_SetString(PyExc_TypeError, "relative must be a tuple or None");
+    return 0;
+  }
+  if (!PyArg_ParseTuple(object, "KKnKn", &keys, &queries, &buckets, &index, &reach))
+    return 0;
+  if ((keys == 0 && queries == 0) || index == 0 || buckets <= 0 || reach < 0) {
+    refuse(
+        "addresses of keys or queries and of index that are not 0, buckets above 0 and a reach of 0 or more");
+    return 0;
+  }
+  *relative = (struct relative){.keys = (const uint32_t *)keys,
+                                .queries = (const uint32_t *)queries,
+                                .buckets = (size_t)buckets,
+                                .index = (const int32_t *)index,
+                                .reach = (size_t)reach};
+  return 1;
+}
+
 typedef struct {
   PyObject_HEAD struct layer layer;
 } LayerObject;
@@ -173,16 +200,19 @@ static Py_ssize_t take_layers(PyObject *module, PyObject *tuple, const struct la
 }
 
 /* run_layers(layers, threads, input, output, rows, sequences, first, length, skipped, seen, window, bias,
- *            bias_head, bias_query, cosines, sines, angles) -> None; a window below 0 is none */
+ *            bias_head, bias_query, cosines, sines, angles, relative, padding_sees_all) -> None; a window
+ * below 0 is none */
 static PyObject *run_layers_py(PyObject *module, PyObject *args)
 {
   PyObject *tuple;
   int threads;
   unsigned long long input, output, first, length, skipped, seen, bias, cosines, sines;
   Py_ssize_t rows, sequences, window, bias_head, bias_query, angles;
-  if (!PyArg_ParseTuple(args, "O!iKKnnKKKKnKnnKKn", &PyTuple_Type, &tuple, &threads, &input, &output, &rows,
-                        &sequences, &first, &length, &skipped, &seen, &window, &bias, &bias_head, &bias_query,
-                        &cosines, &sines, &angles))
+  struct relative relative = {0};
+  int padding_sees_all;
+  if (!PyArg_ParseTuple(args, "O!iKKnnKKKKnKnnKKnO&p", &PyTuple_Type, &tuple, &threads, &input, &output,
+                        &rows, &sequences, &first, &length, &skipped, &seen, &window, &bias, &bias_head,
+                        &bias_query, &cosines, &sines, &angles, to_relative, &relative, &padding_sees_all))
     return NULL;
   const struct layer *layers[MOST_LAYERS];
   const Py_ssize_t count = take_layers(module, tuple, layers);
@@ -202,13 +232,15 @@ static PyObject *run_layers_py(PyObject *module, PyObject *args)
                             .length = (const int32_t *)length,
                             .skipped = (const int32_t *)skipped,
                             .seen = (const int32_t *)seen,
+                            .padding_sees_all = padding_sees_all,
                             .window = window < 0 ? SIZE_MAX : (size_t)window,
                             .bias = (const float *)bias,
                             .bias_head = (size_t)bias_head,
                             .bias_query = (size_t)bias_query,
                             .cosines = (const float *)cosines,
                             .sines = (const float *)sines,
-                            .angles = (size_t)angles};
+                            .angles = (size_t)angles,
+                            .relative = relative};
   int error;
   Py_BEGIN_ALLOW_THREADS;
   error = layers_run(layers, (size_t)count, &call, threads > 0 ? (unsigned)threads : 1);

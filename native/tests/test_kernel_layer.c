@@ -30,9 +30,66 @@ static void *numbers_of(enum kind kind, size_t count, double *values)
   return out;
 }
 
+/* Buckets of distances in a kind: packed for the kernels, and the numbers that they then stand for. */
+struct buckets {
+  struct relative relative;
+  double *keys, *queries; /* [head][bucket][size], or NULL */
+};
+
+static uint32_t *make_panels(enum kind kind, size_t heads, size_t buckets, size_t size, double *numbers)
+{
+  const size_t words = kind_words(kind, size), panels = (buckets + PANEL - 1) / PANEL;
+  uint32_t *packed = guarded(heads * panels * words * PANEL, sizeof *packed);
+  const uint32_t *rows = numbers_of(kind, heads * buckets * size, numbers);
+  memset(packed, 0, heads * panels * words * PANEL * sizeof *packed);
+  for (size_t head = 0; head < heads; head++)
+    for (size_t bucket = 0; bucket < buckets; bucket++)
+      for (size_t word = 0; word < words; word++)
+        packed[((head * panels + bucket / PANEL) * words + word) * PANEL + bucket % PANEL] =
+            rows[(head * buckets + bucket) * words + word];
+  return packed;
+}
+
+/* Neighbouring distances in neighbouring buckets, and far ones in any. which & 1: keys, & 2: queries. */
+static struct buckets make_buckets(enum kind kind, size_t heads, size_t size, size_t reach, int which)
+{
+  struct buckets made = {{NULL, NULL, 1 + below(3 * PANEL), NULL, reach}, NULL, NULL};
+  const size_t count = made.relative.buckets, numbers = heads * count * size;
+  int32_t *index = guarded(2 * reach + 1, sizeof *index);
+  for (size_t i = 0; i < 2 * reach + 1; i++)
+    index[i] = (int32_t)(below(20) ? i % count : below(count));
+  made.relative.index = index;
+  double *tables = guarded(2 * numbers, sizeof *tables);
+  for (size_t i = 0; i < 2 * numbers; i++)
+    tables[i] = uniform(-1, 1);
+  if (which & 1)
+    made.relative.keys = make_panels(kind, heads, count, size, made.keys = tables);
+  if (which & 2)
+    made.relative.queries = make_panels(kind, heads, count, size, made.queries = tables + numbers);
+  return made;
+}
+
+/* What is added to the score of one query and one key, of `size` numbers each, before it is scaled. */
+static double distance_score(const struct buckets *buckets, size_t head, size_t size, size_t query,
+                             size_t key, const double *q, const double *k)
+{
+  double sum = 0;
+  if (!is_relative(&buckets->relative))
+    return 0;
+  const size_t bucket = (size_t)buckets->relative.index[buckets->relative.reach + key - query];
+  const size_t row = (head * buckets->relative.buckets + bucket) * size;
+  for (size_t i = 0; i < size; i++)
+    sum += (buckets->keys ? q[i] * buckets->keys[row + i] : 0) +
+           (buckets->queries ? k[i] * buckets->queries[row + i] : 0);
+  return sum;
+}
+
+static const struct buckets no_buckets;
+
 struct sight {
   size_t length, skipped, seen, window; /* of the sequence; keys that are not seen; keys; how far */
   int biased;
+  int relative; /* 1: keys of distances, 2: queries, 3: both */
 };
 
 static int sees(const struct sight *sight, size_t query, size_t key)
@@ -50,6 +107,9 @@ static void test_head(enum kind kind, size_t size, struct sight sight)
     qkv[i] = uniform(-1, 1);
   const char *rows = numbers_of(kind, length * stride, qkv);
   const size_t bias_stride = length + 3;
+  struct buckets buckets = no_buckets;
+  if (sight.relative)
+    buckets = make_buckets(kind, 1, size, length - 1 + below(4), sight.relative);
   float *bias = uniform_floats(length * bias_stride, -2, 2);
   const struct head head = {.kind = kind,
                             .query = rows,
@@ -62,9 +122,11 @@ static void test_head(enum kind kind, size_t size, struct sight sight)
                             .scale = .7f,
                             .bias = sight.biased ? bias : NULL,
                             .bias_stride = bias_stride,
-                            .window = sight.window};
+                            .window = sight.window,
+                            .relative = buckets.relative};
   char *out = guarded((length - 1) * out_stride + size, bytes);
-  uint32_t *scratch = guarded(attention_scratch(kind, sight.seen, size), sizeof *scratch);
+  const size_t words = sight.relative ? relative_scratch(&buckets.relative, sight.seen) : 0;
+  uint32_t *scratch = guarded(attention_scratch(kind, sight.seen, size) + words, sizeof *scratch);
   const size_t middle = below(length + 1);
   attention_head(&head, 0, middle, out, out_stride, scratch);
   attention_head(&head, middle, length, out + middle * out_stride * bytes, out_stride, scratch);
@@ -72,7 +134,9 @@ static void test_head(enum kind kind, size_t size, struct sight sight)
   double *added = guarded(length, sizeof *added);
   for (size_t q = 0; q < length; q++) {
     for (size_t k = 0; k < length; k++)
-      visible[k] = (char)sees(&sight, q, k), added[k] = sight.biased ? bias[q * bias_stride + k] : 0;
+      visible[k] = (char)sees(&sight, q, k),
+      added[k] = (sight.biased ? bias[q * bias_stride + k] : 0) +
+                 .7 * distance_score(&buckets, 0, size, q, k, qkv + q * stride, qkv + size + k * stride);
     reference_attention(qkv + q * stride, qkv + size, qkv + 2 * size, stride, length, size, .7f, visible,
                         added, expected);
     for (size_t i = 0; i < size; i++) {
@@ -84,16 +148,51 @@ static void test_head(enum kind kind, size_t size, struct sight sight)
   guarded_release();
 }
 
+/* What no query sees gets the mean of all values, and the rest stays. */
+static void test_mean(enum kind kind, size_t size, size_t rows, size_t skipped, size_t seen)
+{
+  const size_t bytes = sizeof(uint32_t) >> kind, stride = size + 2;
+  double *values = guarded(rows * stride, sizeof *values);
+  for (size_t i = 0; i < rows * stride; i++)
+    values[i] = uniform(-1, 1);
+  const char *start = numbers_of(kind, rows * stride, values);
+  const struct head head = {.kind = kind,
+                            .value = start + skipped * stride * bytes,
+                            .stride = stride,
+                            .length = seen,
+                            .size = size,
+                            .skipped = skipped};
+  const size_t first = below(rows + 1);
+  char *out = guarded((rows - first) * size, bytes);
+  memset(out, 0, (rows - first) * size * bytes);
+  attention_mean(&head, rows, first, rows, out, size);
+  for (size_t row = first; row < rows; row++)
+    for (size_t i = 0; i < size; i++) {
+      const size_t at = (row - first) * size + i;
+      double mean = 0;
+      for (size_t k = 0; k < rows; k++)
+        mean += values[k * stride + i] / (double)rows;
+      if (row >= skipped && row < skipped + seen)
+        mean = 0;
+      const double got = kind == KIND_F32 ? ((float *)out)[at] : bf16_to(((uint16_t *)out)[at]);
+      CHECK(fabs(got - mean) <= (kind == KIND_F32 ? 1e-6 : 4e-3));
+    }
+  guarded_release();
+}
+
 void test_attention(void)
 {
   static const size_t sizes[] = {2, 6, 14, 16, 18, 32, 34, 64, 80, 128};
   for (enum kind kind = KIND_F32; kind <= KIND_BF16; kind++) {
     for (size_t i = 0; can(kind) && i < sizeof sizes / sizeof *sizes; i++)
       for (size_t length = 1; length < 80; length += 1 + length / 3) {
-        test_head(kind, sizes[i], (struct sight){length, 0, length, SIZE_MAX, 0});
-        struct sight sight = {length, below(length), 0, i % 2 ? below(length + 2) : SIZE_MAX, (int)below(2)};
+        test_head(kind, sizes[i], (struct sight){length, 0, length, SIZE_MAX, 0, 0});
+        test_head(kind, sizes[i], (struct sight){length, 0, length, SIZE_MAX, 0, 3});
+        struct sight sight = {length,        below(length), 0, i % 2 ? below(length + 2) : SIZE_MAX,
+                              (int)below(2), (int)below(4)};
         sight.seen = below(length - sight.skipped + 1);
         test_head(kind, sizes[i], sight);
+        test_mean(kind, sizes[i], length, sight.skipped, sight.seen);
       }
   }
 }
@@ -222,6 +321,7 @@ struct variant {
   enum kind kind, attention;
   struct sizes sizes;
   int gated, norm_first, rotary, biased, partly; /* partly: attention does not see all rows */
+  int relative;                                  /* as in struct sight */
   size_t window;
   enum activation activation;
 };
@@ -271,7 +371,7 @@ static struct test_layer make_layer(const struct variant *variant)
 /* A batch of 5 sequences of up to `length` rows, in places `length` rows apart. */
 enum { SEQUENCES = 5 };
 
-static struct call make_call(const struct variant *variant, size_t length)
+static struct call make_call(const struct variant *variant, size_t length, const struct buckets *buckets)
 {
   const struct sizes s = variant->sizes;
   int32_t *first = guarded(SEQUENCES, 4), *count = guarded(SEQUENCES, 4), *skipped = guarded(SEQUENCES, 4),
@@ -291,13 +391,23 @@ static struct call make_call(const struct variant *variant, size_t length)
                        .length = count,
                        .skipped = variant->partly ? skipped : NULL,
                        .seen = variant->partly ? seen : NULL,
+                       .padding_sees_all = variant->partly && variant->relative,
                        .window = variant->window,
                        .bias = variant->biased ? uniform_floats(s.heads * length * length, -1, 1) : NULL,
                        .bias_head = length * length,
                        .bias_query = length,
                        .cosines = variant->rotary ? uniform_floats(angles * s.head_size, -1, 1) : NULL,
                        .sines = variant->rotary ? uniform_floats(angles * s.head_size, -1, 1) : NULL,
-                       .angles = angles};
+                       .angles = angles,
+                       .relative = buckets->relative};
+}
+
+static struct buckets buckets_of(const struct variant *variant, size_t length)
+{
+  const struct sizes s = variant->sizes;
+  if (variant->relative)
+    return make_buckets(variant->attention, s.heads, s.head_size, length, variant->relative);
+  return no_buckets;
 }
 
 static void reference_rotate(double *x, size_t size, const float *cosines, const float *sines)
@@ -359,12 +469,17 @@ static void reference_finish(const struct test_layer *test, const float *input, 
   free(x);
 }
 
-static void reference_sequence(const struct test_layer *test, const struct call *call, size_t s, double *out)
+static void reference_sequence(const struct test_layer *test, const struct call *call,
+                               const struct buckets *buckets, size_t s, double *out)
 {
   const struct layer *layer = &test->layer;
   const size_t size = layer->head_size, width = layer->heads * size, length = (size_t)call->length[s];
-  const struct sight sight = {length, call->skipped ? (size_t)call->skipped[s] : 0,
-                              call->seen ? (size_t)call->seen[s] : length, call->window, call->bias != NULL};
+  const struct sight sight = {length,
+                              call->skipped ? (size_t)call->skipped[s] : 0,
+                              call->seen ? (size_t)call->seen[s] : length,
+                              call->window,
+                              call->bias != NULL,
+                              0};
   double *qkv = malloc((length * 3 + 1) * width * sizeof *qkv), *context = qkv + length * 3 * width;
   double *bias = malloc(length * sizeof *bias);
   char *visible = malloc(length);
@@ -372,14 +487,18 @@ static void reference_sequence(const struct test_layer *test, const struct call 
   for (size_t i = 0; i < length; i++)
     reference_project(test, call, (size_t)call->first[s] + i, qkv + i * 3 * width);
   for (size_t q = 0; q < length; q++) {
+    const int all = call->padding_sees_all && (q < sight.skipped || q >= sight.skipped + sight.seen);
     for (size_t head = 0; head < layer->heads; head++) {
+      const double *start = qkv + head * size, *query = start + q * 3 * width;
       for (size_t k = 0; k < length; k++) {
-        visible[k] = (char)sees(&sight, q, k);
+        visible[k] = (char)(all || sees(&sight, q, k));
         bias[k] = call->bias ? call->bias[head * call->bias_head + q * call->bias_query + k] : 0;
+        bias[k] +=
+            layer->scale * distance_score(buckets, head, size, q, k, query, start + (k * 3 + 1) * width);
+        bias[k] = all ? 0 : bias[k];
       }
-      const double *start = qkv + head * size;
-      reference_attention(start + q * 3 * width, start + width, start + 2 * width, 3 * width, length, size,
-                          layer->scale, visible, bias, context + head * size);
+      reference_attention(query, start + width, start + 2 * width, 3 * width, length, size,
+                          all ? 0 : layer->scale, visible, bias, context + head * size);
     }
     const size_t row = (size_t)call->first[s] + q;
     reference_finish(test, call->input + row * layer->hidden, context, out + row * layer->hidden);
@@ -390,13 +509,14 @@ static void reference_sequence(const struct test_layer *test, const struct call 
 }
 
 /* |got - wanted| / |wanted|; both must be finite, and zero where no sequence is. */
-static double difference(const struct test_layer *test, const struct call *call)
+static double difference(const struct test_layer *test, const struct call *call,
+                         const struct buckets *buckets)
 {
   const size_t count = call->rows * test->layer.hidden;
   double *wanted = calloc(count, sizeof *wanted), square = 0, size = 0;
   CHECK(wanted != NULL);
   for (size_t s = 0; s < call->sequences; s++)
-    reference_sequence(test, call, s, wanted);
+    reference_sequence(test, call, buckets, s, wanted);
   for (size_t i = 0; i < count; i++) {
     CHECK(isfinite(call->output[i]) && (wanted[i] != 0 || call->output[i] == 0));
     square += (call->output[i] - wanted[i]) * (call->output[i] - wanted[i]);
@@ -419,9 +539,10 @@ static double tolerance_of(const struct variant *variant)
 static void test_layer(struct variant variant, size_t length, unsigned threads)
 {
   const struct test_layer test = make_layer(&variant);
-  const struct call call = make_call(&variant, length);
+  const struct buckets buckets = buckets_of(&variant, length);
+  const struct call call = make_call(&variant, length, &buckets);
   CHECK(run_one(&test.layer, &call, threads) == 0);
-  const double far = difference(&test, &call);
+  const double far = difference(&test, &call, &buckets);
   if (far > tolerance_of(&variant))
     fprintf(stderr, "kind %d, attention %d, length %zu: %g\n", (int)variant.kind, (int)variant.attention,
             length, far);
@@ -444,6 +565,7 @@ static void test_variants(void)
                                     .rotary = (int)below(2),
                                     .biased = (int)below(2),
                                     .partly = (int)below(2),
+                                    .relative = (int)below(6) - 2 > 0 ? (int)below(4) : 0,
                                     .window = below(2) ? SIZE_MAX : below(20),
                                     .activation = (enum activation)below(ACT_TANH)};
     available = 1 + (unsigned)below(4);
@@ -476,7 +598,7 @@ static void test_wide_attention(void)
 static void test_nothing_to_do(void)
 {
   const struct test_layer test = make_layer(&plain);
-  struct call call = make_call(&plain, 4);
+  struct call call = make_call(&plain, 4, &no_buckets);
   call.sequences = 0;
   CHECK(run_one(&test.layer, &call, 2) == 0);
   for (size_t i = 0; i < call.rows * 32; i++)
@@ -491,7 +613,7 @@ static void test_stack(size_t count, unsigned threads)
   other.kind = other.attention = can(KIND_BF16) ? KIND_BF16 : KIND_F32;
   other.sizes = (struct sizes){32, 4, 8, 96};
   const struct test_layer made[2] = {make_layer(&plain), make_layer(&other)};
-  struct call call = make_call(&plain, 30), single = call;
+  struct call call = make_call(&plain, 30, &no_buckets), single = call;
   const size_t numbers = call.rows * 32;
   const struct layer *layers[5];
   float *steps = guarded((count + 1) * numbers, sizeof *steps);
@@ -524,7 +646,7 @@ static void *no_memory(size_t alignment, size_t size)
 static void test_no_memory(void)
 {
   const struct test_layer test = make_layer(&plain);
-  const struct call call = make_call(&plain, 4);
+  const struct call call = make_call(&plain, 4, &no_buckets);
   scratch_allocate = no_memory;
   CHECK(run_one(&test.layer, &call, 2) == ENOMEM);
   scratch_allocate = used_memory;
@@ -551,12 +673,12 @@ static void test_calls_at_once(void)
   pthread_t threads[4];
   available = 2;
   for (int i = 0; i < 4; i++)
-    turns[i] = (struct turn){&test, make_call(&plain, 20)};
+    turns[i] = (struct turn){&test, make_call(&plain, 20, &no_buckets)};
   for (int i = 0; i < 4; i++)
     CHECK(pthread_create(&threads[i], NULL, run_often, &turns[i]) == 0);
   for (int i = 0; i < 4; i++) {
     CHECK(pthread_join(threads[i], NULL) == 0);
-    CHECK(difference(&test, &turns[i].call) <= 1e-5);
+    CHECK(difference(&test, &turns[i].call, &no_buckets) <= 1e-5);
   }
   guarded_release();
 }

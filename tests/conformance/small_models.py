@@ -57,11 +57,13 @@ IDS = (
 RESNET = dict(model_type="resnet", embedding_size=16, hidden_sizes=[16, 32, 64, 64], depths=[1] * 4)
 LAST = dict(backbone_config={**RESNET, "out_features": ["stage4"]})
 LATENT = dict(qk_rope_head_dim=16, qk_nope_head_dim=16, head_dim=16, v_head_dim=16)
+DISTANCES = dict(relative_attention=True, pos_att_type=["c2p", "p2c"])
 SPECIAL: dict[str, dict[str, Any]] = {
     "xmod": {"default_language": "en_XX"},
     "funnel": {"bos_token_id": 1, "eos_token_id": 2},
     "gptj": {"rotary_dim": 8},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "deberta-v2": {**DISTANCES, "position_buckets": 16, "share_att_key": True, "norm_rel_ebd": "layer_norm"},
     "perceiver": {"num_latents": 16, "d_latents": 64, "num_self_attends_per_block": 1, "d_model": 64},
     "convnext": {"num_stages": 4},
     "convnextv2": {"num_stages": 4},

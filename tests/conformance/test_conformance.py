@@ -25,22 +25,37 @@ FUSED = {
     "camembert": "BERT",
     "clip": "CLIP",
     "data2vec-text": "BERT",
+    "deberta-v2": "DeBERTa",
     "distilbert": "DistilBERT",
     "electra": "BERT",
     "mbart": "Whisper",
     "modernbert": "ModernBERT",
     "mpnet": "MPNet",
+    "mt5": "T5 gated",
     "nomic_bert": "NomicBERT",
     "roberta": "BERT",
     "siglip": "CLIP",
+    "t5": "T5",
+    "umt5": "UMT5 gated",
     "vit": "ViT",
     "wav2vec2": "wav2vec2",
     "whisper": "Whisper",
     "xlm-roberta": "BERT",
 }
 # others, with another computation in each
-PACKED = ("bloom", "convbert", "deberta-v2", "dinov2", "esm", "fnet", "gpt2", "llama", "longformer", "gptj")
-PACKED += ("mobilebert", "opt", "phi", "qwen2", "roformer", "segformer", "squeezebert", "beit", "t5", "yolos")
+PACKED = ("bloom", "convbert", "deberta", "dinov2", "esm", "fnet", "gpt2", "llama", "longformer", "gptj")
+PACKED += (
+    "mobilebert",
+    "opt",
+    "phi",
+    "qwen2",
+    "roformer",
+    "segformer",
+    "squeezebert",
+    "beit",
+    "openai-gpt",
+    "yolos",
+)
 
 
 @pytest.mark.parametrize("kind", FUSED)

@@ -19,6 +19,13 @@ WHISPER = dict(d_model=64, encoder_layers=2, encoder_attention_heads=4, encoder_
 WHISPER |= dict(decoder_attention_heads=4, decoder_ffn_dim=128, max_source_positions=30, num_mel_bins=20)
 WHISPER |= dict(vocab_size=500, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1)
 
+T5 = dict(vocab_size=500, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, pad_token_id=0)
+T5 |= dict(decoder_start_token_id=0, eos_token_id=1, relative_attention_max_distance=20)
+GATED = dict(feed_forward_proj="gated-gelu")
+DEBERTA = {**TEXT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 16}
+DEBERTA |= dict(norm_rel_ebd="layer_norm", position_biased_input=False, type_vocab_size=0)
+DEBERTA |= dict(initializer_range=0.1)  # or distances would hardly count
+
 # name: (class, sizes, the part that is used, or ""); settings of an instance beside the sizes
 SETTINGS = {
     "BERT": ("Bert", TEXT),
@@ -31,6 +38,16 @@ SETTINGS = {
     "MPNet": ("MPNet", TEXT),
     "ModernBERT": ("ModernBert", {**TEXT, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2}),
     "NomicBERT": ("NomicBert", TEXT),
+    "T5": ("T5Encoder", T5),
+    "T5, gated": ("T5Encoder", {**T5, **GATED, "d_kv": 32}),
+    "mT5": ("MT5Encoder", {**T5, **GATED}),
+    "UMT5": ("UMT5Encoder", T5),
+    "UMT5, gated": ("UMT5Encoder", {**T5, **GATED}),
+    "DeBERTa-v2": ("DebertaV2", {**DEBERTA, "share_att_key": True, "conv_kernel_size": 3}),
+    "DeBERTa-v2, own keys": ("DebertaV2", DEBERTA),
+    "DeBERTa-v2, c2p": ("DebertaV2", {**DEBERTA, "pos_att_type": ["c2p"], "position_buckets": -1}),
+    "DeBERTa-v2, p2c": ("DebertaV2", {**DEBERTA, "pos_att_type": ["p2c"], "norm_rel_ebd": "none"}),
+    "DeBERTa-v2, absolute": ("DebertaV2", {**DEBERTA, "relative_attention": False}),
     "ViT": ("ViT", {**IMAGE, "patch_size": 16}),
     "CLIP vision": ("CLIPVision", {**IMAGE, "patch_size": 16}),
     "Whisper": ("Whisper", WHISPER),
@@ -61,7 +78,8 @@ def _made(name):
 
     torch.manual_seed(0)
     kind, settings = SETTINGS[name]
-    model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**settings))
+    config = getattr(transformers, f"{kind.removesuffix('Encoder')}Config")
+    model = getattr(transformers, f"{kind}Model")(config(**settings))
     if name in ("Whisper", "BART"):
         model = model.get_encoder()
     return random_vectors(model)

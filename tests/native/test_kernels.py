@@ -46,7 +46,8 @@ RUN = dict(
     first=FIRST.data_ptr(),
 )
 RUN |= dict(length=LENGTH.data_ptr(), skipped=0, seen=0, window=-1, bias=0, bias_head=0, bias_query=0)
-RUN |= dict(cosines=0, sines=0, angles=0)
+RUN |= dict(cosines=0, sines=0, angles=0, relative=None, padding_sees_all=False)
+RELATIVE = (X.data_ptr(), X.data_ptr(), 1, FIRST.data_ptr(), 4)  # keys, queries, buckets, index, reach
 LINEAR = dict(threads=2, matrix=KEPT[0].matrix(), activation=0, input=X.data_ptr(), in_features=WIDTH)
 LINEAR |= dict(output=OUT.data_ptr(), rows=ROWS)
 
@@ -141,7 +142,10 @@ def test_a_layer_of_parts_that_do_not_fit_is_refused(changes):
     [
         *({name: -1} for name in ("rows", "sequences", "bias_head", "bias_query", "angles")),
         *({name: 0} for name in ("input", "output", "first", "length", "rows")),
-        *({name: value} for name in RUN for value in ("1", 0.5, None)),
+        *({name: value} for name in [*RUN][:-2] for value in ("1", 0.5, None)),
+        *({"relative": value} for value in ("1", 0.5, [*RELATIVE], RELATIVE[:-1], (0, 0, *RELATIVE[2:]))),
+        *({"relative": (*RELATIVE[:place], -1, *RELATIVE[place + 1 :])} for place in (2, 4)),
+        {"relative": (*RELATIVE[:3], 0, 4)},
         {"skipped": FIRST.data_ptr()},
         {"seen": FIRST.data_ptr()},
         {"cosines": X.data_ptr(), "angles": 1},

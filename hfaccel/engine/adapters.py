@@ -1,0 +1,196 @@
+"""Layers that are called otherwise than most: what they take, what they give, how they are tried.
+
+Only for widely used models whose attention is not transformers' own, or gets positions through the layers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+
+from hfaccel.engine.call import Call, Mask
+from hfaccel.engine.distances import bucket_index, buckets_of
+from hfaccel.engine.families import Adapter, Family, head_size
+from hfaccel.engine.ragged import read_mask
+
+if TYPE_CHECKING:
+    from hfaccel.engine.layer import Plan
+
+HIDDEN = torch.finfo(torch.float32).min
+
+
+class PassedBias(Call):
+    """MPNet: every layer is given the same bias for its scores, (1 or batch, heads, length, length)."""
+
+    __slots__ = ()
+    positional: ClassVar[tuple[str, ...]] = ("position_bias",)
+
+    def take_argument(self, hidden: torch.Tensor, name: str, value: Any) -> str:
+        return self._bias(hidden, value) if name == "position_bias" else f"{name} was passed"
+
+    def _bias(self, hidden: torch.Tensor, bias: torch.Tensor) -> str:
+        length = hidden.shape[1]
+        if bias.dim() != 4 or bias.shape[-2:] != (length, length):
+            return f"the position bias has the shape {tuple(bias.shape)}"
+        if bias.shape[0] > 1 and bias.stride(0) != 0 and not torch.equal(bias, bias[:1].expand_as(bias)):
+            return "the position bias differs between sequences"
+        self.bias = bias[0].float().contiguous()
+        return ""
+
+    def give(self, result: torch.Tensor) -> Any:
+        return (result,)
+
+    @staticmethod
+    def sample(
+        layer: nn.Module, family: Family, padding: torch.Tensor, generator: torch.Generator
+    ) -> tuple[list[Mask], dict[str, Any]]:
+        hides = torch.where(padding, HIDDEN, 0.0)[:, None, None, :]
+        bias = _random_bias(layer, family, padding, generator)
+        return [None, hides], {"position_bias": bias.expand(len(padding), -1, -1, -1)}
+
+
+class FirstBias(PassedBias):
+    """T5: the first layer makes the bias and hands it on: (hidden states, bias, None)."""
+
+    __slots__ = ("passed",)
+    alike: ClassVar[bool] = False
+
+    def take_argument(self, hidden: torch.Tensor, name: str, value: Any) -> str:
+        if name == "position_bias":
+            self.passed = value
+        return super().take_argument(hidden, name, value)
+
+    def complete(self, hidden: torch.Tensor) -> str:
+        if self.bias is None:
+            self.passed = _made_bias(self.plan.attention, hidden)
+            return self._bias(hidden, self.passed)
+        return ""
+
+    def give(self, result: torch.Tensor) -> Any:
+        return result, self.passed, None
+
+    @staticmethod
+    def sample(
+        layer: nn.Module, family: Family, padding: torch.Tensor, generator: torch.Generator
+    ) -> tuple[list[Mask], dict[str, Any]]:
+        masks, arguments = Call.sample(layer, family, padding, generator)
+        if not layer.get_submodule(family.attention).has_relative_attention_bias:
+            arguments["position_bias"] = _random_bias(layer, family, padding, generator)
+        return masks, arguments
+
+
+class OwnBias(FirstBias):
+    """UMT5: every layer makes a bias of its own, and gives hidden states alone."""
+
+    __slots__ = ()
+    positional: ClassVar[tuple[str, ...]] = ()
+
+    def take_argument(self, hidden: torch.Tensor, name: str, value: Any) -> str:
+        return f"{name} was passed"
+
+    def give(self, result: torch.Tensor) -> Any:
+        return result
+
+    sample = staticmethod(Call.sample)
+
+
+def _made_bias(attention: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """(1, heads, length, length). It depends on distances alone: the module is asked for one query, from
+    which all keys are seen, and the other queries see a part of the same row."""
+    length = hidden.shape[1]
+    if not attention.has_relative_attention_bias:
+        return hidden.new_zeros(1, attention.n_heads, length, length)
+    row = attention.compute_bias(1, 2 * length - 1, past_seen_tokens=length - 1)
+    windows: torch.Tensor = row[:, :, 0].unfold(-1, length, 1)
+    return windows.flip(2).contiguous()
+
+
+def _random_bias(
+    layer: nn.Module, family: Family, padding: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    width = family.linears(layer)[0].out_features
+    heads = width // (head_size(layer.get_submodule(family.attention)) or 1)
+    return torch.randn(1, heads, padding.shape[1], padding.shape[1], generator=generator)
+
+
+class Disentangled(Call):
+    """DeBERTa-v2: scores of distances beside those of contents, and a mask that hides padding from
+    everything and everything from padding."""
+
+    __slots__ = ("given", "kept")
+    positional: ClassVar[tuple[str, ...]] = (
+        "query_states",
+        "relative_pos",
+        "rel_embeddings",
+        "output_attentions",
+    )
+    padding_sees_all: ClassVar[bool] = True  # softmax of scores that are all hidden
+    alike: ClassVar[bool] = False  # each has projections of the distances of its own
+
+    def __init__(self, plan: Plan, family: Family) -> None:
+        super().__init__(plan, family)
+        self.given: dict[str, torch.Tensor] = {}
+
+    def take_argument(self, hidden: torch.Tensor, name: str, value: Any) -> str:
+        if name not in ("relative_pos", "rel_embeddings"):
+            return f"{name} was passed"
+        self.given[name] = value
+        return ""
+
+    def complete(self, hidden: torch.Tensor) -> str:
+        attention, plan, length = self.plan.attention, self.plan, hidden.shape[1]
+        if not attention.relative_attention or not {"c2p", "p2c"} & set(attention.pos_att_type):
+            return ""
+        if len(self.given) < 2:
+            return "no relative positions were passed"
+        distances, embeddings = self.given["relative_pos"], self.given["rel_embeddings"]
+        if embeddings.dim() != 2 or len(embeddings) < 2 * attention.pos_ebd_size:
+            return f"the relative embeddings have the shape {tuple(embeddings.shape)}"
+        index = bucket_index(distances, length, attention.pos_ebd_size, id(plan))
+        if isinstance(index, str):
+            return index
+        buckets = buckets_of(attention, embeddings, plan.buckets, plan.attention_kind, id(plan))
+        self.relative = (*buckets.addresses, index.data_ptr(), length - 1)
+        self.kept, plan.buckets = (index, buckets), buckets
+        return ""
+
+    def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
+        if mask is None:
+            return "no attention mask was passed"
+        batch, length, _ = hidden.shape
+        found = read_mask(mask, batch, length, unpad=unpad, reader=id(self.plan), pairs=True)
+        if isinstance(found, str):
+            return found
+        self.sequences = found
+        return ""
+
+    def give(self, result: torch.Tensor) -> Any:
+        return result, None
+
+    @staticmethod
+    def sample(
+        layer: nn.Module, family: Family, padding: torch.Tensor, generator: torch.Generator
+    ) -> tuple[list[Mask], dict[str, Any]]:
+        real, length = (~padding).long(), padding.shape[1]
+        masks: list[Mask] = [
+            each[:, None, None, :] * each[:, None, :, None] for each in (torch.ones_like(real), real)
+        ]
+        attention: Any = layer.get_submodule(family.attention)
+        if not attention.relative_attention:
+            return masks, {}
+        place, size = torch.arange(length), family.linears(layer)[0].in_features
+        distances = (place[:, None] - place[None, :]).clamp(-5, 5)[None]
+        embeddings = torch.randn(2 * attention.pos_ebd_size, size, generator=generator)
+        return masks, {"relative_pos": distances, "rel_embeddings": embeddings}
+
+
+# How layers of each adapter are called.
+CALLS: dict[Adapter, type[Call]] = {
+    Adapter.NONE: Call,
+    Adapter.MPNET: PassedBias,
+    Adapter.T5: FirstBias,
+    Adapter.UMT5: OwnBias,
+    Adapter.DEBERTA: Disentangled,
+}

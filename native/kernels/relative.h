@@ -1,0 +1,39 @@
+/* Scores of distances, as disentangled attention adds them (DeBERTa, He et al. 2021): a query is multiplied
+ * with the key of the bucket that the distance to a token falls into, and the token's key with the bucket's
+ * query. */
+#pragma once
+#include "gemm.h"
+
+/* Of all heads of a layer, or of one (relative_of_head). */
+struct relative {
+  const uint32_t *keys;    /* [head][panel of 32 buckets][word][bucket] in the type of attention, or NULL */
+  const uint32_t *queries; /* the same, or NULL */
+  size_t buckets;
+  const int32_t *index; /* [2 reach + 1]: the bucket of key - query, from -reach on */
+  size_t reach;         /* more than any two tokens of a sequence are apart */
+};
+
+static inline int is_relative(const struct relative *relative)
+{
+  return relative->keys != NULL || relative->queries != NULL;
+}
+
+struct relative relative_of_head(const struct relative *relative, size_t head, size_t words);
+
+/* Words of scratch for a head with this many keys. */
+size_t relative_scratch(const struct relative *relative, size_t length);
+
+struct head;
+
+/* What is the same for all queries in [first, last) of a head. */
+struct distances {
+  size_t panel, panels; /* of buckets, that are needed */
+  float *near;          /* [TILE_ROWS][panels * PANEL]: a tile of queries times the buckets' keys */
+  float *far;           /* [keys][panels * PANEL]: keys times the buckets' queries */
+};
+
+struct distances relative_begin(const struct head *head, size_t first, size_t last, float *scratch);
+
+/* Adds to the scores of queries [first, last): rows of `width` numbers, not scaled yet. At most TILE_ROWS. */
+void relative_add(const struct head *head, const struct distances *distances, size_t first, size_t last,
+                  float *scores, size_t width);

@@ -1,0 +1,246 @@
+"""GPT-2's Conv1D, whose weight is (in_features, out_features), packed as nn.Linear is."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from encoders import cosines, random_vectors
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+import hfaccel
+from hfaccel import engine
+from hfaccel.engine.conv1d import PackedConv1D
+from hfaccel.engine.kernels import Kind, kernels_problem
+from hfaccel.engine.linear import linear_problem, pack, packed_class, unpack
+from hfaccel.engine.packed import PackedWeight, TransposedWeight
+from hfaccel.memory import Arena
+
+problems = [kernels_problem(kind) for kind in Kind]
+if any(problems):
+    pytest.skip(next(filter(None, problems)), allow_module_level=True)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+EACH = pytest.mark.parametrize(
+    "options", [{}, {"dtype": torch.bfloat16}, {"quantization": "int8"}], ids=["float32", "bfloat16", "int8"]
+)
+
+
+def packed_conv1d(inputs=96, outputs=160, kind=Kind.FLOAT32):
+    torch.manual_seed(0)
+    layer = Conv1D(outputs, inputs)
+    with torch.no_grad():
+        layer.bias.normal_()
+    values = layer.weight.detach().clone()
+    size = TransposedWeight.layout_of(kind, layer.weight.shape).nbytes
+    assert pack(layer, Arena(size, pages="default"), kind) == ""
+    return layer, values
+
+
+def make_gpt2():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=500, n_embd=64, n_layer=2, n_head=4, n_positions=64, eos_token_id=1)
+    return random_vectors(GPT2LMHeadModel(config))
+
+
+IDS = torch.randint(5, 500, (2, 9), generator=torch.Generator().manual_seed(0))
+
+
+def logits(model):
+    with torch.inference_mode():
+        return model(input_ids=IDS).logits
+
+
+sizes = st.integers(1, 200)
+
+
+@given(sizes, sizes)
+@settings(max_examples=40)
+def test_unpacking_gives_the_same_bits(inputs, outputs):
+    layer, values = packed_conv1d(inputs, outputs)
+    assert torch.equal(layer.weight.unpack(), values) and layer.weight.unpack().is_contiguous()
+    assert layer.weight.shape == (inputs, outputs)
+
+
+@given(st.integers(1, 9), sizes, sizes)
+@settings(max_examples=40)
+def test_results_equal_stock(tokens, inputs, outputs):
+    layer, values = packed_conv1d(inputs, outputs)
+    given = torch.randn(2, tokens, inputs)
+    with torch.inference_mode():
+        expected = torch.addmm(layer.bias, given.view(-1, inputs), values).view(2, tokens, outputs)
+        torch.testing.assert_close(layer(given), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_it_stays_what_it_was():
+    layer = Conv1D(160, 96)
+    parameter, optimizer = layer.weight, torch.optim.SGD(layer.parameters(), lr=0.1)
+    values = parameter.detach().clone()
+    pack(layer, Arena(1 << 20, pages="default"))
+    assert layer.weight is parameter is optimizer.param_groups[0]["params"][0]
+    assert (
+        isinstance(layer, Conv1D) and type(layer) is PackedConv1D and repr(layer) == "Conv1D(nf=160, nx=96)"
+    )
+    assert isinstance(parameter, PackedWeight) and parameter.requires_grad
+    unpack(layer)
+    assert type(layer) is Conv1D and layer.weight is parameter and torch.equal(parameter, values)
+    assert type(parameter) is nn.Parameter and parameter.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weight: weight.mul_(2),
+        lambda weight: weight.data.add_(1),
+        lambda weight: weight.copy_(torch.ones_like(weight)),
+        lambda weight: weight.__setitem__(3, 0.0),
+        lambda weight: weight.data.__setitem__((slice(2, 5), 7), 1.5),
+    ],
+)
+def test_changes_in_place_are_kept(change):
+    layer, values = packed_conv1d()
+    with torch.no_grad():
+        change(values)
+        change(layer.weight)
+        assert torch.equal(layer.weight, values) and type(layer.weight) is TransposedWeight
+        given = torch.randn(4, 96)
+        torch.testing.assert_close(layer(given), given @ values + layer.bias)
+
+
+def test_gradients_and_training_equal_stock():
+    layer, values = packed_conv1d()
+    stock = Conv1D(160, 96)
+    stock.load_state_dict({"weight": values, "bias": layer.bias.detach()})
+    source = torch.randn(2, 5, 96, requires_grad=True)
+    other = source.detach().clone().requires_grad_()
+    for module, each in ((stock, source), (layer, other)):
+        module(each).square().mean().backward()
+        torch.optim.SGD(module.parameters(), lr=1.0).step()
+    torch.testing.assert_close(other.grad, source.grad)
+    torch.testing.assert_close(layer.weight.grad, stock.weight.grad)
+    torch.testing.assert_close(layer.bias.grad, stock.bias.grad)
+    torch.testing.assert_close(layer.weight.detach().clone(), stock.weight.detach())
+
+
+def through_torch_save(module):
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), through_torch_save])
+def test_copies_are_packed_and_independent(way, kind):
+    layer, _ = packed_conv1d(kind=kind)
+    values = layer.weight.detach().clone()
+    other = way(layer)
+    assert type(other) is PackedConv1D and type(other.weight) is TransposedWeight
+    torch.testing.assert_close(other.weight.detach().clone(), values, rtol=0, atol=1e-6)
+    with torch.no_grad():
+        other.weight.zero_()
+    assert torch.equal(layer.weight, values)
+
+
+def test_state_dict_holds_ordinary_tensors_and_loads():
+    layer, values = packed_conv1d()
+    state = layer.state_dict()
+    assert type(state["weight"]) is torch.Tensor and torch.equal(state["weight"], values)
+    layer.load_state_dict({"weight": values * 3, "bias": state["bias"]})
+    assert torch.equal(layer.weight, values * 3) and type(layer.weight) is TransposedWeight
+    layer.load_state_dict({"weight": values * 2, "bias": state["bias"]}, assign=True)
+    given = torch.randn(3, 96)
+    torch.testing.assert_close(layer(given), given @ (values * 2) + layer.bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_casting_gives_an_ordinary_weight(dtype):
+    layer, values = packed_conv1d()
+    layer.to(dtype)
+    assert type(layer.weight) is nn.Parameter and torch.equal(layer.weight, values.to(dtype))
+    assert layer(torch.randn(2, 96, dtype=dtype)).dtype == dtype
+
+
+def test_wrong_and_empty_input_is_treated_as_stock_does():
+    layer, _ = packed_conv1d()
+    assert layer(torch.empty(0, 96)).shape == (0, 160)
+    for wrong in (torch.randn(2, 95), torch.randn(2, 96, dtype=torch.float64)):
+        with pytest.raises(RuntimeError):
+            layer(wrong)
+
+
+def test_what_is_left_alone():
+    assert "narrower than 64" in linear_problem(Conv1D(300, 8))
+    assert packed_class(type("Other", (Conv1D,), {})(8, 8)) is None
+    assert "not a plain nn.Linear" in linear_problem(type("Other", (Conv1D,), {})(96, 96))
+
+
+def test_a_weight_of_both_orientations_gives_equal_results():
+    """Tied to an nn.Linear, which reads it the other way round."""
+    model = nn.ModuleDict({"conv": Conv1D(96, 96), "linear": nn.Linear(96, 96)}).eval()
+    model["linear"].weight = model["conv"].weight
+    given = torch.randn(4, 96)
+    with torch.inference_mode():
+        expected = [part(given) for part in model.values()]
+        fast = hfaccel.optimize(model)
+        for part, wanted in zip(fast.values(), expected, strict=True):
+            torch.testing.assert_close(part(given), wanted, rtol=0, atol=1e-5)
+
+
+# A whole model
+
+
+@EACH
+def test_gpt2(options):
+    stock = make_gpt2()
+    expected, before = logits(stock), {name: value.clone() for name, value in stock.state_dict().items()}
+    fast = hfaccel.optimize(stock, **options)
+    packed = [module for module in fast.modules() if type(module) is PackedConv1D]
+    assert len(packed) == 8
+    got = logits(fast)
+    if options:
+        assert cosines(got.flatten(0, 1), expected.flatten(0, 1)).min() > 0.99
+    else:
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+    for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        torch.testing.assert_close(logits(other), got, rtol=0, atol=1e-4)
+    hfaccel.restore(fast)  # in float32 for both, which share their weights
+    assert not any(isinstance(module, PackedConv1D) for each in (fast, stock) for module in each.modules())
+    assert all(torch.equal(value, before[name]) for name, value in stock.state_dict().items())
+    torch.testing.assert_close(logits(stock), expected, rtol=0, atol=1e-6)
+
+
+def test_gpt2_without_a_head_has_layers_to_pack():
+    model = make_gpt2().transformer
+    fast = hfaccel.optimize(model)
+    assert sum(type(module) is PackedConv1D for module in fast.modules()) == 8
+    assert hfaccel.report(fast).backend == "torch"
+
+
+@EACH
+def test_gpt2_is_saved_and_loaded(options, tmp_path):
+    fast = hfaccel.optimize(make_gpt2(), **options)
+    hfaccel.save(fast, tmp_path / "model")
+    loaded = hfaccel.load(tmp_path / "model")
+    assert torch.equal(logits(loaded), logits(fast))
+    assert sum(type(module) is PackedConv1D for module in loaded.modules()) == 8
+    assert engine.form(loaded).linears == engine.form(fast).linears
+
+
+def test_generated_text_is_equal():
+    stock = make_gpt2()
+    fast = hfaccel.optimize(copy.deepcopy(stock))
+    with torch.inference_mode():
+        expected, got = (
+            each.generate(input_ids=IDS, max_new_tokens=8, do_sample=False, pad_token_id=0)
+            for each in (stock, fast)
+        )
+    assert torch.equal(got, expected)
