@@ -70,7 +70,7 @@ def contest(monkeypatch, tmp_path, bert, batch):
         monkeypatch.setattr(selection, "_time", pretended)
         monkeypatch.setattr(selection, "BACKENDS", list(candidates))
         monkeypatch.setattr(backends, "BACKENDS", list(candidates))
-        model = hfaccel.optimize(bert, sample=samples, **arguments)
+        model = hfaccel.optimize(bert, sample=samples, **{"budget": 3600, **arguments})
         report = hfaccel.report(model)
         told = {outcome.subject: (outcome.applied, outcome.reason) for outcome in report.outcomes}
         hfaccel.restore(model)
