@@ -220,7 +220,7 @@ def _candidates(model: nn.Module) -> tuple[list[Backend], tuple[Outcome, ...]]:
 
 def _key(model: nn.Module, candidates: Sequence[Backend], options: Options, budget: float) -> str:
     host = read_host()
-    packages = ("hfaccel", "torch", "transformers", "onnxruntime", "openvino", "nncf")
+    engines = ("onnxruntime", "openvino", "nncf", "intel_extension_for_pytorch")
     return export.key(
         export.fingerprint(model),
         choice=[backend.name for backend in candidates],
@@ -228,7 +228,7 @@ def _key(model: nn.Module, candidates: Sequence[Backend], options: Options, budg
         shapes=[{name: list(tensor.shape) for name, tensor in sample.items()} for sample in options.samples],
         precision=precision_of(options),
         options=[options.huge_pages, options.unpad, budget],
-        versions={package: version(package) for package in packages},
+        versions={package: version(package) for package in ("hfaccel", "torch", "transformers", *engines)},
         machine=[host.processor.model_name, list(host.limits.affinity), host.limits.cpu_quota],
         threads=torch.get_num_threads(),
     )
