@@ -142,7 +142,7 @@ def test_a_disk_that_is_too_small_costs_the_cache_alone(name, tmp_path):
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
     assert f"True run by {name}" in done.stdout, done.stdout + done.stderr
-    assert "False not kept in" in done.stdout and "No space left" in done.stdout
+    assert "False not kept in" in done.stdout  # what it then says is the engine's
 
 
 def test_register_adds_and_replaces():
