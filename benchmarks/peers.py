@@ -4,7 +4,7 @@
 NumPy int64 and float32 of shape (batch, sequence length[, hidden size]); a new engine is one function and
 one row of ENGINES. Exported models are kept in build/peers: an export is not what is measured.
 
-Runs in the environment that benchmarks/backends.py sets up. torch.get_num_threads() is everybody's number
+Runs in the environments that benchmarks/backends.py sets up. torch.get_num_threads() is everybody's number
 of threads.
 """
 
@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def exported(name: str, write: Callable[[Path], None]) -> Path:
     return target
 
 
-# torch: eager, inductor, hfaccel
+# torch: eager, inductor, hfaccel, ipex
 
 
 def _of_torch(model: Callable[..., Any]) -> Run:
@@ -103,6 +103,25 @@ def hfaccel(model: str, precision: str) -> Run:
         "int8": {"quantization": "int8"},
     }
     return _of_torch(hfaccel.optimize(build(model, False), backend="torch", **asked[precision]))
+
+
+def ipex(model: str, precision: str) -> Run:
+    """intel-extension-for-pytorch 2.8 by TorchScript, in an environment of its own (torch 2.8)."""
+    import intel_extension_for_pytorch as extension
+
+    dtype = _dtype(precision)
+    off = {"conv_bn_folding": False, "linear_bn_folding": False}  # torch.fx cannot trace transformers
+    module = Wrapped(extension.optimize(build(model, False), dtype=dtype, **off)).eval()
+    mixed = partial(torch.autocast, "cpu", torch.bfloat16, enabled=dtype is torch.bfloat16)
+    with torch.inference_mode(), mixed():
+        inputs = tuple(example().values())
+        traced = torch.jit.freeze(torch.jit.trace(module, inputs, check_trace=False, strict=False))
+
+    def run(ids: Array, mask: Array) -> Array:
+        with torch.inference_mode(), mixed():
+            return traced(torch.from_numpy(ids), torch.from_numpy(mask)).float().numpy()  # type: ignore[no-any-return]
+
+    return run
 
 
 def _dtype(precision: str) -> torch.dtype:
@@ -236,6 +255,7 @@ ENGINES: dict[str, Callable[[str, str], Run]] = {
     "hfaccel": hfaccel,
     "eager": eager,
     "inductor": inductor,
+    "ipex": ipex,
     "onnxruntime": onnxruntime,
     "openvino": openvino,
     "ctranslate2": ctranslate2,

@@ -2,8 +2,9 @@
 
 An entry is a folder under a key. It is made in a folder beside its place and renamed into it, so it is
 there as a whole or not at all. A lock of the kernel's (flock) for each key lets one process make it while
-the others wait, and is released by the kernel when its holder dies. A manifest with sizes and checksums
-shows damage; a damaged entry is made again. Entries not used for longest go when the cache is too large.
+the others wait, and is released by the kernel when its holder dies: what then lies unfinished under a key
+whose lock is free is removed. A manifest with sizes and checksums shows damage; a damaged entry is made
+again. Entries not used for longest go when the cache is too large.
 
 Where the folder cannot be written or is full, the entry is made in a temporary folder, used, and
 forgotten; `Entry.problem` says so.
@@ -17,9 +18,9 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,7 @@ from hfaccel.errors import UsageError
 
 MANIFEST = "manifest.json"
 LIMIT = 16.0  # GiB
-ABANDONED = 3600.0  # seconds after which a folder that nobody finished is taken for a dead process's
 FULL = (errno.ENOSPC, errno.EDQUOT)
-UNUSABLE = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOLCK)
 
 Make = Callable[[Path], None]
 
@@ -80,38 +79,50 @@ class Cache:
     def entry(self, key: str, make: Make) -> Iterator[Entry]:
         """The entry of that key, made by `make(folder)` unless it is there. It stays as long as the context.
 
-        What `make` raises is raised, unless the disk was the reason: then it runs again in a temporary
-        folder. Raises OSError where that is impossible too.
+        What `make` raises is raised. After an OSError, which may be the disk's, it first runs once more in
+        a temporary folder. Raises OSError where that is impossible too.
         """
         with contextlib.ExitStack() as stack:
             try:
-                entry = self._kept(key, make, stack)
+                with contextlib.ExitStack() as locks:
+                    entry = self._kept(key, make, locks)
+                    stack.push(locks.pop_all())
             except OSError as error:
-                if error.errno not in UNUSABLE:
-                    raise
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hfaccel-")))
                 make(folder)
                 entry = Entry(folder, False, f"not kept in {self.folder}: {error.strerror or error}")
             yield entry
 
-    def _kept(self, key: str, make: Make, stack: contextlib.ExitStack) -> Entry:
+    def _kept(self, key: str, make: Make, locks: contextlib.ExitStack) -> Entry:
         target = self.folder / "entries" / key
-        if not os.access(self.folder, os.W_OK) and intact(target):
-            return Entry(target, True)  # nobody can remove it either
-        for name in ("entries", "locks"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = stack.enter_context(self._lock_file(key))
-        fcntl.flock(lock, fcntl.LOCK_SH)  # readers share; only who makes it is alone
+        try:
+            for name in ("entries", "locks"):
+                (self.folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = locks.enter_context(self._lock_file(key))
+            fcntl.flock(lock, fcntl.LOCK_SH)  # readers share; only who makes it is alone
+        except OSError:
+            if intact(target):  # read-only, or without locks: who made it here is done
+                return Entry(target, True)
+            raise
         found = intact(target)
         if not found:
+            found = self._made(lock, target, make)
+        with contextlib.suppress(PermissionError):  # somebody else's: it counts as used when it was made
+            os.utime(target)
+        return Entry(target, found)
+
+    def _made(self, lock: int, target: Path, make: Make) -> bool:
+        """Make the entry, or find that another process was first. Leaves the lock shared."""
+        found = there = False
+        while not there:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            found = intact(target)  # another process may have been first
+            found = intact(target)
             if not found:
                 self._fill(target, make)
-                self._evict(keep=key)
-            fcntl.flock(lock, fcntl.LOCK_SH)
-        os.utime(target)
-        return Entry(target, found)
+                self._evict(keep=target.name)
+            fcntl.flock(lock, fcntl.LOCK_SH)  # gives the other up first: it may be evicted in between
+            there = target.exists()
+        return found
 
     @contextlib.contextmanager
     def _lock_file(self, key: str) -> Iterator[int]:
@@ -119,52 +130,59 @@ class Cache:
         try:
             yield descriptor
         finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked child has the descriptor too
             os.close(descriptor)
 
     def _fill(self, target: Path, make: Make) -> None:
+        for path, key in unfinished_below(target.parent):
+            if key == target.name:
+                remove(path)
         remove(target)
-        unfinished = Path(tempfile.mkdtemp(prefix=".", dir=target.parent))
+        if full(target.parent):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        unfinished = beside(target)
+        unfinished.mkdir(mode=0o700)
         try:
             make(unfinished)
             if full(unfinished):
-                raise OSError(errno.ENOSPC, "no space left")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             (unfinished / MANIFEST).write_text(json.dumps(describe(unfinished)))
             unfinished.rename(target)
         except Exception as error:
             if full(unfinished) and not (isinstance(error, OSError) and error.errno in FULL):
                 # Engines written in C++ report a full disk as anything, or not at all.
-                raise OSError(errno.ENOSPC, f"no space left ({error})") from error
+                raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({error})") from error
             raise
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 
     def _evict(self, keep: str) -> None:
-        """Remove entries, least recently used first, until the rest fits; leave those in use."""
-        sizes: dict[str, tuple[float, int]] = {}
-        for path in (self.folder / "entries").iterdir():
+        """Remove what was left unfinished, then entries, least recently used first, until the rest fits;
+        leave those in use."""
+        entries = self.folder / "entries"
+        for path, key in unfinished_below(entries):
+            self._removed(path, key)
+        sizes: dict[Path, tuple[float, int]] = {}
+        for path in entries.iterdir():
             with contextlib.suppress(FileNotFoundError):  # another process evicts too
-                used = path.stat().st_mtime
-                if path.name.startswith("."):
-                    if time.time() - used > ABANDONED:
-                        shutil.rmtree(path, ignore_errors=True)
-                    continue
-                sizes[path.name] = (used, size(path))
+                if not path.name.startswith("."):
+                    sizes[path] = (path.stat().st_mtime, size(path))
         total = sum(bytes_ for _, bytes_ in sizes.values())
-        for name, (_, bytes_) in sorted(sizes.items(), key=lambda item: item[1]):
+        for path, (_, bytes_) in sorted(sizes.items(), key=lambda item: item[1]):
             if total <= self.limit:
                 break
-            if name != keep and self._removed(name):
+            if path.name != keep and self._removed(path, path.name):
                 total -= bytes_
 
-    def _removed(self, name: str) -> bool:
-        """Remove the entry unless somebody uses it; whether it was removed."""
-        with self._lock_file(name) as lock:
-            try:
+    def _removed(self, path: Path, key: str) -> bool:
+        """Remove it unless somebody uses that key or it is not ours to remove; whether it was removed."""
+        try:
+            with self._lock_file(key) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            remove(self.folder / "entries" / name)
-            return True
+                remove(path)
+        except OSError:
+            return False
+        return True
 
 
 def describe(folder: Path) -> dict[str, list[int | str]]:
@@ -180,7 +198,7 @@ def intact(folder: Path) -> bool:
     """Whether the folder is an entry whose files are those that were written."""
     try:
         return bool(json.loads((folder / MANIFEST).read_text()) == describe(folder))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (OSError, ValueError, RecursionError):  # of a file that cannot be read, or of damaged JSON
         return False
 
 
@@ -198,11 +216,20 @@ def full(folder: Path) -> bool:
     return shutil.disk_usage(folder).free < 2**20
 
 
+def beside(path: Path) -> Path:
+    """A name for what is not, or no longer, the entry `path`."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
+def unfinished_below(entries: Path) -> list[tuple[Path, str]]:
+    """What has a name of `beside`, with the key of its entry. Those of living processes are locked."""
+    return [(path, path.name[1:].rpartition(".")[0] or path.name) for path in entries.glob(".*")]
+
+
 def remove(path: Path) -> None:
     """Out of the way by one rename, then deleted: nobody finds half of it."""
-    if not path.is_dir():
+    if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
         return
-    doomed = path.with_name(f".{path.name}.{os.getpid()}")
-    path.rename(doomed)
+    doomed = path if path.name.startswith(".") else path.rename(beside(path))
     shutil.rmtree(doomed, ignore_errors=True)

@@ -26,6 +26,7 @@ from hfaccel import export
 from hfaccel.backends import BACKENDS, Backend, Options
 from hfaccel.backends.base import precision_of, version
 from hfaccel.cache import Cache
+from hfaccel.errors import UsageError
 from hfaccel.host import read_host
 from hfaccel.outcome import Outcome
 
@@ -33,6 +34,7 @@ BUDGET = 8.0  # seconds
 WORTH = 1.03  # a gain below this is noise
 NOT_SLOWER = 0.97  # on any sample
 ROUNDS = (3, 25)  # turns of a candidate with the model itself, per sample: least, most
+CALLS = 3  # that a candidate needs at least: one for its results, one turn with the model itself
 SETTLE = 0.005  # seconds: threads of the other engine spin for a while after their last work
 BERT_BASE = 110e6  # parameters; `Backend.preparation` is told for it
 
@@ -62,19 +64,25 @@ class Verdict:
 def select(model: nn.Module, options: Options, budget: float = BUDGET) -> Verdict:
     """Measure for about `budget` seconds, or remember. `options.samples` must not be empty."""
     candidates, rejected = _candidates(model)
+    results: list[Measured] = []
 
     def make(folder: Path) -> None:
-        results = measure(model, candidates, options, budget)
+        if not results:  # else the first folder was on a disk that is full
+            results.extend(measure(model, candidates, options, budget))
         document = {"date": datetime.date.today().isoformat(), "measured": [asdict(one) for one in results]}
         (folder / "choice.json").write_text(json.dumps(document))
 
-    with Cache().entry(_key(model, candidates, options, budget), make) as entry:
-        document = json.loads((entry.path / "choice.json").read_text())
-    measured = [Measured(**{**one, "speeds": tuple(one["speeds"])}) for one in document["measured"]]
-    if entry.found:
-        source = f"measured on {document['date']}, kept in {entry.path}; remove that to measure again"
+    try:
+        with Cache().entry(_key(model, candidates, options, budget), make) as entry:
+            document = json.loads((entry.path / "choice.json").read_text())
+    except OSError as error:  # nor is there a temporary folder
+        measured = results or measure(model, candidates, options, budget)
+        source = f"measured just now; not kept: {error.strerror or error}"
     else:
+        measured = [Measured(**{**one, "speeds": tuple(one["speeds"])}) for one in document["measured"]]
         source = f"measured just now; {entry.problem or f'kept in {entry.path}'}"
+        if entry.found:
+            source = f"measured on {document['date']}, kept in {entry.path}; remove that to measure again"
     winner = decide(measured)
     told = (explain(one, winner) for one in measured)
     return Verdict(winner, (Outcome("choice of backend", bool(winner), source), *told, *rejected))
@@ -109,51 +117,86 @@ def measure(
     size = sum(parameter.numel() for parameter in model.parameters()) / BERT_BASE
     results = []
     with tqdm(total=len(candidates), desc="hfaccel measures", leave=False, disable=None) as bar:
+        stock = Stock.of(model, options.samples)
         for number, backend in enumerate(candidates):
             bar.set_postfix_str(backend.name)
             left = end - time.monotonic()
-            needed = backend.preparation * max(0.2, size)
+            needed = backend.preparation * max(0.2, size) + CALLS * stock.seconds
             if needed > left:
-                problem = (
-                    f"not measured: it takes about {needed:.0f} s to prepare, {max(left, 0):.0f} s were left"
-                )
+                problem = f"not measured: it takes about {needed:.0f} s, {max(left, 0):.0f} s were left"
                 results.append(
                     Measured(backend.name, problem=f"{problem}; pass budget={budget + needed:.0f}")
                 )
             else:
-                results.append(_measure(model, backend, options, end, len(candidates) - number))
+                results.append(_measure(stock, backend, options, end, len(candidates) - number))
             bar.update()
     return results
 
 
-def _measure(model: nn.Module, backend: Backend, options: Options, end: float, sharing: int) -> Measured:
+@dataclass(frozen=True)
+class Stock:
+    """The model itself: what it returns for the samples, and how long it takes for all of them."""
+
+    model: nn.Module
+    outputs: tuple[Any, ...]
+    seconds: float
+
+    @classmethod
+    def of(cls, model: nn.Module, samples: Sequence[export.Sample]) -> Stock:
+        try:
+            with torch.inference_mode():
+                outputs = tuple(model(**sample) for sample in samples)
+                return cls(model, outputs, sum(_time(model, sample) for sample in samples))
+        except Exception as error:
+            raise UsageError(
+                "a sample must be an input of the model, but the model raised "
+                f"{type(error).__name__}: {str(error)[:200]}; pass what its tokenizer returns"
+            ) from error
+
+
+def _measure(stock: Stock, backend: Backend, options: Options, end: float, sharing: int) -> Measured:
     try:
-        other = copy.deepcopy(model)
+        other = copy.deepcopy(stock.model)
         outcomes = backend.transform(other, options)
         if not any(outcome.applied for outcome in outcomes):
             return Measured(backend.name, problem="; ".join(outcome.reason for outcome in outcomes))
-        error = export.trial(model, other, options.samples)
+        error = _error(stock, other, options.samples)
         allowed = export.TOLERANCE[precision_of(options)]
         if error > allowed:
             problem = f"discarded: its results differ by {error:.1e}, and {allowed:.0e} is allowed"
             return Measured(backend.name, error=error, problem=problem)
         share = (end - time.monotonic()) / sharing / len(options.samples)
-        speeds = tuple(_speed(model, other, sample, share) for sample in options.samples)
+        speeds = tuple(_speed(stock.model, other, sample, share, end) for sample in options.samples)
     except Exception as problem:  # noqa: BLE001 (a foreign engine that raises is one candidate less)
         return Measured(backend.name, problem=f"discarded: {type(problem).__name__}: {str(problem)[:200]}")
     return Measured(backend.name, speeds, error)
 
 
-def _speed(stock: Any, other: Any, sample: export.Sample, seconds: float) -> float:
-    """Median of stock's time over the other's, taken in turn."""
-    end = time.monotonic() + seconds
+def _error(stock: Stock, other: Any, samples: Sequence[export.Sample]) -> float:
+    """The largest relative error of `other` over the samples."""
+    with torch.inference_mode():
+        return max(
+            export.difference(expected, other(**sample), sample.get("attention_mask"))
+            for expected, sample in zip(stock.outputs, samples, strict=True)
+        )
+
+
+def _speed(stock: Any, other: Any, sample: export.Sample, seconds: float, end: float) -> float:
+    """Median of stock's time over the other's, taken in turn, for `seconds`; one turn is the least."""
+    share = time.monotonic() + seconds
     ratios: list[float] = []
     with torch.inference_mode():
-        while len(ratios) < ROUNDS[0] or (len(ratios) < ROUNDS[1] and time.monotonic() < end):
+        while _another(len(ratios), time.monotonic(), share, end):
             turns = [stock, other] if len(ratios) % 2 else [other, stock]
             times = {id(turn): _time(turn, sample) for turn in turns}
             ratios.append(times[id(stock)] / times[id(other)])
     return statistics.median(ratios)
+
+
+def _another(turns: int, now: float, share: float, end: float) -> bool:
+    """Whether to take one more turn: one at least, some until the end, more within the share."""
+    least, most = ROUNDS
+    return not turns or (turns < least and now < end) or (turns < most and now < share)
 
 
 def _time(call: Any, sample: export.Sample) -> float:
@@ -177,7 +220,7 @@ def _candidates(model: nn.Module) -> tuple[list[Backend], tuple[Outcome, ...]]:
 
 def _key(model: nn.Module, candidates: Sequence[Backend], options: Options, budget: float) -> str:
     host = read_host()
-    packages = ("hfaccel", "torch", "transformers", "onnxruntime", "openvino", "nncf")
+    engines = ("onnxruntime", "openvino", "nncf", "intel_extension_for_pytorch")
     return export.key(
         export.fingerprint(model),
         choice=[backend.name for backend in candidates],
@@ -185,7 +228,7 @@ def _key(model: nn.Module, candidates: Sequence[Backend], options: Options, budg
         shapes=[{name: list(tensor.shape) for name, tensor in sample.items()} for sample in options.samples],
         precision=precision_of(options),
         options=[options.huge_pages, options.unpad, budget],
-        versions={package: version(package) for package in packages},
+        versions={package: version(package) for package in ("hfaccel", "torch", "transformers", *engines)},
         machine=[host.processor.model_name, list(host.limits.affinity), host.limits.cpu_quota],
         threads=torch.get_num_threads(),
     )

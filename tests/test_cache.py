@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -94,13 +95,17 @@ def test_damage_is_repaired(cache, name, damage, position):
         pass
 
 
-@pytest.mark.parametrize("odd", ["file", "empty folder", "more files"])
+@pytest.mark.parametrize("odd", ["file", "empty folder", "more files", "folders for files", "link"])
 def test_whatever_lies_in_its_place_is_replaced(cache, odd):
     with cache.entry("other", make):
         pass
     place = cache.folder / "entries" / "key"
     if odd == "file":
         place.write_text("not a folder")
+    elif odd == "folders for files":
+        (place / "manifest.json").mkdir(parents=True)
+    elif odd == "link":
+        place.symlink_to(place.with_name("nowhere"))
     else:
         place.mkdir()
         if odd == "more files":
@@ -117,13 +122,14 @@ WORKER = """
 import os, sys, time
 from pathlib import Path
 from hfaccel.cache import Cache
-folder, log = map(Path, sys.argv[1:])
+folder, log = map(Path, sys.argv[1:3])
+seconds = sys.argv[3]
 
 def make(target):
     with log.open("a") as file:
         file.write(f"{os.getpid()}\\n")
     (target / "model.bin").write_bytes(b"half")
-    time.sleep(0.3)
+    time.sleep(float(seconds))
     (target / "model.bin").write_bytes(b"whole")
 
 while not (folder / "go").exists():
@@ -133,10 +139,9 @@ with Cache(folder).entry("key", make) as entry:
 """
 
 
-def start(folder, log):
-    return subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(folder), str(log)], stdout=subprocess.PIPE, text=True
-    )
+def start(folder, log, seconds=0.3):
+    command = [sys.executable, "-c", WORKER, str(folder), str(log), str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def wait_for(condition):
@@ -165,6 +170,36 @@ def test_a_killed_process_leaves_no_lock_and_no_half_entry(tmp_path):
     first.stdout.close()
     assert second.communicate()[0] == "whole\n"
     assert log.read_text().split() == [str(first.pid), str(second.pid)]
+
+
+def test_what_killed_processes_left_goes_at_once_and_what_others_make_stays(tmp_path):
+    cache, log = Cache(tmp_path), tmp_path / "log"
+    with cache.entry("first", make):
+        pass
+    worker = start(tmp_path, log, seconds=600)
+    (tmp_path / "go").touch()
+    wait_for(lambda: log.exists() and log.read_text())
+    with cache.entry("second", make):
+        assert len(names(cache) - {"first", "second"}) == 1  # somebody is at it
+    worker.kill()
+    worker.communicate()
+    with cache.entry("third", make):
+        assert names(cache) == {"first", "second", "third"}
+
+
+def test_a_child_forked_during_an_export_does_not_keep_others_waiting(tmp_path):
+    cache = Cache(tmp_path, limit=0)
+    with cache.entry("key", make):
+        child = os.fork()
+        if not child:
+            time.sleep(600)
+            os._exit(0)
+    try:
+        with cache.entry("other", make):
+            assert names(cache) == {"other"}  # the child's copy of the lock would have kept "key"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 # Bounds
@@ -204,18 +239,28 @@ def test_entries_in_use_and_the_newest_stay(tmp_path):
     assert names(cache) == {"other"}
 
 
-def test_what_dead_processes_left_is_removed(cache):
-    with cache.entry("a", make):
-        pass
-    left = cache.folder / "entries" / ".unfinished"
-    left.mkdir()
-    with cache.entry("b", make):
-        pass
-    assert left.exists()  # somebody may be at it
-    os.utime(left, (0, 0))
-    with cache.entry("c", make):
-        pass
-    assert not left.exists() and names(cache) == {"a", "b", "c"}
+CROWD = """
+import sys
+from pathlib import Path
+from hfaccel.cache import Cache
+
+def make(target):
+    (target / "model.bin").write_bytes(b"whole")
+
+cache = Cache(Path(sys.argv[1]), limit=0)
+for number in range(100):
+    with cache.entry(f"key{number % 3}", make) as entry:
+        assert not entry.problem, entry.problem
+        assert (entry.path / "model.bin").read_bytes() == b"whole"
+"""
+
+
+def test_no_process_loses_what_it_uses_to_others_that_make_room(tmp_path):
+    crowd = [subprocess.Popen([sys.executable, "-c", CROWD, str(tmp_path)]) for _ in range(4)]
+    assert [process.wait() for process in crowd] == [0] * 4
+    cache = Cache(tmp_path, limit=0)
+    with cache.entry("last", make):
+        assert names(cache) == {"last"}
 
 
 # Disks that refuse
@@ -255,13 +300,23 @@ def foreign(folder):
         raise RuntimeError("bad stream") from None
 
 
+def test_a_disk_that_is_full_already_is_not_tried(tmp_path):
+    made = []
+    with (
+        mounted(tmp_path / "small", "size=512k") as folder,
+        Cache(folder).entry("key", lambda folder: made.append(make(folder))) as entry,
+    ):
+        assert "No space left" in entry.problem and content(entry) == CONTENT
+    assert len(made) == 1
+
+
 @pytest.mark.parametrize("write", [big, silent, foreign])
 def test_a_full_disk_costs_the_cache_and_nothing_else(tmp_path, write):
     with mounted(tmp_path / "small", "size=4m") as folder:
         cache = Cache(folder)
         with cache.entry("key", write) as entry:
             assert (entry.path / "model.bin").stat().st_size == 8 * 2**20
-            assert "No space left" in entry.problem or "no space left" in entry.problem
+            assert "No space left" in entry.problem
         assert not entry.path.exists()  # it was temporary
         assert names(cache) == set()
         with cache.entry("small", make) as entry:  # and smaller ones fit again
@@ -295,6 +350,19 @@ def test_a_file_where_the_folder_should_be(tmp_path):
     (tmp_path / "cache").write_text("")
     with Cache(tmp_path / "cache").entry("key", make) as entry:
         assert "not kept" in entry.problem and content(entry) == CONTENT
+
+
+def test_a_folder_where_the_lock_should_be(cache):
+    (cache.folder / "locks" / "key").mkdir(parents=True)
+    with cache.entry("key", make) as entry:
+        assert "Is a directory" in entry.problem and content(entry) == CONTENT
+
+
+def test_nowhere_to_write_is_an_error(cache, monkeypatch):
+    (cache.folder / "locks" / "key").mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(cache.folder / "nowhere"))
+    with pytest.raises(OSError, match="nowhere"), cache.entry("key", make):
+        pass
 
 
 # Settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hfaccel
-from hfaccel import backends, selection
+from hfaccel import backends, cache, selection
 from hfaccel.backends import Backend
 from hfaccel.errors import HfaccelError, UsageError
 from hfaccel.outcome import Outcome
@@ -70,7 +71,7 @@ def contest(monkeypatch, tmp_path, bert, batch):
         monkeypatch.setattr(selection, "_time", pretended)
         monkeypatch.setattr(selection, "BACKENDS", list(candidates))
         monkeypatch.setattr(backends, "BACKENDS", list(candidates))
-        model = hfaccel.optimize(bert, sample=samples, **arguments)
+        model = hfaccel.optimize(bert, sample=samples, **{"budget": 3600, **arguments})
         report = hfaccel.report(model)
         told = {outcome.subject: (outcome.applied, outcome.reason) for outcome in report.outcomes}
         hfaccel.restore(model)
@@ -160,9 +161,55 @@ def test_a_cache_that_cannot_be_written_costs_the_memory_alone(contest, tmp_path
     assert winner == "a" and "not kept in" in told["choice of backend"][1]
 
 
+def test_where_nothing_can_be_written_it_is_measured_once(contest, tmp_path, monkeypatch):
+    monkeypatch.setenv("HFACCEL_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    (tmp_path / "file").write_text("")
+    candidate = Pretender("a", (1.5, 1.5))
+    winner, told = contest(candidate)
+    assert winner == "a" and candidate.transformed == 2  # measured, and then used
+    assert "not kept: " in told["choice of backend"][1]
+
+
+def test_a_full_disk_costs_no_second_measurement(contest, monkeypatch):
+    candidate = Pretender("a", (1.5, 1.5))
+    monkeypatch.setattr(cache, "full", lambda folder: candidate.transformed > 0)
+    winner, told = contest(candidate)
+    assert winner == "a" and candidate.transformed == 2
+    assert "No space left" in told["choice of backend"][1]
+
+
+def test_a_model_too_slow_for_the_budget_is_not_measured_beyond_it(contest):
+    candidate = Pretender("a", (9.0, 9.0))
+    winner, told = contest(candidate, budget=5)  # the samples take 1 s each: 2 s, three times
+    assert winner == "" and candidate.transformed == 0
+    assert told["backend a"][1].startswith("not measured: it takes about 6 s")
+    assert told["backend a"][1].endswith("pass budget=11")
+
+
+@pytest.mark.parametrize(
+    ("turns", "now", "more"),
+    [(0, 99, True), (1, 99, False), (2, 6, True), (3, 6, False), (24, 4, True), (25, 4, False)],
+)
+def test_how_many_turns_are_taken(turns, now, more):
+    assert selection._another(turns, now, share=5, end=7) is more
+
+
+def test_outputs_with_tuples_are_compared(contest, bert):
+    bert.config.output_hidden_states = True
+    assert contest(Pretender("a", (1.5, 1.5)))[0] == "a"
+    told = contest(Pretender("b", (1.5, 1.5), error=0.01))[1]
+    assert "discarded: its results differ by" in told["backend b"][1]
+
+
 def test_strict_raises_where_nothing_wins(contest):
     with pytest.raises(HfaccelError, match="not worth it"):
         contest(Pretender("a", (1.0, 1.0)), strict=True)
+
+
+def test_a_sample_that_the_model_does_not_take_is_refused(bert):
+    with pytest.raises(UsageError, match="must be an input of the model, but the model raised IndexError"):
+        hfaccel.optimize(bert, sample={"input_ids": torch.full((1, 4), 1000)})
 
 
 @pytest.mark.parametrize("sample", ["text", 7, {"input_ids": [1, 2]}, ["text"], [{"input_ids": None}]])

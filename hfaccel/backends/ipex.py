@@ -37,7 +37,13 @@ class IpexSession(export.Session):
         self.mixed = job.precision == "bf16"
         other = copy.deepcopy(export.unpacked(model))
         other.__dict__.pop("forward", None)
-        other = ipex.optimize(other, dtype=torch.bfloat16 if self.mixed else torch.float32)
+        # Folding batch norms traces with torch.fx, which meanwhile breaks every module in other threads.
+        other = ipex.optimize(
+            other,
+            dtype=torch.bfloat16 if self.mixed else torch.float32,
+            conv_bn_folding=False,
+            linear_bn_folding=False,
+        )
         self.flat = export.Flat(other, tuple(job.interface.inputs), job.interface.outputs).eval()
         job.opened = Outcome("engine", True, f"{PACKAGE} {version(PACKAGE)}; {RETIRED}")
 

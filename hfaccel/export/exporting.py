@@ -43,12 +43,17 @@ class ExportingEngine(Engine):
 
     def _key(self, model: Any, job: Job) -> str:
         """bf16 runs from the fp32 export; int8 depends on what it was calibrated with."""
-        versions = {"torch": torch.__version__, "transformers": version("transformers"), **self.versions()}
+        versions = {name: version(name) for name in ("hfaccel", "torch", "transformers")} | self.versions()
         return key(
             job.weights,
             engine=self.name,
             versions=versions,
-            model=[type(model).__module__, type(model).__qualname__, model.config.to_json_string()],
+            model=[
+                type(model).__module__,
+                type(model).__qualname__,
+                model.config.to_json_string(),
+                repr(model),
+            ],
             interface=job.interface.to_key(),
             calibration=_digest(job.samples) if job.precision == "int8" else "",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from typing import Any
 
@@ -15,7 +16,8 @@ from hfaccel.host import read_host
 def fingerprint(model: nn.Module) -> str:
     """Hash of names, types, shapes and values of all parameters and buffers: about 1 GB/s."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in model.state_dict(keep_vars=True).items():
+    parts = (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    for name, tensor in itertools.chain(*parts):  # a state dict leaves buffers out that are not persistent
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(plain(tensor).flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

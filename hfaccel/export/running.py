@@ -7,6 +7,7 @@ are, and whatever the session cannot do runs as before, with the reason counted.
 from __future__ import annotations
 
 import copy
+import ctypes
 import inspect
 import os
 from collections import Counter
@@ -73,6 +74,7 @@ class Running:
 
     def _ready(self) -> Session:
         if self.session is None or self.process != os.getpid():  # after a pickle or a fork
+            keep_forever(self.session)
             self.prepare()
         assert self.session is not None
         return self.session
@@ -171,6 +173,11 @@ class Running:
         other.model = copy.deepcopy(self.model, memo)
         other.session, other.process = self.session, self.process  # it never changes
         return other
+
+
+def keep_forever(session: Session | None) -> None:
+    """Whose threads a forked process does not have, it must not end either: OpenVINO would abort."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
 
 
 def running(model: nn.Module) -> Running | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,9 +19,23 @@ def difference(expected: Any, got: Any, mask: torch.Tensor | None = None) -> flo
 
     `mask`, (batch, sequence length), is zero where a token is padding: its state may be anything.
     """
-    if type(expected) is not type(got) or list(expected) != list(got):
+    one, two = list(_tensors(expected)), list(_tensors(got))
+    if type(expected) is not type(got) or [name for name, _ in one] != [name for name, _ in two]:
         return float("inf")
-    return max((_relative(expected[name], got[name], mask) for name in expected), default=0.0)
+    pairs = zip(one, two, strict=True)
+    return max((_relative(wanted, given, mask) for (_, wanted), (_, given) in pairs), default=0.0)
+
+
+def _tensors(output: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of an output and their places; caches of keys and values show in what follows them."""
+    if isinstance(output, torch.Tensor):
+        yield name, output
+    elif isinstance(output, Mapping):
+        for key, value in output.items():
+            yield from _tensors(value, f"{name}.{key}")
+    elif isinstance(output, tuple | list):
+        for number, value in enumerate(output):
+            yield from _tensors(value, f"{name}.{number}")
 
 
 def _relative(expected: torch.Tensor, got: torch.Tensor, mask: torch.Tensor | None) -> float:

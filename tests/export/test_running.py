@@ -312,6 +312,13 @@ def test_after_a_fork_a_session_of_its_own_is_opened(model, batch, monkeypatch):
     assert TwinEngine.opened == opened + 1
 
 
+def test_what_no_state_dict_holds_is_in_the_fingerprint(bert):
+    before = export.fingerprint(bert)
+    assert "embeddings.token_type_ids" not in bert.state_dict()
+    bert.embeddings.token_type_ids[0, 3] = 1
+    assert export.fingerprint(bert) != before
+
+
 def test_threads(model, batch):
     expected, failed = states(make_bert(), batch), []
 
