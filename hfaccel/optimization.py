@@ -113,6 +113,8 @@ def optimize(
     UsageError for a value that breaks a rule.
     """
     check_precision(dtype, quantization)
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0:
+        raise UsageError(f"`budget > 0` seconds must hold, but got {budget!r}")
     if unpad not in (True, False, "auto"):
         raise UsageError(f"unpad must be True, False or 'auto', but got {unpad!r}")
     wanted_pages = None if huge_pages == "auto" else parse_huge_pages(huge_pages)

@@ -219,7 +219,17 @@ def test_half_precision_checkpoints_stay_in_it(bert, batch):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"backend": "fpga"}, {"huge_pages": "gigantic"}, {"num_threads": 0}, {"num_threads": "many"}]
+    "settings",
+    [
+        {"backend": "fpga"},
+        {"huge_pages": "gigantic"},
+        {"num_threads": 0},
+        {"num_threads": "many"},
+        {"num_threads": True},
+        {"num_threads": 1_000_000},  # OpenMP would crash the process
+        {"budget": "long"},
+        {"budget": -1},
+    ],
 )
 def test_settings_that_break_a_rule_are_refused(bert, settings):
     with pytest.raises(UsageError, match="but got"):
