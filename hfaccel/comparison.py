@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections import UserDict
@@ -40,7 +41,7 @@ class Comparison:
             ["cosine, mean", f"{self.mean_cosine:.6f}"],
             ["cosine, least", f"{self.least_cosine:.6f}"],
             ["largest difference", f"{self.largest_difference:.1e}"],
-            [f"same {NEIGHBOURS} nearest neighbours", f"{self.neighbours:.1%}"],
+            [f"same {NEIGHBOURS} nearest neighbours", _share(self.neighbours)],
             ["seconds, original", f"{self.seconds[0]:.2f}"],
             ["seconds, optimized", f"{self.seconds[1]:.2f}"],
             ["times faster", f"{self.times_faster:.2f}"],
@@ -106,6 +107,10 @@ def _compared(vectors: Sequence[torch.Tensor], times: tuple[list[float], list[fl
         seconds=(statistics.median(times[0]), statistics.median(times[1])),
         times_faster=statistics.median(one / two for one, two in zip(*times, strict=True)),
     )
+
+
+def _share(value: float) -> str:
+    return f"too few inputs: more than {NEIGHBOURS + 1} tell" if math.isnan(value) else f"{value:.1%}"
 
 
 def represent(model: nn.Module, batch: Batch) -> torch.Tensor:

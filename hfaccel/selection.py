@@ -26,6 +26,7 @@ from hfaccel import export
 from hfaccel.backends import BACKENDS, Backend, Options
 from hfaccel.backends.base import precision_of, version
 from hfaccel.cache import Cache
+from hfaccel.errors import UsageError
 from hfaccel.host import read_host
 from hfaccel.outcome import Outcome
 
@@ -64,6 +65,7 @@ def select(model: nn.Module, options: Options, budget: float = BUDGET) -> Verdic
     candidates, rejected = _candidates(model)
 
     def make(folder: Path) -> None:
+        _check_samples(model, options.samples)
         results = measure(model, candidates, options, budget)
         document = {"date": datetime.date.today().isoformat(), "measured": [asdict(one) for one in results]}
         (folder / "choice.json").write_text(json.dumps(document))
@@ -78,6 +80,20 @@ def select(model: nn.Module, options: Options, budget: float = BUDGET) -> Verdic
     winner = decide(measured)
     told = (explain(one, winner) for one in measured)
     return Verdict(winner, (Outcome("choice of backend", bool(winner), source), *told, *rejected))
+
+
+def _check_samples(model: nn.Module, samples: Iterable[export.Sample]) -> None:
+    """Raise UsageError for a sample that the model itself cannot compute: it would discard every backend."""
+    for sample in samples:
+        try:
+            with torch.inference_mode():
+                model(**sample)
+        except Exception as error:
+            names = ", ".join(sample) or "none"
+            raise UsageError(
+                f"a sample must be inputs that the model takes, but with {names} it raised "
+                f"{type(error).__name__}: {error}; pass what tokenizer(text, return_tensors='pt') returns"
+            ) from error
 
 
 def decide(measured: Iterable[Measured]) -> str:

@@ -19,7 +19,7 @@ def test_equal_models_are_equal(bert, batch):
     result = hfaccel.compare(bert, copy.deepcopy(bert), [batch, batch], repeats=1)
     assert result.inputs == 6 and result.largest_difference == 0
     assert result.least_cosine == pytest.approx(1) and math.isnan(result.neighbours)
-    assert "times faster" in str(result) and json.dumps(result.to_dict())
+    assert "too few inputs" in str(result) and "times faster" in str(result) and json.dumps(result.to_dict())
 
 
 def test_padding_does_not_count(bert, batch):
