@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections import UserDict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from hfaccel.errors import UsageError
+from hfaccel.errors import HfaccelError, UsageError, check_count
+from hfaccel.memory.pack import module_of
 from hfaccel.tables import render
 
 NEIGHBOURS = 10
@@ -38,7 +41,7 @@ class Comparison:
             ["cosine, mean", f"{self.mean_cosine:.6f}"],
             ["cosine, least", f"{self.least_cosine:.6f}"],
             ["largest difference", f"{self.largest_difference:.1e}"],
-            [f"same {NEIGHBOURS} nearest neighbours", f"{self.neighbours:.1%}"],
+            [f"same {NEIGHBOURS} nearest neighbours", _share(self.neighbours)],
             ["seconds, original", f"{self.seconds[0]:.2f}"],
             ["seconds, optimized", f"{self.seconds[1]:.2f}"],
             ["times faster", f"{self.times_faster:.2f}"],
@@ -47,8 +50,8 @@ class Comparison:
 
 
 def compare(
-    original: nn.Module,
-    optimized: nn.Module,
+    original: Any,
+    optimized: Any,
     inputs: Sequence[str] | Sequence[Batch],
     *,
     tokenizer: Any = None,
@@ -56,20 +59,44 @@ def compare(
     repeats: int = 3,
     **tokenize_kwargs: Any,
 ) -> Comparison:
-    """Run both models on `inputs`: texts, which need `tokenizer`, or batches of tensors as the models take
-    them. The models take turns, `repeats` times.
+    """Run both models (or those of two pipelines) on `inputs`: texts, which need a `tokenizer` (default: the
+    pipeline's), or batches of tensors as the models take them. The models take turns, `repeats` times.
 
     Texts are padded in batches of `batch_size`, in their order; `tokenize_kwargs` go to the tokenizer
-    (default: truncation=True). Raises UsageError for no inputs, or texts without a tokenizer.
+    (default: truncation=True). Raises UsageError for no inputs, for what is neither text nor batch, and for
+    texts without a tokenizer; ModelError for what is no model; HfaccelError for models whose outputs do not
+    match each other.
     """
-    batches = _batches(inputs, tokenizer, batch_size, tokenize_kwargs)
-    vectors: list[torch.Tensor] = []
+    models = module_of(original), module_of(optimized)
+    tokenizer = getattr(original, "tokenizer", None) if tokenizer is None else tokenizer
+    check_count("repeats", repeats)
+    batches = _batches(inputs, tokenizer, check_count("batch_size", batch_size), tokenize_kwargs)
+    vectors = [_joined([represent(model, batch) for batch in batches]).double() for model in models]
+    if vectors[0].shape != vectors[1].shape:
+        shapes = " and ".join(str(tuple(rows.shape)) for rows in vectors)
+        raise HfaccelError(
+            f"both models must give outputs of one shape, but got {shapes}; compare like with like"
+        )
+    return _compared(vectors, _times(models, batches, repeats))
+
+
+def _times(
+    models: Sequence[nn.Module], batches: Sequence[Batch], repeats: int
+) -> tuple[list[float], list[float]]:
     times: tuple[list[float], list[float]] = ([], [])
-    for model in (original, optimized):
-        vectors.append(torch.cat([represent(model, batch) for batch in batches]).double())
     for _ in range(repeats):
-        for model, taken in zip((original, optimized), times, strict=True):
+        for model, taken in zip(models, times, strict=True):
             taken.append(_seconds(model, batches))
+    return times
+
+
+def _joined(rows: list[torch.Tensor]) -> torch.Tensor:
+    """One vector for each input. Outputs may be as long as their batch: the rest counts as 0."""
+    longest = max(part.shape[1] for part in rows)
+    return torch.cat([nn.functional.pad(part, (0, longest - part.shape[1])) for part in rows])
+
+
+def _compared(vectors: Sequence[torch.Tensor], times: tuple[list[float], list[float]]) -> Comparison:
     cosines = nn.functional.cosine_similarity(vectors[0], vectors[1])
     return Comparison(
         inputs=len(vectors[0]),
@@ -82,17 +109,21 @@ def compare(
     )
 
 
+def _share(value: float) -> str:
+    return f"too few inputs: more than {NEIGHBOURS + 1} tell" if math.isnan(value) else f"{value:.1%}"
+
+
 def represent(model: nn.Module, batch: Batch) -> torch.Tensor:
     """(batch, numbers) of float32: the mean over real tokens of a (batch, tokens, numbers) output, or any
-    other output flattened."""
+    other output flattened, without what it says of padding."""
     with torch.inference_mode():
         output = model(**batch)
     first: torch.Tensor = output[0].float()
-    if first.dim() != 3:
-        return first.flatten(1)
     mask = batch.get("attention_mask")
     if mask is None or mask.shape != first.shape[:2]:
-        return first.mean(1)
+        return first.mean(1) if first.dim() == 3 else first.flatten(1)
+    if first.dim() != 3:
+        return torch.where(mask > 0, first, 0.0) if first.dim() == 2 else first.flatten(1)
     weights = mask[..., None].float()
     return torch.where(weights > 0, first, 0.0).sum(1) / weights.sum(1)
 
@@ -114,13 +145,22 @@ def agreement(one: torch.Tensor, two: torch.Tensor) -> float:
 def _batches(
     inputs: Sequence[str] | Sequence[Batch], tokenizer: Any, batch_size: int, settings: dict[str, Any]
 ) -> list[Batch]:
-    if not inputs:
+    given = list(inputs) if isinstance(inputs, Iterable) and not isinstance(inputs, str | Mapping) else None
+    if given is None:
+        raise UsageError(f"compare() needs a list of texts or batches, but got one {type(inputs).__name__}")
+    if not given:
         raise UsageError("compare() needs at least one input, but got none")
-    texts = [each for each in inputs if isinstance(each, str)]
+    texts = [each for each in given if isinstance(each, str)]
+    batches = [each for each in given if isinstance(each, Mapping | UserDict)]
+    if len(given) not in (len(texts), len(batches)):
+        kinds = ", ".join(sorted({type(each).__name__ for each in given}))
+        raise UsageError(f"compare() needs either texts or batches of tensors, but got {kinds}")
     if not texts:
-        return [each for each in inputs if not isinstance(each, str)]
-    if tokenizer is None:
-        raise UsageError("compare() needs `tokenizer` for texts, but got None; or pass batches of tensors")
+        return batches
+    if not callable(tokenizer):
+        raise UsageError(
+            f"compare() needs `tokenizer` for texts, but got {tokenizer!r}; or pass batches of tensors"
+        )
     settings = {"truncation": True, **settings, "padding": True, "return_tensors": "pt"}
     starts = range(0, len(texts), batch_size)
     return [tokenizer(texts[start : start + batch_size], **settings) for start in starts]

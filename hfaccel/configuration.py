@@ -38,9 +38,9 @@ def configure(**overrides: Any) -> Configuration:
     """Set the running process up: threads, affinity, memory policy, and glibc's malloc where that serves it.
 
     Without arguments, a second call changes nothing and returns the first's answer. `overrides` are
-    added to those of earlier calls: knobs by name (docs/knobs.md), for example `threads=4` or
-    `allocator="default"`; they win over the environment and the rules. Call it before threads are
-    started: memory that they already hold keeps its old arenas.
+    added to those of earlier calls, and only what they change is applied: knobs by name (docs/knobs.md),
+    for example `threads=4` or `allocator="default"`; they win over the environment and the rules. Call it
+    before threads are started: memory that they already hold keeps its old arenas.
 
     Ranks that torchrun or mpirun started on one machine (LOCAL_RANK, LOCAL_WORLD_SIZE) share its cores
     between them. Child processes get the affinity mask that this process had before, unless you ask for
@@ -57,8 +57,26 @@ def configure(**overrides: Any) -> Configuration:
         plan = make_plan(facts, Goal("process", wanted, dict(os.environ), slot=slot))
         if _current is None:
             _install_hooks(plan, facts, slot)
-        _current = Configuration(facts, wanted, plan, tuple(apply_plan(plan)), slot)
+        outcomes = apply_plan(plan, _done(_current, plan, overrides) if _current else {})
+        _current = Configuration(facts, wanted, plan, tuple(outcomes), slot)
     return _current
+
+
+_TOGETHER = {"allocator": "retained_memory"}  # knob -> the one that is applied with it
+
+
+def _done(before: Configuration, plan: Plan, overrides: dict[str, Any]) -> dict[str, Outcome]:
+    """What was applied already and is neither planned otherwise now nor asked for in this call: the program
+    may have changed it since."""
+    return {
+        outcome.subject: outcome
+        for outcome in before.outcomes
+        if outcome.applied
+        and all(
+            knob not in overrides and plan[knob].value == before.plan[knob].value
+            for knob in (outcome.subject, _TOGETHER.get(outcome.subject, outcome.subject))
+        )
+    }
 
 
 def _install_hooks(plan: Plan, facts: HostFacts, slot: Slot | None) -> None:

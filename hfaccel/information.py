@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfaccel.errors import UsageError
+from hfaccel.errors import UsageError, check_path
 from hfaccel.host import HostFacts, format_number_list, is_capture, read_host
 from hfaccel.plan import Goal, Plan, cpu_budget, make_plan
 from hfaccel.tables import render
@@ -39,6 +39,7 @@ def info(root: str | Path = "/") -> Information:
 
     Changes nothing. Raises UsageError for a root that cannot be read.
     """
+    check_path("a root", root)
     if not os.access(root, os.R_OK):
         raise UsageError(f"a root must be a folder or a captured file, but {str(root)!r} cannot be read")
     if Path(root).is_file() and not is_capture(root):

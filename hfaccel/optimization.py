@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -112,6 +113,8 @@ def optimize(
     UsageError for a value that breaks a rule.
     """
     check_precision(dtype, quantization)
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0:
+        raise UsageError(f"`budget > 0` seconds must hold, but got {budget!r}")
     if unpad not in (True, False, "auto"):
         raise UsageError(f"unpad must be True, False or 'auto', but got {unpad!r}")
     wanted_pages = None if huge_pages == "auto" else parse_huge_pages(huge_pages)
@@ -297,11 +300,19 @@ def _problem(model: nn.Module) -> str:
         return (
             f"the model must be on the CPU, but part of it is on {', '.join(elsewhere)}; call model.to('cpu')"
         )
-    if model.training:
+    if _trains(model):
         return "the model must be in evaluation mode, but model.training is True; call model.eval()"
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         return "accelerate moves its weights during a call; load it without device_map"
     return ""
+
+
+def _trains(model: nn.Module) -> bool:
+    """Whether the model is in training mode. Where there are transformers' models in it they tell: those
+    around them (SentenceTransformer) may switch to evaluation only when they are called."""
+    base = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", ())
+    inside = [module for module in model.modules() if isinstance(module, base)]
+    return any(module.training for module in inside or [model])
 
 
 def _samples(sample: Any) -> tuple[Mapping[str, torch.Tensor], ...]:

@@ -198,6 +198,16 @@ def test_a_refused_model_is_looked_at_again(bert):
     assert hfaccel.report(hfaccel.optimize(bert.eval())).backend == "torch"
 
 
+def test_a_model_around_others_trains_when_they_do(bert, batch):
+    """SentenceTransformer switches to evaluation only in `encode`: made, it says that it trains."""
+    around = nn.Sequential(bert, nn.Identity())
+    assert around.training and not bert.training
+    fast = hfaccel.optimize(around)
+    assert hfaccel.report(fast).backend == "torch"
+    torch.testing.assert_close(states(fast[0], batch), states(bert, batch), rtol=0, atol=1e-5)
+    assert hfaccel.report(hfaccel.optimize(around.train())).backend == ""
+
+
 def test_half_precision_checkpoints_stay_in_it(bert, batch):
     exact = states(bert, batch)
     model = bert.to(torch.bfloat16)
@@ -209,7 +219,17 @@ def test_half_precision_checkpoints_stay_in_it(bert, batch):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"backend": "fpga"}, {"huge_pages": "gigantic"}, {"num_threads": 0}, {"num_threads": "many"}]
+    "settings",
+    [
+        {"backend": "fpga"},
+        {"huge_pages": "gigantic"},
+        {"num_threads": 0},
+        {"num_threads": "many"},
+        {"num_threads": True},
+        {"num_threads": 1_000_000},  # OpenMP would crash the process
+        {"budget": "long"},
+        {"budget": -1},
+    ],
 )
 def test_settings_that_break_a_rule_are_refused(bert, settings):
     with pytest.raises(UsageError, match="but got"):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hfaccel
-from hfaccel import backends, cache, selection
+from hfaccel import backends, cache, optimization, selection
 from hfaccel.backends import Backend
 from hfaccel.errors import HfaccelError, UsageError
 from hfaccel.outcome import Outcome
@@ -69,8 +69,8 @@ def contest(monkeypatch, tmp_path, bert, batch):
             return 1.0 / mine[0 if len(sample["input_ids"]) > 1 else 1]
 
         monkeypatch.setattr(selection, "_time", pretended)
-        monkeypatch.setattr(selection, "BACKENDS", list(candidates))
-        monkeypatch.setattr(backends, "BACKENDS", list(candidates))
+        for module in (selection, backends, optimization):
+            monkeypatch.setattr(module, "BACKENDS", list(candidates))
         model = hfaccel.optimize(bert, sample=samples, **{"budget": 3600, **arguments})
         report = hfaccel.report(model)
         told = {outcome.subject: (outcome.applied, outcome.reason) for outcome in report.outcomes}
@@ -216,6 +216,15 @@ def test_a_sample_that_the_model_does_not_take_is_refused(bert):
 def test_a_bad_sample_is_refused(bert, sample):
     with pytest.raises(UsageError, match="a sample must be a mapping of names to tensors"):
         hfaccel.optimize(bert, sample=sample)
+
+
+def test_a_sample_that_the_model_cannot_compute_is_refused(bert, monkeypatch, tmp_path):
+    """Before: every backend was discarded, and that was remembered."""
+    monkeypatch.setenv("HFACCEL_CACHE", str(tmp_path))
+    for sample in ({"nonsense": torch.zeros(1, 3)}, {}):
+        with pytest.raises(UsageError, match="must be an input of the model, but the model raised"):
+            hfaccel.optimize(bert, sample=sample, budget=0.1)
+    assert not [path for path in tmp_path.rglob("*.json")]
 
 
 speeds = st.lists(st.floats(0.1, 10), min_size=1, max_size=4).map(tuple)

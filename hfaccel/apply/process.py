@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from hfaccel import native
@@ -16,8 +17,9 @@ M_ARENA_MAX, M_MMAP_THRESHOLD, M_TOP_PAD, M_TRIM_THRESHOLD = -8, -3, -2, -1
 SLACK = 64 << 20  # bytes by which the heap outgrows what it may retain before it is cut back
 
 
-def apply_plan(plan: Plan) -> list[Outcome]:
-    """Set this process up as planned. A refusal is a line in the answer, not an exception."""
+def apply_plan(plan: Plan, done: Mapping[str, Outcome] = MappingProxyType({})) -> list[Outcome]:
+    """Set this process up as planned, except for the knobs that are `done`. A refusal is a line in the
+    answer, not an exception."""
     # In this order: malloc before torch is imported, because threads keep the arena that they begin with;
     # affinity after that, because the import of torch may bind this thread somewhere else.
     actions: dict[str, Callable[[Any], Outcome]] = {
@@ -27,10 +29,14 @@ def apply_plan(plan: Plan) -> list[Outcome]:
         "interop_threads": _apply_interop_threads,
         "affinity": _apply_affinity,
     }
-    return [
-        Outcome(knob, False, plan[knob].reason) if plan[knob].value is None else action(plan[knob].value)
-        for knob, action in actions.items()
-    ]
+
+    def outcome(knob: str) -> Outcome:
+        if knob in done:
+            return done[knob]
+        value = plan[knob].value
+        return Outcome(knob, False, plan[knob].reason) if value is None else actions[knob](value)
+
+    return [outcome(knob) for knob in actions]
 
 
 def _apply_affinity(cpus: tuple[int, ...]) -> Outcome:

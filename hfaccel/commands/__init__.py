@@ -23,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         return guarded(lambda: _usage(0 if given else 2))
+    if given[0] == "--version":
+        return guarded(print_version)
     return guarded(lambda: _run_verb(given[0], given[1:]))
 
 
@@ -31,6 +33,13 @@ def _usage(code: int) -> int:
     print("\n".join(f"  {verb:8} {meaning}" for verb, meaning in VERBS.items()))
     print("\nhfaccel VERB --help tells more about one of them.")
     return code
+
+
+def print_version() -> int:
+    from importlib.metadata import version
+
+    print(f"hfaccel {version('hfaccel')}")
+    return 0
 
 
 def _run_verb(verb: str, arguments: list[str]) -> int:

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from hfaccel.commands import guarded
+from hfaccel.commands import guarded, print_version
 from hfaccel.commands.run_options import parse
 from hfaccel.launcher import Launch, become, prepare
 
@@ -17,6 +17,8 @@ def main() -> int:
 
 def run(arguments: list[str]) -> int:
     options, settings, program = parse(arguments)
+    if options.version:
+        return print_version()
     launches = prepare(program, settings, os.environ)
     if options.dry_run or options.verbose or options.json:
         text = _as_json(launches) if options.json else _as_text(launches)

@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Start an unchanged program in the best environment for this machine.",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="store_true", help="print the version and start nothing")
     parser.add_argument("--no-python", action="store_true", help="the program is an executable")
     parser.add_argument("--optimize", action="store_true", help="optimize the models that it loads")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and start nothing")

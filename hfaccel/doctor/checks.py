@@ -21,6 +21,27 @@ class NativePart(Check):
         return self.ok("the arena extension is loaded")
 
 
+class Kernels(Check):
+    """Without the kernels, optimize() sets the process up and leaves the model to torch."""
+
+    name = "kernels"
+
+    def find(self, facts: HostFacts) -> Finding:
+        from hfaccel.engine.kernels import Kind, kernels_problem  # imports torch
+
+        problems = {kind.label: kernels_problem(kind) for kind in Kind}
+        problem = problems[Kind.FLOAT32.label]
+        if problem:
+            advice = "reinstall hfaccel where a C compiler is found"
+            if native.kernels is not None:
+                advice = (
+                    "hfaccel.optimize(model, backend='openvino') or 'onnxruntime' has kernels for other CPUs"
+                )
+            return self.warning(problem, advice)
+        usable = ", ".join(label for label in problems if not problems[label])
+        return self.ok("; ".join([f"layers compute in {usable}", *filter(None, problems.values())]))
+
+
 class Threads(Check):
     """torch counts cores of the machine; a container may have fewer, and siblings are no cores."""
 
@@ -112,4 +133,4 @@ class Alignment(Check):
         return addresses
 
 
-CHECKS: list[Check] = [NativePart(), Threads(), OpenMP(), Allocator(), HugePages(), Alignment()]
+CHECKS: list[Check] = [NativePart(), Kernels(), Threads(), OpenMP(), Allocator(), HugePages(), Alignment()]

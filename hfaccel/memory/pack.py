@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
 from hfaccel import native
+from hfaccel.errors import ModelError
 from hfaccel.memory.arena import COLOUR, HUGE_PAGE, Arena, Pages, check_node, padded
 from hfaccel.memory.coverage import coverage
 
@@ -35,7 +37,7 @@ class Packed:
 
 
 def pack_(
-    model: nn.Module, *, pages: Pages = "thp", numa_node: int | None = None, locked: bool = False
+    model_or_pipeline: Any, *, pages: Pages = "thp", numa_node: int | None = None, locked: bool = False
 ) -> Packed:
     """Move a model's parameters and buffers next to each other onto huge pages, in place.
 
@@ -43,8 +45,10 @@ def pack_(
     shape, strides and values; ties and views stay what they are. Large tensors, and weights that are mapped
     from a file, get huge pages where they are if they can: that copies nothing. Packed and sparse ones are
     left alone.
-    Arguments as of `Arena`. Raises UsageError for a node that does not exist.
+    Arguments as of `Arena`. Raises UsageError for a node that does not exist, ModelError for an object that
+    is neither a torch.nn.Module nor a pipeline holding one.
     """
+    model = module_of(model_or_pipeline)
     check_node(numa_node)
     tensors = [*model.parameters(), *model.buffers()]
     movable = [tensor for tensor in tensors if is_plain(tensor)]
@@ -62,6 +66,17 @@ def pack_(
         in_place=sum(storage.bytes.numel() for storage in stay),
         left=len(tensors) - len(movable),
         problem=arena.problem,
+    )
+
+
+def module_of(model_or_pipeline: Any) -> nn.Module:
+    """The module itself, or that of a pipeline. Raises ModelError for anything else."""
+    for candidate in (model_or_pipeline, getattr(model_or_pipeline, "model", None)):
+        if isinstance(candidate, nn.Module):
+            return candidate
+    raise ModelError(
+        "a torch.nn.Module or a transformers pipeline is expected, but got "
+        f"{type(model_or_pipeline).__name__}; pass what from_pretrained or hfaccel.optimize returned"
     )
 
 

@@ -23,10 +23,10 @@ import torch
 from torch import nn
 
 from hfaccel import native
-from hfaccel.errors import ModelError
 from hfaccel.memory.layout import Layout, Place, digest, held, lay_out, view
 from hfaccel.memory.mapping import map_bytes
 from hfaccel.memory.meeting import meet, meeting_folder
+from hfaccel.memory.pack import module_of
 from hfaccel.outcome import Outcome
 
 T = TypeVar("T")
@@ -66,14 +66,7 @@ def share(model_or_pipeline: T) -> T:
     system refuses is a line of hfaccel.report, and the model stays as it was. Raises ModelError for an
     object that is neither a torch.nn.Module nor a pipeline holding one.
     """
-    model = model_or_pipeline
-    if not isinstance(model, nn.Module):
-        model = getattr(model_or_pipeline, "model", None)  # type: ignore[assignment]
-    if not isinstance(model, nn.Module):
-        raise ModelError(
-            "a torch.nn.Module or a transformers pipeline is expected, but got "
-            f"{type(model_or_pipeline).__name__}; pass what hfaccel.optimize returned"
-        )
+    model = module_of(model_or_pipeline)
     try:
         _shared[model] = _share(model)
     except OSError as error:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextvars
 import ctypes
+import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -17,10 +18,12 @@ class Background:
 
     def __init__(self) -> None:
         self._executor: ThreadPoolExecutor | None = None
+        self._process = 0  # that has the thread: a forked child has none of its parent's
 
     def start(self, job: Callable[[], None]) -> Future[None]:
         """Begin `job` in the caller's context: context variables, gradients and inference mode."""
-        if self._executor is None:
+        if self._executor is None or self._process != os.getpid():
+            self._process = os.getpid()
             self._executor = ThreadPoolExecutor(1, "hfaccel-pipeline", initializer=_compute_serially)
         modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
         context = contextvars.copy_context()

@@ -9,14 +9,17 @@ from transformers.pipelines.pt_utils import PipelineIterator
 
 
 class Results(PipelineIterator):  # type: ignore[misc]
-    """`iter()` begins anew, as with transformers; `len()` is the number of inputs, where it is known."""
+    """`iter()` begins anew, as with transformers, unless the inputs are an iterator themselves: what was read
+    ahead of the results is then not there to be read again. `len()` is the number of inputs, where known."""
 
     def __init__(self, inputs: Any, begin: Callable[[], Iterator[Any]]) -> None:
         super().__init__(inputs, None, None)
         self._begin = begin
+        self._goes_on = isinstance(inputs, Iterator)
 
     def __iter__(self) -> Results:
-        self.iterator = self._begin()
+        if not self._goes_on or "iterator" not in self.__dict__:
+            self.iterator = self._begin()
         return self
 
     def __next__(self) -> Any:

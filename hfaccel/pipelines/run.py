@@ -59,6 +59,15 @@ class Prepared:
 
 
 @dataclass
+class Begun:
+    """An input whose model inputs are being made; `count` of them are."""
+
+    index: int
+    rest: Iterator[tuple[Any, bool]]
+    count: int = 0
+
+
+@dataclass
 class Parts:
     """Outputs of one input, by part; `total` is None until its last part is known."""
 
@@ -81,7 +90,7 @@ class Run(Iterator[Any]):
         self._streams = streams
         self._background = Background()
         self._read: deque[tuple[int, Any]] = deque()  # inputs not begun yet
-        self._begun: Iterator[Prepared] | None = None  # model inputs of the one begun
+        self._begun: Begun | None = None
         self._waiting: list[Prepared] = []
         self._computed: list[tuple[Prepared, Any]] = []  # outputs, or Failed, without results yet
         self._parts: dict[int, Parts] = {}
@@ -113,11 +122,14 @@ class Run(Iterator[Any]):
         count = ahead(self._limits.rows, batch[0].shape.length is not None, len(self._waiting))
         self._read_ahead(0 if self._streams and self._limits.rows == 1 else count)
         job = self._start(count)
+        outputs = None
         try:
             outputs = self._compute(batch)
         finally:
             if job is not None:
                 wait([job])
+            if outputs is None:  # interrupted: it is computed if the program goes on
+                self._waiting = [*(p for p in batch if not self._settled(p.index)), *self._waiting]
         if job is not None:
             job.result()
         self._computed = list(zip(batch, outputs, strict=True))
@@ -143,32 +155,40 @@ class Run(Iterator[Any]):
             if not self._read:
                 return False
             self._seen += 1
-            self._begun = self._parts_of(*self._read.popleft())
-        prepared = next(self._begun, None)
-        if prepared is not None:
-            self._made += 1
-            self._waiting.append(prepared)
-        if prepared is None or prepared.is_last:
+            self._begun = self._begin(*self._read.popleft())
+        if self._begun is not None and not self._make(self._begun):
             self._begun = None
         return True
 
-    def _parts_of(self, index: int, read: Any) -> Iterator[Prepared]:
-        parts = self._parts.setdefault(index, Parts())
+    def _begin(self, index: int, read: Any) -> Begun | None:
+        if isinstance(read, Failed):
+            self._fail(index, read.error)
+            return None
+        self._parts[index] = Parts()
+        return Begun(index, self._steps.prepare(read))
+
+    def _make(self, begun: Begun) -> bool:
+        """Make the next model input of an input. False where it has no other."""
+        index = begun.index
         try:
-            if isinstance(read, Failed):
-                raise read.error
-            count = 0
-            for inputs, is_last in self._steps.prepare(read):
-                if self._settled(index):
-                    return
-                count += 1
-                if is_last:
-                    parts.total = count
-                yield Prepared(index, count - 1, is_last, inputs, self._steps.shape(inputs))
-            parts.total = count
-            self._complete(index)
+            made = next(begun.rest, None)
+            if self._settled(index):
+                return False
+            if made is None:
+                self._parts[index].total = begun.count
+                self._complete(index)
+                return False
+            inputs, is_last = made
+            prepared = Prepared(index, begun.count, is_last, inputs, self._steps.shape(inputs))
         except Exception as error:  # noqa: BLE001 - raised when it is this input's turn
             self._fail(index, error)
+            return False
+        begun.count += 1
+        self._made += 1
+        if is_last:
+            self._parts[index].total = begun.count
+        self._waiting.append(prepared)
+        return not is_last
 
     def _finish(self) -> None:
         computed, self._computed = self._computed, []

@@ -17,6 +17,8 @@ Variables = dict[str, str]
 
 # Threads
 
+MOST_THREADS = 4096  # OpenMP ends the process, or crashes, when it cannot start as many as it is told to
+
 
 def threads(facts: HostFacts, goal: Goal) -> Decision:
     if goal.slot is not None:
@@ -33,11 +35,15 @@ def under_quota(facts: HostFacts, goal: Goal) -> bool:
 
 def parse_threads(value: Any, facts: HostFacts) -> int:
     try:
-        number = int(value)
+        number = 0 if isinstance(value, bool) else int(value)
     except (TypeError, ValueError, OverflowError):
         number = 0
     if number < 1 or (not isinstance(value, str) and number != value):
         raise UsageError(f"`threads >= 1` must hold, but got {value!r}; leave it out to use every core")
+    if number > MOST_THREADS:
+        raise UsageError(
+            f"`threads <= {MOST_THREADS}` must hold, but got {value!r}; leave it out to use every core"
+        )
     return number
 
 

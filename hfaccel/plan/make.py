@@ -56,7 +56,7 @@ def _choose(knob: Knob, facts: HostFacts, goal: Goal) -> Choice:
     for variable in knob.variables:
         value = goal.environment.get(variable)
         if value:
-            return Choice(knob.name, None, f"{variable}={value} is set and kept", "environment")
+            return Choice(knob.name, None, _kept(knob, variable, value, facts, goal), "environment")
     if goal.profile.get(knob.name, "auto") not in ("auto", None):
         return Choice(knob.name, knob.parse(goal.profile[knob.name], facts), "tuned", "profile")
     if goal.scope not in knob.scopes:
@@ -64,3 +64,13 @@ def _choose(knob: Knob, facts: HostFacts, goal: Goal) -> Choice:
         return Choice(knob.name, None, f"{where} sets it: it takes effect only there", "rule")
     value, reason = knob.rule(facts, goal)
     return Choice(knob.name, value, reason, "rule")
+
+
+def _kept(knob: Knob, variable: str, value: str, facts: HostFacts, goal: Goal) -> str:
+    """Why a variable wins; and how to get what the rule would choose where nobody meant it."""
+    reason = f"{variable}={value} is set and kept"
+    if variable == "OMP_NUM_THREADS" and value == "1" and "TORCHELASTIC_RUN_ID" in goal.environment:
+        better, _ = knob.rule(facts, goal)
+        if better > 1:
+            reason += f"; torchrun sets that where nothing is set: start it with OMP_NUM_THREADS={better}"
+    return reason

@@ -12,7 +12,7 @@ from torch import nn
 
 from hfaccel import engine
 from hfaccel.configuration import configure
-from hfaccel.errors import HfaccelError, ModelError, UsageError
+from hfaccel.errors import HfaccelError, ModelError, UsageError, check_path
 from hfaccel.memory import lay_out
 from hfaccel.optimization import model_of, record_of
 from hfaccel.outcome import Outcome
@@ -31,6 +31,7 @@ def save(model_or_pipeline: Any, directory: str | os.PathLike[str]) -> None:
     Raises ModelError for a model that was not optimized, is not of one of transformers' classes or was
     changed in its parts; OSError where the folder cannot be written to.
     """
+    folder = Path(check_path("the folder", directory))
     model = model_of(model_or_pipeline)
     record = record_of(model)
     if record is None or record.backend != "torch":
@@ -47,7 +48,6 @@ def save(model_or_pipeline: Any, directory: str | os.PathLike[str]) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
-    folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     with files.locked(folder):
         _write(folder, model, source)
@@ -63,7 +63,7 @@ def load(directory: str | os.PathLike[str]) -> Any:
     Raises UsageError for a folder without a saved model, HfaccelError where one can neither be used nor be
     made again.
     """
-    folder = Path(directory)
+    folder = Path(check_path("the folder", directory))
     if not any((folder / name).exists() for name in (files.MANIFEST, files.SOURCE)):
         raise UsageError(
             f"load() takes a folder that hfaccel.save(model, folder) wrote, but got {os.fspath(directory)!r}"

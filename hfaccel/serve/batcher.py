@@ -7,15 +7,16 @@ loop stays free and torch has one team of OpenMP threads. Both meet at one queue
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
-from hfaccel.errors import HfaccelError, UsageError
+from hfaccel.errors import HfaccelError, UsageError, check_count
 from hfaccel.serve.forming import Limits, drained_in, next_batch, pace, starts_in
 
 In = TypeVar("In")
@@ -93,10 +94,11 @@ class Batcher(Generic[In, Out]):
             max_tokens=max_tokens, max_batch=max_batch, max_queue=max_queue, call_tokens=call_tokens
         )
         for name, value in counted.items():
-            if value < 1:
-                raise UsageError(f"`{name} >= 1` must hold, but got {value}")
-        if not 0 <= max_delay < threading.TIMEOUT_MAX:
-            raise UsageError(f"`max_delay >= 0` seconds must hold, but got {max_delay}; 0.005 is 5 ms")
+            check_count(name, value)
+        if not isinstance(max_delay, int | float) or not 0 <= max_delay < threading.TIMEOUT_MAX:
+            raise UsageError(f"`max_delay >= 0` seconds must hold, but got {max_delay!r}; 0.005 is 5 ms")
+        for name, given in (("function", function), ("size", size), ("prepare", prepare or len)):
+            check_function(name, given)
         self._function, self._size, self._prepare = function, size, prepare
         self._limits, self._max_queue = Limits(max_tokens, max_batch, max_delay, call_tokens), max_queue
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="hfaccel-serve")
@@ -144,7 +146,8 @@ class Batcher(Generic[In, Out]):
         with self._changed:
             self._closing = True
             self._changed.notify()
-        await self._idle.wait()
+        if self._loop is None or not self._loop.is_closed():  # who waited in a closed loop has ended with it
+            await self._idle.wait()
         for executor in (self._preparer, self._worker):
             await asyncio.to_thread(executor.shutdown)  # a batch of cancelled requests may still run
 
@@ -250,20 +253,34 @@ class Batcher(Generic[In, Out]):
             return batch
 
 
+def check_function(name: str, given: Any) -> None:
+    """Raise UsageError for what cannot be called in a thread."""
+    if not callable(given):
+        raise UsageError(f"`{name}` must be a function, but got {given!r}")
+    if inspect.iscoroutinefunction(given) or inspect.iscoroutinefunction(type(given).__call__):
+        raise UsageError(
+            f"`{name}` must be a plain function, because it runs in a thread, but got the async {given!r}"
+        )
+
+
 def run(function: Callable[[list[Any]], Iterable[Any]], items: list[Any]) -> list[Answer]:
     """One answer for each item; those of a batch that fails are computed one by one."""
+    results: list[Any] | None = None
     try:
-        results = list(function(items))
+        returned = function(items)
+        if isinstance(returned, Iterable) and not isinstance(returned, str | bytes | Mapping):
+            results = list(returned)
     except Exception as error:  # noqa: BLE001 - it is raised where the request was made
         if len(items) == 1:
             return [Answer(error=error)]
         return [run(function, [item])[0] for item in items]
     except BaseException as error:  # noqa: BLE001 - likewise; it asks for an end, so nothing is tried again
         return [Answer(error=error)] * len(items)
-    if len(results) == len(items):
+    if results is not None and len(results) == len(items):
         return [Answer(value=result) for result in results]
     rule = "the function of a Batcher returns one result for each item, in order, "
-    return [Answer(error=HfaccelError(f"{rule}but got {len(results)} for {len(items)}")) for _ in items]
+    got = type(returned).__name__ if results is None else len(results)
+    return [Answer(error=HfaccelError(f"{rule}but got {got} for {len(items)}")) for _ in items]
 
 
 def deliver(batch: list[Request], answers: list[Answer]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hfaccel.errors import UsageError
+from hfaccel.errors import ModelError, UsageError, check_count
 from hfaccel.serve.batcher import Batcher
 
 if TYPE_CHECKING:
@@ -29,12 +29,13 @@ def embedder(
     or "cls", the first one's state. `normalize`: to length 1. `limits`: see Batcher; sizes are tokens.
 
     While it is open nothing else may use the tokenizer. Raises UsageError for an unknown pooling and for a
-    tokenizer that cannot pad, and from a request for anything but one text.
+    tokenizer that cannot pad, and from a request for anything but one text; ModelError for what is no model.
     """
+    _check_parts(tokenizer, model)
+    if max_length is not None:
+        check_count("max_length", max_length)
     if pooling not in POOLINGS:
         raise UsageError(f"`pooling` must be one of {', '.join(POOLINGS)}, but got {pooling!r}")
-    if tokenizer.pad_token is None:
-        raise UsageError("batches need a `tokenizer.pad_token`, but it is None; set it, often to eos_token")
 
     def tokenize(text: str) -> dict[str, list[int]]:
         if not isinstance(text, str):
@@ -56,6 +57,21 @@ def embedder(
         return list(vectors.unbind())
 
     return Batcher(embed, prepare=tokenize, size=_tokens, **limits)
+
+
+def _check_parts(tokenizer: Any, model: Any) -> None:
+    if not callable(tokenizer) or not hasattr(tokenizer, "pad_token"):
+        raise UsageError(
+            f"a tokenizer of transformers is expected, but got {type(tokenizer).__name__}; "
+            "pass what AutoTokenizer.from_pretrained returned"
+        )
+    if not callable(model) or hasattr(model, "postprocess"):
+        raise ModelError(
+            f"an encoder is expected, but got {type(model).__name__}; pass what AutoModel.from_pretrained "
+            "or hfaccel.optimize returned (of a pipeline: pipe.model)"
+        )
+    if tokenizer.pad_token is None:
+        raise UsageError("batches need a `tokenizer.pad_token`, but it is None; set it, often to eos_token")
 
 
 def _tokens(tokenized: dict[str, list[int]]) -> int:

@@ -113,6 +113,34 @@ def test_settings_add_up(configure):
     assert torch.get_num_threads() == 3
 
 
+def test_a_later_setting_changes_only_what_it_names(configure, machine, monkeypatch):
+    configure(threads=3)
+    torch.set_num_threads(1)  # by the program
+    calls = []
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *arguments: calls.append(arguments))
+    later = configure(huge_pages="off")
+    assert torch.get_num_threads() == 1 and not calls
+    assert "threads" in [outcome.subject for outcome in later.outcomes if outcome.applied]
+    configure(threads=3)
+    assert torch.get_num_threads() == 3
+
+
+def test_memory_that_is_retained_otherwise_is_applied(configure, monkeypatch):
+    class Counting(Arena):
+        reserved = []
+
+        def reserve_heap(self, size):
+            self.reserved.append(size)
+            return size
+
+    monkeypatch.setattr(native, "arena", Counting())
+    configure(allocator="glibc")
+    configure(threads=2)
+    assert len(Counting.reserved) == 1
+    configure(retained_memory="64M")
+    assert len(Counting.reserved) == 2
+
+
 @pytest.mark.parametrize("settings", [{"thread": 1}, {"threads": 0}, {"allocator": "nonsense"}])
 def test_nonsense_is_refused_and_changes_nothing(configure, machine, settings):
     threads = torch.get_num_threads()

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,12 @@ def test_help_lists_the_verbs(option):
     done = hfaccel(option)
     assert done.returncode == 0 and done.stderr == ""
     assert all(f"  {verb}" in done.stdout and meaning in done.stdout for verb, meaning in VERBS.items())
+
+
+def test_the_version_is_told():
+    done = hfaccel("--version")
+    assert (done.returncode, done.stdout) == (0, f"hfaccel {version('hfaccel')}\n")
+    assert hfaccel("run", "--version").stdout == done.stdout
 
 
 @pytest.mark.parametrize("verb", ["nonsense", "", "info.run", "__init__", "--version-of-nothing"])

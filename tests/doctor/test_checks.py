@@ -11,7 +11,8 @@ from conftest import replace
 
 from hfaccel import native
 from hfaccel.doctor import CHECKS, Check, Diagnosis, Finding, checks, diagnose
-from hfaccel.doctor.checks import Alignment, Allocator, HugePages, NativePart, OpenMP, Threads
+from hfaccel.doctor.checks import Alignment, Allocator, HugePages, Kernels, NativePart, OpenMP, Threads
+from hfaccel.engine import kernels
 from hfaccel.host import Library, LogicalCpu, Topology, read_host
 
 MIB = 1 << 20
@@ -65,6 +66,21 @@ def test_a_missing_native_part_is_a_warning_with_its_cost(monkeypatch):
     finding = NativePart().find(FACTS)
     assert (finding.status, finding.message) == ("warning", native.MISSING)
     assert "C compiler" in finding.advice
+
+
+@pytest.mark.parametrize(
+    ("problems", "status", "text", "advice"),
+    [
+        ({}, "ok", "layers compute in float32, bfloat16, int8", ""),
+        ({"int8": "no VNNI"}, "ok", "layers compute in float32, bfloat16; no VNNI", ""),
+        ({"float32": "no AVX-512"}, "warning", "no AVX-512", "backend='openvino'"),
+    ],
+)
+def test_kernels_are_told_by_precision(monkeypatch, problems, status, text, advice):
+    monkeypatch.setattr(native, "kernels", object())
+    monkeypatch.setattr(kernels, "kernels_problem", lambda kind: problems.get(kind.label, ""))
+    finding = Kernels().find(FACTS)
+    assert (finding.status, finding.message) == (status, text) and advice in finding.advice
 
 
 @pytest.mark.parametrize(

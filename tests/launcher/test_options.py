@@ -195,3 +195,9 @@ def test_a_program_that_cannot_be_started_is_one_line(monkeypatch, capsys, code)
     assert run.main() != 0
     text = capsys.readouterr().err
     assert os.strerror(code) in text and text.count("\n") == 1
+
+
+def test_python_before_the_script_is_answered_with_what_to_leave_out(script):
+    """As one writes it after numactl and taskset."""
+    text = refused("python3", script)
+    assert "no 'python3' in" in text and "leave python out" in text and "--no-python" in text

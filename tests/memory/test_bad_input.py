@@ -124,6 +124,13 @@ def test_types_that_are_not_torchs(dtype):
             make()
 
 
+@pytest.mark.parametrize("call", [memory.pack_, memory.share], ids=["pack_", "share"])
+@pytest.mark.parametrize("given", [None, 5, "abc", nn.Linear, torch.ones(3), [nn.Linear(2, 2)]], ids=repr)
+def test_what_is_no_model(call, given):
+    with pytest.raises(ModelError, match="Module or a transformers pipeline is expected, but got"):
+        call(given)
+
+
 @pytest.mark.parametrize("given", [None, 5, [1], "abc", [None], {"a": torch.ones(3)}], ids=repr)
 def test_coverage_of_what_is_neither_model_nor_tensor(given):
     with pytest.raises(ModelError, match="a model or tensors are expected, but"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import threading
 import time
 
@@ -238,6 +240,63 @@ def test_an_interrupt_leaves_nothing_running():
     with pytest.raises(KeyboardInterrupt):
         next(run)
     assert run._background._executor._work_queue.empty()
+
+
+def test_after_an_interrupt_nothing_is_lost():
+    trial = Trial(plain(60), rows=4)
+    compute, calls = trial.compute, []
+
+    def interrupted(batch):
+        calls.append(batch)
+        if len(calls) in (3, 4, 9):
+            raise KeyboardInterrupt
+        return compute(batch)
+
+    steps = Steps(trial.prepare, trial.shape, interrupted, trial.finish)
+    run, results, interrupts = Run(iter(plain(60)), steps, Limits(4), streams=True), [], 0
+    while len(results) < 60:
+        try:
+            results.append(next(run))
+        except KeyboardInterrupt:
+            interrupts += 1
+    assert results == [outcome(one) for one in plain(60)] and interrupts == 3
+
+
+def several(given):
+    return iter([((given, part), part == 2) for part in range(3)])
+
+
+def a_run(inputs):
+    """Three model inputs of ten tokens for each input; the result is their number."""
+    steps = Steps(several, lambda inputs: Shape(10), list, len)
+    return Run(inputs, steps, Limits(4), streams=True)
+
+
+def test_a_stream_that_is_left_early_leaves_no_thread():
+    """Without the garbage collector, which may be long in coming."""
+    before = set(threading.enumerate())
+    gc.disable()
+    try:
+        for _ in range(3):
+            run = a_run(iter(range(100)))
+            assert [next(run) for _ in range(10)] == [3] * 10
+            (thread,) = set(threading.enumerate()) - before
+            del run
+            thread.join(timeout=30)
+            assert not thread.is_alive()
+    finally:
+        gc.enable()
+
+
+def test_a_forked_child_can_go_on_with_a_stream():
+    run = a_run(iter(range(40)))
+    assert [next(run) for _ in range(10)] == [3] * 10
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)  # ends a child that waits for ever
+        os._exit(0 if list(run) == [3] * 30 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert list(run) == [3] * 30
 
 
 def test_threads_end_with_the_run():

@@ -181,6 +181,16 @@ def test_a_stream_may_depend_on_the_results(fast):
     assert len(answers) == 5
 
 
+def test_a_stream_that_was_left_goes_on_where_it_was(fast):
+    results, got = fast((text for text in TEXTS), batch_size=3), []
+    for result in results:
+        got.append(result)
+        if len(got) == 2:
+            break
+    tiny.assert_same(got + list(results), fast(TEXTS))
+    assert list(results) == []
+
+
 def test_a_data_set_without_a_length_is_streamed(fast):
     class Endless(IterableDataset):
         def __iter__(self):

@@ -95,6 +95,20 @@ def test_a_rank_keeps_what_its_environment_says():
     assert (plan["affinity"].value, plan["affinity"].source) == (None, "environment")
 
 
+@pytest.mark.parametrize(
+    ("environment", "advised"),
+    [
+        ({"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "none"}, True),
+        ({"OMP_NUM_THREADS": "1"}, False),
+        ({"OMP_NUM_THREADS": "2", "TORCHELASTIC_RUN_ID": "none"}, False),
+    ],
+)
+def test_one_thread_set_by_torchrun_is_kept_with_advice(environment, advised):
+    plan = make_plan(XEON, Goal("process", {}, environment, slot=rank_slot(XEON, ranks(1, 2))))
+    assert (plan["threads"].value, plan["threads"].source) == (None, "environment")
+    assert ("start it with OMP_NUM_THREADS=4" in plan["threads"].reason) == advised
+
+
 def test_ranks_stay_off_efficiency_cores():
     hybrid = facts_of(make_topology((6,), small=(4, 5)))
     assert [rank_slot(hybrid, ranks(rank, 2)).cpus for rank in range(2)] == [(0, 1), (2, 3)]

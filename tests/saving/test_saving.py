@@ -431,3 +431,10 @@ def test_only_saved_models_are_loaded(name, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=r"a folder that hfaccel.save\(model, folder\) wrote"):
         hfaccel.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("folder", [None, 3, ["a"]])
+def test_a_folder_is_a_path(folder):
+    for call in (lambda: hfaccel.load(folder), lambda: hfaccel.save(None, folder)):
+        with pytest.raises(UsageError, match="the folder must be a path, but got"):
+            call()

@@ -373,14 +373,69 @@ def test_a_loop_that_ends_first_leaves_nothing_behind():
 
 @pytest.mark.parametrize(
     ("limit", "value"),
-    [("max_tokens", 0), ("max_batch", 0), ("max_queue", -1), ("call_tokens", 0)],
+    [
+        ("max_tokens", 0),
+        ("max_batch", 0),
+        ("max_queue", -1),
+        ("call_tokens", 0),
+        ("max_tokens", "many"),
+        ("max_tokens", None),
+        ("max_tokens", 2.5),
+        ("max_batch", True),
+    ],
 )
 def test_limits_have_rules(limit, value):
-    with pytest.raises(UsageError, match=rf"`{limit} >= 1` must hold, but got {value}"):
+    with pytest.raises(UsageError, match=rf"`{limit} >= 1` must hold, but got {value!r}"):
         Batcher(len, **{limit: value})
 
 
-@pytest.mark.parametrize("delay", [-1, float("nan"), float("inf")])
+@pytest.mark.parametrize("delay", [-1, float("nan"), float("inf"), "soon", None])
 def test_a_delay_is_a_number_of_seconds(delay):
-    with pytest.raises(UsageError, match=f"max_delay.*but got {delay}"):
+    with pytest.raises(UsageError, match=f"max_delay.*but got {delay!r}"):
         Batcher(len, max_delay=delay)
+
+
+async def a_coroutine(items):
+    return items
+
+
+class Awaited:
+    async def __call__(self, items):
+        return items
+
+
+@pytest.mark.parametrize("name", ["function", "size", "prepare"])
+def test_functions_are_plain_functions(name):
+    others = {} if name == "function" else {"function": list}
+    for given, text in (
+        (3, "function, but got 3"),
+        (a_coroutine, "got the async"),
+        (Awaited(), "got the async"),
+    ):
+        with pytest.raises(UsageError, match=f"`{name}` must be a.*{text}"):
+            Batcher(**others, **{name: given})
+
+
+@pytest.mark.parametrize("returned", [None, 3, "a", b"a", {"a": 1}])
+def test_what_is_no_list_of_results_is_no_answer(returned):
+    calls = []
+
+    async def main():
+        async with Batcher(lambda items: calls.append(items) or returned, size=one) as batcher:
+            await batcher(1)
+
+    with pytest.raises(HfaccelError, match=f"but got {type(returned).__name__} for 1"):
+        run(main())
+    assert calls == [[1]]
+
+
+def test_a_batcher_of_a_closed_loop_closes():
+    gate = Gate()
+    batcher = Batcher(gate, size=one)
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(batcher(1))
+    loop.run_until_complete(gate.runs())
+    loop.close()  # and nobody has cancelled the task
+    gate.open()
+    run(batcher.close())
+    task._log_destroy_pending = False

@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertForSequenceCl
 
 import hfaccel
 from corpus import texts
-from hfaccel.errors import UsageError
+from hfaccel.errors import ModelError, UsageError
 
 SHORT = ["one", "two and more", "three", "four of them are here", "five"]
 TEXTS = ["", *texts(12), "a long one " * 50]
@@ -83,6 +83,21 @@ def test_a_tokenizer_must_be_able_to_pad(minilm_path, model):
     tokenizer.pad_token = None
     with pytest.raises(UsageError, match=r"tokenizer\.pad_token.*is None; set it"):
         hfaccel.serve.embedder(tokenizer, model)
+
+
+@pytest.mark.parametrize("thing", [None, "name", 3, torch.nn.Linear])
+def test_a_tokenizer_and_a_model_are_told_from_other_things(tokenizer, model, thing):
+    with pytest.raises(UsageError, match="a tokenizer of transformers is expected, but got"):
+        hfaccel.serve.embedder(thing, model)
+    with pytest.raises(UsageError, match="`max_length >= 1` must hold, but got 0"):
+        hfaccel.serve.embedder(tokenizer, model, max_length=0)
+
+
+def test_a_pipeline_is_no_encoder(tokenizer, model):
+    pipe = pipeline("feature-extraction", model, tokenizer=tokenizer, device="cpu")
+    for thing in (None, "name", pipe):
+        with pytest.raises(ModelError, match="an encoder is expected, but got"):
+            hfaccel.serve.embedder(tokenizer, thing)
 
 
 def test_limits_are_those_of_the_batcher(tokenizer, model):
