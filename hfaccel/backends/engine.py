@@ -17,8 +17,8 @@ class TorchBackend(Backend):
         return engine.kernels_problem()
 
     def supports(self, model: nn.Module) -> str:
-        if not any(isinstance(module, nn.Linear) for module in model.modules()):
-            return "the model has no linear layer"
+        if not any(isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) for module in model.modules()):
+            return "the model has no linear layer and no convolution"
         return ""
 
     def transform(self, model: nn.Module, options: Options) -> tuple[Outcome, ...]:
