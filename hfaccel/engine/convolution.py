@@ -66,7 +66,7 @@ class PreparedConvolution(_ConvNd):
 
     def _usable_followers(self) -> tuple[nn.Module, ...]:
         """Those that can be left out in this call: a hook, or a norm in training mode, wants to be called."""
-        followers: tuple[nn.Module, ...] = self.__dict__.get("_hfaccel_followers", ())
+        followers = self.followers
         if followers and (is_watched(self) or is_watched(followers[0]) or followers[0].training):
             return ()
         return followers[:1] if len(followers) > 1 and is_watched(followers[1]) else followers
@@ -78,6 +78,11 @@ class PreparedConvolution(_ConvNd):
             with torch.inference_mode(False), torch.no_grad():
                 prepared = kept[len(followers)] = Prepared(self, followers, self.wanted)
         return prepared
+
+    @property
+    def followers(self) -> tuple[nn.Module, ...]:
+        modules: tuple[nn.Module, ...] = self.__dict__.get("_hfaccel_followers", ())
+        return modules
 
     @property
     def wanted(self) -> Kind:

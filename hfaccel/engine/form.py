@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import nn
 
+from hfaccel.engine.convolution import KINDS, PreparedConvolution, convolution_problem, prepare
 from hfaccel.engine.families import FAMILIES
+from hfaccel.engine.kernels import Kind
 from hfaccel.engine.layer import FusedLayer, fuse
 from hfaccel.engine.linear import PackedLinear
 from hfaccel.engine.packed import PackedWeight
+from hfaccel.engine.region import Follower, Region, derive
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,9 @@ class Form:
     layers: dict[str, str]  # path of a fused layer -> name of its family
     linears: tuple[str, ...]  # paths of packed linear layers
     unpad: bool
+    # path of a prepared convolution -> its kind, and the paths of what it does besides
+    convolutions: Mapping[str, tuple[str, Sequence[str]]] = field(default_factory=dict)
+    regions: Sequence[str] = ()
 
 
 def form(model: nn.Module) -> Form:
@@ -27,7 +34,18 @@ def form(model: nn.Module) -> Form:
         {path: layer.hfaccel_family.name for path, layer in layers.items()},
         tuple(linears),
         all(layer._unpad for layer in layers.values()),
+        _convolutions(model),
+        tuple(path for path, module in model.named_modules() if isinstance(module, Region)),
     )
+
+
+def _convolutions(model: nn.Module) -> dict[str, tuple[str, Sequence[str]]]:
+    paths = {id(module): path for path, module in model.named_modules()}
+    return {
+        path: (module.wanted.label, tuple(paths[id(each)] for each in module.followers))
+        for path, module in model.named_modules()
+        if isinstance(module, PreparedConvolution)
+    }
 
 
 def reform(model: nn.Module, wanted: Form) -> None:
@@ -49,3 +67,19 @@ def reform(model: nn.Module, wanted: Form) -> None:
         if not all(type(linear.weight) is PackedWeight for linear in families[name].linears(layer)):
             raise ValueError(f"the weights of {path} must be packed, but are not")
         fuse(layer, families[name], wanted.unpad)
+    for path, (kind, followers) in wanted.convolutions.items():
+        _prepare(model, path, Kind[kind.upper()], followers)
+    for path in wanted.regions:
+        derive(model.get_submodule(path), Region)
+
+
+def _prepare(model: nn.Module, path: str, kind: Kind, followers: Sequence[str]) -> None:
+    convolution = model.get_submodule(path)
+    problem = "" if isinstance(convolution, KINDS) else f"is a {type(convolution).__name__}"
+    problem = problem or convolution_problem(convolution)  # type: ignore[arg-type]
+    if problem:
+        raise ValueError(f"{path} must be a convolution that can be prepared, but {problem}")
+    modules = tuple(model.get_submodule(each) for each in followers)
+    for module in modules:
+        derive(module, Follower)
+    prepare(convolution, kind, modules)  # type: ignore[arg-type]

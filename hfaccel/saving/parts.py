@@ -19,7 +19,7 @@ from hfaccel.optimization import Record, mark, record_of
 from hfaccel.outcome import Outcome
 from hfaccel.saving.files import Unusable
 
-FORMAT = 1  # rises with every change of these files, and of how engine.packed lays out weights
+FORMAT = 2  # rises with every change of these files, and of how engine.packed lays out weights
 ATTENTION = ("sdpa", "eager")  # others would be fetched from a hub
 
 
@@ -181,8 +181,8 @@ def build(manifest: dict[str, Any], region: torch.Tensor) -> Any:
         raise Unusable(f"there are no weights for {', '.join(sorted(missing)[:5])}")
     form = manifest["form"]
     try:
-        engine.reform(model, engine.Form(form["layers"], tuple(form["linears"]), form["unpad"]))
-    except (ValueError, AttributeError) as error:
+        engine.reform(model, engine.Form(**form))
+    except (TypeError, ValueError, AttributeError) as error:
         raise Unusable(f"its layers cannot be fused again ({error})") from None
     return model
 
