@@ -10,6 +10,7 @@ made again by the stock modules, and the reason counted.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import Counter
 from typing import Any
@@ -167,10 +168,19 @@ _classes: dict[Any, type[Derived]] = {}
 
 
 def derived_class(mixin: type[Derived], stock: type[nn.Module]) -> type[Derived]:
-    """A subclass of `stock` of the same name, which transformers asks for; the same one at each call."""
+    """A subclass of `stock`, the same one at each call. transformers asks for the name of a class and for the
+    arguments of its forward: both are those of `stock`."""
+
     if (mixin, stock) not in _classes:
-        members = {"hfaccel_stock": stock, "__module__": stock.__module__, "__qualname__": stock.__qualname__}
-        _classes[mixin, stock] = type(stock.__name__, (mixin, stock), members)
+        names = {"__module__": stock.__module__, "__qualname__": stock.__qualname__}
+        derived: Any = type(stock.__name__, (mixin, stock), {"hfaccel_stock": stock, **names})
+
+        @functools.wraps(stock.forward)
+        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return super(derived, self).forward(*args, **kwargs)
+
+        derived.forward = forward
+        _classes[mixin, stock] = derived
     return _classes[mixin, stock]
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
-from hfaccel.engine.convolution import convolution_problem, prepare
+from hfaccel.engine.convolution import KINDS, convolution_problem, prepare
 from hfaccel.engine.kernels import Kind
 from hfaccel.engine.prepared import VECTORS, is_activation, is_norm
 from hfaccel.engine.region import Follower, Region, derive
@@ -27,6 +27,8 @@ from hfaccel.engine.region import Follower, Region, derive
 TOLERANCE = 1e-4  # of the largest value, as in engine.trial
 # Sizes of random inputs: sides of an image and of what a convolution has made of one; samples, frames.
 IMAGE, MAP, SOUND, FRAMES = 64, 16, 2000, 48
+
+NO_FORWARD = (nn.ModuleList, nn.ModuleDict)
 
 Followers = dict[str, tuple[str, ...]]  # path of a convolution -> paths of the modules it stands in for
 
@@ -43,15 +45,15 @@ Trials = dict[object, "Followers | str"]  # what the trial of a part of this kin
 
 
 def find_regions(model: nn.Module, fused: set[int], reasons: dict[nn.Module, str]) -> Iterator[Found]:
-    """The largest parts that pass. `fused`: ids of modules that are computed otherwise. `reasons`: is
-    filled with why a part does not pass."""
+    """The largest parts that pass, without what is around all of their convolutions.
+
+    `fused`: ids of modules that are computed otherwise. `reasons`: is filled with why a part does not pass."""
     trials: Trials = {}
 
     def below(module: nn.Module) -> Iterator[Found]:
         if isinstance(module, Region) or id(module) in fused or not _is_worth_it(module):
             return
-        # transformers looks up classes of models; a list of modules has no forward
-        if not hasattr(module, "save_pretrained") and not isinstance(module, nn.ModuleList | nn.ModuleDict):
+        if not isinstance(module, NO_FORWARD) and not _is_in_one_child(module):
             key = _kind(module)
             if key not in trials:
                 trials[key] = trial(module)
@@ -79,6 +81,13 @@ def _is_worth_it(module: nn.Module) -> bool:
     """Turning an image there and back costs more than one convolution gains, unless a norm goes as well."""
     count = len(convolutions(module))
     return count > 1 or (count == 1 and any(map(is_norm, module.modules())))
+
+
+def _is_in_one_child(module: nn.Module) -> bool:
+    """Whether a child has all of the convolutions: it is a smaller region, with a shorter trial."""
+    count = len(convolutions(module))
+    children = (child for child in module.children() if not isinstance(child, (*NO_FORWARD, *KINDS)))
+    return any(len(convolutions(child)) == count for child in children)
 
 
 def _kind(module: nn.Module) -> object:
@@ -118,7 +127,7 @@ def trial(module: nn.Module) -> Followers | str:
         return f"it cannot be copied for a trial ({type(error).__name__})"
     problem = "it has no convolution"
     for image in _images(stock):
-        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             verdict = _try(stock, image)
         if not isinstance(verdict, str):
             return verdict
@@ -175,11 +184,14 @@ class Flow:
         self.paths = self.norms | self.activations | self.convolutions
         self.modules = [each for each in module.modules() if id(each) in self.paths]
         self.kept: list[Any] = []  # tensors, so that no two have one id
-        self.makers: dict[int, list[str]] = {}  # id of a tensor -> paths that it went through, of one chain
+        # (id, version) of a tensor -> paths that it went through, of one chain
+        self.makers: dict[tuple[int, int], list[str]] = {}
+        self.given: dict[int, tuple[int, int]] = {}  # id of a module that runs -> what it was given
         self.chains: dict[str, set[tuple[str, ...]]] = {}
 
     def __enter__(self) -> Flow:
-        self.handles = [each.register_forward_hook(self.see) for each in self.modules]
+        self.handles = [each.register_forward_pre_hook(self.before) for each in self.modules]
+        self.handles += [each.register_forward_hook(self.after) for each in self.modules]
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -190,16 +202,19 @@ class Flow:
         ) in self.makers.values():  # a chain of which a part is used elsewhere as well fails the trial
             self.chains.setdefault(chain[0], set()).add(tuple(chain[1:]))
 
-    def see(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
-        path, given = self.paths[id(module)], args[0] if args else None
-        self.kept += [given, result]
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.given[id(module)] = _state(args[0]) if args else (0, 0)
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+        path, given = self.paths[id(module)], self.given.pop(id(module))
+        self.kept += [args, result]
         if id(module) in self.convolutions:
-            self.makers[id(result)] = [path]
+            self.makers[_state(result)] = [path]
             return
-        chain = self.makers.get(id(given))
+        chain = self.makers.get(given)
         if chain is not None and self._continues(chain, module):
-            del self.makers[id(given)]
-            self.makers[id(result)] = [*chain, path]
+            del self.makers[given]
+            self.makers[_state(result)] = [*chain, path]
 
     def _continues(self, chain: list[str], module: nn.Module) -> bool:
         if id(module) in self.norms:
@@ -216,6 +231,12 @@ class Flow:
             {},
         )
         yield from (level for level, _ in itertools.groupby(levels))
+
+
+def _state(tensor: object) -> tuple[int, int]:
+    """Changes in place make another tensor of it."""
+    counted = isinstance(tensor, torch.Tensor) and not tensor.is_inference()
+    return id(tensor), tensor._version if counted else 0  # type: ignore[attr-defined]
 
 
 def _copy(module: nn.Module, random: bool = True) -> nn.Module:
