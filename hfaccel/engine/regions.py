@@ -47,7 +47,7 @@ Trials = dict[object, "Followers | str"]  # what the trial of a part of this kin
 def find_regions(model: nn.Module, fused: set[int], reasons: dict[nn.Module, str]) -> Iterator[Found]:
     """The largest parts that pass, without what is around all of their convolutions.
 
-    `fused`: ids of modules that are computed otherwise. `reasons`: is filled with why a part does not pass."""
+    `fused`: ids of modules computed otherwise. `reasons`: is filled with why a part does not pass."""
     trials: Trials = {}
 
     def below(module: nn.Module) -> Iterator[Found]:

@@ -75,7 +75,7 @@ class Detector(nn.Module):
             result = head(each)
             batch, _, height, width = result.shape
             result = result.view(batch, self.anchors, self.numbers, height, width).permute(0, 1, 3, 4, 2)
-            found.append(result.sigmoid().reshape(batch, -1, self.numbers))
+            found.append(result.reshape(batch, -1, self.numbers))
         return torch.cat(found, 1)
 
 
@@ -102,10 +102,12 @@ def randomized(model, seed=0):
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-                for tensor in (module.weight, module.running_var):
-                    tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-                for tensor in (module.bias, module.running_mean):
-                    tensor.copy_(torch.randn(tensor.shape, generator=generator) / 4)
+                numbers = torch.rand(4, module.num_features, generator=generator) + 0.5
+                module.running_mean.copy_(numbers[0] - 1)
+                module.running_var.copy_(numbers[1])
+                if module.affine:
+                    module.weight.copy_(numbers[2])
+                    module.bias.copy_(numbers[3] - 1)
     return model.eval()
 
 
