@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 import threading
+from functools import cache
 
 import pytest
 import torch
@@ -22,7 +23,27 @@ from hfaccel.engine.region import Follower, Region
 
 if kernels_problem():
     pytest.skip(kernels_problem(), allow_module_level=True)
-pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The models are small. configure(), which sets the threads, runs once for a process."""
+    hfaccel.configure()
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@cache
+def optimized():
+    return hfaccel.optimize(detector())
+
+
+def fast_detector():
+    """Equal to detector(), optimized; a copy, because trials take their time."""
+    return copy.deepcopy(optimized())
+
 
 PRECISIONS = {Kind.FLOAT32: {}, Kind.BFLOAT16: {"dtype": torch.bfloat16}, Kind.INT8: {"quantization": "int8"}}
 PRECISIONS = {kind: options for kind, options in PRECISIONS.items() if not kernels_problem(kind)}
@@ -275,8 +296,7 @@ def detector_of_seed(seed):
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_changes_are_seen(name):
-    model, given = detector(), images()
-    fast = hfaccel.optimize(copy.deepcopy(model))
+    model, fast, given = detector(), fast_detector(), images()
     unchanged = run(fast, given)
     for each in (model, fast):
         with torch.no_grad():
@@ -289,8 +309,8 @@ def test_changes_are_seen(name):
 
 def test_a_hook_sees_what_stock_would_show_it():
     seen = {}
-    model, given = detector(), images()
-    for name, each in (("stock", model), ("fast", hfaccel.optimize(model))):
+    given = images()
+    for name, each in (("stock", detector()), ("fast", fast_detector())):
         for path in ("stem.conv", "down.bn", "c3.cv1.act", "neck"):
             module = each.get_submodule(path)
             handle = lambda m, args, y, key=(name, path): seen.__setitem__(key, y.clone())  # noqa: E731
@@ -301,8 +321,7 @@ def test_a_hook_sees_what_stock_would_show_it():
 
 
 def test_a_part_that_is_called_by_itself_is_stock():
-    model, given = detector(), images()
-    fast = hfaccel.optimize(model)
+    model, fast, given = detector(), fast_detector(), images()
     for path in ("stem", "stem.conv"):
         got = run(fast.get_submodule(path), given)
         assert torch.equal(got, run(model.get_submodule(path), given))
@@ -317,8 +336,7 @@ def test_a_part_that_is_called_by_itself_is_stock():
 
 
 def test_gradients_training_autocast_and_tracing_are_stock():
-    model, given = detector(), images()
-    fast = hfaccel.optimize(model)
+    model, fast, given = detector(), fast_detector(), images()
     expected = run(model, given)
     assert torch.equal(fast(given), model(given))  # gradients are on
     fast(given).sum().backward()
@@ -338,8 +356,7 @@ def test_gradients_training_autocast_and_tracing_are_stock():
 
 
 def test_one_norm_in_training_mode_takes_its_statistics():
-    model, given = detector(), images()
-    fast = hfaccel.optimize(copy.deepcopy(model))
+    model, fast, given = detector(), fast_detector(), images()
     for each in (model, fast):
         each.c3.cv1.bn.train()
     assert distance(run(fast, given), run(model, given)) < 1e-5
@@ -361,7 +378,7 @@ def through_torch_save(model):
 )
 def test_copies_are_models_of_their_own(through):
     given = images()
-    fast = hfaccel.optimize(detector())
+    fast = fast_detector()
     expected = run(fast, given)
     copied = through(fast)
     assert isinstance(copied, Region) and torch.equal(run(copied, given), expected)
@@ -374,8 +391,7 @@ def test_copies_are_models_of_their_own(through):
 
 
 def test_state_dicts_are_ordinary():
-    model = detector()
-    fast = hfaccel.optimize(model)
+    model, fast = detector(), fast_detector()
     run(fast, images())
     mine, stock = fast.state_dict(), model.state_dict()
     assert list(mine) == list(stock) and all(torch.equal(mine[name], stock[name]) for name in stock)
@@ -385,8 +401,7 @@ def test_state_dicts_are_ordinary():
 
 
 def test_form_says_how_to_do_it_again():
-    model, given = detector(), images()
-    fast = hfaccel.optimize(model)
+    fast, given = fast_detector(), images()
     again = detector()
     engine.reform(again, engine.form(fast))
     assert engine.form(again) == engine.form(fast)
@@ -396,7 +411,7 @@ def test_form_says_how_to_do_it_again():
 
 
 def test_threads_do_not_meet():
-    fast = hfaccel.optimize(detector())
+    fast = fast_detector()
     inputs = [images(seed=seed) for seed in range(4)]
     expected, results = [run(fast, each) for each in inputs], {}
 
