@@ -31,6 +31,7 @@ class Verdict:
     task: str = ""
     cls: str = ""
     packed: int = 0
+    folded: int = 0  # batch norms
     fused: list[str] = field(default_factory=list)
     stock: dict[str, int] = field(default_factory=dict)
     distance: dict[str, float] = field(default_factory=dict)
@@ -83,6 +84,8 @@ def compare(
         for outcome in report.outcomes:
             if outcome.subject == "linear layer" and outcome.applied:
                 verdict.packed += outcome.count
+            elif outcome.subject == "batch norm" and outcome.applied:
+                verdict.folded += outcome.count
             elif outcome.applied and outcome.subject.endswith(" layer"):
                 verdict.fused.append(f"{outcome.subject.removesuffix(' layer')} x {outcome.count}")
             elif not outcome.applied:
