@@ -34,7 +34,7 @@ def features(
         "return_tensors": tensors,
         "tokenize_kwargs": {"truncation": True, "max_length": 256},
     }
-    return _sampler(pipe, texts(count), settings)
+    return _sampler(pipe, texts(count), settings, optimize is not None)
 
 
 def classification(
@@ -50,7 +50,12 @@ def classification(
     random = np.random.default_rng(0)
     lengths = np.clip(random.lognormal(np.log(64), 0.9, count), 4, 512).astype(int) - 2
     given = [" ".join(random.choice(COMMON.split(), size=length)) for length in lengths]
-    return _sampler(_optimized(pipe, optimize), given, {"batch_size": batch_size, "truncation": True})
+    return _sampler(
+        _optimized(pipe, optimize),
+        given,
+        {"batch_size": batch_size, "truncation": True},
+        optimize is not None,
+    )
 
 
 def _minilm() -> str:
@@ -71,13 +76,16 @@ def _optimized(pipe: Any, optimize: dict[str, Any] | None) -> Any:
     return hfaccel.optimize(pipe, **optimize)
 
 
-def _sampler(pipe: Any, given: list[str], settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
-    import hfaccel
-
+def _sampler(
+    pipe: Any, given: list[str], settings: dict[str, Any], profiled: bool
+) -> Callable[[], dict[str, float]]:
     pipe(given[:8], **settings)
-    # The clocks of `profile` cost a few microseconds for each text: they are for a run of their own.
-    found = hfaccel.profile(pipe, given, **settings)
-    waited = found.share(found.prepare.waited)
+    waited = 0.0
+    if profiled:  # the clocks of `profile` cost a few microseconds for each text: a run of their own
+        import hfaccel
+
+        found = hfaccel.profile(pipe, given, **settings)
+        waited = found.share(found.prepare.waited)
 
     def sample() -> dict[str, float]:
         begin = time.perf_counter()

@@ -45,16 +45,11 @@ class Arena(Protocol):
     def requestable_state(self) -> int: ...
 
 
-class Layer(Protocol):
-    """One encoder layer; see native/kernels/module.c."""
-
-    def run(self, *arguments: int) -> None: ...
-
-
 class Kernels(Protocol):
     """What hfaccel._kernels offers. Tensors are passed as addresses."""
 
-    def Layer(self, *arguments: Any) -> Layer: ...
+    def Layer(self, *arguments: Any) -> object: ...
+    def run_layers(self, layers: tuple[object, ...], *arguments: int) -> None: ...
     def linear(
         self,
         threads: int,

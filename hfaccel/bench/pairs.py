@@ -130,24 +130,31 @@ def compare(
     base: Side, fast: Side, *, pairs: int = 7, progress: Callable[[], None] = lambda: None
 ) -> Comparison:
     """Measure both sides in turn, `pairs` times, after one sample each that does not count."""
-    if pairs < 1:
-        raise ValueError(f"`pairs >= 1` must hold, but got {pairs}")
-    with Worker(base) as first, Worker(fast) as second:
-        taken: dict[str, list[dict[str, Any]]] = {"base": [], "fast": []}
-        for number in range(pairs + 1):
-            for key, worker in _order(number, first, second):
+    turns = take_turns([base, fast], pairs, progress)
+    return Comparison(base.name, fast.name, *(tuple(turn[i] for turn in turns) for i in (0, 1)))
+
+
+def take_turns(
+    sides: Sequence[Side], turns: int, progress: Callable[[], None] = lambda: None
+) -> list[list[dict[str, Any]]]:
+    """One sample of each side, `turns` times, after one turn that does not count: [turn][side].
+
+    Every turn begins with another side, so that none always runs on the warmer machine."""
+    if turns < 1:
+        raise ValueError(f"`turns >= 1` must hold, but got {turns}")
+    taken: list[list[dict[str, Any]]] = []
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(Worker(side)) for side in sides]
+        for number in range(turns + 1):
+            turn: list[dict[str, Any]] = [{}] * len(workers)
+            for i in range(len(workers)):
+                place = (i + number) % len(workers)
                 time.sleep(SETTLE)
-                sample = worker.sample()
-                if number > 0:
-                    taken[key].append(sample)
+                turn[place] = workers[place].sample()
+            if number > 0:
+                taken.append(turn)
             progress()
-    return Comparison(base.name, fast.name, tuple(taken["base"]), tuple(taken["fast"]))
-
-
-def _order(number: int, first: Worker, second: Worker) -> Sequence[tuple[str, Worker]]:
-    """Sides swap places in every pair, so that neither always runs on the warmer machine."""
-    order = [("base", first), ("fast", second)]
-    return order if number % 2 else order[::-1]
+    return taken
 
 
 def load_case(case: str) -> Callable[..., Callable[[], Any]]:

@@ -14,12 +14,14 @@ from hfaccel.engine.layer import FusedLayer, fuse
 from hfaccel.engine.linear import PackedLinear
 from hfaccel.engine.packed import PackedWeight
 from hfaccel.engine.region import Follower, Region, derive
+from hfaccel.engine.stack import FusedStack, stack
 
 
 @dataclass(frozen=True)
 class Form:
     layers: dict[str, str]  # path of a fused layer -> name of its family
-    linears: tuple[str, ...]  # paths of packed linear layers
+    stacks: dict[str, str]  # path of a module that runs its layers at once -> name of their list
+    linears: Sequence[str]  # paths of packed linear layers
     unpad: bool
     # path of a prepared convolution -> its kind, and the paths of what it does besides
     convolutions: Mapping[str, tuple[str, Sequence[str]]] = field(default_factory=dict)
@@ -29,11 +31,13 @@ class Form:
 def form(model: nn.Module) -> Form:
     """Which of the model's modules are fused or packed."""
     layers = {path: module for path, module in model.named_modules() if isinstance(module, FusedLayer)}
+    stacks = {path: module for path, module in model.named_modules() if isinstance(module, FusedStack)}
     linears = (path for path, module in model.named_modules() if type(module) is PackedLinear)
     return Form(
         {path: layer.hfaccel_family.name for path, layer in layers.items()},
+        {path: module.hfaccel_list for path, module in stacks.items()},
         tuple(linears),
-        all(layer._unpad for layer in layers.values()),
+        all(layer.unpads for layer in layers.values()),
         _convolutions(model),
         tuple(path for path, module in model.named_modules() if isinstance(module, Region)),
     )
@@ -67,6 +71,8 @@ def reform(model: nn.Module, wanted: Form) -> None:
         if not all(type(linear.weight) is PackedWeight for linear in families[name].linears(layer)):
             raise ValueError(f"the weights of {path} must be packed, but are not")
         fuse(layer, families[name], wanted.unpad)
+    for path, name in wanted.stacks.items():
+        stack(model.get_submodule(path), name)
     for path, (kind, followers) in wanted.convolutions.items():
         _prepare(model, path, Kind[kind.upper()], followers)
     for path in wanted.regions:

@@ -52,7 +52,7 @@ class Plan:
         self.places = [_place(vector) for _, _, vector in self.vectors]
         self.epsilons = [(norm, getattr(norm, "eps", 0.0)) for norm in family.norms(layer)]
         self.kept: dict[int, torch.Tensor] = {}
-        self.native: native.Layer | None = None
+        self.native: object | None = None
         self.refusal = "a weight is not packed"
         if all(memory is not None for memory in self.memories):
             try:
@@ -60,7 +60,7 @@ class Plan:
             except ValueError as error:  # a part was replaced by a packed one of another kind or size
                 self.refusal = f"its parts do not fit each other ({error})"
 
-    def _native(self, layer: nn.Module, family: Family) -> native.Layer:
+    def _native(self, layer: nn.Module, family: Family) -> object:
         def matrix(linear: nn.Linear, rows: slice | None = None) -> Matrix:
             assert isinstance(linear.weight, PackedWeight)
             return linear.weight.matrix(self._float32(linear.bias), rows)
@@ -117,13 +117,13 @@ class Plan:
 
     def is_stale(self) -> bool:
         """Whether a bias or norm was replaced or has moved, or one of which there is a copy has changed."""
-        return any(
-            table.get(name) is not vector or (vector is not None and _has_changed(vector, place))
-            for (table, name, vector), place in zip(self.vectors, self.places, strict=True)
-        ) or any(getattr(norm, "eps", 0.0) != epsilon for norm, epsilon in self.epsilons)
+        for (table, name, vector), place in zip(self.vectors, self.places, strict=True):
+            if table.get(name) is not vector or (vector is not None and _has_changed(vector, place)):
+                return True
+        return any(getattr(norm, "eps", 0.0) != epsilon for norm, epsilon in self.epsilons)
 
     def problem(self) -> str:
-        """Why the stock forward must run; "" for none. A few microseconds: it runs at every call."""
+        """Why the stock forward must run; "" for none. A few microseconds, for it runs at every call."""
         if self.native is None:
             return self.refusal
         if self.config is not None and self.config._attn_implementation != "sdpa":
@@ -173,6 +173,15 @@ def _links(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, nn.Module]]
             yield from _links(child)
 
 
+def call_problem(module: nn.Module, hidden: torch.Tensor) -> str:
+    """Why no kernel may compute this call of a fused module; "" where one may."""
+    if module.training:
+        return "the model is in training mode"
+    if torch.is_grad_enabled():
+        return "gradients are enabled; torch.inference_mode is faster"
+    return stock_reason(hidden)
+
+
 class FusedLayer(nn.Module):
     """Mixed into a layer's class by `fused_class`; `hfaccel_family` and `hfaccel_stock` are set there."""
 
@@ -197,26 +206,24 @@ class FusedLayer(nn.Module):
         self, hidden: torch.Tensor, mask: torch.Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Call | str:
         """The call of the kernels, or why the stock forward must run."""
-        if self.training:
-            return "the model is in training mode"
-        if torch.is_grad_enabled():
-            return "gradients are enabled; torch.inference_mode is faster"
-        reason = stock_reason(hidden)
-        if reason:
-            return reason
-        plan = self.__dict__.get("_hfaccel_plan")
-        if plan is None or plan.is_stale():
-            plan = self.__dict__["_hfaccel_plan"] = Plan(self, self.hfaccel_family)
-        problem = plan.problem()
+        problem = call_problem(self, hidden)
         if problem:
             return problem
-        if hidden.dim() != 3 or hidden.shape[-1] != plan.linears[0].in_features:
-            return f"the hidden states have the shape {tuple(hidden.shape)}"
+        plan = self.checked_plan()
+        if isinstance(plan, str):
+            return plan
         call = Call(plan, self.hfaccel_family)
-        return call.take(hidden, args, kwargs) or call.see(hidden, mask, self._unpad) or call
+        return call.read(hidden, mask, args, kwargs, self.unpads) or call
+
+    def checked_plan(self) -> Plan | str:
+        """What the kernels need, as the layer is now; or why they cannot run it."""
+        plan: Plan | None = self.__dict__.get("_hfaccel_plan")
+        if plan is None or plan.is_stale():
+            plan = self.__dict__["_hfaccel_plan"] = Plan(self, self.hfaccel_family)
+        return plan.problem() or plan
 
     @property
-    def _unpad(self) -> bool:
+    def unpads(self) -> bool:
         return bool(self.__dict__.get("_hfaccel_unpad", True))
 
     @property
@@ -247,7 +254,20 @@ class Call:
         self.cosines: torch.Tensor | None = None
         self.sines: torch.Tensor | None = None
 
-    def take(self, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    def read(
+        self,
+        hidden: torch.Tensor,
+        mask: torch.Tensor | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        unpad: bool,
+    ) -> str:
+        """What a layer's forward was given; why the kernels cannot take it."""
+        if hidden.dim() != 3 or hidden.shape[-1] != self.plan.linears[0].in_features:
+            return f"the hidden states have the shape {tuple(hidden.shape)}"
+        return self._take(hidden, args, kwargs) or self._see(hidden, mask, unpad)
+
+    def _take(self, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """The arguments beyond the mask; why they are out of the ordinary."""
         if self.family.position_bias and args:
             kwargs = {**kwargs, "position_bias": args[0]}
@@ -285,7 +305,7 @@ class Call:
         self.bias = bias[0].float().contiguous()
         return ""
 
-    def see(self, hidden: torch.Tensor, mask: torch.Tensor | None, unpad: bool) -> str:
+    def _see(self, hidden: torch.Tensor, mask: torch.Tensor | None, unpad: bool) -> str:
         batch, length, _ = hidden.shape
         if mask is None:
             self.sequences = whole(batch, length)
@@ -297,12 +317,17 @@ class Call:
         return ""
 
     def __call__(self, hidden: torch.Tensor) -> Any:
-        """`hidden`: (batch, sequence length, hidden size), float32 or bfloat16, without gradient."""
+        return self.run(hidden, (self.plan.native,))
+
+    def run(self, hidden: torch.Tensor, layers: tuple[object, ...]) -> Any:
+        """`hidden`: (batch, sequence length, hidden size), float32 or bfloat16, without gradient; through
+        these layers one after another."""
         rows = hidden.float().contiguous()
         output = torch.empty_like(rows)
         sequences, bias, cosines, sines = self.sequences, self.bias, self.cosines, self.sines
-        assert self.plan.native is not None
-        self.plan.native.run(
+        assert native.kernels is not None
+        native.kernels.run_layers(
+            layers,
             torch.get_num_threads(),
             rows.data_ptr(),
             output.data_ptr(),
@@ -317,7 +342,7 @@ class Call:
             0 if sines is None else sines.data_ptr(),
             0 if cosines is None else cosines.shape[0] * cosines.shape[1],
         )
-        result = output.to(hidden.dtype)
+        result = output if hidden.dtype is torch.float32 else output.to(hidden.dtype)
         return (result,) if self.family.position_bias else result
 
 

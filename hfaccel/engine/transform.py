@@ -16,6 +16,7 @@ from hfaccel.engine.linear import PackedLinear, linear_problem, pack, unpack
 from hfaccel.engine.packed import PackedWeight, packed_bytes
 from hfaccel.engine.region import Region
 from hfaccel.engine.smoothing import smooth_layers
+from hfaccel.engine.stack import FusedStack, stack_layers, unstack
 from hfaccel.engine.trial import Trials, match
 from hfaccel.memory import Arena, pack_, padded
 from hfaccel.outcome import Outcome, merge
@@ -60,6 +61,7 @@ def transform(
         fuse(layer, family, unpad)
         outcomes.append(Outcome(f"{family.name} layer", True, "runs as one function, without padding"))
     outcomes += prepare_convolutions(convolutions, precision.kind)
+    outcomes.extend(_stacked(module, problem) for module, problem in stack_layers(model))
     outcomes.append(_pages(arena))
     if huge_pages:
         outcomes.append(_rest_of(model))
@@ -69,7 +71,9 @@ def transform(
 def restore(model: nn.Module) -> None:
     """Undo transform, in place: classes and memory layout as before, values untouched."""
     for module in model.modules():
-        if isinstance(module, FusedLayer):
+        if isinstance(module, FusedStack):
+            unstack(module)
+        elif isinstance(module, FusedLayer):
             unfuse(module)
         elif isinstance(module, PackedLinear):
             unpack(module)
@@ -158,6 +162,11 @@ def _rest_of(model: nn.Module) -> Outcome:
     moved, stayed = packed.moved / 2**20, packed.in_place / 2**20
     size = f"other tensors: {moved:.1f} MiB moved next to each other, {stayed:.1f} MiB made huge in place"
     return Outcome("huge pages", not packed.problem, packed.problem or size)
+
+
+def _stacked(module: nn.Module, problem: str) -> Outcome:
+    reason = f"its layers run one by one ({problem})" if problem else "its layers run in one call"
+    return Outcome(type(module).__name__.removeprefix("Fused"), not problem, reason)
 
 
 def _pages(arena: Arena) -> Outcome:

@@ -185,10 +185,9 @@ def build(manifest: dict[str, Any], region: torch.Tensor) -> Any:
             missing.discard(name)
     if missing:
         raise Unusable(f"there are no weights for {', '.join(sorted(missing)[:5])}")
-    form = manifest["form"]
     try:
-        engine.reform(model, engine.Form(**form))
-    except (TypeError, ValueError, AttributeError) as error:
+        engine.reform(model, engine.Form(**manifest["form"]))
+    except (TypeError, ValueError, AttributeError) as error:  # not of this form, or of another model
         raise Unusable(f"its layers cannot be fused again ({error})") from None
     return model
 

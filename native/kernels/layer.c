@@ -40,9 +40,10 @@ struct block {
   float *row;             /* [threads of the crew][hidden] */
 };
 
+/* What all threads know of one layer's turn. */
 struct work {
   const struct layer *layer;
-  const struct call *call;
+  struct call call; /* of this layer: its input may be what the layer before it gave */
   size_t block_rows, chunk_count, thread_words;
   struct chunk *chunks;
   int32_t *index;
@@ -175,7 +176,7 @@ static void rotate_half(void *row, int bf16, const float *cosines, const float *
 static void rotate(const struct work *work, const struct chunk *chunk, size_t row)
 {
   const struct layer *layer = work->layer;
-  const struct call *call = work->call;
+  const struct call *call = &work->call;
   const size_t bytes = sizeof(uint32_t) >> layer->attention;
   const size_t angle = (size_t)chunk->index[row] % call->angles * layer->head_size;
   char *queries = work->qkv + row * 3 * layer->heads * layer->head_size * bytes;
@@ -197,7 +198,7 @@ static void project(const struct work *work, struct chunk *chunk, const struct p
   while (crew_next(&blocks, &first, &last)) {
     team_share(&place->crew.self, last - first, &begin, &end);
     for (size_t row = begin; row < end; row++) {
-      const float *x = work->call->input + (size_t)chunk->index[first + row] * layer->hidden;
+      const float *x = work->call.input + (size_t)chunk->index[first + row] * layer->hidden;
       if (layer->norm_first) {
         norm_row(&layer->attention_norm, x, layer->hidden, place->row);
         x = place->row;
@@ -213,7 +214,7 @@ static void project(const struct work *work, struct chunk *chunk, const struct p
                                    .bf16 = layer->attention == KIND_BF16};
     multiply(&place->crew.self, 3, matrices, &operand, last - first, results);
     team_wait(&place->crew.self);
-    for (size_t row = begin; work->call->cosines != NULL && row < end; row++)
+    for (size_t row = begin; work->call.cosines != NULL && row < end; row++)
       rotate(work, chunk, first + row);
   }
 }
@@ -223,7 +224,7 @@ static void project(const struct work *work, struct chunk *chunk, const struct p
 static void attend(const struct work *work, struct chunk *chunk, const struct member *member)
 {
   const struct layer *layer = work->layer;
-  const struct call *call = work->call;
+  const struct call *call = &work->call;
   const size_t width = layer->heads * layer->head_size, bytes = sizeof(uint32_t) >> layer->attention;
   const size_t stride = context_stride(layer);
   size_t task;
@@ -300,7 +301,7 @@ static void add_attention(const struct work *work, const struct chunk *chunk, co
   const struct operand operand = operand_of_context(work, place, first, rows);
   const struct result result = {.rows = place->block.x,
                                 .stride = layer->hidden,
-                                .addend = work->call->input,
+                                .addend = work->call.input,
                                 .addend_stride = layer->hidden,
                                 .addend_index = chunk->index + first};
   multiply(&place->crew.self, 1, &output, &operand, rows, &result);
@@ -359,7 +360,7 @@ static void feed_forward(const struct work *work, struct chunk *chunk, const str
     team_wait(&place->crew.self);
     team_share(&place->crew.self, rows, &begin, &end);
     for (size_t row = begin; row < end; row++) {
-      float *out = work->call->output + (size_t)chunk->index[first + row] * hidden;
+      float *out = work->call.output + (size_t)chunk->index[first + row] * hidden;
       if (layer->norm_first)
         memcpy(out, x + row * hidden, hidden * sizeof *out);
       else
@@ -382,11 +383,10 @@ static void clear_padding(const struct call *call, size_t hidden)
   memset(call->output + end * hidden, 0, (call->rows - end) * hidden * sizeof(float));
 }
 
-static void run(void *context, const struct member *member)
+static void run_layer(const struct work *work, const struct member *member)
 {
-  const struct work *work = context;
   if (member->rank == member->size - 1)
-    clear_padding(work->call, work->layer->hidden);
+    clear_padding(&work->call, work->layer->hidden);
   for (size_t c = 0; c < work->chunk_count; c++) {
     struct chunk *chunk = work->chunks + c;
     const struct place place = place_of(work, chunk, member);
@@ -395,6 +395,42 @@ static void run(void *context, const struct member *member)
     attend(work, chunk, member);
     team_wait(member);
     feed_forward(work, chunk, &place);
+  }
+}
+
+/* Layers of one size, each of which takes what the one before it gives. */
+struct stack {
+  const struct layer *const *layers;
+  size_t count;
+  const struct call *call;
+  struct work work; /* of the first; the chunks of the others follow its own */
+  float *between;   /* every second layer's output; the others write to the call's, so that the last does */
+};
+
+/* The turn of layer i. */
+static struct work turn(const struct stack *stack, size_t i)
+{
+  struct work work = stack->work;
+  work.layer = stack->layers[i];
+  work.block_rows = most_rows(work.layer);
+  work.chunks += i * work.chunk_count;
+  work.call = *stack->call;
+  float *const odd = (stack->count - i) % 2 ? stack->between : work.call.output;
+  if (i > 0)
+    work.call.input = odd;
+  if ((stack->count - i) % 2 == 0)
+    work.call.output = stack->between;
+  return work;
+}
+
+static void run(void *context, const struct member *member)
+{
+  const struct stack *stack = context;
+  for (size_t i = 0; i < stack->count; i++) {
+    const struct work work = turn(stack, i);
+    run_layer(&work, member);
+    if (i + 1 < stack->count)
+      team_wait(member);
   }
 }
 
@@ -447,23 +483,32 @@ static struct sizes measure(const struct call *call, size_t most)
   return sizes;
 }
 
-/* Places in memory at `base` of everything in work; returns its size. */
-static size_t lay_out(struct work *work, const struct sizes *sizes, unsigned threads, char *base)
+/* Places in memory at `base` of everything in the stack's work; returns its size. */
+static size_t lay_out(struct stack *stack, const struct sizes *sizes, unsigned threads, char *base)
 {
-  const struct layer *layer = work->layer;
-  const size_t width = layer->heads * layer->head_size, bytes = sizeof(uint32_t) >> layer->attention;
-  size_t used = 0, block = 0;
-  divide(layer, work->block_rows, NULL, &block);
-  work->thread_words =
-      larger(block / sizeof(uint32_t), attention_scratch(layer->attention, sizes->longest, layer->head_size));
+  struct work *work = &stack->work;
+  size_t used = 0, qkv = 0, context = 0;
+  work->thread_words = 0;
+  for (size_t i = 0; i < stack->count; i++) { /* their kinds may differ */
+    const struct layer *layer = stack->layers[i];
+    const size_t width = layer->heads * layer->head_size;
+    const size_t head = attention_scratch(layer->attention, sizes->longest, layer->head_size);
+    size_t block = 0;
+    divide(layer, most_rows(layer), NULL, &block);
+    work->thread_words = larger(work->thread_words, larger(block / sizeof(uint32_t), head));
+    qkv = larger(qkv, 3 * width * (sizeof(uint32_t) >> layer->attention));
+    context = larger(context, context_stride(layer));
+  }
   work->thread_words = (work->thread_words + 15) / 16 * 16;
-  work->chunks = carve(base, &used, sizes->chunks, sizeof(struct chunk));
+  work->chunks = carve(base, &used, stack->count * sizes->chunks, sizeof(struct chunk));
   work->barriers = carve(base, &used, threads, sizeof(struct barrier));
   work->index = carve(base, &used, sizes->rows, sizeof(int32_t));
   work->units = carve(base, &used, sizes->units, sizeof(struct unit));
-  work->qkv = carve(base, &used, sizes->chunk_rows * 3 * width, bytes);
-  work->context = carve(base, &used, sizes->chunk_rows * context_stride(layer), sizeof(uint32_t));
+  work->qkv = carve(base, &used, sizes->chunk_rows, qkv);
+  work->context = carve(base, &used, sizes->chunk_rows * context, sizeof(uint32_t));
   work->scratch = carve(base, &used, threads * work->thread_words, sizeof(uint32_t));
+  stack->between =
+      carve(base, &used, stack->count > 1 ? stack->call->rows * stack->layers[0]->hidden : 0, sizeof(float));
   return used;
 }
 
@@ -475,29 +520,32 @@ static double multiplications(const struct layer *layer)
   return (columns + (double)layer->output.columns + (double)layer->up.columns) * (double)layer->hidden;
 }
 
-int layer_run(const struct layer *layer, const struct call *call, unsigned threads)
+int layers_run(const struct layer *const *layers, size_t count, const struct call *call, unsigned threads)
 {
-  threads = team_size(threads, (double)call->rows * multiplications(layer));
+  threads = team_size(threads, (double)call->rows * multiplications(layers[0]));
   const size_t most = (size_t)CHUNK_ROWS * threads;
   const struct sizes sizes = measure(call, most);
-  struct work work = {
-      .layer = layer, .call = call, .block_rows = most_rows(layer), .chunk_count = sizes.chunks};
-  const size_t size = lay_out(&work, &sizes, threads, NULL);
+  struct stack stack = {
+      .layers = layers, .count = count, .call = call, .work = {.chunk_count = sizes.chunks}};
+  const size_t size = lay_out(&stack, &sizes, threads, NULL);
   char *memory = scratch_allocate(64, size);
   if (memory == NULL)
     return ENOMEM;
-  lay_out(&work, &sizes, threads, memory);
-  memset(work.chunks, 0, sizes.chunks * sizeof *work.chunks);
-  memset(work.barriers, 0, threads * sizeof *work.barriers);
-  int32_t *index = work.index;
-  struct unit *units = work.units;
+  lay_out(&stack, &sizes, threads, memory);
+  struct work *work = &stack.work;
+  memset(work->chunks, 0, sizes.chunks * sizeof *work->chunks);
+  memset(work->barriers, 0, threads * sizeof *work->barriers);
+  int32_t *index = work->index;
+  struct unit *units = work->units;
   for (size_t s = 0, next, c = 0; s < call->sequences; s = next, c++) {
     chunk_rows(call, s, most, &next);
-    fill_chunk(call, s, next, work.chunks + c, index, units);
-    index += work.chunks[c].rows;
-    units += work.chunks[c].unit_count;
+    fill_chunk(call, s, next, work->chunks + c, index, units);
+    index += work->chunks[c].rows;
+    units += work->chunks[c].unit_count;
   }
-  team_run(threads, run, &work);
+  for (size_t i = 1; i < count; i++)
+    memcpy(work->chunks + i * sizes.chunks, work->chunks, sizes.chunks * sizeof *work->chunks);
+  team_run(threads, run, &stack);
   free(memory);
   return 0;
 }

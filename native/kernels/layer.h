@@ -1,4 +1,4 @@
-/* One encoder layer over a batch of sequences of different lengths, as one function.
+/* Encoder layers over a batch of sequences of different lengths, as one function.
  *
  * Padding is not computed: the rows of all sequences are taken together. Rows go through everything but
  * attention in blocks that stay in a core's cache. Threads take blocks; where there are few rows several
@@ -35,5 +35,6 @@ struct call {
   size_t angles;
 };
 
-/* ENOMEM where there is no memory for the intermediate results; 0 otherwise. */
-int layer_run(const struct layer *layer, const struct call *call, unsigned threads);
+/* `count` layers of one hidden size, at least one, each of which takes what the one before it gives.
+ * ENOMEM where there is no memory for the intermediate results; 0 otherwise. */
+int layers_run(const struct layer *const *layers, size_t count, const struct call *call, unsigned threads);

@@ -145,16 +145,48 @@ static void layer_dealloc(PyObject *object)
   Py_DECREF(type);
 }
 
-/* Layer.run(threads, input, output, rows, sequences, first, length, skipped, seen, window, bias, bias_head,
- *           bias_query, cosines, sines, angles) -> None; a window below 0 is none */
-static PyObject *layer_run_py(PyObject *object, PyObject *args)
+enum { MOST_LAYERS = 1024 };
+
+/* The layers of a tuple of Layer, which must be of one hidden size; their number, or -1 with an error set. */
+static Py_ssize_t take_layers(PyObject *module, PyObject *tuple, const struct layer **layers)
 {
+  PyTypeObject *type = *(PyTypeObject **)PyModule_GetState(module);
+  const Py_ssize_t count = PyTuple_Size(tuple);
+  if (count < 1 || count > MOST_LAYERS) {
+    if (!PyErr_Occurred())
+      PyErr_Format(PyExc_ValueError, "from 1 to %d layers can run, but got %zd", MOST_LAYERS, count);
+    return -1;
+  }
+  for (Py_ssize_t i = 0; i < count; i++) {
+    PyObject *object = PyTuple_GetItem(tuple, i);
+    if (!PyObject_TypeCheck(object, type)) {
+      PyErr_SetString(PyExc_TypeError, "the layers must be a tuple of Layer");
+      return -1;
+    }
+    layers[i] = &((LayerObject *)object)->layer;
+    if (layers[i]->hidden != layers[0]->hidden) {
+      PyErr_SetString(PyExc_ValueError, "layers that follow one another must have the same hidden size");
+      return -1;
+    }
+  }
+  return count;
+}
+
+/* run_layers(layers, threads, input, output, rows, sequences, first, length, skipped, seen, window, bias,
+ *            bias_head, bias_query, cosines, sines, angles) -> None; a window below 0 is none */
+static PyObject *run_layers_py(PyObject *module, PyObject *args)
+{
+  PyObject *tuple;
   int threads;
   unsigned long long input, output, first, length, skipped, seen, bias, cosines, sines;
   Py_ssize_t rows, sequences, window, bias_head, bias_query, angles;
-  if (!PyArg_ParseTuple(args, "iKKnnKKKKnKnnKKn", &threads, &input, &output, &rows, &sequences, &first,
-                        &length, &skipped, &seen, &window, &bias, &bias_head, &bias_query, &cosines, &sines,
-                        &angles))
+  if (!PyArg_ParseTuple(args, "O!iKKnnKKKKnKnnKKn", &PyTuple_Type, &tuple, &threads, &input, &output, &rows,
+                        &sequences, &first, &length, &skipped, &seen, &window, &bias, &bias_head, &bias_query,
+                        &cosines, &sines, &angles))
+    return NULL;
+  const struct layer *layers[MOST_LAYERS];
+  const Py_ssize_t count = take_layers(module, tuple, layers);
+  if (count < 0)
     return NULL;
   if (rows < 0 || sequences < 0 || bias_head < 0 || bias_query < 0 || angles < 0)
     return refuse("sizes of 0 or more");
@@ -179,7 +211,7 @@ static PyObject *layer_run_py(PyObject *object, PyObject *args)
                             .angles = (size_t)angles};
   int error;
   Py_BEGIN_ALLOW_THREADS;
-  error = layer_run(&((LayerObject *)object)->layer, &call, threads > 0 ? (unsigned)threads : 1);
+  error = layers_run(layers, (size_t)count, &call, threads > 0 ? (unsigned)threads : 1);
   Py_END_ALLOW_THREADS;
   return no_memory(error);
 }
@@ -233,23 +265,24 @@ static PyObject *instructions(PyObject *module, PyObject *none)
                        PyBool_FromLong(avx512 && __builtin_cpu_supports("avx512vnni")));
 }
 
-static PyMethodDef layer_methods[] = {{"run", layer_run_py, METH_VARARGS, NULL}, {NULL, NULL, 0, NULL}};
-
-static PyType_Slot layer_slots[] = {
-    {Py_tp_new, layer_new}, {Py_tp_dealloc, layer_dealloc}, {Py_tp_methods, layer_methods}, {0, NULL}};
+static PyType_Slot layer_slots[] = {{Py_tp_new, layer_new}, {Py_tp_dealloc, layer_dealloc}, {0, NULL}};
 
 static PyType_Spec layer_spec = {.name = "hfaccel._kernels.Layer",
                                  .basicsize = sizeof(LayerObject),
                                  .flags = Py_TPFLAGS_DEFAULT,
                                  .slots = layer_slots};
 
-static PyMethodDef functions[] = {{"linear", linear_py, METH_VARARGS, NULL},
+static PyMethodDef functions[] = {{"run_layers", run_layers_py, METH_VARARGS, NULL},
+                                  {"linear", linear_py, METH_VARARGS, NULL},
                                   {"use_threads", use_threads, METH_O, NULL},
                                   {"instructions", instructions, METH_NOARGS, NULL},
                                   {NULL, NULL, 0, NULL}};
 
-static struct PyModuleDef definition = {
-    .m_base = PyModuleDef_HEAD_INIT, .m_name = "_kernels", .m_size = -1, .m_methods = functions};
+/* The state is a reference to the type Layer. */
+static struct PyModuleDef definition = {.m_base = PyModuleDef_HEAD_INIT,
+                                        .m_name = "_kernels",
+                                        .m_size = sizeof(PyObject *),
+                                        .m_methods = functions};
 
 PyMODINIT_FUNC PyInit__kernels(void)
 {
@@ -260,6 +293,6 @@ PyMODINIT_FUNC PyInit__kernels(void)
     Py_XDECREF(type);
     return NULL;
   }
-  Py_DECREF(type);
+  *(PyObject **)PyModule_GetState(module) = type; /* kept for the life of the process, as the module is */
   return module;
 }

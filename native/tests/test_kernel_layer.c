@@ -406,6 +406,11 @@ static double difference(const struct test_layer *test, const struct call *call)
   return sqrt(square / size);
 }
 
+static int run_one(const struct layer *layer, const struct call *call, unsigned threads)
+{
+  return layers_run(&layer, 1, call, threads);
+}
+
 static double tolerance_of(const struct variant *variant)
 {
   return variant->kind == KIND_F32 ? 1e-5 : variant->kind == KIND_BF16 ? 1e-2 : 3e-2;
@@ -415,7 +420,7 @@ static void test_layer(struct variant variant, size_t length, unsigned threads)
 {
   const struct test_layer test = make_layer(&variant);
   const struct call call = make_call(&variant, length);
-  CHECK(layer_run(&test.layer, &call, threads) == 0);
+  CHECK(run_one(&test.layer, &call, threads) == 0);
   const double far = difference(&test, &call);
   if (far > tolerance_of(&variant))
     fprintf(stderr, "kind %d, attention %d, length %zu: %g\n", (int)variant.kind, (int)variant.attention,
@@ -473,10 +478,41 @@ static void test_nothing_to_do(void)
   const struct test_layer test = make_layer(&plain);
   struct call call = make_call(&plain, 4);
   call.sequences = 0;
-  CHECK(layer_run(&test.layer, &call, 2) == 0);
+  CHECK(run_one(&test.layer, &call, 2) == 0);
   for (size_t i = 0; i < call.rows * 32; i++)
     CHECK(call.output[i] == 0);
   guarded_release();
+}
+
+/* Several layers at once give what they give one by one; kinds and widths may differ. */
+static void test_stack(size_t count, unsigned threads)
+{
+  struct variant other = plain;
+  other.kind = other.attention = can(KIND_BF16) ? KIND_BF16 : KIND_F32;
+  other.sizes = (struct sizes){32, 4, 8, 96};
+  const struct test_layer made[2] = {make_layer(&plain), make_layer(&other)};
+  struct call call = make_call(&plain, 30), single = call;
+  const size_t numbers = call.rows * 32;
+  const struct layer *layers[5];
+  float *steps = guarded((count + 1) * numbers, sizeof *steps);
+  memcpy(steps, call.input, numbers * sizeof *steps);
+  for (size_t i = 0; i < count; i++) {
+    layers[i] = &made[i % 2].layer;
+    single.input = steps + i * numbers;
+    single.output = steps + (i + 1) * numbers;
+    CHECK(run_one(layers[i], &single, threads) == 0);
+  }
+  CHECK(layers_run(layers, count, &call, threads) == 0);
+  CHECK(memcmp(call.output, steps + count * numbers, numbers * sizeof *steps) == 0);
+  guarded_release();
+}
+
+static void test_stacks(void)
+{
+  available = 3;
+  for (size_t count = 1; count <= 5; count++)
+    for (unsigned threads = 1; threads <= 3; threads++)
+      test_stack(count, threads);
 }
 
 static void *no_memory(size_t alignment, size_t size)
@@ -490,7 +526,7 @@ static void test_no_memory(void)
   const struct test_layer test = make_layer(&plain);
   const struct call call = make_call(&plain, 4);
   scratch_allocate = no_memory;
-  CHECK(layer_run(&test.layer, &call, 2) == ENOMEM);
+  CHECK(run_one(&test.layer, &call, 2) == ENOMEM);
   scratch_allocate = used_memory;
   guarded_release();
 }
@@ -504,7 +540,7 @@ static void *run_often(void *argument)
 {
   const struct turn *turn = argument;
   for (int i = 0; i < 10; i++)
-    CHECK(layer_run(&turn->test->layer, &turn->call, 1 + (unsigned)i % 3) == 0);
+    CHECK(run_one(&turn->test->layer, &turn->call, 1 + (unsigned)i % 3) == 0);
   return NULL;
 }
 
@@ -532,6 +568,7 @@ void test_layers(void)
   test_long_sequences();
   test_wide_attention();
   test_nothing_to_do();
+  test_stacks();
   test_no_memory();
   test_calls_at_once();
 }

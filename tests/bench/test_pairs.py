@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hfaccel.bench import Comparison, Side, compare
-from hfaccel.bench.pairs import _order, load_case
+from hfaccel.bench.pairs import load_case, take_turns
 from hfaccel.errors import HfaccelError
 
 CASES = """
@@ -98,9 +98,10 @@ def test_sides_swap_places_in_every_pair(side, tmp_path):
     assert all(first != second for first, second in pairwise(pairs))
 
 
-def test_a_sample_belongs_to_its_side_in_both_orders():
-    assert dict(_order(0, "first", "second")) == dict(_order(1, "first", "second"))
-    assert dict(_order(0, "first", "second")) == {"base": "first", "fast": "second"}
+def test_a_sample_belongs_to_its_side_in_every_order(side):
+    names = "abc"
+    turns = take_turns([side(name, "described", seconds=1.0, name=name) for name in names], 3)
+    assert [[sample["name"] for sample in turn] for turn in turns] == [list(names)] * 3
 
 
 def test_the_ratio_is_the_median_of_the_pairs_ratios(side, tmp_path):
@@ -167,7 +168,7 @@ def test_what_a_case_prints_does_not_break_the_protocol(side, capfd):
 def test_less_than_one_pair_is_refused_before_anything_starts(side, tmp_path, pairs):
     log = tmp_path / "log"
     one = side("a", "counts", log=str(log), name="a")
-    with pytest.raises(ValueError, match=f"`pairs >= 1` must hold, but got {pairs}"):
+    with pytest.raises(ValueError, match=f"`turns >= 1` must hold, but got {pairs}"):
         compare(one, one, pairs=pairs)
     assert not log.exists()
 

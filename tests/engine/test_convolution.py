@@ -407,7 +407,7 @@ def test_form_says_how_to_do_it_again():
     assert engine.form(again) == engine.form(fast)
     assert torch.equal(run(again, given), run(fast, given))
     with pytest.raises(ValueError, match=r"stem\.bn must be a convolution"):
-        engine.reform(detector(), engine.Form({}, (), True, {"stem.bn": ("float32", ())}))
+        engine.reform(detector(), engine.Form({}, {}, (), True, {"stem.bn": ("float32", ())}))
 
 
 def test_threads_do_not_meet():

@@ -37,7 +37,13 @@ X, OUT = torch.randn(ROWS, WIDTH), torch.empty(ROWS, WIDTH)
 FIRST, LENGTH = torch.tensor([0, 4], dtype=torch.int32), torch.tensor([4, 2], dtype=torch.int32)
 LAYER = (WIDTH, HEADS, WIDTH // HEADS, *(weight.matrix() for weight in KEPT), NORM, NORM, False, 1, 0, 0.25)
 RUN = dict(
-    threads=2, input=X.data_ptr(), output=OUT.data_ptr(), rows=ROWS, sequences=2, first=FIRST.data_ptr()
+    layers=(_kernels.Layer(*LAYER),),
+    threads=2,
+    input=X.data_ptr(),
+    output=OUT.data_ptr(),
+    rows=ROWS,
+    sequences=2,
+    first=FIRST.data_ptr(),
 )
 RUN |= dict(length=LENGTH.data_ptr(), skipped=0, seen=0, window=-1, bias=0, bias_head=0, bias_query=0)
 RUN |= dict(cosines=0, sines=0, angles=0)
@@ -52,7 +58,7 @@ def layer(**changes):
 
 
 def run(**changes):
-    return layer().run(*{**RUN, **changes}.values())
+    return _kernels.run_layers(*{**RUN, **changes}.values())
 
 
 def linear(**changes):
@@ -65,13 +71,15 @@ def test_a_layer_and_a_linear_layer_run(kind):
     names = ["query", "key", "value", "output", "gate", "up", "down"]
     made = layer(**{name: weight.matrix() for name, weight in zip(names, kept, strict=True)})
     OUT.fill_(float("nan"))
-    made.run(*RUN.values())
+    run(layers=(made,))
     assert OUT.isfinite().all()
     linear(matrix=kept[0].matrix())
     tolerance = {Kind.FLOAT32: 1e-5, Kind.BFLOAT16: 3e-2, Kind.INT8: 1e-1}[kind]
     torch.testing.assert_close(OUT, X @ kept[0].unpack().t(), rtol=0, atol=tolerance)
 
 
+NARROW_WEIGHTS = [packed(32, 32) for _ in range(7)]
+NARROW = _kernels.Layer(32, 2, 16, *(weight.matrix() for weight in NARROW_WEIGHTS), *LAYER[10:])
 MATRIX = KEPT[0].matrix()
 
 
@@ -161,7 +169,7 @@ def test_a_linear_layer_with_bad_arguments_is_refused(changes):
         linear(**changes)
 
 
-@pytest.mark.parametrize("function", [_kernels.Layer, _kernels.linear, layer().run])
+@pytest.mark.parametrize("function", [_kernels.Layer, _kernels.linear, _kernels.run_layers])
 def test_too_few_and_too_many_arguments(function):
     for arguments in ((), (1,), (0,) * 40):
         with pytest.raises(TypeError):
@@ -196,6 +204,32 @@ def test_any_number_of_threads_gives_the_same(threads):
     torch.testing.assert_close(OUT, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_layers_follow_one_another(count, threads):
+    expected = X.clone()
+    for _ in range(count):
+        run(input=expected.data_ptr())
+        expected = OUT.clone()
+    run(layers=RUN["layers"] * count, threads=threads)
+    torch.testing.assert_close(OUT, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("layers", "error", "words"),
+    [
+        ((), ValueError, "from 1 to 1024 layers can run, but got 0"),
+        (RUN["layers"] * 1025, ValueError, "but got 1025"),
+        ((None,), TypeError, "must be a tuple of Layer"),
+        (list(RUN["layers"]), TypeError, "must be tuple"),
+        ((*RUN["layers"], NARROW), ValueError, "the same hidden size"),
+    ],
+)
+def test_what_cannot_follow_one_another_is_refused(layers, error, words):
+    with pytest.raises(error, match=words):
+        run(layers=layers)
+
+
 def test_nothing_to_do():
     linear(rows=0, input=0, output=0)
     OUT.fill_(1)
@@ -208,7 +242,8 @@ def test_nothing_to_do():
 
 LEAK_TESTS = {
     "Layer": layer,
-    "Layer.run": lambda: run(threads=1),
+    "run_layers": lambda: run(threads=1),
+    "layers that are refused": lambda: refused(run, layers=(1,)),
     "linear": lambda: linear(threads=1),
     "use_threads": lambda: refused(_kernels.use_threads, -1),  # a real one is in use
     "instructions": _kernels.instructions,
@@ -228,8 +263,7 @@ def refused(function, *arguments, **changes):
 
 def test_every_function_has_a_leak_test():
     public = {name for name in vars(_kernels) if callable(getattr(_kernels, name)) and name[0] != "_"}
-    methods = {f"Layer.{name}" for name in vars(_kernels.Layer) if not name.startswith("_")}
-    assert public | methods <= set(LEAK_TESTS)
+    assert public <= set(LEAK_TESTS)
 
 
 @pytest.mark.parametrize("name", LEAK_TESTS)

@@ -275,6 +275,9 @@ def test_another_cpu_is_not_used(saved, monkeypatch, batch):
     assert torch.equal(states(model, batch), expected)
 
 
+FORM = {"layers": {}, "stacks": {}, "linears": [], "unpad": True}
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -282,8 +285,10 @@ def test_another_cpu_is_not_used(saved, monkeypatch, batch):
         ({"class": "AutoConfig"}, "no model of the class 'AutoConfig'"),
         ({"attention": "kernels-community/flash-attn"}, "its attention is 'kernels-community/flash-attn'"),
         ({"tensors": []}, "there are no weights for"),
-        ({"form": {"layers": {"encoder.layer.7": "BERT"}, "linears": [], "unpad": True}}, "cannot be fused"),
-        ({"form": {"layers": {"encoder.layer.0": "Q"}, "linears": [], "unpad": True}}, "cannot be fused"),
+        ({"form": FORM | {"layers": {"encoder.layer.7": "BERT"}}}, "cannot be fused"),
+        ({"form": FORM | {"layers": {"encoder.layer.0": "Q"}}}, "cannot be fused"),
+        ({"form": FORM | {"stacks": {"decoder": "layer"}}}, "cannot be fused"),
+        ({"form": {"layers": {}}}, "cannot be fused"),
     ],
 )
 def test_a_manifest_of_something_else_is_not_used(changes, reason, saved):
