@@ -73,6 +73,10 @@ def reform(model: nn.Module, wanted: Form) -> None:
         fuse(layer, families[name], wanted.unpad)
     for path, name in wanted.stacks.items():
         stack(model.get_submodule(path), name)
+    _reform_convolutions(model, wanted)
+
+
+def _reform_convolutions(model: nn.Module, wanted: Form) -> None:
     for path, (kind, followers) in wanted.convolutions.items():
         _prepare(model, path, Kind[kind.upper()], followers)
     for path in wanted.regions:
