@@ -126,10 +126,21 @@ def convolution_problem(module: _ConvNd) -> str:
         "its weight was made in inference mode, where changes are not counted": weight.is_inference(),
         f"it pads with {module.padding_mode}": module.padding_mode != "zeros",
         "it pads its sides differently": sides(module) is None,
+        "it pads by more than its window sees": _sees_only_padding(module),
         kernels_problem(): bool(kernels_problem()),
         "this torch lacks oneDNN's convolution": not hasattr(torch.ops.mkldnn, "_convolution_pointwise"),
     }
     return next((problem for problem, applies in problems.items() if applies), "")
+
+
+def _sees_only_padding(module: _ConvNd) -> bool:
+    """Whether a window may lie outside of the image: oneDNN's kernels then read other memory (torch 2.13)."""
+    geometry = sides(module)
+    if geometry is None:
+        return False
+    window = (1, *module.kernel_size)[-2:]
+    reach = ((size - 1) * dilation + 1 for size, dilation in zip(window, geometry[2], strict=True))
+    return any(padding >= size for padding, size in zip(geometry[0], reach, strict=True))
 
 
 def alone_problem(module: _ConvNd) -> str:

@@ -496,6 +496,7 @@ def test_a_half_precision_checkpoint_keeps_its_type():
     [
         (lambda: nn.Conv2d(64, 64, 3, padding=1, padding_mode="reflect"), "it pads with reflect"),
         (lambda: nn.Conv2d(64, 64, 4, padding="same"), "it pads its sides differently"),
+        (lambda: nn.Conv2d(64, 64, 1, padding=1), "it pads by more than its window sees"),
         (lambda: nn.Conv2d(64, 64, 3, groups=4), "grouped, and not in a part"),
         (lambda: nn.Conv2d(8, 8, 3), "narrower than 64"),
         (lambda: nn.utils.parametrizations.weight_norm(nn.Conv1d(64, 64, 3)), "not a plain nn.Conv1d"),
