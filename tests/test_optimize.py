@@ -173,7 +173,7 @@ def unusable():
     hooked.encoder._hf_hook = object()
     return {
         "in evaluation mode, but model.training is True; call model.eval": training,
-        "has no linear layer": nn.Sequential(nn.Embedding(10, 4), nn.LayerNorm(4)).eval(),
+        "has no linear layer and no convolution": nn.Sequential(nn.Embedding(10, 4), nn.LayerNorm(4)).eval(),
         "must be on the CPU, but part of it is on meta": nn.Linear(300, 300, device="meta").eval(),
         "has no weights": nn.ReLU().eval(),
         "accelerate moves its weights": hooked,

@@ -17,8 +17,11 @@ class TorchBackend(Backend):
         return engine.kernels_problem()
 
     def supports(self, model: nn.Module) -> str:
-        if not any(engine.is_linear(module) for module in model.modules()):
-            return "the model has no linear layer"
+        if not any(
+            engine.is_linear(module) or isinstance(module, nn.Conv1d | nn.Conv2d)
+            for module in model.modules()
+        ):
+            return "the model has no linear layer and no convolution"
         return ""
 
     def transform(self, model: nn.Module, options: Options) -> tuple[Outcome, ...]:

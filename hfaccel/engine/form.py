@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import nn
 
+from hfaccel.engine.convolution import KINDS, PreparedConvolution, convolution_problem, prepare
 from hfaccel.engine.families import FAMILIES
+from hfaccel.engine.kernels import Kind
 from hfaccel.engine.layer import FusedLayer, fuse
 from hfaccel.engine.linear import PackedModule, packed_class
 from hfaccel.engine.packed import PackedWeight
+from hfaccel.engine.region import Follower, Region, derive
 from hfaccel.engine.stack import FusedStack, stack
 
 
@@ -20,6 +23,9 @@ class Form:
     stacks: dict[str, str]  # path of a module that runs its layers at once -> name of their list
     linears: Sequence[str]  # paths of packed linear layers
     unpad: bool
+    # path of a prepared convolution -> its kind, and the paths of what it does besides
+    convolutions: Mapping[str, tuple[str, Sequence[str]]] = field(default_factory=dict)
+    regions: Sequence[str] = ()
 
 
 def form(model: nn.Module) -> Form:
@@ -32,7 +38,18 @@ def form(model: nn.Module) -> Form:
         {path: module.hfaccel_list for path, module in stacks.items()},
         tuple(linears),
         all(layer.unpads for layer in layers.values()),
+        _convolutions(model),
+        tuple(path for path, module in model.named_modules() if isinstance(module, Region)),
     )
+
+
+def _convolutions(model: nn.Module) -> dict[str, tuple[str, Sequence[str]]]:
+    paths = {id(module): path for path, module in model.named_modules()}
+    return {
+        path: (module.wanted.label, tuple(paths[id(each)] for each in module.followers))
+        for path, module in model.named_modules()
+        if isinstance(module, PreparedConvolution)
+    }
 
 
 def reform(model: nn.Module, wanted: Form) -> None:
@@ -57,3 +74,23 @@ def reform(model: nn.Module, wanted: Form) -> None:
         fuse(layer, families[name], wanted.unpad)
     for path, name in wanted.stacks.items():
         stack(model.get_submodule(path), name)
+    _reform_convolutions(model, wanted)
+
+
+def _reform_convolutions(model: nn.Module, wanted: Form) -> None:
+    for path, (kind, followers) in wanted.convolutions.items():
+        _prepare(model, path, Kind[kind.upper()], followers)
+    for path in wanted.regions:
+        derive(model.get_submodule(path), Region)
+
+
+def _prepare(model: nn.Module, path: str, kind: Kind, followers: Sequence[str]) -> None:
+    convolution = model.get_submodule(path)
+    problem = "" if isinstance(convolution, KINDS) else f"is a {type(convolution).__name__}"
+    problem = problem or convolution_problem(convolution)  # type: ignore[arg-type]
+    if problem:
+        raise ValueError(f"{path} must be a convolution that can be prepared, but {problem}")
+    modules = tuple(model.get_submodule(each) for each in followers)
+    for module in modules:
+        derive(module, Follower)
+    prepare(convolution, kind, modules)  # type: ignore[arg-type]

@@ -36,8 +36,14 @@ def stock_reason(tensor: torch.Tensor) -> str:
     return ""
 
 
-def linear(input: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
-    """input weight^T + bias, in the type of the input. `input`: (..., in_features), float32 or bfloat16."""
+def linear(
+    input: torch.Tensor,
+    weight: PackedWeight,
+    bias: torch.Tensor | None,
+    activation: Activation = Activation.NONE,
+) -> torch.Tensor:
+    """activation(input weight^T + bias), in the type of the input. `input`: (..., in_features), float32 or
+    bfloat16."""
     assert native.kernels is not None
     rows, added = input.float().contiguous(), float32(bias)
     out_features, in_features = weight.packing.rows, weight.packing.columns
@@ -45,7 +51,7 @@ def linear(input: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None)
     native.kernels.linear(
         torch.get_num_threads(),
         weight.matrix(added),
-        Activation.NONE,
+        activation,
         rows.data_ptr(),
         in_features,
         output.data_ptr(),

@@ -16,6 +16,7 @@ from torch import nn
 from hfaccel.engine.adapters import CALLS
 from hfaccel.engine.call import Call
 from hfaccel.engine.layer import GLOBAL_HOOKS, FusedLayer, Plan, call_problem
+from hfaccel.engine.region import Region
 
 # What a forward that collects these in its own loop would collect from one layer only.
 COLLECTED = ("output_hidden_states", "output_attentions")
@@ -149,7 +150,7 @@ def unstack(module: FusedStack) -> None:
 def _list_of_layers(module: nn.Module) -> str:
     """Under which name the module keeps its fused layers; "" where it has no or several such lists. Models
     themselves are left out: what they are called is written into checkpoints."""
-    if isinstance(module, FusedStack) or hasattr(module, "save_pretrained"):
+    if isinstance(module, FusedStack | Region) or hasattr(module, "save_pretrained"):
         return ""
     names = [
         name

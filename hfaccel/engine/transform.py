@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from hfaccel.engine.convolve import prepare_convolutions, restore_convolutions, select_convolutions
 from hfaccel.engine.families import Family
 from hfaccel.engine.kernels import Kind, kernels_problem
 from hfaccel.engine.layer import FusedLayer, fuse, unfuse
 from hfaccel.engine.linear import PackedModule, is_linear, linear_problem, pack, unpack, weight_class
 from hfaccel.engine.packed import PackedWeight
+from hfaccel.engine.region import Region
 from hfaccel.engine.smoothing import smooth_layers
 from hfaccel.engine.stack import FusedStack, stack_layers, unstack
 from hfaccel.engine.trial import Trials, match
@@ -49,6 +51,7 @@ def transform(
     precision = precision or Precision()
     outcomes: list[Outcome] = []
     layers = _select_layers(model, outcomes)
+    convolutions = select_convolutions(model, [layer for layer, _ in layers])
     linears = _select_linears(model, layers, outcomes)
     with torch.inference_mode(False):  # tensors of its memory shall have versions
         arena = Arena(_size(linears, precision), pages="thp" if huge_pages else "default")
@@ -59,6 +62,7 @@ def transform(
     for layer, family in layers:
         fuse(layer, family, unpad)
         outcomes.append(Outcome(f"{family.name} layer", True, "runs as one function, without padding"))
+    outcomes += prepare_convolutions(convolutions, precision.kind)
     outcomes.extend(_stacked(module, problem) for module, problem in stack_layers(model))
     outcomes.append(_pages(arena))
     if huge_pages:
@@ -75,13 +79,14 @@ def restore(model: nn.Module) -> None:
             unfuse(module)
         elif isinstance(module, PackedModule):
             unpack(module)
+    restore_convolutions(model)
 
 
 def stock_calls(model: nn.Module) -> Counter[str]:
-    """How often the model's fused layers took the stock path, by reason."""
+    """How often the model's fused layers and regions took the stock path, by reason."""
     total: Counter[str] = Counter()
     for module in model.modules():
-        if isinstance(module, FusedLayer):
+        if isinstance(module, FusedLayer | Region):
             total.update(module._hfaccel_stock_calls)
     return total
 

@@ -80,8 +80,14 @@ def describe(model: Any, record: Record, layout: Layout) -> dict[str, Any]:
     return manifest
 
 
+def stock_class(model: nn.Module) -> type[nn.Module]:
+    """The class that the model had before a region was made of it."""
+    cls: type[nn.Module] = getattr(type(model), "hfaccel_stock", type(model))
+    return cls
+
+
 def check_class(model: nn.Module) -> None:
-    cls = type(model)
+    cls = stock_class(model)
     config = getattr(model, "config", None)
     if getattr(transformers, cls.__name__, None) is not cls or config is None:
         raise ModelError(

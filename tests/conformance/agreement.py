@@ -31,6 +31,7 @@ class Verdict:
     task: str = ""
     cls: str = ""
     packed: int = 0
+    folded: int = 0  # batch norms
     fused: list[str] = field(default_factory=list)
     stock: dict[str, int] = field(default_factory=dict)
     distance: dict[str, float] = field(default_factory=dict)
@@ -79,14 +80,21 @@ def compare(
         verdict.problem += f"{precision} differs by {far:.1e}; "
     report = hfaccel.report(fast)
     if precision == "float32":
-        verdict.stock = dict(report.stock_calls)
-        for outcome in report.outcomes:
-            if outcome.subject == "linear layer" and outcome.applied:
-                verdict.packed += outcome.count
-            elif outcome.applied and outcome.subject.endswith(" layer"):
-                verdict.fused.append(f"{outcome.subject.removesuffix(' layer')} x {outcome.count}")
-            elif not outcome.applied:
-                verdict.reasons.append(f"{outcome.subject}: {outcome.reason}")
+        note(verdict, report)
+
+
+def note(verdict: Verdict, report: Any) -> None:
+    """What was done, and what was not."""
+    verdict.stock = dict(report.stock_calls)
+    for outcome in report.outcomes:
+        if outcome.subject == "linear layer" and outcome.applied:
+            verdict.packed += outcome.count
+        elif outcome.subject == "batch norm" and outcome.applied:
+            verdict.folded += outcome.count
+        elif outcome.applied and outcome.subject.endswith(" layer"):
+            verdict.fused.append(f"{outcome.subject.removesuffix(' layer')} x {outcome.count}")
+        elif not outcome.applied:
+            verdict.reasons.append(f"{outcome.subject}: {outcome.reason}")
 
 
 def run(model: nn.Module, given: dict[str, Any]) -> dict[str, torch.Tensor]:

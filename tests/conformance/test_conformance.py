@@ -44,18 +44,17 @@ FUSED = {
 }
 # others, with another computation in each
 PACKED = ("bloom", "convbert", "deberta", "dinov2", "esm", "fnet", "gpt2", "llama", "longformer", "gptj")
-PACKED += (
-    "mobilebert",
-    "opt",
-    "phi",
-    "qwen2",
-    "roformer",
-    "segformer",
-    "squeezebert",
-    "beit",
-    "openai-gpt",
-    "yolos",
-)
+PACKED += ("mobilebert", "opt", "phi", "qwen2", "roformer", "segformer", "squeezebert", "beit")
+PACKED += ("openai-gpt", "yolos")
+# those with convolutions: how many batch norms are folded
+CONVOLVED = {"detr": 16, "levit": 4, "mobilenet_v1": 27, "mobilenet_v2": 52, "regnet": 17, "resnet": 17}
+
+
+@pytest.mark.parametrize("kind", CONVOLVED)
+def test_architectures_with_convolutions(kind):
+    verdict = judge(kind, precisions=PRECISIONS)
+    assert not verdict.problem and not verdict.not_built and not verdict.stock
+    assert verdict.folded == CONVOLVED[kind]
 
 
 @pytest.mark.parametrize("kind", FUSED)
