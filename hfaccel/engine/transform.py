@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from hfaccel.engine.families import Family
 from hfaccel.engine.kernels import Kind, kernels_problem
 from hfaccel.engine.layer import FusedLayer, fuse, unfuse
 from hfaccel.engine.linear import PackedLinear, linear_problem, pack, unpack
+from hfaccel.engine.losses import Verdict, try_int8
 from hfaccel.engine.packed import PackedWeight, packed_bytes
 from hfaccel.engine.smoothing import smooth_layers
 from hfaccel.engine.trial import Trials, match
@@ -26,8 +28,11 @@ class Precision:
     """In which numbers the linear layers multiply. None: in those of the checkpoint."""
 
     wanted: Kind | None = None
+    exceptions: Mapping[int, Kind] = field(default_factory=dict)  # id of a weight -> instead of `wanted`
 
     def kind(self, weight: torch.Tensor) -> Kind:
+        if id(weight) in self.exceptions:
+            return self.exceptions[id(weight)]
         if self.wanted is not None:
             return self.wanted
         half = weight.dtype is torch.bfloat16 and not kernels_problem(Kind.BFLOAT16)
@@ -40,19 +45,28 @@ class Precision:
 
 
 def transform(
-    model: nn.Module, *, precision: Precision | None = None, huge_pages: bool = True, unpad: bool = True
+    model: nn.Module,
+    *,
+    precision: Precision | None = None,
+    huge_pages: bool = True,
+    unpad: bool = True,
+    samples: Sequence[Mapping[str, torch.Tensor]] = (),
 ) -> tuple[Outcome, ...]:
     """Fuse and pack what pays, in place. Parameters keep shape, values (up to the precision asked for)
-    and, where no value is rounded, identity."""
+    and, where no value is rounded, identity. `samples`: typical inputs, on which int8 is tried."""
     precision = precision or Precision()
     outcomes: list[Outcome] = []
     layers = _select_layers(model, outcomes)
     linears = _select_linears(model, layers, outcomes)
+    verdict = Verdict()
+    if precision.wanted is Kind.INT8:
+        dense = [linear for linear in linears if _is_dense(linear.weight, precision)]
+        verdict = try_int8(model, layers, dense, smooth_layers(model, layers), samples)
+        precision = replace(precision, exceptions=verdict.higher)
     arena = Arena(_size(linears, precision), pages="thp" if huge_pages else "default")
-    factors = smooth_layers(model, layers) if precision.wanted is Kind.INT8 else {}
     packed: dict[int, PackedWeight] = {}
     for linear in linears:
-        outcomes.append(_pack(linear, arena, precision, packed, factors))
+        outcomes.append(_pack(linear, arena, precision, packed, verdict))
     for layer, family in layers:
         fuse(layer, family, unpad)
         outcomes.append(Outcome(f"{family.name} layer", True, "runs as one function, without padding"))
@@ -120,18 +134,25 @@ def _pack(
     arena: Arena,
     precision: Precision,
     packed: dict[int, PackedWeight],
-    factors: dict[int, torch.Tensor],
+    verdict: Verdict,
 ) -> Outcome:
     weight = linear.weight
     kind = precision.kind(weight)
     if precision.rounds and _is_dense(weight, precision):
         # Not in the parameter's place: the model that was given keeps its values.
         if id(weight) not in packed:
-            packed[id(weight)] = PackedWeight.pack(weight, arena, kind, factors.get(id(weight)))
+            packed[id(weight)] = _packed(weight, arena, kind, verdict)
         linear.weight = packed[id(weight)]
     problem = pack(linear, arena, kind)
-    reason = f"not packed: {problem}" if problem else f"packed in {kind.label}"
-    return Outcome("linear layer", not problem, reason)
+    reason = verdict.reasons.get(id(weight), f"packed in {kind.label}")
+    return Outcome("linear layer", not problem, f"not packed: {problem}" if problem else reason)
+
+
+def _packed(weight: torch.Tensor, arena: Arena, kind: Kind, verdict: Verdict) -> PackedWeight:
+    tried = verdict.packed.pop(id(weight), None)
+    if tried is None:
+        return PackedWeight.pack(weight, arena, kind)
+    return tried.over(arena.take(tried.memory.shape, torch.uint8).copy_(tried.memory))
 
 
 def _is_dense(weight: torch.Tensor, precision: Precision) -> bool:

@@ -66,7 +66,7 @@ def trial(layer: nn.Module, family: Family) -> str:
         if not isinstance(linear.weight, PackedWeight):
             pack(linear, Arena(padded(packed_bytes(linear.weight)), pages="default"))
     fuse(fused, family)
-    hidden, masks, arguments = _sample(fused, family)
+    hidden, masks, arguments = sample(fused, family)
     for mask in masks:
         with torch.inference_mode():
             try:
@@ -81,26 +81,27 @@ def trial(layer: nn.Module, family: Family) -> str:
     return ""
 
 
-def _sample(
-    layer: nn.Module, family: Family
+def sample(
+    layer: nn.Module, family: Family, batch: int = 2, length: int = 8
 ) -> tuple[torch.Tensor, list[torch.Tensor | None], dict[str, Any]]:
-    """Hidden states (2, 8, size), masks of which the last hides three tokens of the second sequence, and
-    what else the forward takes."""
+    """Hidden states (batch, length, size), masks of which the last hides tokens of the last sequence from the
+    sixth on, and what else the forward takes."""
     generator = torch.Generator().manual_seed(0)  # optimizing must not advance the program's random numbers
     linear = family.linears(layer)[0]
-    hidden = torch.randn(2, 8, linear.in_features, generator=generator)
-    mask = torch.ones(2, 1, 8, 8, dtype=torch.bool)
-    mask[1, :, :, 5:] = False
+    hidden = torch.randn(batch, length, linear.in_features, generator=generator)
+    mask = torch.ones(batch, 1, length, length, dtype=torch.bool)
+    mask[-1, :, :, 5:] = False
     masks: list[torch.Tensor | None] = [None, mask]
     arguments: dict[str, Any] = {}
     size = head_size(layer.get_submodule(family.attention)) or 1
     if family.rotary:
         arguments["position_embeddings"] = tuple(
-            torch.randn(1, 8, size // 2, generator=generator).repeat(1, 1, 2) for _ in range(2)
+            torch.randn(1, length, size // 2, generator=generator).repeat(1, 1, 2) for _ in range(2)
         )
     if family.position_bias:
         heads = linear.out_features // size
-        arguments["position_bias"] = torch.randn(1, heads, 8, 8, generator=generator).expand(2, -1, -1, -1)
+        bias = torch.randn(1, heads, length, length, generator=generator)
+        arguments["position_bias"] = bias.expand(batch, -1, -1, -1)
         masks = [None, torch.where(mask[:, :, :1], 0.0, torch.finfo(torch.float32).min)]
     return hidden, masks, arguments
 
