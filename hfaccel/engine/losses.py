@@ -73,7 +73,7 @@ def try_int8(
         for each in linears:
             if id(each.weight) not in meter.losses:
                 noise = _noise(each)
-                meter.see(each, noise, each(noise))
+                meter.see(each, noise, each.forward(noise))
     higher = too_lossy(meter.losses, _groups(layers))
     kept = {weight: packed for weight, packed in meter.packed.items() if weight not in higher}
     kind = Kind.FLOAT32 if kernels_problem(Kind.BFLOAT16) else Kind.BFLOAT16
@@ -169,7 +169,7 @@ def _run(layer: nn.Module, family: Family, norm: nn.Module | None) -> None:
     if not family.norm_first:
         hidden = _like(norm, hidden)
     dtype = family.linears(layer)[0].weight.dtype
-    layer(hidden.to(dtype), None, **tree_map(lambda value: value.to(dtype), arguments))
+    layer.forward(hidden.to(dtype), None, **tree_map(lambda value: value.to(dtype), arguments))
 
 
 def _like(norm: nn.Module | None, normal: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hfaccel.engine.families import Family
+from hfaccel.engine.gains import Times, combined, of_layers, of_linears
 from hfaccel.engine.kernels import Kind, kernels_problem
 from hfaccel.engine.layer import FusedLayer, fuse, unfuse
 from hfaccel.engine.linear import PackedLinear, linear_problem, pack, unpack
@@ -63,17 +64,18 @@ def transform(
         dense = [linear for linear in linears if _is_dense(linear.weight, precision)]
         verdict = try_int8(model, layers, dense, smooth_layers(model, layers), samples)
         precision = replace(precision, exceptions=verdict.higher)
+    times = of_linears(_outside(linears, layers), precision.kind)
+    linears = _without_slower(linears, times, outcomes)
+    gain = combined(times[id(linear)] for linear in linears if id(linear) in times)
     arena = Arena(_size(linears, precision), pages="thp" if huge_pages else "default")
     packed: dict[int, PackedWeight] = {}
     for linear in linears:
-        outcomes.append(_pack(linear, arena, precision, packed, verdict))
+        outcome = _pack(linear, arena, precision, packed, verdict)
+        outcomes.append(replace(outcome, gain=gain) if id(linear) in times else outcome)
     for layer, family in layers:
         fuse(layer, family, unpad)
-        outcomes.append(Outcome(f"{family.name} layer", True, "runs as one function, without padding"))
-    outcomes.append(_pages(arena))
-    if huge_pages:
-        outcomes.append(_rest_of(model))
-    return merge(outcomes)
+    pages = [_pages(arena), *([_rest_of(model)] if huge_pages else [])]
+    return merge([*outcomes, *_judge([layer for layer, _ in layers]), *pages])
 
 
 def restore(model: nn.Module) -> None:
@@ -127,6 +129,39 @@ def _select_linears(model: nn.Module, layers: Layers, outcomes: list[Outcome]) -
         else:
             selected.append(module)
     return selected
+
+
+def _outside(linears: list[nn.Linear], layers: Layers) -> list[nn.Linear]:
+    """The linear layers of no fused layer."""
+    inside = {id(linear) for layer, family in layers for linear in family.linears(layer)}
+    return [linear for linear in linears if id(linear) not in inside]
+
+
+def _without_slower(
+    linears: list[nn.Linear], times: dict[int, Times], outcomes: list[Outcome]
+) -> list[nn.Linear]:
+    slower = {key: found for key, found in times.items() if found.is_slower}
+    for found in slower.values():
+        reason = f"not packed: {found.gain:.2f} times as fast as torch's own here"
+        outcomes.append(Outcome("linear layer", False, reason, gain=found.gain))
+    return [linear for linear in linears if id(linear) not in slower]
+
+
+def _judge(layers: list[nn.Module]) -> list[Outcome]:
+    """What is said of fused layers. Those that are slower than before become what they were."""
+    fused = [layer for layer in layers if isinstance(layer, FusedLayer)]
+    times = of_layers(fused)
+    gain = combined(found for found in times.values() if not found.is_slower)
+    outcomes = []
+    for layer in fused:
+        found, subject = times.get(id(layer)), f"{layer.hfaccel_family.name} layer"
+        if found is not None and found.is_slower:
+            unfuse(layer)
+            reason = f"not fused: {found.gain:.2f} times as fast as its own forward here"
+            outcomes.append(Outcome(subject, False, reason, gain=found.gain))
+        else:
+            outcomes.append(Outcome(subject, True, "runs as one function, without padding", gain=gain))
+    return outcomes
 
 
 def _pack(

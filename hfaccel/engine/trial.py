@@ -29,7 +29,7 @@ def match(layer: nn.Module, trials: Trials | None = None) -> tuple[Family | None
     for family in candidates(layer):
         problem = _linears_problem(family, layer) or fusing_problem(family, layer)
         if not problem:
-            key = _kind(family, layer)
+            key = kind_of(family, layer)
             if key not in trials:
                 trials[key] = trial(layer, family)
             problem = trials[key]
@@ -38,7 +38,7 @@ def match(layer: nn.Module, trials: Trials | None = None) -> tuple[Family | None
     return (None, problem) if problem else None
 
 
-def _kind(family: Family, layer: nn.Module) -> object:
+def kind_of(family: Family, layer: nn.Module) -> object:
     """Layers of one class may differ in their parts (a model's first layer may lack a norm), and a model
     may hold layers of one class in several sizes."""
     attention = layer.get_submodule(family.attention)
@@ -70,7 +70,7 @@ def trial(layer: nn.Module, family: Family) -> str:
     for mask in masks:
         with torch.inference_mode():
             try:
-                expected, got = (each(hidden, mask, **arguments) for each in (stock, fused))
+                expected, got = (each.forward(hidden, mask, **arguments) for each in (stock, fused))
             except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
                 return f"its forward cannot be called with a mask alone ({type(error).__name__}: {error})"
         problem = _difference(expected, got, mask)
