@@ -138,7 +138,7 @@ class Plan:
         for table, name, child in self.links:
             if table.get(name) is not child:
                 return f"the submodule {name} was replaced"
-            if "forward" in child.__dict__:  # as accelerate's hooks have it
+            if "forward" in child.__dict__ and _is_replaced(child):  # as accelerate's hooks have it
                 return f"the forward of the submodule {name} was replaced"
         for hooks in self.hooks:
             if hooks and any(hook.__module__ != HARMLESS_HOOKS for hook in hooks.values()):
@@ -146,6 +146,11 @@ class Plan:
         if any(GLOBAL_HOOKS):
             return "a hook is registered for all modules"
         return ""
+
+
+def _is_replaced(module: nn.Module) -> bool:
+    """Whether the module's forward is not its class' own; accelerate puts that back as an attribute."""
+    return getattr(module.forward, "__func__", None) is not type(module).forward
 
 
 def _place(vector: torch.Tensor | None) -> tuple[int, int]:
