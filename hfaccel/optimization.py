@@ -58,13 +58,22 @@ class Report:
 
     def __str__(self) -> str:
         done = [
-            ["yes" if o.applied else "no", f"{o.subject} x {o.count}" if o.count > 1 else o.subject, o.reason]
-            for o in (*self.outcomes, *self.configuration.outcomes)
+            [
+                "yes" if line.applied else "no",
+                f"{line.subject} x {line.count}" if line.count > 1 else line.subject,
+                f"{line.gain:.1f}" if line.gain else "",
+                line.reason,
+            ]
+            for line in (*self.outcomes, *self.configuration.outcomes)
         ]
         chosen = [[c.knob, c.value, c.source, c.reason] for c in self.configuration.plan.choices]
         found = [[f.subject, f.value, f.source] for f in self.verified]
         tables = [
-            render(f"{self.model}, backend {self.backend or 'none'}", ["applied", "what", "why"], done),
+            render(
+                f"{self.model}, backend {self.backend or 'none'}",
+                ["applied", "what", "times faster", "why"],
+                done,
+            ),
             render("choices", ["knob", "value", "source", "reason"], chosen),
             render("verified", ["what", "value", "read from"], found),
         ]
@@ -102,7 +111,8 @@ def optimize(
 
     `dtype`: None multiplies in the checkpoint's type, torch.bfloat16 in bfloat16; residual stream, norms
     and sums stay float32, and so do the results. `quantization`: "int8" multiplies in int8, weights
-    rounded per output channel, activations per token. `unpad`: "auto" and True leave padding out of the
+    rounded per output channel, activations per token; layers that would lose too much, tried on `sample` or
+    else without data, stay in bfloat16. `unpad`: "auto" and True leave padding out of the
     computation, hidden states of padding are zero then; False computes it.
     `backend`: "auto" or a name from `hfaccel.backends.BACKENDS`. With a `sample` of typical inputs (what a
     tokenizer returned as tensors, or several of those) "auto" measures all that are installed on this

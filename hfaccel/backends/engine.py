@@ -33,6 +33,7 @@ class TorchBackend(Backend):
             precision=engine.Precision(None if problem else kind),
             huge_pages=options.huge_pages,
             unpad=options.unpad,
+            samples=options.samples,
         )
         return (*outcomes, *done)
 

@@ -130,7 +130,7 @@ class Plan:
         if self.config is not None and self.config._attn_implementation != "sdpa":
             return f"the attention implementation is {self.config._attn_implementation}"
         for linear, memory in zip(self.linears, self.memories, strict=True):
-            weight = linear._parameters["weight"]
+            weight = linear._parameters.get("weight")  # pruning and parametrizations take it away
             if type(weight) is not PackedWeight or weight.memory is not memory:
                 return "a weight was replaced, moved or cast"
         return self._problem_of_parts()
@@ -139,12 +139,19 @@ class Plan:
         for table, name, child in self.links:
             if table.get(name) is not child:
                 return f"the submodule {name} was replaced"
+            if "forward" in child.__dict__ and _is_replaced(child):  # as accelerate's hooks have it
+                return f"the forward of the submodule {name} was replaced"
         for hooks in self.hooks:
             if hooks and any(hook.__module__ != HARMLESS_HOOKS for hook in hooks.values()):
                 return "a submodule has a hook"
         if any(GLOBAL_HOOKS):
             return "a hook is registered for all modules"
         return ""
+
+
+def _is_replaced(module: nn.Module) -> bool:
+    """Whether the module's forward is not its class' own; accelerate puts that back as an attribute."""
+    return getattr(module.forward, "__func__", None) is not type(module).forward
 
 
 def _place(vector: torch.Tensor | None) -> tuple[int, int]:

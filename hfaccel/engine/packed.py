@@ -154,8 +154,15 @@ class PackedWeight(nn.Parameter):
 
     @staticmethod
     def __new__(
-        cls, memory: torch.Tensor, kind: Kind, shape: tuple[int, int], dtype: torch.dtype, requires_grad: bool
-    ) -> PackedWeight:
+        cls,
+        memory: torch.Tensor,
+        kind: Kind | None = None,
+        shape: tuple[int, int] = (0, 0),
+        dtype: torch.dtype = torch.float32,
+        requires_grad: bool = True,
+    ) -> Any:
+        if kind is None:  # type(weight)(values, requires_grad=...), as accelerate makes another parameter
+            return nn.Parameter(memory, requires_grad)
         self: PackedWeight = torch.Tensor._make_wrapper_subclass(
             cls, shape, dtype=dtype, device=torch.device("cpu"), requires_grad=requires_grad
         )
@@ -164,8 +171,22 @@ class PackedWeight(nn.Parameter):
         self._is_param = True
         return self
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
+
+    @property
+    def data(self) -> torch.Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, values: torch.Tensor) -> None:
+        """Values that are set, as peft does to merge safely, are packed in place of the old; those of another
+        type or shape make this an ordinary parameter."""
+        if values.shape == self.shape and values.dtype is self.dtype and values.is_cpu:
+            self.overwrite(values)
+        else:
+            with torch.inference_mode(False):
+                exchange(self, nn.Parameter(values, self.requires_grad))
 
     @classmethod
     def pack(

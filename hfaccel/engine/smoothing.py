@@ -9,7 +9,7 @@ what is easy for activations is then hard for weights, and ALPHA says how the bu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from operator import attrgetter
 
 import torch
@@ -39,26 +39,35 @@ def smoothing(norm: nn.Module | None, weights: Sequence[torch.Tensor]) -> torch.
     return factors / factors.mean()
 
 
-def smooth_layers(model: nn.Module, layers: Sequence[tuple[nn.Module, Family]]) -> dict[int, torch.Tensor]:
-    """id of a linear layer's weight -> its factors, for the inputs of attention and of the feed-forward."""
+def norms_before(
+    model: nn.Module, layers: Sequence[tuple[nn.Module, Family]]
+) -> Iterator[tuple[nn.Module, Family, nn.Module | None, nn.Module | None]]:
+    """Each layer, in the model's order, with the norms that make the inputs of its attention and of its
+    feed-forward; None where that of attention is not known."""
     families = {id(layer): family for layer, family in layers}
-    factors: dict[int, torch.Tensor] = {}
     before: nn.Module | None = None  # the last norm registered, which makes the input where norms come last
     for module in model.modules():
         family = families.get(id(module))
         if family is not None:
             attention_norm, output_norm = family.norms(module)
-            of_attention, of_wide = (
-                (attention_norm, output_norm) if family.norm_first else (before, attention_norm)
-            )
-            for norm, paths in ((of_attention, family.attention_inputs), (of_wide, family.wide_inputs)):
-                weights: list[torch.Tensor] = [attrgetter(path)(module).weight for path in paths]
-                # The last alone (of query, key and value: the value): its errors are what is seen in the
-                # result, while softmax forgives those of scores.
-                found = smoothing(norm, weights[-1:])
-                if found is not None:
-                    factors.update({id(weight): found for weight in weights})
+            if family.norm_first:
+                yield module, family, attention_norm, output_norm
+            else:
+                yield module, family, before, attention_norm
             before = output_norm
         elif isinstance(module, nn.LayerNorm):
             before = module
+
+
+def smooth_layers(model: nn.Module, layers: Sequence[tuple[nn.Module, Family]]) -> dict[int, torch.Tensor]:
+    """id of a linear layer's weight -> its factors, for the inputs of attention and of the feed-forward."""
+    factors: dict[int, torch.Tensor] = {}
+    for layer, family, of_attention, of_wide in norms_before(model, layers):
+        for norm, paths in ((of_attention, family.attention_inputs), (of_wide, family.wide_inputs)):
+            weights: list[torch.Tensor] = [attrgetter(path)(layer).weight for path in paths]
+            # The last alone (of query, key and value: the value): its errors are what is seen in the
+            # result, while softmax forgives those of scores.
+            found = smoothing(norm, weights[-1:])
+            if found is not None:
+                factors.update({id(weight): found for weight in weights})
     return factors

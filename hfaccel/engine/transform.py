@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from torch import nn
 
 from hfaccel.engine.convolve import prepare_convolutions, restore_convolutions, select_convolutions
 from hfaccel.engine.families import Family
+from hfaccel.engine.gains import Times, combined, of_layers, of_linears
 from hfaccel.engine.kernels import Kind, kernels_problem
 from hfaccel.engine.layer import FusedLayer, fuse, unfuse
 from hfaccel.engine.linear import PackedModule, is_linear, linear_problem, pack, unpack, weight_class
+from hfaccel.engine.losses import Verdict, try_int8
 from hfaccel.engine.packed import PackedWeight
 from hfaccel.engine.region import Region
 from hfaccel.engine.smoothing import smooth_layers
@@ -30,8 +33,11 @@ class Precision:
     """In which numbers the linear layers multiply. None: in those of the checkpoint."""
 
     wanted: Kind | None = None
+    exceptions: Mapping[int, Kind] = field(default_factory=dict)  # id of a weight -> instead of `wanted`
 
     def kind(self, weight: torch.Tensor) -> Kind:
+        if id(weight) in self.exceptions:
+            return self.exceptions[id(weight)]
         if self.wanted is not None:
             return self.wanted
         half = weight.dtype is torch.bfloat16 and not kernels_problem(Kind.BFLOAT16)
@@ -44,24 +50,37 @@ class Precision:
 
 
 def transform(
-    model: nn.Module, *, precision: Precision | None = None, huge_pages: bool = True, unpad: bool = True
+    model: nn.Module,
+    *,
+    precision: Precision | None = None,
+    huge_pages: bool = True,
+    unpad: bool = True,
+    samples: Sequence[Mapping[str, torch.Tensor]] = (),
 ) -> tuple[Outcome, ...]:
     """Fuse and pack what pays, in place. Parameters keep shape, values (up to the precision asked for)
-    and, where no value is rounded, identity."""
+    and, where no value is rounded, identity. `samples`: typical inputs, on which int8 is tried."""
     precision = precision or Precision()
     outcomes: list[Outcome] = []
     layers = _select_layers(model, outcomes)
     convolutions = select_convolutions(model, [layer for layer, _ in layers])
     linears = _select_linears(model, layers, outcomes)
+    verdict = Verdict()
+    if precision.wanted is Kind.INT8:
+        dense = [linear for linear in linears if _is_dense(linear.weight, precision)]
+        verdict = try_int8(model, layers, dense, smooth_layers(model, layers), samples)
+        precision = replace(precision, exceptions=verdict.higher)
+    times = of_linears(_outside(linears, layers), precision.kind)
+    linears = _without_slower(linears, times, outcomes)
+    gain = combined(times[id(linear)] for linear in linears if id(linear) in times)
     with torch.inference_mode(False):  # tensors of its memory shall have versions
         arena = Arena(_size(linears, precision), pages="thp" if huge_pages else "default")
-    factors = smooth_layers(model, layers) if precision.wanted is Kind.INT8 else {}
     packed: dict[int, PackedWeight] = {}
     for linear in linears:
-        outcomes.append(_pack(linear, arena, precision, packed, factors))
+        outcome = _pack(linear, arena, precision, packed, verdict)
+        outcomes.append(replace(outcome, gain=gain) if id(linear) in times else outcome)
     for layer, family in layers:
         fuse(layer, family, unpad)
-        outcomes.append(Outcome(f"{family.name} layer", True, "runs as one function, without padding"))
+    outcomes += _judge([layer for layer, _ in layers])
     outcomes += prepare_convolutions(convolutions, precision.kind)
     outcomes.extend(_stacked(module, problem) for module, problem in stack_layers(model))
     outcomes.append(_pages(arena))
@@ -126,23 +145,61 @@ def _select_linears(model: nn.Module, layers: Layers, outcomes: list[Outcome]) -
     return selected
 
 
+def _outside(linears: list[Any], layers: Layers) -> list[Any]:
+    """The linear layers of no fused layer."""
+    inside = {id(linear) for layer, family in layers for linear in family.linears(layer)}
+    return [linear for linear in linears if id(linear) not in inside]
+
+
+def _without_slower(linears: list[Any], times: dict[int, Times], outcomes: list[Outcome]) -> list[Any]:
+    slower = {key: found for key, found in times.items() if found.is_slower}
+    for found in slower.values():
+        reason = f"not packed: {found.gain:.2f} times as fast as torch's own here"
+        outcomes.append(Outcome("linear layer", False, reason, gain=found.gain))
+    return [linear for linear in linears if id(linear) not in slower]
+
+
+def _judge(layers: list[nn.Module]) -> list[Outcome]:
+    """What is said of fused layers. Those that are slower than before become what they were."""
+    fused = [layer for layer in layers if isinstance(layer, FusedLayer)]
+    times = of_layers(fused)
+    gain = combined(found for found in times.values() if not found.is_slower)
+    outcomes = []
+    for layer in fused:
+        found, subject = times.get(id(layer)), f"{layer.hfaccel_family.name} layer"
+        if found is not None and found.is_slower:
+            unfuse(layer)
+            reason = f"not fused: {found.gain:.2f} times as fast as its own forward here"
+            outcomes.append(Outcome(subject, False, reason, gain=found.gain))
+        else:
+            outcomes.append(Outcome(subject, True, "runs as one function, without padding", gain=gain))
+    return outcomes
+
+
 def _pack(
     linear: Any,
     arena: Arena,
     precision: Precision,
     packed: dict[int, PackedWeight],
-    factors: dict[int, torch.Tensor],
+    verdict: Verdict,
 ) -> Outcome:
     weight = linear.weight
     kind = precision.kind(weight)
     if precision.rounds and _is_dense(weight, precision):
         # Not in the parameter's place: the model that was given keeps its values.
         if id(weight) not in packed:
-            packed[id(weight)] = weight_class(linear).pack(weight, arena, kind, factors.get(id(weight)))
+            packed[id(weight)] = _packed(linear, arena, kind, verdict)
         linear.weight = packed[id(weight)]
     problem = pack(linear, arena, kind)
-    reason = f"not packed: {problem}" if problem else f"packed in {kind.label}"
-    return Outcome("linear layer", not problem, reason)
+    reason = verdict.reasons.get(id(weight), f"packed in {kind.label}")
+    return Outcome("linear layer", not problem, f"not packed: {problem}" if problem else reason)
+
+
+def _packed(linear: Any, arena: Arena, kind: Kind, verdict: Verdict) -> PackedWeight:
+    tried = verdict.packed.pop(id(linear.weight), None)
+    if tried is None:
+        return weight_class(linear).pack(linear.weight, arena, kind)
+    return tried.over(arena.take(tried.memory.shape, torch.uint8).copy_(tried.memory))
 
 
 def _is_dense(weight: torch.Tensor, precision: Precision) -> bool:

@@ -30,7 +30,7 @@ def match(layer: nn.Module, trials: Trials | None = None) -> tuple[Family | None
     for family in candidates(layer):
         problem = _linears_problem(family, layer) or fusing_problem(family, layer)
         if not problem:
-            key = _kind(family, layer)
+            key = kind_of(family, layer)
             if key not in trials:
                 trials[key] = trial(layer, family)
             problem = trials[key]
@@ -39,7 +39,7 @@ def match(layer: nn.Module, trials: Trials | None = None) -> tuple[Family | None
     return (None, problem) if problem else None
 
 
-def _kind(family: Family, layer: nn.Module) -> object:
+def kind_of(family: Family, layer: nn.Module) -> object:
     """Layers of one class may differ in their parts (a model's first layer may lack a norm), and a model
     may hold layers of one class in several sizes."""
     attention = layer.get_submodule(family.attention)
@@ -67,11 +67,11 @@ def trial(layer: nn.Module, family: Family) -> str:
         if not isinstance(linear.weight, PackedWeight):
             pack(linear, Arena(padded(packed_bytes(linear.weight)), pages="default"))
     fuse(fused, family)
-    hidden, masks, arguments = _sample(fused, family)
+    hidden, masks, arguments = sample(fused, family)
     for mask in masks:
         with torch.inference_mode():
             try:
-                expected, got = (each(hidden, mask, **arguments) for each in (stock, fused))
+                expected, got = (each.forward(hidden, mask, **arguments) for each in (stock, fused))
             except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
                 return f"its forward cannot be called with a mask alone ({type(error).__name__}: {error})"
         problem = _difference(expected, got, mask is masks[-1])
@@ -82,15 +82,15 @@ def trial(layer: nn.Module, family: Family) -> str:
     return ""
 
 
-def _sample(
-    layer: nn.Module, family: Family
+def sample(
+    layer: nn.Module, family: Family, batch: int = 2, length: int = 8
 ) -> tuple[torch.Tensor, list[torch.Tensor | None], dict[str, Any]]:
-    """Hidden states (2, 8, size), masks of which the last hides three tokens of the second sequence, and
-    what else the forward takes."""
+    """Hidden states (batch, length, size), masks of which the last hides tokens of the last sequence from the
+    sixth on, and what else the forward takes."""
     generator = torch.Generator().manual_seed(0)  # optimizing must not advance the program's random numbers
-    hidden = torch.randn(2, 8, family.linears(layer)[0].in_features, generator=generator)
-    padding = torch.zeros(2, 8, dtype=torch.bool)
-    padding[1, 5:] = True
+    hidden = torch.randn(batch, length, family.linears(layer)[0].in_features, generator=generator)
+    padding = torch.zeros(batch, length, dtype=torch.bool)
+    padding[-1, 5:] = True
     return hidden, *CALLS[family.adapter].sample(layer, family, padding, generator)
 
 

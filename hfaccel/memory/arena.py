@@ -6,7 +6,7 @@ import math
 import os
 import threading
 from collections.abc import Sequence
-from typing import Literal, SupportsIndex
+from typing import Any, Literal, SupportsIndex
 
 import torch
 
@@ -49,11 +49,8 @@ class Arena:
         self.pages = "default"
         wants_nothing = pages == "default" and node is None and not locked
         region = None if wants_nothing or size == 0 else self._reserve(size, pages, node, locked)
-        self._bytes = (
-            torch.empty(size, dtype=torch.uint8)
-            if region is None
-            else torch.frombuffer(region, dtype=torch.uint8)
-        )
+        self._buffer: Any = torch.empty(size, dtype=torch.uint8).numpy() if region is None else region
+        self._size = memoryview(self._buffer).nbytes  # whole pages
 
     def _reserve(self, size: int, pages: str, node: int | None, locked: bool) -> native.Region | None:
         if native.arena is None:
@@ -86,13 +83,17 @@ class Arena:
             if coloured and start % 4096 == self._colour:
                 start += COLOUR
             end = start + nbytes
-            if end > self._bytes.numel():
+            if end > self._size:
                 raise UsageError(
-                    f"an arena holds {self._bytes.numel()} bytes, but a tensor up to byte {end} was taken"
+                    f"an arena holds {self._size} bytes, but a tensor up to byte {end} was taken"
                 )
             self._colour = start % 4096
             self.used = end
-        return self._bytes[start:end].view(dtype).view(sizes)
+        if nbytes == 0:
+            return torch.empty(sizes, dtype=dtype)
+        # A storage of its own: torch.save refuses one that is seen as two types, and writes all of it.
+        taken = torch.frombuffer(self._buffer, dtype=torch.uint8, offset=start, count=nbytes)
+        return taken.view(dtype).view(sizes)
 
 
 def padded(nbytes: int) -> int:

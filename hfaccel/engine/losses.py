@@ -1,0 +1,215 @@
+"""What int8 would lose in each linear layer, measured; and which layers therefore stay in more bits.
+
+A weight is packed in int8 and multiplied by the kernels with some rows; the result is compared with the
+layer's own. The rows are those of samples where the user gives some. Otherwise no data is needed: an encoder
+layer runs as it is on rows as the norm before it makes them (a normal number for each channel, times the
+norm's weight, plus its bias), so that all linear layers in it see rows of the kind that they are for, and
+a linear layer of which nothing is known sees normal numbers.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from hfaccel.engine.families import Family
+from hfaccel.engine.kernels import Kind, kernels_problem
+from hfaccel.engine.linear import fits, linear, weight_class
+from hfaccel.engine.packed import PackedWeight
+from hfaccel.engine.smoothing import norms_before
+from hfaccel.engine.trial import sample
+from hfaccel.memory import Arena
+
+ROWS = 32  # of a call: the median of so many vectors is steady
+BOUND = 0.06  # of a result. all-MiniLM-L6-v2 loses 1 to 2.5 %, on texts up to 4.4 %
+FEW = 8  # rows tell a constant from what varies; fewer do not
+FLOOR = 1e-3  # of the columns' usual spread: one that is nearly constant has none of its own
+TINY = torch.finfo(torch.float32).tiny
+
+Layers = Sequence[tuple[nn.Module, Family]]
+Losses = Mapping[int, float]  # id of a weight -> of its result
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """By the ids of weights."""
+
+    packed: dict[int, PackedWeight] = field(default_factory=dict)  # in int8, in memory of their own
+    higher: dict[int, Kind] = field(default_factory=dict)  # in what those stay that would lose too much
+    reasons: dict[int, str] = field(default_factory=dict)  # what the report says of each
+
+
+def try_int8(
+    model: nn.Module,
+    layers: Layers,
+    linears: Sequence[nn.Linear],
+    factors: Mapping[int, torch.Tensor],
+    samples: Sequence[Mapping[str, torch.Tensor]] = (),
+) -> Verdict:
+    """Pack the weights of `linears` in int8 beside what they are, and say which must not stay so.
+
+    `layers`: those that are to be fused; their linear layers are among `linears`. `factors`: those of
+    smooth_layers. Raises what the model raises for a sample that it does not take.
+    """
+    meter = Meter(factors)
+    with torch.no_grad():
+        for one in samples:
+            with meter.watching(linears, one.get("attention_mask")):
+                model(**one)
+        for layer, family, norm, _ in norms_before(model, layers):
+            unseen = [each for each in family.linears(layer) if id(each.weight) not in meter.losses]
+            if unseen:
+                with meter.watching(unseen):
+                    _run(layer, family, norm)
+        for each in linears:
+            if id(each.weight) not in meter.losses:
+                noise = _noise(each)
+                meter.see(each, noise, each.forward(noise))
+    higher = too_lossy(meter.losses, _groups(layers))
+    kept = {weight: packed for weight, packed in meter.packed.items() if weight not in higher}
+    kind = Kind.FLOAT32 if kernels_problem(Kind.BFLOAT16) else Kind.BFLOAT16
+    return Verdict(kept, dict.fromkeys(higher, kind), _reasons(model, meter.losses, higher, kind))
+
+
+@dataclass
+class Meter:
+    """What linear layers lose in the calls that it sees."""
+
+    factors: Mapping[int, torch.Tensor]
+    packed: dict[int, PackedWeight] = field(default_factory=dict)
+    losses: dict[int, float] = field(default_factory=dict)  # of all calls the largest
+
+    @contextmanager
+    def watching(self, modules: Iterable[nn.Linear], mask: torch.Tensor | None = None) -> Iterator[None]:
+        """`mask`: (batch, sequence length), 0 where a row is padding, which does not count."""
+
+        def hook(module: Any, given: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
+            rows = given[0]
+            if mask is not None and mask.shape == rows.shape[:-1]:
+                rows, result = rows[mask.bool()], result[mask.bool()]
+            self.see(module, rows, result)
+
+        handles = [module.register_forward_hook(hook) for module in modules]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def see(self, module: nn.Linear, rows: torch.Tensor, result: torch.Tensor) -> None:
+        """`rows`: (..., in_features), and the module's `result` of them: (..., out_features)."""
+        weight = module.weight
+        if rows.numel() == 0 or not fits(module.bias):
+            return
+        if id(weight) not in self.packed:
+            cls, factors = weight_class(module), self.factors.get(id(weight))
+            arena = Arena(cls.layout_of(Kind.INT8, weight.shape).nbytes, pages="default")
+            self.packed[id(weight)] = cls.pack(weight, arena, Kind.INT8, factors)
+        rows, result = (_some(each.flatten(0, -2)).float() for each in (rows, result))
+        loss = relative_loss(result, linear(rows, self.packed[id(weight)], module.bias))
+        self.losses[id(weight)] = max(loss, self.losses.get(id(weight), 0.0))
+
+
+def relative_loss(expected: torch.Tensor, got: torch.Tensor) -> float:
+    """Of (rows, columns): the length of the difference over that of what is expected, the median of the rows.
+
+    Columns are centred, and count in units of their own spread, by medians: neither constants nor a few
+    columns or rows that are much larger than all others hide what happens to the rest.
+    """
+    centred, spread = expected, expected.square().mean().sqrt()
+    if len(expected) >= FEW:
+        centred = expected - expected.median(0).values
+        spread = centred.abs().median(0).values
+    spread = spread.clamp(min=FLOOR * spread.mean().item() + TINY)
+    lost, whole = (got - expected) / spread, centred / spread
+    shares: torch.Tensor = lost.norm(dim=1) / whole.norm(dim=1).clamp(min=TINY)
+    return shares.median().item()
+
+
+def too_lossy(losses: Losses, groups: Sequence[Sequence[int]], bound: float = BOUND) -> set[int]:
+    """The weights that lose more than `bound`, and those that have to be of one kind with them. `groups`: of
+    weights that multiply the same rows; a weight may be in several."""
+    found: set[int] = set()
+    more = {weight for weight, loss in losses.items() if loss > bound}
+    while more:
+        found |= more
+        more = {weight for group in groups if not found.isdisjoint(group) for weight in group} - found
+    return found
+
+
+def _groups(layers: Layers) -> list[list[int]]:
+    """The kernels of a fused layer take query, key and value in one kind, and so gate and up."""
+    return [
+        [id(attrgetter(path)(layer).weight) for path in paths]
+        for layer, family in layers
+        for paths in (family.attention_inputs, family.wide_inputs)
+    ]
+
+
+def _some(rows: torch.Tensor) -> torch.Tensor:
+    """At most ROWS of them, from everywhere."""
+    if len(rows) <= ROWS:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, ROWS).long()]
+
+
+def _run(layer: nn.Module, family: Family, norm: nn.Module | None) -> None:
+    """The layer's own forward on tokens as `norm` makes them: ROWS sequences of one, because attention would
+    make the mean of many random ones, which is the same for all."""
+    hidden, _, arguments = sample(layer, family, ROWS, 1)
+    if not family.norm_first:
+        hidden = _like(norm, hidden)
+    dtype = family.linears(layer)[0].weight.dtype
+    layer.forward(hidden.to(dtype), None, **tree_map(lambda value: value.to(dtype), arguments))
+
+
+def _like(norm: nn.Module | None, normal: torch.Tensor) -> torch.Tensor:
+    weight, bias = (getattr(norm, name, None) for name in ("weight", "bias"))
+    if weight is None or weight.shape != normal.shape[-1:]:
+        return normal  # there is none, or something lies between: a projection of narrower embeddings
+    made: torch.Tensor = normal * weight
+    return made if bias is None else made + bias
+
+
+def _noise(module: nn.Linear) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)  # the program's random numbers are left alone
+    return torch.randn(ROWS, module.in_features, generator=generator).to(module.weight.dtype)
+
+
+# What the report says
+
+
+def _reasons(model: nn.Module, losses: Losses, higher: set[int], kind: Kind) -> dict[int, str]:
+    fine = [loss for weight, loss in losses.items() if weight not in higher and loss == loss]
+    told = f"packed in {Kind.INT8.label}"
+    if fine:
+        told += f", which loses {statistics.median(fine):.1%} of a result, {max(fine):.1%} at most"
+    reasons = dict.fromkeys(losses, told)
+    if higher:
+        paths = [path for path, part in model.named_modules() if id(getattr(part, "weight", None)) in higher]
+        worst = max(losses.get(weight, 0.0) for weight in higher)
+        text = f"kept in {kind.label}: int8 would lose up to {worst:.0%} of a result ({BOUND:.0%} is allowed)"
+        reasons |= dict.fromkeys(higher, f"{text}: {', '.join(brief(paths))}")
+    return reasons
+
+
+def brief(paths: Iterable[str]) -> list[str]:
+    """Paths that differ in their first number alone, as one: encoder.layer.{0,2}.output.dense."""
+    numbers: dict[tuple[str, str], list[str]] = {}
+    for path in paths:
+        number = re.search(r"\d+", path)
+        start, end = number.span() if number else (len(path), len(path))
+        numbers.setdefault((path[:start], path[end:]), []).append(path[start:end])
+    return [
+        before + (found[0] if len(found) == 1 else "{" + ",".join(found) + "}") + after
+        for (before, after), found in numbers.items()
+    ]
