@@ -49,8 +49,8 @@ class Arena:
         self.pages = "default"
         wants_nothing = pages == "default" and node is None and not locked
         region = None if wants_nothing or size == 0 else self._reserve(size, pages, node, locked)
-        self._buffer: Any = torch.empty(size, dtype=torch.uint8).numpy() if region is None else region
-        self._size = memoryview(self._buffer).nbytes  # whole pages
+        buffer: Any = torch.empty(size, dtype=torch.uint8).numpy() if region is None else region
+        self._buffer, self._size = buffer, memoryview(buffer).nbytes  # of whole pages
 
     def _reserve(self, size: int, pages: str, node: int | None, locked: bool) -> native.Region | None:
         if native.arena is None:
