@@ -132,7 +132,7 @@ def _time_linear(module: nn.Linear, kind: Kind, until: float) -> Times:
     cls = weight_class(module)
     arena = Arena(cls.layout_of(kind, weight.shape).nbytes, pages="default")
     packed = cls.pack(weight, arena, kind)
-    rows = torch.full((TOKENS, packed.packing.in_features), 0.5, dtype=weight.dtype)
+    rows = torch.full((TOKENS, packed.packing.columns), 0.5, dtype=weight.dtype)
     return _time(lambda: module.forward(rows), lambda: linear(rows, packed, bias), until)
 
 

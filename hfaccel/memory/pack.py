@@ -56,18 +56,15 @@ def pack_(
     in_place = pages == "thp" and numa_node is None and not locked
     stay = _made_huge_in_place(storages) if in_place else set()
     move = [storage for storage in storages if storage not in stay]
-    problems = []
-    for group in _by_type(move):
-        size = sum(padded(storage.bytes.numel()) + COLOUR for storage in group)
-        arena = Arena(size, pages=pages, node=numa_node, locked=locked)
-        problems.append(arena.problem)
-        for storage in group:
-            _move(storage, arena)
+    size = sum(padded(storage.bytes.numel()) + COLOUR for storage in move)
+    arena = Arena(size, pages=pages, node=numa_node, locked=locked)
+    for storage in move:
+        _move(storage, arena)
     return Packed(
         moved=sum(storage.bytes.numel() for storage in move),
         in_place=sum(storage.bytes.numel() for storage in stay),
         left=len(tensors) - len(movable),
-        problem=next(filter(None, problems), ""),
+        problem=arena.problem,
     )
 
 
@@ -80,14 +77,6 @@ def module_of(model_or_pipeline: Any) -> nn.Module:
         "a torch.nn.Module or a transformers pipeline is expected, but got "
         f"{type(model_or_pipeline).__name__}; pass what from_pretrained or hfaccel.optimize returned"
     )
-
-
-def _by_type(storages: list[_Storage]) -> list[list[_Storage]]:
-    """In groups of one type of numbers: torch.save refuses tensors of different types in one memory."""
-    groups: dict[object, list[_Storage]] = {}
-    for storage in storages:
-        groups.setdefault(storage.tensors[0].dtype, []).append(storage)
-    return list(groups.values())
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
