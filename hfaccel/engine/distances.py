@@ -8,49 +8,15 @@ short text: it is done once, and again when an embedding or a weight has changed
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
 from hfaccel.engine.kernels import Kind
+from hfaccel.engine.last_seen import LastSeen
 from hfaccel.engine.packed import PANEL, PackedWeight
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class _Known(Generic[T]):
-    tensor: weakref.ref[torch.Tensor]
-    version: int
-    value: T
-    readers: set[int]
-
-
-class LastSeen(Generic[T]):
-    """What was made of the last tensor: all layers of a model are given the same one.
-
-    Between two calls it may be changed in place. That shows in its version; tensors made in inference mode
-    have none, and are looked at again when a layer comes for the second time.
-    """
-
-    def __init__(self) -> None:
-        self._last: _Known[T] | None = None
-
-    def get(self, tensor: torch.Tensor, reader: int, make: Callable[[], T]) -> T:
-        """`reader`: a number that differs from layer to layer."""
-        last, version = self._last, -1 if tensor.is_inference() else tensor._version
-        known = last is not None and last.tensor() is tensor and last.version == version
-        if last is not None and known and (version >= 0 or reader not in last.readers):
-            last.readers.add(reader)
-            return last.value
-        value = make()
-        self._last = _Known(weakref.ref(tensor), version, value, {reader})
-        return value
-
 
 _indices: LastSeen[torch.Tensor | str] = LastSeen()
 _embeddings: LastSeen[torch.Tensor] = LastSeen()
@@ -59,7 +25,7 @@ _embeddings: LastSeen[torch.Tensor] = LastSeen()
 def bucket_index(relative: torch.Tensor, length: int, span: int, reader: int) -> torch.Tensor | str:
     """(2 length - 1,) int32: the bucket of key - query, from 1 - length on, where buckets are counted from
     the last one; or why `relative`, (..., query, key), cannot be said so."""
-    return _indices.get(relative, reader, lambda: _bucket_index(relative, length, span))
+    return _indices.get(relative, (length, span), reader, lambda: _bucket_index(relative, length, span))
 
 
 def _bucket_index(relative: torch.Tensor, length: int, span: int) -> torch.Tensor | str:
@@ -119,7 +85,7 @@ def buckets_of(
     """`known`, if it was made of these embeddings, (buckets, hidden size), and of the module's weights as
     they are now; otherwise anew, for attention that multiplies in `kind`."""
     own = None if known is None else known.embeddings
-    settled = _embeddings.get(embeddings, reader, lambda: _same(embeddings, own))
+    settled = _embeddings.get(embeddings, (), reader, lambda: _same(embeddings, own))
     projections = _projections(attention)
     parameters = [each for module in projections if module is not None for each in module.parameters()]
     if known is not None and known.embeddings is settled and _hold(known.stamps, parameters):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+
+from hfaccel.engine.last_seen import LastSeen
 
 HIDDEN = -1e4  # an additive mask hides what is at most this: float16's lowest is -65504
 
@@ -41,27 +42,7 @@ def whole(batch: int, length: int) -> Sequences:
         return Sequences(batch, first, torch.full((batch,), length, dtype=torch.int32))
 
 
-Wanted = tuple[int, int, int, bool, int, bool]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What was read from the last mask: all layers of a model are given the same one.
-
-    A mask of the user's own may be changed in place between two calls. That shows in its version; tensors
-    made in inference mode have none, and are read again when a layer comes for the second time."""
-
-    mask: weakref.ref[torch.Tensor]
-    wanted: Wanted
-    found: Sequences | str
-    readers: set[int]
-
-    def serves(self, mask: torch.Tensor, wanted: Wanted, reader: int) -> bool:
-        same = self.mask() is mask and self.wanted == wanted
-        return same and not (mask.is_inference() and reader in self.readers)
-
-
-_last: Reading | None = None
+_masks: LastSeen[Sequences | str] = LastSeen()
 
 
 def read_mask(
@@ -79,14 +60,14 @@ def read_mask(
     layer's tokens see at most, which the mask then has to say too. `unpad=False`: padding is computed.
     `reader`: a number that differs from layer to layer. `pairs`: 1 where both tokens are real (DeBERTa).
     """
-    global _last
-    last, wanted = _last, (batch, length, window, unpad, -1 if mask.is_inference() else mask._version, pairs)
-    if last is not None and last.serves(mask, wanted, reader):
-        last.readers.add(reader)
-        return last.found
-    found = _read_pairs(mask, batch, length, unpad) if pairs else _read(mask, batch, length, window, unpad)
-    _last = Reading(weakref.ref(mask), wanted, found, {reader})
-    return found
+    return _masks.get(
+        mask,
+        (batch, length, window, unpad, pairs),
+        reader,
+        lambda: (
+            _read_pairs(mask, batch, length, unpad) if pairs else _read(mask, batch, length, window, unpad)
+        ),
+    )
 
 
 def _read(mask: torch.Tensor, batch: int, length: int, window: int, unpad: bool) -> Sequences | str:
