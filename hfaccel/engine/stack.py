@@ -71,13 +71,13 @@ def _calls(layer: FusedLayer) -> type[Call]:
 def _plans(layers: list[nn.Module], hidden: torch.Tensor) -> list[Plan]:
     """What the kernels need of each layer; [] where the layers cannot run together."""
     plans: list[Plan] = []
-    first = layers[0]
+    first = layers[0] if layers else None
     if not isinstance(first, FusedLayer) or call_problem(first, hidden):
         return []
     for layer in layers:
         if not isinstance(layer, FusedLayer) or layer.hfaccel_family is not first.hfaccel_family:
             return []
-        if layer.training or layer._forward_hooks or layer._forward_pre_hooks:
+        if layer.training or layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
             return []
         plan = layer.checked_plan()
         if isinstance(plan, str) or (plans and plan.window != plans[0].window):

@@ -83,6 +83,21 @@ def test_a_hook_on_a_layer_is_called(bert, calls):
     assert seen == [1] and calls[2:] == [2]
 
 
+def test_a_forward_that_was_replaced_is_called(bert):
+    given, layer, seen = inputs("BERT"), bert.encoder.layer[1], []
+    own = layer.forward
+    layer.forward = lambda *args, **kwargs: (seen.append(1), own(*args, **kwargs))[1]
+    run(bert, given)
+    assert seen == [1]
+
+
+def test_no_layer_at_all(bert):
+    given = inputs("BERT", "none")
+    del bert.encoder.layer[:]
+    with torch.inference_mode():
+        torch.testing.assert_close(run(bert, given), bert.embeddings(given["input_ids"]))
+
+
 def test_a_hook_for_all_modules_sees_every_layer(bert):
     seen = []
     handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
