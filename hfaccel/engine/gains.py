@@ -11,11 +11,10 @@ import math
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
 from hfaccel.engine.kernels import Kind
 from hfaccel.engine.layer import FusedLayer, unfuse
@@ -68,10 +67,10 @@ def of_layers(layers: Iterable[FusedLayer]) -> dict[int, Times]:
     return dict(_one_of_each(kinds, _time_layer))
 
 
-def of_linears(modules: Iterable[nn.Linear], kind: Callable[[torch.Tensor], Kind]) -> dict[int, Times]:
+def of_linears(modules: Iterable[Any], kind: Callable[[torch.Tensor], Kind]) -> dict[int, Times]:
     """id of a linear layer, which is not packed yet -> its times if its weight were packed in `kind(weight)`.
     Those that were not measured are missing."""
-    kinds: dict[Hashable, list[nn.Linear]] = {}
+    kinds: dict[Hashable, list[Any]] = {}
     for module in modules:
         weight = module.weight
         if (
@@ -101,13 +100,12 @@ def _numbers(module: nn.Module) -> int:
 
 def _time_layer(layer: FusedLayer, until: float) -> Times | None:
     """None where the layer would not run fused."""
-    hidden, _, arguments = sample(layer, layer.hfaccel_family, 1, TOKENS)
     dtype = layer.hfaccel_family.linears(layer)[0].weight.dtype
-    arguments = tree_map(lambda value: value.to(dtype), arguments)
-    hidden, stock = hidden.to(dtype), _stock_twin(layer)
+    hidden, (mask, *_), arguments = sample(layer, layer.hfaccel_family, 1, TOKENS, dtype)
+    stock = _stock_twin(layer)
     times = _time(
-        lambda: stock.forward(hidden, None, **arguments),
-        lambda: layer.forward(hidden, None, **arguments),
+        lambda: stock.forward(hidden, mask, **arguments),
+        lambda: layer.forward(hidden, mask, **arguments),
         until,
     )
     return None if layer.__dict__.pop("_hfaccel_calls", None) else times
@@ -127,7 +125,7 @@ def _stock_twin(layer: FusedLayer) -> nn.Module:
     return twin
 
 
-def _time_linear(module: nn.Linear, kind: Kind, until: float) -> Times:
+def _time_linear(module: Any, kind: Kind, until: float) -> Times:
     weight, bias = module.weight, module.bias
     cls = weight_class(module)
     arena = Arena(cls.layout_of(kind, weight.shape).nbytes, pages="default")

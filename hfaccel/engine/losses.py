@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
 from hfaccel.engine.families import Family
 from hfaccel.engine.kernels import Kind, kernels_problem
@@ -51,7 +50,7 @@ class Verdict:
 def try_int8(
     model: nn.Module,
     layers: Layers,
-    linears: Sequence[nn.Linear],
+    linears: Sequence[Any],
     factors: Mapping[int, torch.Tensor],
     samples: Sequence[Mapping[str, torch.Tensor]] = (),
 ) -> Verdict:
@@ -89,7 +88,7 @@ class Meter:
     losses: dict[int, float] = field(default_factory=dict)  # of all calls the largest
 
     @contextmanager
-    def watching(self, modules: Iterable[nn.Linear], mask: torch.Tensor | None = None) -> Iterator[None]:
+    def watching(self, modules: Iterable[Any], mask: torch.Tensor | None = None) -> Iterator[None]:
         """`mask`: (batch, sequence length), 0 where a row is padding, which does not count."""
 
         def hook(module: Any, given: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
@@ -105,7 +104,7 @@ class Meter:
             for handle in handles:
                 handle.remove()
 
-    def see(self, module: nn.Linear, rows: torch.Tensor, result: torch.Tensor) -> None:
+    def see(self, module: Any, rows: torch.Tensor, result: torch.Tensor) -> None:
         """`rows`: (..., in_features), and the module's `result` of them: (..., out_features)."""
         weight = module.weight
         if rows.numel() == 0 or not fits(module.bias):
@@ -165,11 +164,11 @@ def _some(rows: torch.Tensor) -> torch.Tensor:
 def _run(layer: nn.Module, family: Family, norm: nn.Module | None) -> None:
     """The layer's own forward on tokens as `norm` makes them: ROWS sequences of one, because attention would
     make the mean of many random ones, which is the same for all."""
-    hidden, _, arguments = sample(layer, family, ROWS, 1)
-    if not family.norm_first:
-        hidden = _like(norm, hidden)
     dtype = family.linears(layer)[0].weight.dtype
-    layer.forward(hidden.to(dtype), None, **tree_map(lambda value: value.to(dtype), arguments))
+    hidden, (mask, *_), arguments = sample(layer, family, ROWS, 1, dtype)
+    if not family.norm_first:
+        hidden = _like(norm, hidden).to(dtype)
+    layer.forward(hidden, mask, **arguments)
 
 
 def _like(norm: nn.Module | None, normal: torch.Tensor) -> torch.Tensor:
@@ -180,9 +179,10 @@ def _like(norm: nn.Module | None, normal: torch.Tensor) -> torch.Tensor:
     return made if bias is None else made + bias
 
 
-def _noise(module: nn.Linear) -> torch.Tensor:
+def _noise(module: Any) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)  # the program's random numbers are left alone
-    return torch.randn(ROWS, module.in_features, generator=generator).to(module.weight.dtype)
+    in_features = weight_class(module).layout_of(Kind.INT8, module.weight.shape).columns
+    return torch.randn(ROWS, in_features, generator=generator).to(module.weight.dtype)
 
 
 # What the report says

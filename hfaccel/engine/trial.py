@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from hfaccel.engine.adapters import CALLS
 from hfaccel.engine.families import Family, candidates, fusing_problem, head_size, window
@@ -83,7 +84,7 @@ def trial(layer: nn.Module, family: Family) -> str:
 
 
 def sample(
-    layer: nn.Module, family: Family, batch: int = 2, length: int = 8
+    layer: nn.Module, family: Family, batch: int = 2, length: int = 8, dtype: torch.dtype = torch.float32
 ) -> tuple[torch.Tensor, list[torch.Tensor | None], dict[str, Any]]:
     """Hidden states (batch, length, size), masks of which the last hides tokens of the last sequence from the
     sixth on, and what else the forward takes."""
@@ -91,7 +92,13 @@ def sample(
     hidden = torch.randn(batch, length, family.linears(layer)[0].in_features, generator=generator)
     padding = torch.zeros(batch, length, dtype=torch.bool)
     padding[-1, 5:] = True
-    return hidden, *CALLS[family.adapter].sample(layer, family, padding, generator)
+    masks, arguments = CALLS[family.adapter].sample(layer, family, padding, generator)
+    return hidden.to(dtype), masks, tree_map(lambda each: _as(each, dtype), arguments)
+
+
+def _as(value: Any, dtype: torch.dtype) -> Any:
+    """Numbers of a layer of this type; positions are counted in whole ones."""
+    return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 def _difference(expected: object, got: object, shortened: bool) -> str:

@@ -244,7 +244,7 @@ def test_what_was_made_of_the_last_tensor_is_made_again_when_it_may_have_changed
     seen, made = LastSeen(), []
 
     def get(tensor, reader):
-        return seen.get(tensor, reader, lambda: made.append(tensor.sum().item()) or len(made))
+        return seen.get(tensor, (), reader, lambda: made.append(tensor.sum().item()) or len(made))
 
     tensor = torch.ones(3)
     assert [get(tensor, reader) for reader in (1, 2, 1)] == [1, 1, 1]

@@ -61,7 +61,7 @@ def test_an_option_asks_for_what_it_says(name, value, settings, others):
 
 
 def test_no_option_is_without_a_test():
-    listed = {name for names, *_ in OPTIONS for name in names} | {"--profile", "--help", "-h"}
+    listed = {name for names, *_ in OPTIONS for name in names} | {"--profile", "--help", "-h", "--version"}
     assert {name for action in _parser()._actions for name in action.option_strings} == listed
 
 
