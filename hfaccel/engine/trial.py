@@ -60,13 +60,14 @@ def _linears_problem(family: Family, layer: nn.Module) -> str:
 def trial(layer: nn.Module, family: Family) -> str:
     """Run a fused copy of `layer` against the layer itself on random input; "" where they agree.
 
-    The copies have one layer's weights of their own, for as long as the trial takes.
+    For as long as the trial takes there is one layer's packed weights beside the model.
     """
-    stock = copy.deepcopy(layer).float()
-    fused = copy.deepcopy(stock)
+    stock, fused = _in_float32(layer), _in_float32(layer)
     for linear in family.linears(fused):
         if not isinstance(linear.weight, PackedWeight):
-            pack(linear, Arena(padded(packed_bytes(linear.weight)), pages="default"))
+            arena = Arena(padded(packed_bytes(linear.weight)), pages="default")
+            linear.weight = PackedWeight.pack(linear.weight, arena)  # not in place: the parameter is shared
+            pack(linear, arena)
     fuse(fused, family)
     hidden, masks, arguments = sample(fused, family)
     for mask in masks:
@@ -81,6 +82,16 @@ def trial(layer: nn.Module, family: Family) -> str:
         if problem:
             return problem
     return ""
+
+
+def _in_float32(layer: nn.Module) -> nn.Module:
+    """New modules around the same parameters and buffers, or around float32 copies of those in fewer bits."""
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*layer.parameters(), *layer.buffers())}
+    for key, tensor in shared.items():
+        if tensor.is_floating_point() and tensor.dtype is not torch.float32:
+            whole = tensor.detach().float()
+            shared[key] = nn.Parameter(whole, False) if isinstance(tensor, nn.Parameter) else whole
+    return copy.deepcopy(layer, shared)
 
 
 def sample(

@@ -237,8 +237,12 @@ def test_the_trial_finds_a_different_computation(bert):
     layer = bert.encoder.layer[0]
     family, problem = match(layer)
     assert problem == "" and family.name == "BERT"
-    inner = layer.output.forward
-    layer.output.forward = lambda hidden, residual: inner(hidden, residual) * 1.01
+
+    class Scaled(type(layer.output)):
+        def forward(self, hidden, residual):
+            return super().forward(hidden, residual) * 1.01
+
+    layer.output.__class__ = Scaled
     assert "differed" in trial(layer, family)
     family, problem = match(layer)
     assert family is None and problem
