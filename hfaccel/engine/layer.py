@@ -25,6 +25,7 @@ from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, kernels_proble
 from hfaccel.engine.linear import stock_reason
 from hfaccel.engine.norms import epsilon, norm_kind
 from hfaccel.engine.packed import NO_MATRIX, Matrix, PackedWeight
+from hfaccel.engine.swapped import Swapped, swap, swap_back
 
 # Hooks that transformers itself installs for output_attentions; with sdpa there is nothing to capture.
 HARMLESS_HOOKS = "transformers.utils.output_capturing"
@@ -190,11 +191,13 @@ def call_problem(module: nn.Module, hidden: torch.Tensor) -> str:
     return stock_reason(hidden)
 
 
-class FusedLayer(nn.Module):
-    """Mixed into a layer's class by `fused_class`; `hfaccel_family` and `hfaccel_stock` are set there."""
+class FusedLayer(Swapped):
+    """Mixed into a layer's class by `fuse`."""
 
-    hfaccel_family: Family
-    hfaccel_stock: type[nn.Module]
+    @property
+    def hfaccel_family(self) -> Family:
+        family: Family = self.hfaccel_key
+        return family
 
     @torch.compiler.disable
     def forward(
@@ -245,30 +248,10 @@ class FusedLayer(nn.Module):
         state.pop("_hfaccel_calls", None)  # of this model, not of its copy
         return state
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return _new, (self.hfaccel_stock, self.hfaccel_family), self.__getstate__()
-
-
-_fused_classes: dict[Any, type[FusedLayer]] = {}
-
-
-def fused_class(stock: type[nn.Module], family: Family) -> type[FusedLayer]:
-    """A subclass of `stock` whose forward is fused; the same class for the same arguments."""
-    if (stock, family) not in _fused_classes:
-        members = {"hfaccel_family": family, "hfaccel_stock": stock, "__module__": __name__}
-        _fused_classes[stock, family] = type(f"Fused{stock.__name__}", (FusedLayer, stock), members)
-    return _fused_classes[stock, family]
-
-
-def _new(stock: type[nn.Module], family: Family) -> nn.Module:
-    """For pickle and deepcopy: an empty module, filled by __setstate__."""
-    cls = fused_class(stock, family)
-    return cls.__new__(cls)
-
 
 def fuse(layer: nn.Module, family: Family, unpad: bool = True) -> None:
     """Run the layer as one function. Its linear layers must be packed."""
-    layer.__class__ = fused_class(type(layer), family)
+    swap(layer, FusedLayer, family)
     layer.__dict__["_hfaccel_unpad"] = unpad
 
 
@@ -276,5 +259,4 @@ def unfuse(layer: FusedLayer) -> None:
     """Undo `fuse`; the linear layers stay packed."""
     for name in ("_hfaccel_plan", "_hfaccel_calls", "_hfaccel_unpad"):
         layer.__dict__.pop(name, None)
-    module: nn.Module = layer
-    module.__class__ = layer.hfaccel_stock
+    swap_back(layer)

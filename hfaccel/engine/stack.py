@@ -19,25 +19,25 @@ from hfaccel.engine.adapters import CALLS
 from hfaccel.engine.call import Call
 from hfaccel.engine.layer import GLOBAL_HOOKS, FusedLayer, Plan, call_problem
 from hfaccel.engine.region import Region
+from hfaccel.engine.swapped import Swapped, swap, swap_back
 
 # What a forward that collects these in its own loop would collect from one layer only.
 COLLECTED = ("output_hidden_states", "output_attentions")
 TOLERANCE = 1e-4  # of the largest value: both run the same kernels, but another loop would be far off
 
 
-class FusedStack(nn.Module):
-    """Mixed into the class of a module that loops over fused layers; set by `stack_class`."""
+class FusedStack(Swapped):
+    """Mixed into the class of a module that loops over fused layers."""
 
-    hfaccel_list: str
-    hfaccel_stock: type[nn.Module]
+    @property
+    def hfaccel_list(self) -> str:
+        """The name of their list."""
+        return str(self.hfaccel_key)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or any(GLOBAL_HOOKS) or _collects(self, args, kwargs):
             return super().forward(*args, **kwargs)
         return self.hfaccel_stock.forward(shadow(self, self.hfaccel_list), *args, **kwargs)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return _new, (self.hfaccel_stock, self.hfaccel_list), self.__getstate__()
 
 
 class Together:
@@ -107,26 +107,9 @@ def shadow(module: nn.Module, name: str) -> nn.Module:
     return result
 
 
-_classes: dict[tuple[type[nn.Module], str], type[FusedStack]] = {}
-
-
-def stack_class(stock: type[nn.Module], name: str) -> type[FusedStack]:
-    """A subclass of `stock` that runs its list `name` at once; the same class for the same arguments."""
-    if (stock, name) not in _classes:
-        members = {"hfaccel_list": name, "hfaccel_stock": stock, "__module__": __name__}
-        _classes[stock, name] = type(f"Fused{stock.__name__}", (FusedStack, stock), members)
-    return _classes[stock, name]
-
-
-def _new(stock: type[nn.Module], name: str) -> nn.Module:
-    """For pickle and deepcopy: an empty module, filled by __setstate__."""
-    cls = stack_class(stock, name)
-    return cls.__new__(cls)
-
-
 def stack(module: nn.Module, name: str) -> None:
     """Run the fused layers of the module's list `name` at once."""
-    module.__class__ = stack_class(type(module), name)
+    swap(module, FusedStack, name)
 
 
 def stack_layers(model: nn.Module) -> list[tuple[nn.Module, str]]:
@@ -145,8 +128,7 @@ def stack_layers(model: nn.Module) -> list[tuple[nn.Module, str]]:
 
 def unstack(module: FusedStack) -> None:
     """Undo `stack`."""
-    plain: nn.Module = module
-    plain.__class__ = module.hfaccel_stock
+    swap_back(module)
 
 
 def _list_of_layers(module: nn.Module) -> str:

@@ -1,0 +1,44 @@
+"""Modules that become instances of a subclass of their class, with everything else as it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+_classes: dict[Any, type[nn.Module]] = {}
+
+
+class Swapped(nn.Module):
+    """Mixed into a module's class by `swap`, which sets `hfaccel_stock`, that class, and `hfaccel_key`, the
+    value that the mixin works with."""
+
+    hfaccel_stock: type[nn.Module]
+    hfaccel_key: Any
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        mixin = next(base for base in type(self).__bases__ if issubclass(base, Swapped))
+        return _new, (mixin, self.hfaccel_stock, self.hfaccel_key), self.__getstate__()
+
+
+def swap(module: nn.Module, mixin: type[Swapped], key: Any) -> None:
+    """Give the module a class of `mixin` and its own, the same one for the same arguments."""
+    module.__class__ = _class(mixin, type(module), key)
+
+
+def swap_back(module: Swapped) -> None:
+    plain: nn.Module = module
+    plain.__class__ = module.hfaccel_stock
+
+
+def _class(mixin: type[Swapped], stock: type[nn.Module], key: Any) -> type[nn.Module]:
+    if (mixin, stock, key) not in _classes:
+        members = {"hfaccel_key": key, "hfaccel_stock": stock, "__module__": mixin.__module__}
+        _classes[mixin, stock, key] = type(f"Fused{stock.__name__}", (mixin, stock), members)
+    return _classes[mixin, stock, key]
+
+
+def _new(mixin: type[Swapped], stock: type[nn.Module], key: Any) -> nn.Module:
+    """For pickle and deepcopy: an empty module, filled by __setstate__."""
+    cls = _class(mixin, stock, key)
+    return cls.__new__(cls)
