@@ -60,6 +60,15 @@ class Kernels(Protocol):
         output: int,
         rows: int,
     ) -> None: ...
+    def embed(
+        self,
+        threads: int,
+        lookups: tuple[tuple[int, int, int, int], ...],
+        norm: tuple[int, int, float, int],
+        columns: int,
+        output: int,
+        rows: int,
+    ) -> bool: ...
     def use_threads(self, function: int) -> None: ...
     def instructions(self) -> tuple[bool, bool, bool]: ...
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from hfaccel.engine.convolution import KINDS, PreparedConvolution, convolution_problem, prepare
+from hfaccel.engine.embeddings import FusedEmbeddings, fuse_embeddings
 from hfaccel.engine.families import FAMILIES
 from hfaccel.engine.kernels import Kind
 from hfaccel.engine.layer import FusedLayer, fuse
@@ -26,6 +27,7 @@ class Form:
     # path of a prepared convolution -> its kind, and the paths of what it does besides
     convolutions: Mapping[str, tuple[str, Sequence[str]]] = field(default_factory=dict)
     regions: Sequence[str] = ()
+    embeddings: Sequence[str] = ()  # paths of modules that look up, add and norm in one pass
 
 
 def form(model: nn.Module) -> Form:
@@ -40,6 +42,7 @@ def form(model: nn.Module) -> Form:
         all(layer.unpads for layer in layers.values()),
         _convolutions(model),
         tuple(path for path, module in model.named_modules() if isinstance(module, Region)),
+        tuple(path for path, module in model.named_modules() if isinstance(module, FusedEmbeddings)),
     )
 
 
@@ -74,6 +77,8 @@ def reform(model: nn.Module, wanted: Form) -> None:
         fuse(layer, families[name], wanted.unpad)
     for path, name in wanted.stacks.items():
         stack(model.get_submodule(path), name)
+    for path in wanted.embeddings:
+        fuse_embeddings(model.get_submodule(path))
     _reform_convolutions(model, wanted)
 
 

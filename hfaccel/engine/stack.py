@@ -19,7 +19,7 @@ from hfaccel.engine.adapters import CALLS
 from hfaccel.engine.call import Call
 from hfaccel.engine.layer import GLOBAL_HOOKS, FusedLayer, Plan, call_problem
 from hfaccel.engine.region import Region
-from hfaccel.engine.swapped import Swapped, swap, swap_back
+from hfaccel.engine.swapped import Swapped, shadow, swap, swap_back
 
 # What a forward that collects these in its own loop would collect from one layer only.
 COLLECTED = ("output_hidden_states", "output_attentions")
@@ -37,7 +37,7 @@ class FusedStack(Swapped):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or any(GLOBAL_HOOKS) or _collects(self, args, kwargs):
             return super().forward(*args, **kwargs)
-        return self.hfaccel_stock.forward(shadow(self, self.hfaccel_list), *args, **kwargs)
+        return self.hfaccel_stock.forward(together(self, self.hfaccel_list), *args, **kwargs)
 
 
 class Together:
@@ -98,13 +98,11 @@ def _collects(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     )
 
 
-def shadow(module: nn.Module, name: str) -> nn.Module:
-    """The module with the layers of its list `name` as one. All else is shared, and read at each call."""
+def together(module: nn.Module, name: str) -> nn.Module:
+    """The module with the layers of its list `name` as one."""
     layers = module._modules[name]
     assert isinstance(layers, nn.ModuleList)
-    result: nn.Module = object.__new__(type(module))
-    result.__dict__ = module.__dict__ | {"_modules": module._modules | {name: [Together(layers)]}}
-    return result
+    return shadow(module, {name: [Together(layers)]})
 
 
 def stack(module: nn.Module, name: str) -> None:
@@ -155,7 +153,7 @@ def _trial(module: nn.Module, name: str) -> str:
     hidden = torch.randn(2, 8, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode(), _unwatched(layers):
         try:
-            expected, got = (each.forward(hidden.clone())[0] for each in (module, shadow(module, name)))
+            expected, got = (each.forward(hidden.clone())[0] for each in (module, together(module, name)))
         except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
             return f"{type(error).__name__}: {error}"
     difference = (expected - got).abs().max().item()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -29,6 +30,13 @@ def swap(module: nn.Module, mixin: type[Swapped], key: Any) -> None:
 def swap_back(module: Swapped) -> None:
     plain: nn.Module = module
     plain.__class__ = module.hfaccel_stock
+
+
+def shadow(module: nn.Module, children: Mapping[str, Any]) -> nn.Module:
+    """The module with other children under these names. All else is shared, and read at each call."""
+    result: nn.Module = object.__new__(type(module))
+    result.__dict__ = module.__dict__ | {"_modules": {**module._modules, **children}}
+    return result
 
 
 def _class(mixin: type[Swapped], stock: type[nn.Module], key: Any) -> type[nn.Module]:

@@ -11,6 +11,12 @@ import torch
 from torch import nn
 
 from hfaccel.engine.convolve import prepare_convolutions, restore_convolutions, select_convolutions
+from hfaccel.engine.embeddings import (
+    FusedEmbeddings,
+    embeddings_of,
+    fuse_embeddings,
+    unfuse_embeddings,
+)
 from hfaccel.engine.families import Family
 from hfaccel.engine.gains import Times, combined, of_layers, of_linears
 from hfaccel.engine.kernels import Kind, kernels_problem
@@ -82,6 +88,7 @@ def transform(
         fuse(layer, family, unpad)
     outcomes += _judge([layer for layer, _ in layers])
     outcomes += prepare_convolutions(convolutions, precision.kind)
+    outcomes.extend(_embeddings(module, problem) for module, problem in embeddings_of(model))
     outcomes.extend(_stacked(module, problem) for module, problem in stack_layers(model))
     outcomes.append(_pages(arena))
     if huge_pages:
@@ -94,6 +101,8 @@ def restore(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FusedStack):
             unstack(module)
+        elif isinstance(module, FusedEmbeddings):
+            unfuse_embeddings(module)
         elif isinstance(module, FusedLayer):
             unfuse(module)
         elif isinstance(module, PackedModule):
@@ -229,6 +238,14 @@ def _rest_of(model: nn.Module) -> Outcome:
 def _stacked(module: nn.Module, problem: str) -> Outcome:
     reason = f"its layers run one by one ({problem})" if problem else "its layers run in one call"
     return Outcome(type(module).__name__.removeprefix("Fused"), not problem, reason)
+
+
+def _embeddings(module: nn.Module, problem: str) -> Outcome:
+    subject = type(module).__name__
+    if problem:
+        return Outcome(subject, False, f"not fused: {problem}")
+    fuse_embeddings(module)
+    return Outcome(subject, True, "looks up, adds and norms in one pass")
 
 
 def _pages(arena: Arena) -> Outcome:

@@ -89,36 +89,70 @@ static void pack_values(const struct head *head, uint32_t *out)
   }
 }
 
-/* Scores become e^(score - highest), in the head's type and in place; returns 1 / their sum. Query and window
- * count all tokens of the sequence, keys only those that can be seen. */
-static float soften(const struct head *head, size_t query, float *scores)
+/* Keys [from, to) of those that can be seen: the ones that a query sees. */
+struct span {
+  size_t from, to;
+};
+
+/* Query and window count all tokens of the sequence, keys only those that can be seen. */
+static struct span span_of(const struct head *head, size_t query)
 {
-  size_t from = 0, to = head->length;
-  if (head->window != SIZE_MAX) {
-    const size_t begin = query > head->window ? query - head->window : 0, end = query + head->window + 1;
-    from = begin > head->skipped ? begin - head->skipped : 0;
-    to = end > head->skipped ? end - head->skipped : 0;
-    to = to < head->length ? to : head->length;
+  if (head->window == SIZE_MAX)
+    return (struct span){0, head->length};
+  const size_t begin = query > head->window ? query - head->window : 0, end = query + head->window + 1;
+  const size_t from = begin > head->skipped ? begin - head->skipped : 0;
+  const size_t to = end > head->skipped ? end - head->skipped : 0;
+  return (struct span){from, to < head->length ? to : head->length};
+}
+
+INLINE __mmask16 seen(struct span span, size_t key)
+{
+  return lanes((long)span.to - (long)key) & ~lanes((long)span.from - (long)key);
+}
+
+/* The largest score that is seen, times `scale`, which is then that of all scores: 1 where a bias was added.
+ */
+static float scale_and_bias(const struct head *head, size_t query, struct span span, float *scores,
+                            float *scale)
+{
+  __m512 highest = _mm512_set1_ps(-__builtin_inff());
+  *scale = head->scale;
+  if (head->bias == NULL && head->scale > 0) {
+    for (size_t key = span.from / 16 * 16; key < span.to; key += 16)
+      highest = _mm512_mask_max_ps(highest, seen(span, key), highest, _mm512_loadu_ps(scores + key));
+    return _mm512_reduce_max_ps(highest) * head->scale;
   }
   const float *bias = head->bias == NULL ? NULL : head->bias + query * head->bias_stride + head->skipped;
-  const __m512 scale = _mm512_set1_ps(head->scale);
-  __m512 highest = _mm512_set1_ps(-__builtin_inff()), sum = _mm512_setzero_ps();
-  for (size_t key = from / 16 * 16; key < to; key += 16) {
-    const __mmask16 seen = lanes((long)to - (long)key) & ~lanes((long)from - (long)key);
-    __m512 score = _mm512_mul_ps(_mm512_loadu_ps(scores + key), scale);
+  for (size_t key = span.from / 16 * 16; key < span.to; key += 16) {
+    __m512 score = _mm512_mul_ps(_mm512_loadu_ps(scores + key), _mm512_set1_ps(head->scale));
     if (bias != NULL)
-      score = _mm512_add_ps(score, _mm512_maskz_loadu_ps(seen, bias + key));
+      score = _mm512_add_ps(score, _mm512_maskz_loadu_ps(seen(span, key), bias + key));
     _mm512_storeu_ps(scores + key, score);
-    highest = _mm512_mask_max_ps(highest, seen, highest, score);
+    highest = _mm512_mask_max_ps(highest, seen(span, key), highest, score);
   }
-  const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(highest));
+  *scale = 1;
+  return _mm512_reduce_max_ps(highest);
+}
+
+/* Scores become e^(score - highest), in the head's type and in place; returns 1 / their sum. */
+INLINE float soften(const int bf16, const struct head *head, size_t query, float *scores)
+{
+  const struct span span = span_of(head, query);
+  const float log2e = 1.44269504f;
+  float scale;
+  const float highest = scale_and_bias(head, query, span, scores, &scale);
+  const __m512 factor = _mm512_set1_ps(bf16 ? scale * log2e : scale);
+  const __m512 top = _mm512_set1_ps(bf16 ? highest * log2e : highest);
+  __m512 sum = _mm512_setzero_ps();
   for (size_t key = 0; key < up_to(head->length, 16); key += 16) {
-    const __mmask16 seen = lanes((long)to - (long)key) & ~lanes((long)from - (long)key);
+    const __mmask16 mask = seen(span, key);
     __m512 weight = _mm512_setzero_ps();
-    if (seen)
-      weight = _mm512_maskz_mov_ps(seen, vector_exp(_mm512_sub_ps(_mm512_loadu_ps(scores + key), top)));
+    if (mask) {
+      const __m512 x = _mm512_fmsub_ps(_mm512_loadu_ps(scores + key), factor, top);
+      weight = _mm512_maskz_mov_ps(mask, bf16 ? rough_power(x) : vector_exp(x));
+    }
     sum = _mm512_add_ps(sum, weight);
-    store_floats(scores, key, 0xffff, head->kind == KIND_BF16, weight);
+    store_floats(scores, key, 0xffff, bf16, weight);
   }
   const float total = _mm512_reduce_add_ps(sum);
   return total == 0 ? 0 : 1.f / total; /* a query that sees nothing */
@@ -150,7 +184,9 @@ void attention_head(const struct head *head, size_t first, size_t last, void *ou
     if (relative)
       relative_add(head, &distances, begin, end, packed.scores, width);
     for (size_t row = begin; row < end; row++)
-      factors[row - begin] = soften(head, row, packed.scores + (row - begin) * width);
+      factors[row - begin] = head->kind == KIND_BF16
+                                 ? soften(1, head, row, packed.scores + (row - begin) * width)
+                                 : soften(0, head, row, packed.scores + (row - begin) * width);
     for (size_t column = 0; column < head->size; column += PANEL) {
       gemm_tile(head->kind, end - begin, (const uint32_t *)packed.scores, width,
                 packed.values + column * keys, keys, sums, PANEL);

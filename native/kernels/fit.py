@@ -58,11 +58,26 @@ def fit_rough_gelu(degree: int, end: float = 4.0) -> tuple[np.ndarray, float]:
     return solution / end ** (2.0 * np.arange(degree + 1)), float(error.max())
 
 
+def fit_rough_power(degree: int) -> tuple[np.ndarray, float]:
+    """2^x on [0, 1]; with its largest relative error."""
+    x = nodes(1.0)
+    target = np.exp2(x)
+    system, weight = np.vander(x, degree + 1, increasing=True), np.ones_like(x)
+    for _ in range(ROUNDS):
+        solution = np.linalg.lstsq(system * (weight / target)[:, None], weight, rcond=None)[0]
+        error = np.abs(system @ solution / target - 1)
+        weight *= 0.5 + error / error.max()
+        weight /= weight.max()
+    return solution, float(error.max())
+
+
 def main() -> None:
     p, q, error = fit_erf(5, 5)
     print(f"erf: error {error:.1e}\nP {p}\nQ {q}")
     rough, error = fit_rough_gelu(7)
     print(f"rough GELU: error {error:.1e}\nP {rough}")
+    power, error = fit_rough_power(3)
+    print(f"rough 2^x: relative error {error:.1e}\nP {power}")
 
 
 if __name__ == "__main__":

@@ -23,13 +23,24 @@ struct unit {
   size_t first, last;   /* queries */
 };
 
-/* Sequences that go through the layer together. */
+/* Sequences that go through all layers together, so that what one layer gives is in the cache for the next.
+ */
 struct chunk {
   const int32_t *index; /* of each row: its row in the padded input */
   size_t rows;
   const struct unit *units;
   size_t unit_count;
-  atomic_size_t next_projection, next_head, next_block;
+};
+
+/* What threads have taken of one layer's work on one chunk. */
+struct taken {
+  atomic_size_t projections, heads, blocks;
+};
+
+/* Rows of layer->hidden floats. */
+struct rows {
+  float *first;
+  const int32_t *index; /* of each row of the chunk: which of these it is; NULL: the same */
 };
 
 /* A crew's memory for one block of rows. */
@@ -42,18 +53,24 @@ struct block {
   float *row;             /* [threads of the crew][hidden] */
 };
 
-/* What all threads know of one layer's turn. */
+/* Memory of a call, used again for each layer of each chunk. */
+struct memory {
+  char *qkv;         /* [rows][query, key, value] in the type of attention */
+  uint32_t *context; /* [rows][context_stride]: what attention gives */
+  float *between;    /* [rows][hidden]: what a layer gives to the next, which writes it over */
+  uint32_t *scratch; /* of each thread, thread_words each: its block, or its head */
+  size_t thread_words;
+  struct barrier *barriers; /* of each crew */
+};
+
+/* One layer's turn on one chunk. */
 struct work {
   const struct layer *layer;
-  struct call call; /* of this layer: its input may be what the layer before it gave */
-  size_t chunk_count, thread_words;
-  struct chunk *chunks;
-  int32_t *index;
-  struct unit *units;
-  char *qkv;                /* of a chunk: [rows][query, key, value] in the type of attention */
-  uint32_t *context;        /* of a chunk: [rows][context_stride]: what attention gives */
-  uint32_t *scratch;        /* of each thread, thread_words each: its block, or its head */
-  struct barrier *barriers; /* of each crew */
+  const struct call *call;
+  const struct chunk *chunk;
+  struct taken *taken;
+  struct rows input, output;
+  const struct memory *memory;
 };
 
 static size_t larger(size_t a, size_t b)
@@ -126,23 +143,30 @@ struct place {
   float *row; /* [hidden]: this thread's own */
 };
 
-static struct place place_of(const struct work *work, const struct chunk *chunk, const struct member *member)
+static struct place place_of(const struct work *work, const struct member *member)
 {
-  struct place place = {.crew = team_crew(member, chunk->rows, work->barriers)};
+  const struct memory *memory = work->memory;
+  struct place place = {.crew = team_crew(member, work->chunk->rows, memory->barriers)};
   const unsigned captain =
       place.crew.number * place.crew.self.size; /* whose scratch the crew's block is in */
   size_t used = 0;
-  place.block = divide(work->layer, (char *)(work->scratch + captain * work->thread_words), &used);
+  place.block = divide(work->layer, (char *)(memory->scratch + captain * memory->thread_words), &used);
   used = 0;
-  place.row = divide(work->layer, (char *)(work->scratch + member->rank * work->thread_words), &used).row;
+  place.row = divide(work->layer, (char *)(memory->scratch + member->rank * memory->thread_words), &used).row;
   return place;
 }
 
-static struct blocks blocks_of(const struct layer *layer, const struct chunk *chunk,
-                               const struct place *place, atomic_size_t *next)
+static struct blocks blocks_of(const struct work *work, const struct place *place, atomic_size_t *next)
 {
-  const int few = chunk->rows <= FEW_ROWS * place->crew.count;
-  return crew_blocks(&place->crew, chunk->rows, few ? FEW_ROWS : most_rows(layer), next);
+  const int few = work->chunk->rows <= FEW_ROWS * place->crew.count;
+  return crew_blocks(&place->crew, work->chunk->rows, few ? FEW_ROWS : most_rows(work->layer), next);
+}
+
+/* The floats of a chunk's row. */
+static float *row_of(const struct work *work, const struct rows *rows, size_t row)
+{
+  const size_t place = rows->index == NULL ? row : (size_t)rows->index[row];
+  return rows->first + place * work->layer->hidden;
 }
 
 /* gemm on the crew's share of several matrices' panels; results[i] belongs to matrices[i]. */
@@ -180,19 +204,19 @@ static void rotate_half(void *row, int bf16, const float *cosines, const float *
 }
 
 /* Rotary positions: queries and keys of one row. */
-static void rotate(const struct work *work, const struct chunk *chunk, size_t row)
+static void rotate(const struct work *work, size_t row)
 {
   const struct layer *layer = work->layer;
-  const struct call *call = &work->call;
+  const struct call *call = work->call;
   const size_t bytes = sizeof(uint32_t) >> layer->attention;
-  const size_t angle = (size_t)chunk->index[row] % call->angles * layer->head_size;
-  char *queries = work->qkv + row * 3 * layer->heads * layer->head_size * bytes;
+  const size_t angle = (size_t)work->chunk->index[row] % call->angles * layer->head_size;
+  char *queries = work->memory->qkv + row * 3 * layer->heads * layer->head_size * bytes;
   for (size_t head = 0; head < 2 * layer->heads; head++) /* queries, and behind them keys */
     rotate_half(queries + head * layer->head_size * bytes, layer->attention == KIND_BF16,
                 call->cosines + angle, call->sines + angle, layer->head_size);
 }
 
-static void project(const struct work *work, struct chunk *chunk, const struct place *place)
+static void project(const struct work *work, const struct place *place)
 {
   const struct layer *layer = work->layer;
   const struct matrix *matrices[] = {&layer->query, &layer->key, &layer->value};
@@ -200,12 +224,12 @@ static void project(const struct work *work, struct chunk *chunk, const struct p
   const struct block *block = &place->block;
   const struct operand operand = {block->narrow, operand_stride(layer->query.words), block->scales,
                                   block->shifts};
-  struct blocks blocks = blocks_of(layer, chunk, place, &chunk->next_projection);
+  struct blocks blocks = blocks_of(work, place, &work->taken->projections);
   size_t first, last, begin, end;
   while (crew_next(&blocks, &first, &last)) {
     team_share(&place->crew.self, last - first, &begin, &end);
     for (size_t row = begin; row < end; row++) {
-      const float *x = work->call.input + (size_t)chunk->index[first + row] * layer->hidden;
+      const float *x = row_of(work, &work->input, first + row);
       if (layer->norm_first) {
         norm_row(&layer->attention_norm, x, layer->hidden, place->row);
         x = place->row;
@@ -216,29 +240,30 @@ static void project(const struct work *work, struct chunk *chunk, const struct p
     team_wait(&place->crew.self);
     struct result results[3];
     for (size_t i = 0; i < 3; i++)
-      results[i] = (struct result){.rows = work->qkv + (first * 3 + i) * width * bytes,
+      results[i] = (struct result){.rows = work->memory->qkv + (first * 3 + i) * width * bytes,
                                    .stride = 3 * width,
                                    .bf16 = layer->attention == KIND_BF16};
     multiply(&place->crew.self, 3, matrices, &operand, last - first, results);
     team_wait(&place->crew.self);
-    for (size_t row = begin; work->call.cosines != NULL && row < end; row++)
-      rotate(work, chunk, first + row);
+    for (size_t row = begin; work->call->cosines != NULL && row < end; row++)
+      rotate(work, first + row);
   }
 }
 
 /* Phase 2: attention, head by head */
 
-static void attend(const struct work *work, struct chunk *chunk, const struct member *member)
+static void attend(const struct work *work, const struct member *member)
 {
   const struct layer *layer = work->layer;
-  const struct call *call = &work->call;
+  const struct call *call = work->call;
+  const struct memory *memory = work->memory;
   const size_t width = layer->heads * layer->head_size, bytes = sizeof(uint32_t) >> layer->attention;
   const size_t stride = context_stride(layer);
   size_t task;
-  while ((task = atomic_fetch_add(&chunk->next_head, 1)) < chunk->unit_count * layer->heads) {
-    const struct unit *unit = chunk->units + task / layer->heads;
+  while ((task = atomic_fetch_add(&work->taken->heads, 1)) < work->chunk->unit_count * layer->heads) {
+    const struct unit *unit = work->chunk->units + task / layer->heads;
     const size_t number = task % layer->heads;
-    const char *start = work->qkv + (unit->start * 3 * width + number * layer->head_size) * bytes;
+    const char *start = memory->qkv + (unit->start * 3 * width + number * layer->head_size) * bytes;
     const char *keys = start + unit->skipped * 3 * width * bytes;
     const struct head head = {.kind = layer->attention,
                               .query = start,
@@ -255,9 +280,9 @@ static void attend(const struct work *work, struct chunk *chunk, const struct me
                               .relative = relative_of_head(&call->relative, number,
                                                            kind_words(layer->attention, layer->head_size))};
     char *out =
-        (char *)(work->context + (unit->start + unit->first) * stride) + number * layer->head_size * bytes;
+        (char *)(memory->context + (unit->start + unit->first) * stride) + number * layer->head_size * bytes;
     attention_head(&head, unit->first, unit->last, out, stride << layer->attention,
-                   work->scratch + member->rank * work->thread_words);
+                   memory->scratch + member->rank * memory->thread_words);
     if (call->padding_sees_all)
       attention_mean(&head, unit->rows, unit->first, unit->last, out, stride << layer->attention);
   }
@@ -289,7 +314,7 @@ static struct operand operand_of_context(const struct work *work, const struct p
   const struct layer *layer = work->layer;
   const struct block *block = &place->block;
   const size_t width = layer->heads * layer->head_size, stride = context_stride(layer);
-  const uint32_t *context = work->context + first * stride;
+  const uint32_t *context = work->memory->context + first * stride;
   if (layer->output.kind == layer->attention && width % kind_numbers(layer->attention) == 0)
     return (struct operand){context, stride, NULL, NULL};
   const struct operand operand = {block->narrow, operand_stride(layer->output.words), block->scales,
@@ -304,17 +329,19 @@ static struct operand operand_of_context(const struct work *work, const struct p
 }
 
 /* x += attention's output projection */
-static void add_attention(const struct work *work, const struct chunk *chunk, const struct place *place,
-                          size_t first, size_t rows)
+static void add_attention(const struct work *work, const struct place *place, size_t first, size_t rows)
 {
   const struct layer *layer = work->layer;
   const struct matrix *output = &layer->output;
   const struct operand operand = operand_of_context(work, place, first, rows);
-  const struct result result = {.rows = place->block.x,
-                                .stride = layer->hidden,
-                                .addend = work->call.input,
-                                .addend_stride = layer->hidden,
-                                .addend_index = chunk->index + first};
+  struct result result = {.rows = place->block.x,
+                          .stride = layer->hidden,
+                          .addend = work->input.first,
+                          .addend_stride = layer->hidden};
+  if (work->input.index == NULL)
+    result.addend += first * layer->hidden;
+  else
+    result.addend_index = work->input.index + first;
   multiply(&place->crew.self, 1, &output, &operand, rows, &result);
   team_wait(&place->crew.self);
 }
@@ -353,17 +380,17 @@ static struct operand widen(const struct layer *layer, const struct place *place
   return (struct operand){block->down, stride, block->scales, block->shifts};
 }
 
-static void feed_forward(const struct work *work, struct chunk *chunk, const struct place *place)
+static void feed_forward(const struct work *work, const struct place *place)
 {
   const struct layer *layer = work->layer;
   const struct matrix *down = &layer->down;
   const size_t hidden = layer->hidden;
-  struct blocks blocks = blocks_of(layer, chunk, place, &chunk->next_block);
+  struct blocks blocks = blocks_of(work, place, &work->taken->blocks);
   size_t first, last, begin, end;
   while (crew_next(&blocks, &first, &last)) {
     const size_t rows = last - first;
     float *x = place->block.x;
-    add_attention(work, chunk, place, first, rows);
+    add_attention(work, place, first, rows);
     const struct operand narrow = norm_and_convert(layer, place, rows);
     const struct operand operand = widen(layer, place, &narrow, rows);
     const struct result result = {.rows = x, .stride = hidden, .addend = x, .addend_stride = hidden};
@@ -371,7 +398,7 @@ static void feed_forward(const struct work *work, struct chunk *chunk, const str
     team_wait(&place->crew.self);
     team_share(&place->crew.self, rows, &begin, &end);
     for (size_t row = begin; row < end; row++) {
-      float *out = work->call.output + (size_t)chunk->index[first + row] * hidden;
+      float *out = row_of(work, &work->output, first + row);
       if (layer->norm_first)
         memcpy(out, x + row * hidden, hidden * sizeof *out);
       else
@@ -394,53 +421,51 @@ static void clear_padding(const struct call *call, size_t hidden)
   memset(call->output + end * hidden, 0, (call->rows - end) * hidden * sizeof(float));
 }
 
-static void run_layer(const struct work *work, const struct member *member)
-{
-  if (member->rank == member->size - 1)
-    clear_padding(&work->call, work->layer->hidden);
-  for (size_t c = 0; c < work->chunk_count; c++) {
-    struct chunk *chunk = work->chunks + c;
-    const struct place place = place_of(work, chunk, member);
-    project(work, chunk, &place);
-    team_wait(member);
-    attend(work, chunk, member);
-    team_wait(member);
-    feed_forward(work, chunk, &place);
-  }
-}
-
 /* Layers of one size, each of which takes what the one before it gives. */
 struct stack {
   const struct layer *const *layers;
   size_t count;
   const struct call *call;
-  struct work work; /* of the first; the chunks of the others follow its own */
-  float *between;   /* every second layer's output; the others write to the call's, so that the last does */
+  struct chunk *chunks;
+  size_t chunk_count;
+  struct taken *taken; /* [chunk][layer] */
+  int32_t *index;      /* of all chunks */
+  struct unit *units;
+  struct memory memory;
 };
 
-/* The turn of layer i. */
-static struct work turn(const struct stack *stack, size_t i)
+/* Layer i's turn on a chunk. */
+static struct work turn(const struct stack *stack, size_t c, size_t i)
 {
-  struct work work = stack->work;
-  work.layer = stack->layers[i];
-  work.chunks += i * work.chunk_count;
-  work.call = *stack->call;
-  float *const odd = (stack->count - i) % 2 ? stack->between : work.call.output;
-  if (i > 0)
-    work.call.input = odd;
-  if ((stack->count - i) % 2 == 0)
-    work.call.output = stack->between;
-  return work;
+  const struct call *call = stack->call;
+  const int32_t *index = stack->chunks[c].index;
+  const struct rows between = {stack->memory.between, NULL};
+  return (struct work){.layer = stack->layers[i],
+                       .call = call,
+                       .chunk = stack->chunks + c,
+                       .taken = stack->taken + c * stack->count + i,
+                       .input = i == 0 ? (struct rows){(float *)call->input, index} : between,
+                       .output = i + 1 == stack->count ? (struct rows){call->output, index} : between,
+                       .memory = &stack->memory};
 }
 
 static void run(void *context, const struct member *member)
 {
   const struct stack *stack = context;
-  for (size_t i = 0; i < stack->count; i++) {
-    const struct work work = turn(stack, i);
-    run_layer(&work, member);
-    if (i + 1 < stack->count)
+  if (member->rank == member->size - 1)
+    clear_padding(stack->call, stack->layers[0]->hidden);
+  for (size_t c = 0; c < stack->chunk_count; c++) {
+    for (size_t i = 0; i < stack->count; i++) {
+      const struct work work = turn(stack, c, i);
+      const struct place place = place_of(&work, member);
+      if (i > 0)
+        team_wait(member);
+      project(&work, &place);
       team_wait(member);
+      attend(&work, member);
+      team_wait(member);
+      feed_forward(&work, &place);
+    }
   }
 }
 
@@ -493,34 +518,34 @@ static struct sizes measure(const struct call *call, size_t most)
   return sizes;
 }
 
-/* Places in memory at `base` of everything in the stack's work; returns its size. */
+/* Places in memory at `base` of everything in the stack; returns its size. */
 static size_t lay_out(struct stack *stack, const struct sizes *sizes, unsigned threads, char *base)
 {
-  struct work *work = &stack->work;
+  struct memory *memory = &stack->memory;
   const struct relative *relative = &stack->call->relative;
   const size_t distances = is_relative(relative) ? relative_scratch(relative, sizes->longest) : 0;
-  size_t used = 0, qkv = 0, context = 0;
-  work->thread_words = 0;
+  const size_t between = stack->count > 1 ? sizes->chunk_rows * stack->layers[0]->hidden : 0;
+  size_t used = 0, qkv = 0, context = 0, words = 0;
   for (size_t i = 0; i < stack->count; i++) { /* their kinds may differ */
     const struct layer *layer = stack->layers[i];
     const size_t width = layer->heads * layer->head_size;
     const size_t head = attention_scratch(layer->attention, sizes->longest, layer->head_size) + distances;
     size_t block = 0;
     divide(layer, NULL, &block);
-    work->thread_words = larger(work->thread_words, larger(block / sizeof(uint32_t), head));
+    words = larger(words, larger(block / sizeof(uint32_t), head));
     qkv = larger(qkv, 3 * width * (sizeof(uint32_t) >> layer->attention));
     context = larger(context, context_stride(layer));
   }
-  work->thread_words = (work->thread_words + 15) / 16 * 16;
-  work->chunks = carve(base, &used, stack->count * sizes->chunks, sizeof(struct chunk));
-  work->barriers = carve(base, &used, threads, sizeof(struct barrier));
-  work->index = carve(base, &used, sizes->rows, sizeof(int32_t));
-  work->units = carve(base, &used, sizes->units, sizeof(struct unit));
-  work->qkv = carve(base, &used, sizes->chunk_rows, qkv);
-  work->context = carve(base, &used, sizes->chunk_rows * context, sizeof(uint32_t));
-  work->scratch = carve(base, &used, threads * work->thread_words, sizeof(uint32_t));
-  stack->between =
-      carve(base, &used, stack->count > 1 ? stack->call->rows * stack->layers[0]->hidden : 0, sizeof(float));
+  memory->thread_words = (words + 15) / 16 * 16;
+  stack->chunks = carve(base, &used, sizes->chunks, sizeof(struct chunk));
+  stack->taken = carve(base, &used, stack->count * sizes->chunks, sizeof(struct taken));
+  stack->index = carve(base, &used, sizes->rows, sizeof(int32_t));
+  stack->units = carve(base, &used, sizes->units, sizeof(struct unit));
+  memory->barriers = carve(base, &used, threads, sizeof(struct barrier));
+  memory->qkv = carve(base, &used, sizes->chunk_rows, qkv);
+  memory->context = carve(base, &used, sizes->chunk_rows * context, sizeof(uint32_t));
+  memory->between = carve(base, &used, between, sizeof(float));
+  memory->scratch = carve(base, &used, threads * memory->thread_words, sizeof(uint32_t));
   return used;
 }
 
@@ -537,26 +562,23 @@ int layers_run(const struct layer *const *layers, size_t count, const struct cal
   threads = team_size(threads, (double)call->rows * multiplications(layers[0]));
   const size_t most = (size_t)CHUNK_ROWS * threads;
   const struct sizes sizes = measure(call, most);
-  struct stack stack = {
-      .layers = layers, .count = count, .call = call, .work = {.chunk_count = sizes.chunks}};
+  struct stack stack = {.layers = layers, .count = count, .call = call, .chunk_count = sizes.chunks};
   const size_t size = lay_out(&stack, &sizes, threads, NULL);
   char *memory = scratch_allocate(64, size);
   if (memory == NULL)
     return ENOMEM;
   lay_out(&stack, &sizes, threads, memory);
-  struct work *work = &stack.work;
-  memset(work->chunks, 0, sizes.chunks * sizeof *work->chunks);
-  memset(work->barriers, 0, threads * sizeof *work->barriers);
-  int32_t *index = work->index;
-  struct unit *units = work->units;
+  memset(stack.chunks, 0, sizes.chunks * sizeof *stack.chunks);
+  memset(stack.taken, 0, count * sizes.chunks * sizeof *stack.taken);
+  memset(stack.memory.barriers, 0, threads * sizeof *stack.memory.barriers);
+  int32_t *index = stack.index;
+  struct unit *units = stack.units;
   for (size_t s = 0, next, c = 0; s < call->sequences; s = next, c++) {
     chunk_rows(call, s, most, &next);
-    fill_chunk(call, s, next, work->chunks + c, index, units);
-    index += work->chunks[c].rows;
-    units += work->chunks[c].unit_count;
+    fill_chunk(call, s, next, stack.chunks + c, index, units);
+    index += stack.chunks[c].rows;
+    units += stack.chunks[c].unit_count;
   }
-  for (size_t i = 1; i < count; i++)
-    memcpy(work->chunks + i * sizes.chunks, work->chunks, sizes.chunks * sizeof *work->chunks);
   team_run(threads, run, &stack);
   free(memory);
   return 0;

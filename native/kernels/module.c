@@ -1,8 +1,10 @@
 /* hfaccel._kernels: the seam between Python and the kernels. Arguments are addresses and sizes; who calls
  * keeps the memory alive, has checked types and shapes, and asks only for kinds that `instructions` lists. */
 #include <Python.h>
+#include <errno.h>
 #include <string.h>
 
+#include "embed.h"
 #include "layer.h"
 #include "linear.h"
 #include "team.h"
@@ -274,6 +276,64 @@ static PyObject *linear_py(PyObject *module, PyObject *args)
   return no_memory(error);
 }
 
+enum { MOST_LOOKUPS = 8 };
+
+/* Lookups of a tuple of (table, table_rows, ids, count); tables and ids are addresses. Their number, or -1
+ * with an error set. */
+static Py_ssize_t take_lookups(PyObject *tuple, struct lookup *lookups)
+{
+  const Py_ssize_t count = PyTuple_Size(tuple);
+  if (count < 1 || count > MOST_LOOKUPS) {
+    PyErr_Format(PyExc_ValueError, "there can be from 1 to %d lookups, but got %zd", MOST_LOOKUPS, count);
+    return -1;
+  }
+  for (Py_ssize_t i = 0; i < count; i++) {
+    PyObject *object = PyTuple_GetItem(tuple, i);
+    unsigned long long table, ids;
+    Py_ssize_t table_rows, id_count;
+    if (!PyTuple_Check(object)) {
+      PyErr_SetString(PyExc_TypeError, "a lookup must be a tuple");
+      return -1;
+    }
+    if (!PyArg_ParseTuple(object, "KnKn", &table, &table_rows, &ids, &id_count))
+      return -1;
+    if (table == 0 || ids == 0 || table_rows <= 0 || id_count <= 0) {
+      refuse("addresses that are not 0 and sizes above 0");
+      return -1;
+    }
+    lookups[i] =
+        (struct lookup){(const float *)table, (size_t)table_rows, (const int64_t *)ids, (size_t)id_count};
+  }
+  return count;
+}
+
+/* embed(threads, lookups, norm, columns, output, rows) -> whether every id is a row of its table; if not
+ * there is no output */
+static PyObject *embed_py(PyObject *module, PyObject *args)
+{
+  (void)module;
+  int threads;
+  PyObject *tuple;
+  struct norm norm;
+  Py_ssize_t columns, rows;
+  unsigned long long output;
+  if (!PyArg_ParseTuple(args, "iO!O&nKn", &threads, &PyTuple_Type, &tuple, to_norm, &norm, &columns, &output,
+                        &rows))
+    return NULL;
+  struct lookup lookups[MOST_LOOKUPS];
+  const Py_ssize_t count = take_lookups(tuple, lookups);
+  if (count < 0)
+    return NULL;
+  if (columns <= 0 || rows < 0 || (rows > 0 && output == 0))
+    return refuse("columns above 0, rows of 0 or more, and an address that is not 0");
+  int error;
+  Py_BEGIN_ALLOW_THREADS;
+  error = embed_run(lookups, (size_t)count, &norm, (size_t)columns, (float *)output, (size_t)rows,
+                    threads > 0 ? (unsigned)threads : 1);
+  Py_END_ALLOW_THREADS;
+  return PyBool_FromLong(error != EDOM);
+}
+
 /* use_threads(address of torch_parallel_for; 0: one thread) -> None */
 static PyObject *use_threads(PyObject *module, PyObject *address)
 {
@@ -304,11 +364,10 @@ static PyType_Spec layer_spec = {.name = "hfaccel._kernels.Layer",
                                  .flags = Py_TPFLAGS_DEFAULT,
                                  .slots = layer_slots};
 
-static PyMethodDef functions[] = {{"run_layers", run_layers_py, METH_VARARGS, NULL},
-                                  {"linear", linear_py, METH_VARARGS, NULL},
-                                  {"use_threads", use_threads, METH_O, NULL},
-                                  {"instructions", instructions, METH_NOARGS, NULL},
-                                  {NULL, NULL, 0, NULL}};
+static PyMethodDef functions[] = {
+    {"run_layers", run_layers_py, METH_VARARGS, NULL}, {"linear", linear_py, METH_VARARGS, NULL},
+    {"embed", embed_py, METH_VARARGS, NULL},           {"use_threads", use_threads, METH_O, NULL},
+    {"instructions", instructions, METH_NOARGS, NULL}, {NULL, NULL, 0, NULL}};
 
 /* The state is a reference to the type Layer. */
 static struct PyModuleDef definition = {.m_base = PyModuleDef_HEAD_INIT,

@@ -47,6 +47,7 @@ void reference_attention(const double *q, const double *keys, const double *valu
 
 /* The tests, by subject; each ends the process where something is wrong. */
 void test_rows(void);
+void test_embeddings(void);
 void test_gemm(void);
 void test_attention(void);
 void test_team(void);

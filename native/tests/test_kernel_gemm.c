@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "kernel_reference.h"
+#include "kernels/embed.h"
 #include "kernels/linear.h"
 #include "kernels/scratch.h"
 
@@ -152,6 +153,61 @@ void test_rows(void)
   test_quantization_of_special_rows();
   for (enum activation activation = 0; activation < ACTIVATIONS; activation++)
     test_activation(activation);
+}
+
+/* Embeddings */
+
+static void test_embed(size_t rows, size_t columns, size_t lookups, enum norm_kind kind)
+{
+  const struct norm norm = {uniform_floats(columns, -2, 2), NULL, 1e-5f, kind};
+  struct lookup lookup[3];
+  float *out = guarded(rows * columns, sizeof *out);
+  double *sum = guarded(columns, sizeof *sum), *expected = guarded(columns, sizeof *expected);
+  for (size_t l = 0; l < lookups; l++) { /* every second one repeats its ids */
+    const size_t count = l % 2 ? (rows + 2) / 3 : rows, table_rows = 5 + l;
+    int64_t *ids = guarded(count, sizeof *ids);
+    for (size_t i = 0; i < count; i++)
+      ids[i] = i == 0 ? (int64_t)table_rows - 1 : (int64_t)below(table_rows);
+    lookup[l] = (struct lookup){uniform_floats(table_rows * columns, -2, 2), table_rows, ids, count};
+  }
+  for (unsigned threads = 1; threads <= 2; threads++) {
+    CHECK(embed_run(lookup, lookups, &norm, columns, out, rows, threads) == 0);
+    for (size_t row = 0; row < rows; row++) {
+      memset(sum, 0, columns * sizeof *sum);
+      for (size_t l = 0; l < lookups; l++)
+        for (size_t i = 0; i < columns; i++)
+          sum[i] += lookup[l].table[(size_t)lookup[l].ids[row % lookup[l].count] * columns + i];
+      reference_norm(&norm, sum, columns, expected);
+      for (size_t i = 0; i < columns; i++)
+        CHECK(fabs(out[row * columns + i] - expected[i]) <= 1e-4 * (1 + fabs(expected[i])));
+    }
+  }
+  guarded_release();
+}
+
+static void test_embed_of_ids_that_are_no_rows(void)
+{
+  const int64_t bad[] = {-1, 5, INT64_MIN, INT64_MAX};
+  const struct norm norm = {NULL, NULL, 1e-5f, NORM_NONE};
+  float *out = uniform_floats(2 * 33, 7, 7);
+  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+    const int64_t ids[] = {0, bad[i]};
+    const struct lookup lookup = {uniform_floats(5 * 33, -2, 2), 5, ids, 2};
+    CHECK(embed_run(&lookup, 1, &norm, 33, out, 2, 1) == EDOM);
+    CHECK(out[0] == 7 && out[65] == 7);
+  }
+  guarded_release();
+}
+
+void test_embeddings(void)
+{
+  for (size_t columns = 1; columns <= 70; columns += 23)
+    for (size_t lookups = 1; lookups <= 3; lookups++)
+      for (enum norm_kind kind = 0; kind < NORMS; kind++)
+        test_embed(1 + below(40), columns, lookups, kind);
+  test_embed(3000, 64, 3, NORM_LAYER); /* enough for several threads */
+  test_embed(0, 64, 1, NORM_LAYER);
+  test_embed_of_ids_that_are_no_rows();
 }
 
 /* Matrices */

@@ -12,6 +12,7 @@ int main(void)
   if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vnni"))
     puts("kernels: only in float32, the CPU has no AVX512_BF16 or no AVX512_VNNI");
   test_rows();
+  test_embeddings();
   test_gemm();
   test_attention();
   test_team();

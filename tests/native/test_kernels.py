@@ -51,6 +51,14 @@ RELATIVE = (X.data_ptr(), X.data_ptr(), 1, FIRST.data_ptr(), 4)  # keys, queries
 LINEAR = dict(threads=2, matrix=KEPT[0].matrix(), activation=0, input=X.data_ptr(), in_features=WIDTH)
 LINEAR |= dict(output=OUT.data_ptr(), rows=ROWS)
 
+IDS = torch.tensor([0, 2, 5, 1, 0, 3])  # rows of X
+EMBED = dict(threads=2, lookups=((X.data_ptr(), ROWS, IDS.data_ptr(), ROWS),), norm=NORM, columns=WIDTH)
+EMBED |= dict(output=OUT.data_ptr(), rows=ROWS)
+
+
+def embed(**changes):
+    return _kernels.embed(*{**EMBED, **changes}.values())
+
 
 def layer(**changes):
     names = ["hidden", "heads", "head_size", "query", "key", "value", "output", "gate", "up", "down"]
@@ -173,7 +181,39 @@ def test_a_linear_layer_with_bad_arguments_is_refused(changes):
         linear(**changes)
 
 
-@pytest.mark.parametrize("function", [_kernels.Layer, _kernels.linear, _kernels.run_layers])
+def test_embeddings_are_looked_up_and_normed():
+    assert embed() is True
+    torch.testing.assert_close(OUT, torch.nn.functional.layer_norm(X[IDS], (WIDTH,)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({name: -1} for name in ("columns", "rows")),
+        *({name: 0} for name in ("columns", "output")),
+        *({name: value} for name in EMBED for value in ("1", 0.5, None)),
+        {"lookups": ()},
+        {"lookups": EMBED["lookups"] * 9},
+        {"lookups": (None,)},
+        {"lookups": ((1, 2, 3),)},
+        *({"lookups": ((*EMBED["lookups"][0][:i], 0, *EMBED["lookups"][0][i + 1 :]),)} for i in range(4)),
+        {"norm": (0, 0, 1e-5, 3)},
+    ],
+)
+def test_embeddings_with_bad_arguments_are_refused(changes):
+    with pytest.raises((TypeError, ValueError, OverflowError)):
+        embed(**changes)
+
+
+def test_ids_of_no_row_are_told():
+    for bad in (-1, ROWS, -(1 << 63)):
+        ids = torch.tensor([0, bad])
+        OUT.fill_(7)
+        assert embed(lookups=((X.data_ptr(), ROWS, ids.data_ptr(), 2),), rows=2) is False
+        assert (OUT == 7).all()
+
+
+@pytest.mark.parametrize("function", [_kernels.Layer, _kernels.linear, _kernels.run_layers, _kernels.embed])
 def test_too_few_and_too_many_arguments(function):
     for arguments in ((), (1,), (0,) * 40):
         with pytest.raises(TypeError):
@@ -249,6 +289,8 @@ LEAK_TESTS = {
     "run_layers": lambda: run(threads=1),
     "layers that are refused": lambda: refused(run, layers=(1,)),
     "linear": lambda: linear(threads=1),
+    "embed": lambda: embed(threads=1),
+    "lookups that are refused": lambda: refused(embed, lookups=(EMBED["lookups"][0], (1,))),
     "use_threads": lambda: refused(_kernels.use_threads, -1),  # a real one is in use
     "instructions": _kernels.instructions,
     "a matrix that is refused": lambda: refused(layer, query=(0, 1)),

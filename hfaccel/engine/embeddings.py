@@ -1,0 +1,226 @@
+"""Embeddings of words, positions and types and their norm in one pass, instead of one for each of them.
+
+The module's own forward runs on a shadow of itself, in which an embedding only notes what is looked up, sums
+collect that, and the norm computes it: how a model counts its positions stays its own affair.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import add
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from hfaccel import native
+from hfaccel.engine.kernels import kernels_problem
+from hfaccel.engine.layer import GLOBAL_HOOKS
+from hfaccel.engine.norms import NormKind, epsilon, norm_kind
+from hfaccel.engine.swapped import Swapped, shadow, swap, swap_back
+
+MOST = 8  # summands, of native/kernels/module.c
+# What Python looks up in the class of a value.
+OPERATORS = ("__sub__", "__mul__", "__truediv__", "__matmul__", "__neg__", "__getitem__", "__len__")
+TOLERANCE = 1e-4  # of the largest value; sums and norms in another order stay below 1e-5
+
+
+class FusedEmbeddings(Swapped):
+    """Mixed into the class of a module that looks up, adds and norms."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.training or torch.is_grad_enabled() or _is_watched():
+            return super().forward(*args, **kwargs)
+        return self.hfaccel_stock.forward(shadow(self, _stand_ins(self)), *args, **kwargs)
+
+
+class Lookup:
+    """Called as the embedding that it stands for, it only notes the ids."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        self.embedding = embedding
+
+    def __call__(self, ids: torch.Tensor) -> Sum:
+        return Sum([(self.embedding, ids)])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.embedding, name)
+
+
+class Sum:
+    """The sum of some embeddings, not computed yet: it is when anything but adding is done with it.
+
+    Its shape is (batch, length, size).
+    """
+
+    def __init__(self, summands: list[tuple[nn.Embedding, torch.Tensor]]) -> None:
+        self.summands = summands
+
+    def __add__(self, other: Any) -> Any:
+        return Sum(self.summands + other.summands) if isinstance(other, Sum) else self.whole() + other
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map(lambda each: each.whole() if isinstance(each, cls) else each, (args, kwargs))
+        return function(*args, **(kwargs or {}))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.whole(), name)
+
+    @property
+    def shape(self) -> torch.Size:
+        ids = torch.broadcast_shapes(*(ids.shape for _, ids in self.summands))
+        return torch.Size((*ids, self.summands[0][0].embedding_dim))
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+    def whole(self) -> torch.Tensor:
+        """As torch computes it, with its errors."""
+        total: torch.Tensor = reduce(add, (embedding(ids) for embedding, ids in self.summands))
+        return total
+
+
+def _of_whole(name: str) -> Any:
+    return lambda self, *others: getattr(self.whole(), name)(*others)
+
+
+for _name in OPERATORS:
+    setattr(Sum, _name, _of_whole(_name))
+
+
+class Normed:
+    """Called as the norm that it stands for, with a sum that is not computed yet."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        self.norm = norm
+        self.sums = 0  # that were computed by the kernel
+
+    def __call__(self, value: Any) -> Any:
+        if not isinstance(value, Sum):
+            return self.norm(value)
+        result = None if sum_problem(value, self.norm) else _embed(value, self.norm)
+        if result is None:
+            return self.norm(value.whole())
+        self.sums += 1
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.norm, name)
+
+
+def sum_problem(value: Sum, norm: nn.Module) -> str:
+    """Why the kernel cannot compute the norm of this sum; "" where it can."""
+    *leading, size = value.shape
+    vectors = [vector for vector in norm._parameters.values() if vector is not None]
+    if any(vector.dtype is not torch.float32 or tuple(vector.shape) != (size,) for vector in vectors):
+        return "the norm is not over the last dimension, or not in float32"
+    if len(value.summands) > MOST or len(leading) != 2 or 0 in leading:
+        return f"{len(value.summands)} embeddings of the shape {tuple(value.shape)}"
+    for embedding, ids in value.summands:
+        table = embedding.weight
+        if table.dtype is not torch.float32 or table.shape[1] != size or not table.is_contiguous():
+            return f"a table of {table.dtype}, {tuple(table.shape)}"
+        if type(table) not in (nn.Parameter, torch.Tensor) or not table.is_cpu or not ids.is_cpu:
+            return f"a table that is a {type(table).__name__} on {table.device.type}"
+        if ids.dtype is not torch.int64 or tuple(ids.shape) not in {tuple(leading), (1, leading[1])}:
+            return f"ids of {ids.dtype}, {tuple(ids.shape)}"
+    return ""
+
+
+def _embed(value: Sum, norm: nn.Module) -> torch.Tensor | None:
+    """None where an id is of no row of its table."""
+    kind, vectors = norm_kind(norm), (norm._parameters.get(name) for name in ("weight", "bias"))
+    assert native.kernels is not None and kind is not None
+    output = torch.empty(value.shape, dtype=torch.float32)
+    ids = [_once(ids) for _, ids in value.summands]
+    tables = [embedding.weight for embedding, _ in value.summands]
+    weight, bias = (0 if vector is None else vector.data_ptr() for vector in vectors)
+    done = native.kernels.embed(
+        torch.get_num_threads(),
+        tuple(
+            (table.data_ptr(), table.shape[0], each.data_ptr(), each.numel())
+            for table, each in zip(tables, ids, strict=True)
+        ),
+        (weight, bias, epsilon(norm), int(kind)),
+        output.shape[-1],
+        output.data_ptr(),
+        output.shape[0] * output.shape[1],
+    )
+    return output if done else None
+
+
+def _once(ids: torch.Tensor) -> torch.Tensor:
+    """One row where all rows are the same memory, as in what was expanded."""
+    return ids[:1].contiguous() if ids.stride(0) == 0 else ids.contiguous()
+
+
+def _is_watched() -> bool:
+    """Whether something sees every operation, or changes it."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch.is_autocast_enabled("cpu")
+        or any(GLOBAL_HOOKS)
+    )
+
+
+def _stand_ins(module: nn.Module) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, child in module._modules.items():
+        if child is None or child._forward_hooks or child._forward_pre_hooks or "forward" in vars(child):
+            continue
+        if type(child) is nn.Embedding and child.max_norm is None:
+            result[name] = Lookup(child)
+        elif norm_kind(child) in (NormKind.LAYER, NormKind.RMS):
+            result[name] = Normed(child)
+    return result
+
+
+def fuse_embeddings(module: nn.Module) -> None:
+    """Look up, add and norm in one pass."""
+    swap(module, FusedEmbeddings, None)
+
+
+def unfuse_embeddings(module: FusedEmbeddings) -> None:
+    """Undo `fuse_embeddings`."""
+    swap_back(module)
+
+
+def embeddings_of(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """The modules that look up and norm, each with why it cannot do so in one pass ("" where it can). Models
+    themselves are left out: what they are called is written into checkpoints."""
+    if kernels_problem():
+        return []
+    return [(module, _trial(module)) for module in model.modules() if _has_parts(module)]
+
+
+def _has_parts(module: nn.Module) -> bool:
+    if isinstance(module, Swapped) or hasattr(module, "save_pretrained") or "forward" in vars(module):
+        return False
+    kinds = [type(each) for each in _stand_ins(module).values()]
+    return Lookup in kinds and kinds.count(Normed) == 1
+
+
+def _trial(module: nn.Module) -> str:
+    """Run the module's forward both ways on random ids; "" where they agree."""
+    stand_ins = _stand_ins(module)
+    first, norm = (
+        next(each for each in stand_ins.values() if isinstance(each, kind)) for kind in (Lookup, Normed)
+    )
+    ids = torch.randint(first.num_embeddings, (2, 8), generator=torch.Generator().manual_seed(0))
+    ids[1, 5:] = first.padding_idx or 0  # positions may be counted without padding
+    with torch.inference_mode():
+        try:
+            expected, got = (each.forward(ids) for each in (module, shadow(module, stand_ins)))
+        except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
+            return f"its forward cannot be called with ids alone ({type(error).__name__}: {error})"
+    if not norm.sums:
+        return "its norm is not given a sum of embeddings in float32"
+    if not isinstance(expected, torch.Tensor) or expected.shape != got.shape:
+        return f"its forward returns a {type(expected).__name__}"
+    difference = (expected - got).abs().max().item()
+    if difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
+        return ""
+    return f"a trial differed by {difference:.1e} from its own forward"
