@@ -19,8 +19,11 @@ MODULES = (
 # fmt: on
 
 
-def texts(count: int, *, least: int = 20, seed: int = 0) -> list[str]:
-    """`count` different docstrings of at least `least` characters, in a random order that repeats."""
+def texts(count: int, *, least: int = 68, seed: int = 0) -> list[str]:
+    """`count` different docstrings of at least `least` characters, in a random order that repeats.
+
+    512 of at least 68 characters, cut at 256 tokens, are 127 tokens long on average.
+    """
     found: dict[str, None] = {}
     for name in MODULES:
         for text in _docstrings(importlib.import_module(name)):

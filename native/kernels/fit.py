@@ -44,7 +44,7 @@ def fit_erf(numerator: int, denominator: int, end: float = 4.0) -> tuple[np.ndar
     return best
 
 
-def fit_rough_gelu(degree: int, end: float = 4.0) -> tuple[np.ndarray, float]:
+def fit_rough_gelu(degree: int, end: float) -> tuple[np.ndarray, float]:
     """GELU(x) = x (1/2 + x P(x^2)) on [0, end]; with its largest error."""
     x = nodes(end)
     target = np.array([erf(value / sqrt(2)) / 2 for value in x])
@@ -74,7 +74,7 @@ def fit_rough_power(degree: int) -> tuple[np.ndarray, float]:
 def main() -> None:
     p, q, error = fit_erf(5, 5)
     print(f"erf: error {error:.1e}\nP {p}\nQ {q}")
-    rough, error = fit_rough_gelu(7)
+    rough, error = fit_rough_gelu(5, 3.5)
     print(f"rough GELU: error {error:.1e}\nP {rough}")
     power, error = fit_rough_power(3)
     print(f"rough 2^x: relative error {error:.1e}\nP {power}")

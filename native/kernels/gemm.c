@@ -162,6 +162,17 @@ INLINE void finish_tile(const int int8, const struct matrix *matrix, const struc
   }
 }
 
+/* What is added to the sums at the end of a tile may lie far away: it is asked for before the tile. */
+static void expect(const struct result *result, size_t begin, size_t end, size_t column)
+{
+  for (size_t row = begin; result->addend != NULL && row < end; row++) {
+    const size_t from = result->addend_index == NULL ? row : (size_t)result->addend_index[row];
+    const float *addend = result->addend + from * result->addend_stride + column;
+    _mm_prefetch((const char *)addend, _MM_HINT_T0);
+    _mm_prefetch((const char *)(addend + 16), _MM_HINT_T0);
+  }
+}
+
 void gemm(const struct matrix *matrix, const struct operand *operand, size_t rows, size_t first, size_t last,
           const struct result *result)
 {
@@ -175,6 +186,7 @@ void gemm(const struct matrix *matrix, const struct operand *operand, size_t row
       /* behind the last panel often lies the next matrix; to ask for memory that does not exist is no error
        */
       const struct ahead ahead = share_of(panel + matrix->words * PANEL, matrix->words, t, tiles);
+      expect(result, begin, end, p * PANEL);
       tiles_of[matrix->kind](end - begin, operand->words + begin * operand->stride, operand->stride, panel,
                              matrix->words, sums, PANEL, ahead);
       if (matrix->kind == KIND_I8)

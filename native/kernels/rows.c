@@ -36,31 +36,52 @@ void norm_row(const struct norm *norm, const float *x, size_t columns, float *ou
   }
 }
 
+/* 16 numbers, as 32-bit integers that may lie outside of 0 to 255. */
+INLINE __m512i quantized(const float *factors, const void *x, int bf16, size_t i, __mmask16 mask,
+                         __m512 factor, __m512 zeros)
+{
+  const __m512 smooth = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, factors + i), factor);
+  return _mm512_cvtps_epi32(_mm512_fmadd_ps(load_floats(x, i, mask, bf16), smooth, zeros));
+}
+
+/* 64 of those, as bytes: packing works within 128-bit lanes, so the order is put right afterwards. */
+INLINE __m512i to_bytes(__m512i a, __m512i b, __m512i c, __m512i d)
+{
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return _mm512_permutexvar_epi32(order,
+                                  _mm512_packus_epi16(_mm512_packus_epi32(a, b), _mm512_packus_epi32(c, d)));
+}
+
 static void quantize_row(const float *factors, const void *x, int bf16, size_t columns, uint8_t *out,
                          float *scale, float *shift)
 {
   __m512 lowest = _mm512_setzero_ps(), highest = _mm512_setzero_ps(); /* 0 is in the range: padding is 0 */
-  __mmask16 nan = 0;                                                  /* min and max would forget it again */
+  __m512 nan = _mm512_setzero_ps();                                   /* min and max would forget it again */
   for (size_t i = 0; i < columns; i += 16) {
     const __mmask16 mask = lanes((long)(columns - i));
     const __m512 v = _mm512_mul_ps(load_floats(x, i, mask, bf16), _mm512_maskz_loadu_ps(mask, factors + i));
     lowest = _mm512_min_ps(lowest, v);
     highest = _mm512_max_ps(highest, v);
-    nan |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    nan = _mm512_fmadd_ps(v, _mm512_setzero_ps(), nan);
   }
   const float low = _mm512_reduce_min_ps(lowest), high = _mm512_reduce_max_ps(highest);
   const float range = (high - low) / 255.f,
               step = range >= FLT_MIN ? range : 1.f; /* 1 / step must be finite */
-  *scale = nan ? __builtin_nanf("") : step;
+  *scale = _mm512_cmp_ps_mask(nan, nan, _CMP_UNORD_Q) ? __builtin_nanf("") : step;
   const float zero = __builtin_rintf(-low / step); /* what 0 becomes: exactly a whole number */
   *shift = zero * step;
   const __m512 factor = _mm512_set1_ps(1.f / step), zeros = _mm512_set1_ps(zero);
-  for (size_t i = 0; i < columns; i += 16) {
+  size_t i = 0;
+  for (; i + 64 <= columns; i += 64) {
+    __m512i q[4];
+    for (size_t j = 0; j < 4; j++)
+      q[j] = quantized(factors, x, bf16, i + 16 * j, 0xffff, factor, zeros);
+    _mm512_storeu_si512(out + i, to_bytes(q[0], q[1], q[2], q[3]));
+  }
+  for (; i < columns; i += 16) {
     const __mmask16 mask = lanes((long)(columns - i));
-    const __m512 smooth = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, factors + i), factor);
-    const __m512 v = _mm512_fmadd_ps(load_floats(x, i, mask, bf16), smooth, zeros);
-    const __m512i q = _mm512_cvtps_epi32(_mm512_max_ps(_mm512_setzero_ps(), v));
-    _mm_mask_storeu_epi8(out + i, mask, _mm512_cvtusepi32_epi8(q));
+    const __m512i q = quantized(factors, x, bf16, i, mask, factor, zeros);
+    _mm_mask_storeu_epi8(out + i, mask, _mm512_cvtusepi32_epi8(_mm512_max_epi32(q, _mm512_setzero_si512())));
   }
   const size_t end = kind_words(KIND_I8, columns) * 4;
   memset(out + columns, 0, end - columns);

@@ -123,7 +123,7 @@ static float activated(enum activation activation, float x)
 
 static void test_activation(enum activation activation)
 {
-  const double tolerance = activation == ACT_GELU_ROUGH ? 5e-5 : 5e-7;
+  const double tolerance = activation == ACT_GELU_ROUGH ? 4e-4 : 5e-7;
   for (double x = -60; x <= 60; x += 0.0173) {
     const double wanted = reference_activation(activation, (float)x);
     CHECK(fabs(activated(activation, (float)x) - wanted) <= tolerance * (1 + fabs(x)));
