@@ -24,6 +24,7 @@ from hfaccel.memory import Arena
 
 PANEL = 32  # columns of a matrix that lie together (native/kernels/gemm.h)
 WORD = 4  # bytes
+EXACT = 4  # inputs of an int8 weight that may be left unrounded (native/kernels/gemm.h)
 
 NO_ADDRESS = (
     "raw memory must be in the ordinary layout, but this weight is packed for hfaccel's kernels; "
@@ -33,10 +34,10 @@ NO_ADDRESS = (
 PACKED_ATTRIBUTES = ("memory", "kind")
 
 
-# A matrix as the kernels take it: (kind, columns, words, panels, scales, sums, factors, bias); the last five
-# are addresses, 0 for none.
-Matrix = tuple[int, int, int, int, int, int, int, int]
-NO_MATRIX: Matrix = (0, 0, 0, 0, 0, 0, 0, 0)
+# A matrix as the kernels take it: (kind, columns, words, panels, scales, sums, factors, bias, exact,
+# exact_inputs); the last seven are addresses, 0 for none.
+Matrix = tuple[int, int, int, int, int, int, int, int, int, int]
+NO_MATRIX: Matrix = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Layout:
     def nbytes(self) -> int:
         if self.kind is not Kind.INT8:
             return self.panel_bytes
-        return self.panel_bytes + (2 * self.panels * PANEL + self.columns) * WORD
+        return self.panel_bytes + ((2 + EXACT) * self.panels * PANEL + self.columns + EXACT) * WORD
 
     def panels_of(self, memory: torch.Tensor) -> torch.Tensor:
         """(panels, PANEL, words) of int32: row by row, as a view of the memory."""
@@ -79,17 +80,36 @@ class Layout:
 
     def factors(self, memory: torch.Tensor) -> torch.Tensor:
         """(columns,) of float32, int8 only: what activations are multiplied with, and weights divided by."""
-        return memory[self.nbytes - self.columns * WORD : self.nbytes].view(torch.float32)
+        start = self.factors_start
+        return memory[start : start + self.columns * WORD].view(torch.float32)
+
+    @property
+    def factors_start(self) -> int:
+        """In bytes."""
+        return self.panel_bytes + 2 * self.panels * PANEL * WORD
+
+    def exact(self, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """int8 only: inputs whose factor is 0, which are not rounded; (EXACT,) of int32, all -1 where there
+        are none. And their weights, (EXACT, rows) of float32; 0 where there are fewer."""
+        start = self.factors_start + self.columns * WORD
+        weights = memory[start : self.nbytes - EXACT * WORD].view(torch.float32)
+        inputs = memory[self.nbytes - EXACT * WORD : self.nbytes].view(torch.int32)
+        return inputs, weights.view(EXACT, self.panels * PANEL)[:, : self.rows]
 
     def matrix(self, memory: torch.Tensor, bias: torch.Tensor | None, rows: slice) -> Matrix:
         """Some rows of the weight, from a multiple of PANEL on."""
         start, stop = rows.start, rows.stop
         address = memory.data_ptr()
-        scales = sums = factors = 0
+        scales = sums = factors = exact = exact_inputs = 0
         if self.kind is Kind.INT8:
             scales = address + self.panel_bytes + start * WORD
             sums = scales + self.panels * PANEL * WORD
-            factors = address + self.nbytes - self.columns * WORD
+            factors = address + self.factors_start
+            if int(self.exact(memory)[0][0]) >= 0:
+                exact, exact_inputs = factors + self.columns * WORD, address + self.nbytes - EXACT * WORD
+                assert (start, stop) == (0, self.rows), (
+                    "parts of a weight share their inputs, which are rounded"
+                )
         return (
             int(self.kind),
             stop - start,
@@ -99,6 +119,8 @@ class Layout:
             sums,
             factors,
             0 if bias is None else bias.data_ptr() + start * WORD,
+            exact,
+            exact_inputs,
         )
 
 
@@ -117,7 +139,7 @@ def _words(layout: Layout, dense: torch.Tensor, memory: torch.Tensor) -> torch.T
     """(rows, words) of int32: the numbers in the layout's kind."""
     values = dense.detach()
     if layout.kind is Kind.INT8:
-        values = values.float() / layout.factors(memory)
+        values = _rounded_part(layout, values.float(), memory)
         scales = values.abs().amax(1).clamp_(min=torch.finfo(torch.float32).tiny) / 127
         numbers = (values / scales[:, None]).round_().to(torch.int8)
         table = layout.numbers_of_rows(memory)
@@ -131,6 +153,20 @@ def _words(layout: Layout, dense: torch.Tensor, memory: torch.Tensor) -> torch.T
     return numbers.contiguous().view(torch.int32)
 
 
+def _rounded_part(layout: Layout, values: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+    """The values divided by the factors; without those that are kept as they are."""
+    factors = layout.factors(memory)
+    exact = (factors == 0).nonzero().flatten()
+    if len(exact) > EXACT:
+        raise ValueError(f"at most {EXACT} factors may be 0, but {len(exact)} are; use factors above 0")
+    inputs, weights = layout.exact(memory)
+    weights.zero_()
+    inputs.fill_(0 if len(exact) else -1)
+    inputs[: len(exact)] = exact.int()
+    weights[: len(exact)] = values[:, exact].t()
+    return torch.where(factors == 0, 0.0, values / factors)
+
+
 def read(layout: Layout, memory: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The weight in the ordinary layout."""
     words = layout.panels_of(memory).reshape(layout.panels * PANEL, layout.words)[: layout.rows]
@@ -138,7 +174,11 @@ def read(layout: Layout, memory: torch.Tensor, dtype: torch.dtype) -> torch.Tens
     numbers = words.view(types[layout.kind])[:, : layout.columns]
     if layout.kind is Kind.INT8:
         scales = layout.numbers_of_rows(memory)[0]
-        return (numbers * scales[:, None] * layout.factors(memory)).to(dtype)
+        values = numbers * scales[:, None] * layout.factors(memory)
+        inputs, weights = layout.exact(memory)
+        if int(inputs[0]) >= 0:
+            values.index_add_(1, inputs, weights.t())
+        return values.to(dtype)
     return numbers.to(dtype).contiguous()
 
 
@@ -197,7 +237,8 @@ class PackedWeight(nn.Parameter):
         factors: torch.Tensor | None = None,
     ) -> PackedWeight:
         """Pack a dense weight into `arena`. `factors`: (in_features,), for int8:
-        what activations are multiplied with before they are rounded."""
+        what activations are multiplied with before they are rounded; 0: these, and the weights that multiply
+        them, are not rounded."""
         layout = cls.layout_of(kind, weight.shape)
         with torch.inference_mode(False):  # its version says when values were changed
             memory = arena.take((layout.nbytes,), torch.uint8)

@@ -111,12 +111,22 @@ INLINE void finish(const int int8, const enum activation activation, const struc
     scales = _mm512_maskz_loadu_ps(mask, matrix->scales + column);
     weights = _mm512_maskz_loadu_ps(mask, matrix->sums + column);
   }
+  const int exact = int8 && matrix->exact != NULL;
+  __m512 exact_weights[EXACT];
+  for (size_t e = 0; e < EXACT; e++)
+    exact_weights[e] =
+        exact ? _mm512_loadu_ps(matrix->exact + e * matrix_panels(matrix) * PANEL + column) : bias;
   for (size_t row = begin; row < end; row++, sums += PANEL) {
     __m512 x = _mm512_loadu_ps(sums);
     if (int8) {
       const __m512 constant = _mm512_fnmadd_ps(_mm512_set1_ps(operand->shifts[row]), weights, bias);
       x = _mm512_cvtepi32_ps(_mm512_castps_si512(x));
       x = _mm512_fmadd_ps(x, _mm512_mul_ps(scales, _mm512_set1_ps(operand->scales[row])), constant);
+      if (exact) {
+        const float *inputs = (const float *)(operand->words + row * operand->stride + matrix->words);
+        for (size_t e = 0; e < EXACT; e++)
+          x = _mm512_fmadd_ps(_mm512_set1_ps(inputs[e]), exact_weights[e], x);
+      }
     } else {
       x = _mm512_add_ps(x, bias);
     }

@@ -8,7 +8,9 @@
  * int8: activations are unsigned, x = scale q - shift with one scale and shift per row; weights are signed,
  * w = scale w_q with one scale per column. So sum(x w) = scale_row scale_column sum(q w_q) - shift sum(w).
  * Numbers of a row that are much larger than the others would leave these few of the 256 steps: each is first
- * multiplied with a factor, by which the weights were divided (SmoothQuant, Xiao et al. 2022). */
+ * multiplied with a factor, by which the weights were divided (SmoothQuant, Xiao et al. 2022). Where a few
+ * inputs have weights much larger than all others, which would leave the others few steps, these inputs are
+ * not rounded at all: their factor is 0, and what they add is computed apart, in float32. */
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -16,6 +18,7 @@
 #include "vector.h"
 
 enum { PANEL = 32, TILE_ROWS = 14 }; /* 28 of 32 registers hold sums */
+enum { EXACT = 4 };                  /* inputs that are not rounded, where there are such */
 
 enum kind { KIND_F32, KIND_BF16, KIND_I8, KINDS };
 
@@ -47,7 +50,16 @@ struct matrix {
   const float *sums;      /* of the weights of each column; int8 only */
   const float *factors;   /* of in_features: what activations are multiplied with; int8 only */
   const float *bias;      /* of columns, or NULL */
+  const float
+      *exact; /* [EXACT][panels * PANEL]: weights of inputs that are not rounded, or NULL; int8 only */
+  const int32_t *exact_inputs; /* which inputs these are */
 };
+
+/* Words of a row of its operand: behind the numbers lie, as floats, those that are not rounded. */
+static inline size_t operand_words(const struct matrix *matrix)
+{
+  return matrix->words + (matrix->exact == NULL ? 0 : EXACT);
+}
 
 /* Rows of activations in a matrix' kind. */
 struct operand {

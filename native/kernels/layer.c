@@ -123,7 +123,7 @@ static struct block divide(const struct layer *layer, char *base, size_t *used)
   const size_t rows = larger(most_rows(layer), FEW_ROWS);
   /* the operands of query, key and value, of output and of up in turn; attention may be wider than the layer
    */
-  const size_t narrow = operand_stride(larger(layer->hidden, layer->output.words));
+  const size_t narrow = operand_stride(larger(layer->hidden, operand_words(&layer->output)));
   const size_t wide = operand_stride(layer->up.columns);
   struct block block;
   block.x = carve(base, used, rows * layer->hidden, sizeof(float));
@@ -222,7 +222,7 @@ static void project(const struct work *work, const struct place *place)
   const struct matrix *matrices[] = {&layer->query, &layer->key, &layer->value};
   const size_t width = layer->heads * layer->head_size, bytes = sizeof(uint32_t) >> layer->attention;
   const struct block *block = &place->block;
-  const struct operand operand = {block->narrow, operand_stride(layer->query.words), block->scales,
+  const struct operand operand = {block->narrow, operand_stride(operand_words(&layer->query)), block->scales,
                                   block->shifts};
   struct blocks blocks = blocks_of(work, place, &work->taken->projections);
   size_t first, last, begin, end;
@@ -294,7 +294,7 @@ static void attend(const struct work *work, const struct member *member)
 static struct operand norm_and_convert(const struct layer *layer, const struct place *place, size_t rows)
 {
   const struct block *block = &place->block;
-  const struct operand operand = {block->narrow, operand_stride(layer->up.words), block->scales,
+  const struct operand operand = {block->narrow, operand_stride(operand_words(&layer->up)), block->scales,
                                   block->shifts};
   size_t begin, end;
   team_share(&place->crew.self, rows, &begin, &end);
@@ -317,7 +317,7 @@ static struct operand operand_of_context(const struct work *work, const struct p
   const uint32_t *context = work->memory->context + first * stride;
   if (layer->output.kind == layer->attention && width % kind_numbers(layer->attention) == 0)
     return (struct operand){context, stride, NULL, NULL};
-  const struct operand operand = {block->narrow, operand_stride(layer->output.words), block->scales,
+  const struct operand operand = {block->narrow, operand_stride(operand_words(&layer->output)), block->scales,
                                   block->shifts};
   size_t begin, end;
   team_share(&place->crew.self, rows, &begin, &end);
@@ -352,7 +352,7 @@ static struct operand widen(const struct layer *layer, const struct place *place
 {
   const struct block *block = &place->block;
   const struct matrix *gate = &layer->gate, *up = &layer->up;
-  const size_t wide = operand_stride(up->columns), stride = operand_stride(layer->down.words);
+  const size_t wide = operand_stride(up->columns), stride = operand_stride(operand_words(&layer->down));
   const int bf16 = layer->down.kind == KIND_BF16, gated = gate->columns > 0;
   struct result result = {.rows = block->wide, .stride = wide, .activation = layer->activation};
   if (gated) { /* in float32 first */

@@ -9,7 +9,8 @@
 #include "relative.h"
 #include "rows.h"
 
-/* Matrices that multiply the same rows have the same kind and factors: query, key and value; gate and up. */
+/* Matrices that multiply the same rows have the same kind and factors, and round all inputs: query, key and
+ * value; gate and up. */
 struct layer {
   size_t hidden, heads, head_size;                         /* numbers of a row, of a head */
   struct matrix query, key, value, output, gate, up, down; /* gate.columns is 0 where there is none */

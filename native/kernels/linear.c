@@ -29,7 +29,7 @@ static void run(void *context, const struct member *member)
   struct job *job = context;
   const struct matrix *matrix = job->matrix;
   const struct crew crew = team_crew(member, job->rows, job->barriers);
-  const size_t stride = operand_stride(matrix->words);
+  const size_t stride = operand_stride(operand_words(matrix));
   struct blocks blocks = crew_blocks(&crew, job->rows, BLOCK_ROWS, &job->next);
   size_t first, last, begin, end;
   while (crew_next(&blocks, &first, &last)) {
@@ -57,7 +57,7 @@ int linear_run(const struct matrix *matrix, enum activation activation, const fl
 {
   threads = team_size(threads, (double)rows * (double)matrix->columns * (double)in_features);
   struct job job = {matrix, activation, input, in_features, output, rows, NULL, NULL, NULL, NULL, 0};
-  const size_t stride = operand_stride(matrix->words);
+  const size_t stride = operand_stride(operand_words(matrix));
   /* float32 is multiplied where it lies, unless its rows fall on the same sets of the cache */
   const size_t words = matrix->kind == KIND_F32 && in_features % 512 != 0 ? 0 : rows * (stride + 2);
   const size_t barriers = threads * sizeof *job.barriers;

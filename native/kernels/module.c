@@ -22,20 +22,20 @@ static PyObject *no_memory(int error)
   Py_RETURN_NONE;
 }
 
-/* matrix: (kind, columns, words, panels, scales, sums, factors, bias); the last five are addresses, 0 for
- * none */
+/* matrix: (kind, columns, words, panels, scales, sums, factors, bias, exact, exact_inputs); the last seven
+ * are addresses, 0 for none */
 static int to_matrix(PyObject *object, void *out)
 {
   struct matrix *matrix = out;
   int kind;
   Py_ssize_t columns, words;
-  unsigned long long panels, scales, sums, factors, bias;
+  unsigned long long panels, scales, sums, factors, bias, exact, exact_inputs;
   if (!PyTuple_Check(object)) {
     PyErr_SetString(PyExc_TypeError, "a matrix must be a tuple");
     return 0;
   }
-  if (!PyArg_ParseTuple(object, "innKKKKK", &kind, &columns, &words, &panels, &scales, &sums, &factors,
-                        &bias))
+  if (!PyArg_ParseTuple(object, "innKKKKKKK", &kind, &columns, &words, &panels, &scales, &sums, &factors,
+                        &bias, &exact, &exact_inputs))
     return 0;
   if (kind < 0 || kind >= KINDS || columns < 0 || words < 0) {
     PyErr_Format(PyExc_ValueError,
@@ -47,6 +47,10 @@ static int to_matrix(PyObject *object, void *out)
     refuse("addresses of panels, and for int8 of scales, sums and factors, that are not 0");
     return 0;
   }
+  if ((exact == 0) != (exact_inputs == 0)) {
+    refuse("exact and exact_inputs together");
+    return 0;
+  }
   *matrix = (struct matrix){.kind = (enum kind)kind,
                             .columns = (size_t)columns,
                             .words = (size_t)words,
@@ -54,7 +58,9 @@ static int to_matrix(PyObject *object, void *out)
                             .scales = (const float *)scales,
                             .sums = (const float *)sums,
                             .factors = (const float *)factors,
-                            .bias = (const float *)bias};
+                            .bias = (const float *)bias,
+                            .exact = (const float *)exact,
+                            .exact_inputs = (const int32_t *)exact_inputs};
   return 1;
 }
 
@@ -124,7 +130,9 @@ static int fits(const struct layer *layer)
          is_shaped(&layer->value, width, hidden) && is_shaped(&layer->output, hidden, width) && wide > 0 &&
          (layer->gate.columns == 0 || is_shaped(&layer->gate, wide, hidden)) &&
          is_shaped(&layer->up, wide, hidden) && is_shaped(&layer->down, hidden, wide) &&
-         layer->query.kind == layer->key.kind && layer->query.kind == layer->value.kind &&
+         layer->query.exact == NULL && layer->key.exact == NULL && layer->value.exact == NULL &&
+         layer->gate.exact == NULL && layer->up.exact == NULL && layer->query.kind == layer->key.kind &&
+         layer->query.kind == layer->value.kind &&
          (layer->gate.columns == 0 || layer->gate.kind == layer->up.kind) &&
          layer->head_size % kind_numbers(layer->attention) == 0;
 }

@@ -93,6 +93,10 @@ void convert_row(const struct matrix *matrix, const void *x, int bf16, size_t co
   const enum kind kind = matrix->kind;
   if (kind == KIND_I8) {
     quantize_row(matrix->factors, x, bf16, columns, (uint8_t *)words, scale, shift);
+    for (size_t e = 0; matrix->exact != NULL && e < EXACT; e++) {
+      const float input = _mm512_cvtss_f32(load_floats(x, (size_t)matrix->exact_inputs[e], 1, bf16));
+      memcpy(words + matrix->words + e, &input, sizeof input);
+    }
     return;
   }
   for (size_t i = 0; i < columns; i += 16) {

@@ -19,7 +19,8 @@ struct norm {
 /* out may be x. */
 void norm_row(const struct norm *norm, const float *x, size_t columns, float *out);
 
-/* One row in the kind that `matrix` multiplies, padded with zeros up to whole words. x is float32, or
- * bfloat16. For int8 the row's scale and shift are written too: x factor = scale q - shift, 0 <= q <= 255. */
+/* One row in the kind that `matrix` multiplies, operand_words of it, padded with zeros up to whole words. x
+ * is float32, or bfloat16. For int8 the row's scale and shift are written too: x factor = scale q - shift, 0
+ * <= q <= 255. */
 void convert_row(const struct matrix *matrix, const void *x, int bf16, size_t columns, uint32_t *words,
                  float *scale, float *shift);

@@ -299,8 +299,49 @@ static void test_no_rows_and_no_memory(void)
   guarded_release();
 }
 
+/* Inputs of which weights and numbers are far larger than all others: exact, they cost the others nothing. */
+static void test_exact_inputs(size_t rows, size_t columns, size_t in_features, size_t count)
+{
+  struct weight weight = make_weight(KIND_I8, columns, in_features, 1);
+  const size_t width = matrix_panels(&weight.matrix) * PANEL;
+  float *exact = guarded(EXACT * width, sizeof *exact), *x = uniform_floats(rows * in_features, -1, 1);
+  float *factors = uniform_floats(in_features, 1, 1), *out = guarded(rows * columns, sizeof *out);
+  int32_t *inputs = guarded(EXACT, sizeof *inputs);
+  memset(exact, 0, EXACT * width * sizeof *exact);
+  memset(inputs, 0, EXACT * sizeof *inputs);
+  for (size_t e = 0; e < count; e++) {
+    inputs[e] = (int32_t)(in_features - 1 - e);
+    factors[inputs[e]] = 0;
+    for (size_t column = 0; column < columns; column++)
+      exact[e * width + column] = (float)uniform(-300, 300);
+    for (size_t row = 0; row < rows; row++)
+      x[row * in_features + (size_t)inputs[e]] = (float)uniform(-300, 300);
+  }
+  weight.matrix.factors = factors;
+  weight.matrix.exact = exact;
+  weight.matrix.exact_inputs = inputs;
+  CHECK(linear_run(&weight.matrix, ACT_NONE, x, in_features, out, rows, 2) == 0);
+  for (size_t row = 0; row < rows; row++)
+    for (size_t column = 0; column < columns; column++) {
+      double expected = weight.matrix.bias[column], size = 1;
+      for (size_t k = 0; k < in_features; k++) {
+        double number = factors[k] * weight.numbers[column * in_features + k];
+        for (size_t e = 0; e < count; e++)
+          number = (size_t)inputs[e] == k ? exact[e * width + column] : number;
+        expected += x[row * in_features + k] * number;
+        size += fabs(factors[k] * weight.numbers[column * in_features + k]) / 100 + fabs(number) * 1e-4;
+      }
+      CHECK(fabs(out[row * columns + column] - expected) <= size);
+    }
+  guarded_release();
+}
+
 void test_gemm(void)
 {
+  if (can(KIND_I8))
+    for (size_t rows = 1; rows < 100; rows += 1 + rows)
+      for (size_t count = 0; count <= EXACT; count++)
+        test_exact_inputs(rows, 1 + below(80), EXACT + below(70), count);
   for (enum kind kind = 0; kind < KINDS; kind++) {
     if (!can(kind))
       continue;
