@@ -70,7 +70,10 @@ class Sum:
 
     @property
     def shape(self) -> torch.Size:
-        ids = torch.broadcast_shapes(*(ids.shape for _, ids in self.summands))
+        try:
+            ids = torch.broadcast_shapes(*(ids.shape for _, ids in self.summands))
+        except RuntimeError:  # too long a text for the positions: the addition says so in its own words
+            return self.whole().shape
         return torch.Size((*ids, self.summands[0][0].embedding_dim))
 
     def size(self, dim: int | None = None) -> Any:

@@ -107,6 +107,17 @@ def test_ids_of_no_word_raise_the_stock_error(ids):
     assert str(got.value) == str(expected.value)
 
 
+@pytest.mark.parametrize("name", ["BERT", "RoBERTa", "DistilBERT", "MPNet"])
+def test_texts_longer_than_the_positions_raise_the_stock_error(name):
+    stock, module = pair(name)
+    errors = []
+    for each in (stock, module):
+        with torch.inference_mode(), pytest.raises((RuntimeError, IndexError)) as caught:
+            each(torch.randint(5, 500, (1, 3000)))
+        errors.append((caught.type, str(caught.value)))
+    assert errors[0] == errors[1]
+
+
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0)])
 def test_nothing_to_look_up(shape):
     stock, module = pair()
