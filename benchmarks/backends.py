@@ -207,6 +207,7 @@ def main() -> int:
         "--engines", nargs="+", choices=known, default=usual, help="ipex is not in the default"
     )
     parser.add_argument("--texts", type=int, default=TEXTS, help="docstrings to embed; 0 leaves that out")
+    parser.add_argument("--orders", nargs="+", choices=list(BATCHES), default=list(BATCHES), help="of texts")
     parser.add_argument("--setup", action="store_true", help="install the peers, and that is all")
     options = parser.parse_args()
     if options.setup:
@@ -225,7 +226,8 @@ def main() -> int:
         if options.texts:
             file = ROOT / "build" / "peers" / "texts.json"  # what a process imports adds docstrings
             file.write_text(json.dumps(texts(options.texts)))
-            for order, batches in BATCHES.items():
+            for order in options.orders:
+                batches = BATCHES[order]
                 case = f"{options.texts} texts {order}"
                 arguments = {"file": str(file), "batches": batches}
                 engines = options.engines if len(batches) > 1 else ["eager"]

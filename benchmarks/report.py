@@ -28,11 +28,15 @@ def check(title: str, rows: list[dict[str, Any]], *, at_most: bool = False) -> i
 
 
 def save(name: str, rows: list[dict[str, Any]]) -> None:
+    """Rows of the same day that were not measured again are kept."""
     import torch
     import transformers
 
     RESULTS.mkdir(exist_ok=True)
     today = datetime.date.today().isoformat()
+    file = RESULTS / f"{today}-{name}.json"
+    earlier = json.loads(file.read_text())["rows"] if file.exists() else []
+    measured = set(map(_subject, rows))
     document = {
         "date": today,
         "python": platform.python_version(),
@@ -40,6 +44,11 @@ def save(name: str, rows: list[dict[str, Any]]) -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "threads": torch.get_num_threads(),
-        "rows": rows,
+        "rows": [row for row in earlier if _subject(row) not in measured] + rows,
     }
-    (RESULTS / f"{today}-{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    file.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _subject(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What a row is about."""
+    return tuple(row.get(name) for name in ("name", "case", "precision", "engine"))
