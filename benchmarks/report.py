@@ -32,6 +32,8 @@ def save(name: str, rows: list[dict[str, Any]]) -> None:
     import torch
     import transformers
 
+    from hfaccel.host import read_host
+
     RESULTS.mkdir(exist_ok=True)
     today = datetime.date.today().isoformat()
     file = RESULTS / f"{today}-{name}.json"
@@ -40,6 +42,8 @@ def save(name: str, rows: list[dict[str, Any]]) -> None:
     document = {
         "date": today,
         "python": platform.python_version(),
+        "processor": read_host().processor.model_name,
+        "instructions": read_host().processor.isa,
         "kernel": platform.release(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -27,7 +27,7 @@ class Kernels(Check):
     name = "kernels"
 
     def find(self, facts: HostFacts) -> Finding:
-        from hfaccel.engine.kernels import Kind, kernels_problem  # imports torch
+        from hfaccel.engine.kernels import Kind, amx_problem, kernels_problem  # imports torch
 
         problems = {kind.label: kernels_problem(kind) for kind in Kind}
         problem = problems[Kind.FLOAT32.label]
@@ -39,7 +39,8 @@ class Kernels(Check):
                 )
             return self.warning(problem, advice)
         usable = ", ".join(label for label in problems if not problems[label])
-        return self.ok("; ".join([f"layers compute in {usable}", *filter(None, problems.values())]))
+        amx = "" if amx_problem() else "bfloat16 and int8 by AMX"
+        return self.ok("; ".join(filter(None, [f"layers compute in {usable}", amx, *problems.values()])))
 
 
 class Threads(Check):

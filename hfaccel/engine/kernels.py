@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from hfaccel import native
+from hfaccel.host import read_host
 
 
 class Kind(IntEnum):
@@ -70,6 +71,7 @@ def kernels_problem(kind: Kind = Kind.FLOAT32) -> str:
         return "the CPU has no AVX512_BF16: bfloat16 would be slower than float32"
     if kind is Kind.INT8 and not vnni:
         return "the CPU has no AVX512_VNNI: int8 would be slower, and saturate"
+    amx_problem()  # decides which instructions multiply
     return _use_torch_threads()
 
 
@@ -85,3 +87,14 @@ def _use_torch_threads() -> str:
     assert native.kernels is not None
     native.kernels.use_threads(ctypes.cast(function, ctypes.c_void_p).value or 0)
     return ""
+
+
+@cache
+def amx_problem() -> str:
+    """Why bfloat16 and int8 are multiplied by vector instructions and not by AMX; "" where they are."""
+    if native.kernels is None:
+        return native.KERNELS_MISSING
+    if not read_host().processor.has("amx_tile"):  # or ONEDNN_MAX_CPU_ISA leaves it out
+        native.kernels.use_amx(False)
+        return "the CPU has no AMX, or programs may not use it"
+    return "" if native.kernels.use_amx(True) else "the kernel refuses AMX to this process"

@@ -8,21 +8,28 @@ static size_t up_to(size_t number, size_t multiple)
 struct packed {
   uint32_t *keys;   /* [panel of 32 keys][word of a key][key] */
   uint32_t *values; /* [panel of 32 columns][word of keys][column] */
-  float *scores;    /* [TILE_ROWS][keys up to whole panels] */
+  float *scores;    /* [rows of a tile][keys up to whole panels] */
 };
+
+/* Words along the keys, of values and of scores once they are softened. AMX takes whole steps: of zeros
+ * behind the last key. */
+static size_t key_words(enum kind kind, size_t length)
+{
+  return kind_words(kind, tile_rows(kind) == AMX_ROWS ? up_to(length, PANEL) : length);
+}
 
 static struct packed divide(uint32_t *scratch, enum kind kind, size_t length, size_t size)
 {
   struct packed packed = {.keys = scratch};
   packed.values = packed.keys + up_to(length, PANEL) * kind_words(kind, size);
-  packed.scores = (float *)(packed.values + up_to(size, PANEL) * kind_words(kind, length));
+  packed.scores = (float *)(packed.values + up_to(size, PANEL) * key_words(kind, length));
   return packed;
 }
 
 size_t attention_scratch(enum kind kind, size_t length, size_t size)
 {
   const struct packed packed = divide(NULL, kind, length, size);
-  return (size_t)((uint32_t *)packed.scores - (uint32_t *)NULL) + TILE_ROWS * up_to(length, PANEL);
+  return (size_t)((uint32_t *)packed.scores - (uint32_t *)NULL) + tile_rows(kind) * up_to(length, PANEL);
 }
 
 /* out[column][row] = the words of 16 rows; rows beyond `rows` and columns beyond `columns` count as zero. */
@@ -68,7 +75,7 @@ static void pack_keys(const struct head *head, uint32_t *out)
 
 static void pack_values(const struct head *head, uint32_t *out)
 {
-  const size_t step = kind_numbers(head->kind), words = kind_words(head->kind, head->length);
+  const size_t step = kind_numbers(head->kind), words = key_words(head->kind, head->length);
   for (size_t column = 0; column < up_to(head->size, PANEL); column += 16) {
     const __mmask16 mask = lanes((long)(head->size - column));
     uint32_t *panel = out + column / PANEL * words * PANEL + column % PANEL;
@@ -86,6 +93,8 @@ static void pack_values(const struct head *head, uint32_t *out)
       }
       _mm512_storeu_si512(panel, word);
     }
+    for (size_t word = kind_words(head->kind, head->length); word < words; word++, panel += PANEL)
+      _mm512_storeu_si512(panel, _mm512_setzero_si512());
   }
 }
 
@@ -144,7 +153,7 @@ INLINE float soften(const int bf16, const struct head *head, size_t query, float
   const __m512 factor = _mm512_set1_ps(bf16 ? scale * log2e : scale);
   const __m512 top = _mm512_set1_ps(bf16 ? highest * log2e : highest);
   __m512 sum = _mm512_setzero_ps();
-  for (size_t key = 0; key < up_to(head->length, 16); key += 16) {
+  for (size_t key = 0; key < up_to(head->length, PANEL); key += 16) {
     const __mmask16 mask = seen(span, key);
     __m512 weight = _mm512_setzero_ps();
     if (mask) {
@@ -162,10 +171,10 @@ void attention_head(const struct head *head, size_t first, size_t last, void *ou
                     uint32_t *scratch)
 {
   const struct packed packed = divide(scratch, head->kind, head->length, head->size);
-  const size_t words = kind_words(head->kind, head->size), keys = kind_words(head->kind, head->length);
+  const size_t words = kind_words(head->kind, head->size), keys = key_words(head->kind, head->length);
   const size_t stride = kind_words(head->kind, head->stride), width = up_to(head->length, PANEL);
   const size_t bytes = sizeof(uint32_t) >> head->kind; /* of a number */
-  float sums[TILE_ROWS * PANEL] __attribute__((aligned(64)));
+  float sums[MOST_TILE_ROWS * PANEL] __attribute__((aligned(64)));
   pack_keys(head, packed.keys);
   pack_values(head, packed.values);
   const int relative = is_relative(&head->relative);
@@ -173,23 +182,23 @@ void attention_head(const struct head *head, size_t first, size_t last, void *ou
   if (relative)
     distances = relative_begin(head, first, last,
                                (float *)scratch + attention_scratch(head->kind, head->length, head->size));
-  const size_t tiles = (last - first + TILE_ROWS - 1) / TILE_ROWS;
-  for (size_t t = 0; t < tiles; t++) {
-    const size_t begin = first + (last - first) * t / tiles, end = first + (last - first) * (t + 1) / tiles;
+  const struct tiles tiles = tiles_begin(head->kind, last - first);
+  for (size_t t = 0; t < tiles.count; t++) {
+    const struct tile tile = tile_at(&tiles, t);
+    const size_t begin = first + tile.begin, end = first + tile.end;
     const uint32_t *queries = (const uint32_t *)head->query + begin * stride;
-    float factors[TILE_ROWS];
+    float factors[MOST_TILE_ROWS];
     for (size_t key = 0; key < width; key += PANEL)
-      gemm_tile(head->kind, end - begin, queries, stride, packed.keys + key * words, words,
-                packed.scores + key, width);
+      gemm_tile(&tiles, &tile, queries, stride, packed.keys + key * words, words, packed.scores + key, width);
     if (relative)
-      relative_add(head, &distances, begin, end, packed.scores, width);
+      relative_add(head, &distances, &tiles, &tile, begin, packed.scores, width);
     for (size_t row = begin; row < end; row++)
       factors[row - begin] = head->kind == KIND_BF16
                                  ? soften(1, head, row, packed.scores + (row - begin) * width)
                                  : soften(0, head, row, packed.scores + (row - begin) * width);
     for (size_t column = 0; column < head->size; column += PANEL) {
-      gemm_tile(head->kind, end - begin, (const uint32_t *)packed.scores, width,
-                packed.values + column * keys, keys, sums, PANEL);
+      gemm_tile(&tiles, &tile, (const uint32_t *)packed.scores, width, packed.values + column * keys, keys,
+                sums, PANEL);
       for (size_t row = begin; row < end; row++)
         for (size_t half = 0; half < PANEL; half += 16) {
           const __m512 x = _mm512_mul_ps(_mm512_loadu_ps(sums + (row - begin) * PANEL + half),
@@ -199,6 +208,7 @@ void attention_head(const struct head *head, size_t first, size_t last, void *ou
         }
     }
   }
+  tiles_end(&tiles);
 }
 
 /* The mean of 16 columns of all rows of a sequence. */

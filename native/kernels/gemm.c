@@ -4,6 +4,32 @@
 
 enum { AHEAD = 24 }; /* words: how far a panel's next lines are asked for from the second-level cache */
 
+struct tiles tiles_begin(enum kind kind, size_t rows)
+{
+  const size_t most = tile_rows(kind), count = (rows + most - 1) / most;
+  const struct tiles tiles = {kind, rows, count, count ? (rows + count - 1) / count : 0};
+  if (most == AMX_ROWS && rows > 0)
+    amx_begin(tiles.height);
+  return tiles;
+}
+
+void tiles_end(const struct tiles *tiles)
+{
+  if (tile_rows(tiles->kind) == AMX_ROWS && tiles->rows > 0)
+    amx_end();
+}
+
+struct tile tile_at(const struct tiles *tiles, size_t number)
+{
+  if (tile_rows(tiles->kind) == AMX_ROWS) {
+    const size_t first = number * tiles->height, latest = tiles->rows - tiles->height;
+    const size_t begin = first < latest ? first : latest;
+    return (struct tile){begin, begin + tiles->height, first};
+  }
+  const size_t begin = tiles->rows * number / tiles->count;
+  return (struct tile){begin, tiles->rows * (number + 1) / tiles->count, begin};
+}
+
 /* What shall come from memory while a tile is computed: two places, and how far both move with each word. The
  * tiles of a panel share the panel after it among them, so that memory delivers all the time: the first tile
  * alone would ask for more than memory gives, and the others for nothing. */
@@ -44,7 +70,7 @@ INLINE void multiply(enum kind kind, __m512 sums[2], const uint32_t *a, __m512 b
 INLINE void tile(enum kind kind, const size_t rows, const uint32_t *a, size_t stride, const uint32_t *panel,
                  size_t words, float *out, size_t out_stride, struct ahead ahead)
 {
-  __m512 sums[TILE_ROWS][2]; /* of int32 for int8: one type for all keeps them in registers */
+  __m512 sums[VECTOR_ROWS][2]; /* of int32 for int8: one type for all keeps them in registers */
 #pragma GCC unroll 14
   for (size_t r = 0; r < rows; r++)
     sums[r][0] = sums[r][1] = _mm512_setzero_ps();
@@ -91,11 +117,19 @@ TILE(tile_i8, KIND_I8)
 static void (*const tiles_of[KINDS])(size_t, const uint32_t *, size_t, const uint32_t *, size_t, float *,
                                      size_t, struct ahead) = {tile_f32, tile_bf16, tile_i8};
 
-void gemm_tile(enum kind kind, size_t rows, const uint32_t *a, size_t stride, const uint32_t *panel,
-               size_t words, float *sums, size_t sums_stride)
+void gemm_tile(const struct tiles *tiles, const struct tile *tile, const uint32_t *a, size_t stride,
+               const uint32_t *panel, size_t words, float *sums, size_t sums_stride)
 {
+  const size_t rows = tile->end - tile->begin;
+  if (tile_rows(tiles->kind) == AMX_ROWS) {
+    struct amx_ahead nothing = {NULL, 0};
+    amx_clear();
+    amx_multiply(tiles->kind == KIND_I8, rows, a, stride, panel, words, &nothing);
+    amx_store(rows, sums, sums_stride);
+    return;
+  }
   const struct ahead nothing = {(const char *)panel, (const char *)panel, 0};
-  tiles_of[kind](rows, a, stride, panel, words, sums, sums_stride, nothing);
+  tiles_of[tiles->kind](rows, a, stride, panel, words, sums, sums_stride, nothing);
 }
 
 /* A tile's sums -> the result, for 16 columns of rows [begin, end). */
@@ -183,26 +217,84 @@ static void expect(const struct result *result, size_t begin, size_t end, size_t
   }
 }
 
-void gemm(const struct matrix *matrix, const struct operand *operand, size_t rows, size_t first, size_t last,
-          const struct result *result)
+/* A tile whose sums are computed, and its place. */
+struct done {
+  struct tile tile;
+  size_t column;
+};
+
+static void finish_rows(const struct matrix *matrix, const struct operand *operand,
+                        const struct result *result, const struct done *done, size_t begin, size_t end,
+                        const float *sums)
 {
-  /* tiles of nearly equal height: 16 rows are 8 and 8, not 14 and 2 */
-  const size_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
-  float sums[TILE_ROWS * PANEL] __attribute__((aligned(64)));
-  for (size_t p = first; p < last; p++) {
-    for (size_t t = 0; t < tiles; t++) {
-      const size_t begin = rows * t / tiles, end = rows * (t + 1) / tiles;
+  sums += (begin - done->tile.begin) * PANEL;
+  if (matrix->kind == KIND_I8)
+    finish_tile(1, matrix, operand, result, begin, end, done->column, sums);
+  else
+    finish_tile(0, matrix, operand, result, begin, end, done->column, sums);
+}
+
+static void gemm_by_vectors(const struct matrix *matrix, const struct operand *operand, size_t rows,
+                            size_t first, size_t last, const struct result *result)
+{
+  const struct tiles tiles = tiles_begin(matrix->kind, rows);
+  float sums[VECTOR_ROWS * PANEL] __attribute__((aligned(64)));
+  for (size_t p = first; p < last; p++)
+    for (size_t t = 0; t < tiles.count; t++) {
+      const struct done done = {tile_at(&tiles, t), p * PANEL};
+      const size_t begin = done.tile.begin, end = done.tile.end;
       const uint32_t *panel = matrix->panels + p * matrix->words * PANEL;
       /* behind the last panel often lies the next matrix; to ask for memory that does not exist is no error
        */
-      const struct ahead ahead = share_of(panel + matrix->words * PANEL, matrix->words, t, tiles);
+      const struct ahead ahead = share_of(panel + matrix->words * PANEL, matrix->words, t, tiles.count);
       expect(result, begin, end, p * PANEL);
       tiles_of[matrix->kind](end - begin, operand->words + begin * operand->stride, operand->stride, panel,
                              matrix->words, sums, PANEL, ahead);
-      if (matrix->kind == KIND_I8)
-        finish_tile(1, matrix, operand, result, begin, end, p * PANEL, sums);
-      else
-        finish_tile(0, matrix, operand, result, begin, end, p * PANEL, sums);
+      finish_rows(matrix, operand, result, &done, begin, end, sums);
     }
-  }
+}
+
+/* AMX multiplies while the vector units finish the tile before: a part of the one after a part of the other,
+ * so that the CPU, which looks a few hundred instructions ahead, sees both. */
+static void gemm_by_amx(const struct matrix *matrix, const struct operand *operand, size_t rows, size_t first,
+                        size_t last, const struct result *result)
+{
+  enum { PART = 2 * AMX_WORDS };
+  const struct tiles tiles = tiles_begin(matrix->kind, rows);
+  const size_t words = matrix->words, parts = (words + PART - 1) / PART;
+  const size_t lines =
+      (AMX_WORDS * PANEL * sizeof(uint32_t) / 64 + tiles.count - 1) / (tiles.count ? tiles.count : 1);
+  float sums[AMX_ROWS * PANEL] __attribute__((aligned(64)));
+  struct done done = {{0, 0, 0}, 0};
+  for (size_t p = first; p < last; p++)
+    for (size_t t = 0; t < tiles.count; t++) {
+      const struct tile tile = tile_at(&tiles, t);
+      const uint32_t *panel = matrix->panels + p * words * PANEL;
+      const uint32_t *a = operand->words + tile.begin * operand->stride;
+      struct amx_ahead ahead = {(const char *)(panel + words * PANEL) + words / AMX_WORDS * lines * 64 * t,
+                                lines};
+      const size_t left = done.tile.end - done.tile.first;
+      expect(result, tile.first, tile.end, p * PANEL);
+      amx_clear();
+      for (size_t part = 0; part < parts; part++) {
+        const size_t k = part * PART;
+        amx_multiply(matrix->kind == KIND_I8, tiles.height, a + k, operand->stride, panel + k * PANEL,
+                     words - k < PART ? words - k : PART, &ahead);
+        finish_rows(matrix, operand, result, &done, done.tile.first + left * part / parts,
+                    done.tile.first + left * (part + 1) / parts, sums);
+      }
+      amx_store(tiles.height, sums, PANEL);
+      done = (struct done){tile, p * PANEL};
+    }
+  finish_rows(matrix, operand, result, &done, done.tile.first, done.tile.end, sums);
+  tiles_end(&tiles);
+}
+
+void gemm(const struct matrix *matrix, const struct operand *operand, size_t rows, size_t first, size_t last,
+          const struct result *result)
+{
+  if (tile_rows(matrix->kind) == AMX_ROWS)
+    gemm_by_amx(matrix, operand, rows, first, last, result);
+  else
+    gemm_by_vectors(matrix, operand, rows, first, last, result);
 }

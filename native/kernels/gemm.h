@@ -15,10 +15,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "amx.h"
 #include "vector.h"
 
-enum { PANEL = 32, TILE_ROWS = 14 }; /* 28 of 32 registers hold sums */
-enum { EXACT = 4 };                  /* inputs that are not rounded, where there are such */
+enum { PANEL = 32, VECTOR_ROWS = 14 }; /* 28 of 32 registers hold sums */
+enum { MOST_TILE_ROWS = AMX_ROWS };
+enum { EXACT = 4 }; /* inputs that are not rounded, where there are such */
 
 enum kind { KIND_F32, KIND_BF16, KIND_I8, KINDS };
 
@@ -92,7 +94,29 @@ static inline size_t matrix_panels(const struct matrix *matrix)
 void gemm(const struct matrix *matrix, const struct operand *operand, size_t rows, size_t first, size_t last,
           const struct result *result);
 
-/* sums[rows][PANEL] (float32; int32 for int8) = rows x words of `a` times one panel. At most TILE_ROWS rows.
- */
-void gemm_tile(enum kind kind, size_t rows, const uint32_t *a, size_t stride, const uint32_t *panel,
-               size_t words, float *sums, size_t sums_stride);
+/* The most rows whose sums the registers hold. */
+static inline size_t tile_rows(enum kind kind)
+{
+  return amx_kinds() >> kind & 1 ? AMX_ROWS : VECTOR_ROWS;
+}
+
+/* Rows in tiles of nearly equal height: 16 rows are 8 and 8, not 14 and 2. AMX' registers are set up for one
+ * height: there the last tile begins early, and its first rows are computed twice. */
+struct tiles {
+  enum kind kind;
+  size_t rows, count, height; /* the height of the highest */
+};
+
+struct tile {
+  size_t begin, end;
+  size_t first; /* begin, or the first row that the tile before this one has not */
+};
+
+/* For one thread, which calls tiles_end before it begins others. */
+struct tiles tiles_begin(enum kind kind, size_t rows);
+struct tile tile_at(const struct tiles *tiles, size_t number);
+void tiles_end(const struct tiles *tiles);
+
+/* sums[rows][PANEL] (float32; int32 for int8) = rows x words of `a` times one panel, for a tile's rows. */
+void gemm_tile(const struct tiles *tiles, const struct tile *tile, const uint32_t *a, size_t stride,
+               const uint32_t *panel, size_t words, float *sums, size_t sums_stride);

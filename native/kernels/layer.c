@@ -12,7 +12,7 @@ enum {
   CHUNK_ROWS = 1024,       /* for each thread: what is computed before the next sequences are begun */
   QUERIES = 256,           /* of one head: the unit of work in attention */
   BLOCK_BYTES = 768 << 10, /* of intermediate results in a block: most of a core's second-level cache */
-  FEW_ROWS = 5 * TILE_ROWS /* for each crew: one block, even if that leaves the cache, for each weight is read
+  FEW_ROWS = 70            /* for each crew: one block, even if that leaves the cache, for each weight is read
                             * once then */
 };
 
@@ -114,8 +114,8 @@ static size_t row_bytes(const struct layer *layer)
 
 static size_t most_rows(const struct layer *layer)
 {
-  const size_t rows = BLOCK_BYTES / row_bytes(layer) / TILE_ROWS * TILE_ROWS;
-  return smaller(larger(rows, 2 * TILE_ROWS), 8 * TILE_ROWS);
+  const size_t tile = tile_rows(layer->up.kind), rows = BLOCK_BYTES / row_bytes(layer) / tile * tile;
+  return smaller(larger(rows, 2 * tile), 8 * tile);
 }
 
 static struct block divide(const struct layer *layer, char *base, size_t *used)

@@ -8,7 +8,7 @@
 #include "scratch.h"
 #include "team.h"
 
-enum { BLOCK_ROWS = 6 * TILE_ROWS };
+enum { BLOCK_TILES = 6 };
 
 struct job {
   const struct matrix *matrix;
@@ -30,7 +30,7 @@ static void run(void *context, const struct member *member)
   const struct matrix *matrix = job->matrix;
   const struct crew crew = team_crew(member, job->rows, job->barriers);
   const size_t stride = operand_stride(operand_words(matrix));
-  struct blocks blocks = crew_blocks(&crew, job->rows, BLOCK_ROWS, &job->next);
+  struct blocks blocks = crew_blocks(&crew, job->rows, BLOCK_TILES * tile_rows(matrix->kind), &job->next);
   size_t first, last, begin, end;
   while (crew_next(&blocks, &first, &last)) {
     struct operand operand = {(const uint32_t *)job->input + first * job->in_features, job->in_features, NULL,

@@ -353,6 +353,16 @@ static PyObject *use_threads(PyObject *module, PyObject *address)
   Py_RETURN_NONE;
 }
 
+/* use_amx(wanted) -> whether bfloat16 and int8 are multiplied by AMX from now on. Not while kernels run. */
+static PyObject *use_amx(PyObject *module, PyObject *wanted)
+{
+  (void)module;
+  const int truth = PyObject_IsTrue(wanted);
+  if (truth < 0)
+    return NULL;
+  return PyBool_FromLong(amx_use(truth) != 0);
+}
+
 /* instructions() -> (avx512, bf16, vnni): what this CPU has */
 static PyObject *instructions(PyObject *module, PyObject *none)
 {
@@ -372,10 +382,13 @@ static PyType_Spec layer_spec = {.name = "hfaccel._kernels.Layer",
                                  .flags = Py_TPFLAGS_DEFAULT,
                                  .slots = layer_slots};
 
-static PyMethodDef functions[] = {
-    {"run_layers", run_layers_py, METH_VARARGS, NULL}, {"linear", linear_py, METH_VARARGS, NULL},
-    {"embed", embed_py, METH_VARARGS, NULL},           {"use_threads", use_threads, METH_O, NULL},
-    {"instructions", instructions, METH_NOARGS, NULL}, {NULL, NULL, 0, NULL}};
+static PyMethodDef functions[] = {{"run_layers", run_layers_py, METH_VARARGS, NULL},
+                                  {"linear", linear_py, METH_VARARGS, NULL},
+                                  {"embed", embed_py, METH_VARARGS, NULL},
+                                  {"use_threads", use_threads, METH_O, NULL},
+                                  {"use_amx", use_amx, METH_O, NULL},
+                                  {"instructions", instructions, METH_NOARGS, NULL},
+                                  {NULL, NULL, 0, NULL}};
 
 /* The state is a reference to the type Layer. */
 static struct PyModuleDef definition = {.m_base = PyModuleDef_HEAD_INIT,

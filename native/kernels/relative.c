@@ -14,7 +14,7 @@ struct relative relative_of_head(const struct relative *relative, size_t head, s
 size_t relative_scratch(const struct relative *relative, size_t length)
 {
   const size_t columns = (relative->buckets + PANEL - 1) / PANEL * PANEL;
-  return (TILE_ROWS + length) * columns;
+  return (MOST_TILE_ROWS + length) * columns;
 }
 
 /* The buckets of the keys that a query sees, one after another. */
@@ -24,12 +24,12 @@ static const int32_t *buckets_of(const struct head *head, size_t query)
 }
 
 /* The numbers of a tile, for all panels in `distances`. */
-static void multiply(const struct head *head, const struct distances *distances, size_t rows, const void *a,
-                     const uint32_t *panels, float *sums)
+static void multiply(const struct head *head, const struct distances *distances, const struct tiles *tiles,
+                     const struct tile *tile, const void *a, const uint32_t *panels, float *sums)
 {
   const size_t words = kind_words(head->kind, head->size), stride = kind_words(head->kind, head->stride);
   for (size_t p = 0; p < distances->panels; p++)
-    gemm_tile(head->kind, rows, a, stride, panels + (distances->panel + p) * words * PANEL, words,
+    gemm_tile(tiles, tile, a, stride, panels + (distances->panel + p) * words * PANEL, words,
               sums + p * PANEL, distances->panels * PANEL);
 }
 
@@ -47,12 +47,16 @@ struct distances relative_begin(const struct head *head, size_t first, size_t la
   }
   distances.panel = (size_t)lowest / PANEL;
   distances.panels = (size_t)highest / PANEL + 1 - distances.panel;
-  distances.far = scratch + TILE_ROWS * distances.panels * PANEL;
-  for (size_t key = 0; head->relative.queries != NULL && key < head->length; key += TILE_ROWS) {
-    const size_t rows = head->length - key < TILE_ROWS ? head->length - key : TILE_ROWS;
-    multiply(head, &distances, rows, (const char *)head->key + key * row_bytes, head->relative.queries,
-             distances.far + key * distances.panels * PANEL);
+  distances.far = scratch + MOST_TILE_ROWS * distances.panels * PANEL;
+  if (head->relative.queries == NULL)
+    return distances;
+  const struct tiles tiles = tiles_begin(head->kind, head->length);
+  for (size_t t = 0; t < tiles.count; t++) {
+    const struct tile tile = tile_at(&tiles, t);
+    multiply(head, &distances, &tiles, &tile, (const char *)head->key + tile.begin * row_bytes,
+             head->relative.queries, distances.far + tile.begin * distances.panels * PANEL);
   }
+  tiles_end(&tiles);
   return distances;
 }
 
@@ -66,9 +70,10 @@ INLINE __m512 take(const float *numbers, __m512i buckets, __mmask16 mask)
   return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, buckets, numbers, sizeof(float));
 }
 
-void relative_add(const struct head *head, const struct distances *distances, size_t first, size_t last,
-                  float *scores, size_t width)
+void relative_add(const struct head *head, const struct distances *distances, const struct tiles *tiles,
+                  const struct tile *tile, size_t first, float *scores, size_t width)
 {
+  const size_t last = first + (tile->end - tile->begin);
   const size_t columns = distances->panels * PANEL,
                row_bytes = head->stride * (sizeof(uint32_t) >> head->kind);
   const __m512i base = _mm512_set1_epi32((int)(distances->panel * PANEL));
@@ -76,8 +81,8 @@ void relative_add(const struct head *head, const struct distances *distances, si
       _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
                          _mm512_set1_epi32((int)columns));
   if (head->relative.keys != NULL)
-    multiply(head, distances, last - first, (const char *)head->query + first * row_bytes,
-             head->relative.keys, distances->near);
+    multiply(head, distances, tiles, tile, (const char *)head->query + first * row_bytes, head->relative.keys,
+             distances->near);
   /* key by key, so that neighbouring queries find the far numbers in the first-level cache */
   for (size_t key = 0; key < head->length; key += 16) {
     const __mmask16 mask = lanes((long)(head->length - key));

@@ -28,12 +28,12 @@ struct head;
 /* What is the same for all queries in [first, last) of a head. */
 struct distances {
   size_t panel, panels; /* of buckets, that are needed */
-  float *near;          /* [TILE_ROWS][panels * PANEL]: a tile of queries times the buckets' keys */
+  float *near;          /* [rows of a tile][panels * PANEL]: a tile of queries times the buckets' keys */
   float *far;           /* [keys][panels * PANEL]: keys times the buckets' queries */
 };
 
 struct distances relative_begin(const struct head *head, size_t first, size_t last, float *scratch);
 
-/* Adds to the scores of queries [first, last): rows of `width` numbers, not scaled yet. At most TILE_ROWS. */
-void relative_add(const struct head *head, const struct distances *distances, size_t first, size_t last,
-                  float *scores, size_t width);
+/* Adds to the scores of a tile of queries, from query `first` on: rows of `width` numbers, not scaled yet. */
+void relative_add(const struct head *head, const struct distances *distances, const struct tiles *tiles,
+                  const struct tile *tile, size_t first, float *scores, size_t width);

@@ -13,10 +13,16 @@ int main(void)
     puts("kernels: only in float32, the CPU has no AVX512_BF16 or no AVX512_VNNI");
   test_rows();
   test_embeddings();
-  test_gemm();
-  test_attention();
   test_team();
-  test_layers();
+  for (int amx = 0; amx < 2; amx++) {
+    if (amx != (amx_use(amx) != 0)) {
+      puts("kernels: without AMX, which the CPU, the kernel or the compiler does not have");
+      break;
+    }
+    test_gemm();
+    test_attention();
+    test_layers();
+  }
   puts("kernels: all tests passed");
   return 0;
 }

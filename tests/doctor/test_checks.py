@@ -69,15 +69,17 @@ def test_a_missing_native_part_is_a_warning_with_its_cost(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("problems", "status", "text", "advice"),
+    ("problems", "amx", "status", "text", "advice"),
     [
-        ({}, "ok", "layers compute in float32, bfloat16, int8", ""),
-        ({"int8": "no VNNI"}, "ok", "layers compute in float32, bfloat16; no VNNI", ""),
-        ({"float32": "no AVX-512"}, "warning", "no AVX-512", "backend='openvino'"),
+        ({}, "none", "ok", "layers compute in float32, bfloat16, int8", ""),
+        ({}, "", "ok", "layers compute in float32, bfloat16, int8; bfloat16 and int8 by AMX", ""),
+        ({"int8": "no VNNI"}, "none", "ok", "layers compute in float32, bfloat16; no VNNI", ""),
+        ({"float32": "no AVX-512"}, "none", "warning", "no AVX-512", "backend='openvino'"),
     ],
 )
-def test_kernels_are_told_by_precision(monkeypatch, problems, status, text, advice):
+def test_kernels_are_told_by_precision(monkeypatch, problems, amx, status, text, advice):
     monkeypatch.setattr(native, "kernels", object())
+    monkeypatch.setattr(kernels, "amx_problem", lambda: amx)
     monkeypatch.setattr(kernels, "kernels_problem", lambda kind: problems.get(kind.label, ""))
     finding = Kernels().find(FACTS)
     assert (finding.status, finding.message) == (status, text) and advice in finding.advice

@@ -230,6 +230,10 @@ def test_what_takes_no_arguments_or_one():
     with pytest.raises(OverflowError):
         _kernels.use_threads(-1)
     with pytest.raises(TypeError):
+        _kernels.use_amx()
+    with pytest.raises(ZeroDivisionError):
+        _kernels.use_amx(Untrue())
+    with pytest.raises(TypeError):
         _kernels.Layer(hidden=1)
 
 
@@ -292,6 +296,7 @@ LEAK_TESTS = {
     "embed": lambda: embed(threads=1),
     "lookups that are refused": lambda: refused(embed, lookups=(EMBED["lookups"][0], (1,))),
     "use_threads": lambda: refused(_kernels.use_threads, -1),  # a real one is in use
+    "use_amx": lambda: refused(_kernels.use_amx, Untrue()),  # the real answer is in use
     "instructions": _kernels.instructions,
     "a matrix that is refused": lambda: refused(layer, query=(0, 1)),
     "a matrix too large": lambda: refused(linear, in_features=-1),
@@ -302,8 +307,15 @@ WIDE_WEIGHT = packed(64, 512)
 WIDE_MATRIX = WIDE_WEIGHT.matrix()
 
 
+class Untrue:
+    """Neither true nor false."""
+
+    def __bool__(self):
+        raise ZeroDivisionError
+
+
 def refused(function, *arguments, **changes):
-    with pytest.raises((TypeError, ValueError, OverflowError, MemoryError)):
+    with pytest.raises((TypeError, ValueError, OverflowError, MemoryError, ZeroDivisionError)):
         function(*arguments, **changes)
 
 

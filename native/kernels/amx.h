@@ -1,0 +1,34 @@
+/* Intel AMX: registers that hold 16 rows of 16 words, and an instruction that multiplies two of them, in
+ * bfloat16 or int8. Eight such registers make tiles of up to 32 rows and 32 columns. A packed weight (gemm.h)
+ * is what they expect as it is. Only where amx_kinds says so. */
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+enum { AMX_ROWS = 32, AMX_WORDS = 16 }; /* of a tile; of one step along the summed dimension */
+
+/* Bit k: kind k (gemm.h) is multiplied by AMX. Asks the kernel for the registers where `wanted`, and without
+ * it gives them up. Set before kernels run. */
+unsigned amx_use(int wanted);
+unsigned amx_kinds(void);
+
+/* A thread's registers, between amx_begin for tiles of `rows` rows, 1 to 32, and amx_end. No other library
+ * may use them meanwhile. */
+void amx_begin(size_t rows);
+void amx_end(void);
+
+/* What shall come from memory meanwhile: `lines` cache lines with each step. */
+struct amx_ahead {
+  const char *next;
+  size_t lines;
+};
+
+/* The tile = 0. */
+void amx_clear(void);
+
+/* The tile += `words` words of its rows of `a` times those of one panel. */
+void amx_multiply(int int8, size_t rows, const uint32_t *a, size_t stride, const uint32_t *panel,
+                  size_t words, struct amx_ahead *ahead);
+
+/* sums[rows][32] = the tile, as float32 or int32. */
+void amx_store(size_t rows, float *sums, size_t sums_stride);
