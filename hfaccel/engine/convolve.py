@@ -17,7 +17,7 @@ from hfaccel.engine.convolution import (
     unprepare,
 )
 from hfaccel.engine.kernels import Kind
-from hfaccel.engine.prepared import is_norm, kind_of
+from hfaccel.engine.prepared import WRONG_ON_AMX, is_norm, kind_of
 from hfaccel.engine.region import Derived
 from hfaccel.engine.regions import Found, convolutions, enter, find_regions
 from hfaccel.outcome import Outcome
@@ -98,6 +98,8 @@ def _of_convolution(module: nn.Module, condition: str = "") -> Outcome:
     reason = f"packed in {kind.label}" + (" as a matrix" if matrix else "")
     if module.wanted is Kind.INT8 and not matrix:
         reason += "; int8 is for those that are the product of a matrix"
+    if module.wanted is Kind.BFLOAT16 and kind is Kind.FLOAT32:
+        reason += f"; {WRONG_ON_AMX}"
     return Outcome("convolution", True, reason + (condition if kind is Kind.FLOAT32 else ""))
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind
+from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, amx_problem
 from hfaccel.engine.linear import MIN_WIDTH, linear
 from hfaccel.engine.packed import PackedWeight, packed_bytes
 from hfaccel.memory import Arena
@@ -34,8 +34,11 @@ POINTWISE: dict[str, tuple[str, tuple[str, ...], str]] = {
     "Sigmoid": ("sigmoid", (), ""),
 }
 NO_ACTIVATION: tuple[str, tuple[str, ...], str] = ("none", (), "")
-# Rows of windows that overlap repeat their input: up to so many times the packed matrix is still faster.
-MAX_REPEAT = {Kind.FLOAT32: 0.0, Kind.BFLOAT16: 1.0, Kind.INT8: 3.0}
+# Rows of windows that overlap repeat their input: up to so many times the packed matrix is still faster than
+# blocks in the same numbers, and than blocks in float32.
+MAX_REPEAT = {Kind.FLOAT32: 0.0, Kind.BFLOAT16: 1.0}
+MAX_REPEAT_AGAINST_FLOAT32 = 3.0
+WRONG_ON_AMX = "torch's own in bfloat16 are wrong for some sizes on CPUs with AMX (pytorch issue 169688)"
 SAMPLES = 64  # numbers of a weight that are compared at each call, for what changes it below torch's versions
 VECTORS = ("weight", "bias", "running_mean", "running_var")
 NUMBERS = ("eps", "negative_slope", "min_val", "max_val")
@@ -83,9 +86,17 @@ def kind_of(module: _ConvNd, wanted: Kind) -> tuple[Kind, bool]:
     size = inputs * torch.Size(window).numel()
     repeat = torch.Size(window).numel() / (stride[0] * stride[1])
     plain = module.groups == 1 and dilation == (1, 1) and min(outputs, size) >= MIN_WIDTH
-    if plain and repeat <= MAX_REPEAT[wanted]:
+    in_blocks = kind_of_blocks(wanted)
+    if plain and repeat <= (MAX_REPEAT[wanted] if in_blocks is wanted else MAX_REPEAT_AGAINST_FLOAT32):
         return wanted, True
-    return (Kind.FLOAT32 if wanted is Kind.INT8 else wanted), False
+    return in_blocks, False
+
+
+def kind_of_blocks(wanted: Kind) -> Kind:
+    """In which numbers oneDNN's blocks are multiplied."""
+    if wanted is Kind.INT8 or (wanted is Kind.BFLOAT16 and not amx_problem()):
+        return Kind.FLOAT32
+    return wanted
 
 
 def folded(module: _ConvNd, norm: nn.Module | None) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -119,7 +130,7 @@ class Prepared:
         self.sample, self.values = _sample(module.weight)
         self.kind, self.matrix = kind_of(module, wanted)
         if activation is not None and type(activation).__name__ not in ACTIVATIONS:
-            self.matrix, self.kind = False, Kind.FLOAT32 if self.kind is Kind.INT8 else self.kind
+            self.matrix, self.kind = False, kind_of_blocks(self.kind)
         self.padding, self.stride, self.dilation = sides(module)  # type: ignore[misc]
         self.groups, self.flat = module.groups, module.weight.dim() == 3
         weight, bias = folded(module, norm)
