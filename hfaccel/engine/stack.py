@@ -20,10 +20,10 @@ from hfaccel.engine.call import Call
 from hfaccel.engine.layer import GLOBAL_HOOKS, FusedLayer, Plan, call_problem
 from hfaccel.engine.region import Region
 from hfaccel.engine.swapped import Swapped, shadow, swap, swap_back
+from hfaccel.engine.trial import difference
 
 # What a forward that collects these in its own loop would collect from one layer only.
 COLLECTED = ("output_hidden_states", "output_attentions")
-TOLERANCE = 1e-4  # of the largest value: both run the same kernels, but another loop would be far off
 
 
 class FusedStack(Swapped):
@@ -156,10 +156,7 @@ def _trial(module: nn.Module, name: str) -> str:
             expected, got = (each.forward(hidden.clone())[0] for each in (module, together(module, name)))
         except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
             return f"{type(error).__name__}: {error}"
-    difference = (expected - got).abs().max().item()
-    if difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
-        return ""
-    return f"a trial differed by {difference:.1e}"
+    return difference(expected, got)
 
 
 @contextmanager
