@@ -65,6 +65,24 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def number_of_each_call(monkeypatch):
+    """number_of_each_call(owner, name, number): a list, to which every later call of that function adds
+    `number` of its arguments."""
+
+    def watch(owner, name, number):
+        numbers, original = [], getattr(owner, name)
+
+        def watched(*args):
+            numbers.append(number(*args))
+            return original(*args)
+
+        monkeypatch.setattr(owner, name, watched)
+        return numbers
+
+    return watch
+
+
 def replace(facts, **changes):
     """A copy of facts with some of them changed."""
     return facts._replace(**changes)

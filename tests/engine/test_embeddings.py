@@ -27,17 +27,9 @@ def fused(model):
 
 
 @pytest.fixture
-def sums(monkeypatch):
+def sums(number_of_each_call):
     """How many summands each call of the kernel had."""
-    counts = []
-    original = embeddings._embed
-
-    def counted(value, norm):
-        counts.append(len(value.summands))
-        return original(value, norm)
-
-    monkeypatch.setattr(embeddings, "_embed", counted)
-    return counts
+    return number_of_each_call(embeddings, "_embed", lambda value, norm: len(value.summands))
 
 
 @pytest.fixture
