@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from hfaccel import native
 from hfaccel.engine.kernels import kernels_problem
 from hfaccel.engine.layer import GLOBAL_HOOKS
+from hfaccel.engine.linear import is_traced
 from hfaccel.engine.norms import NormKind, epsilon, norm_kind
 from hfaccel.engine.swapped import Swapped, shadow, swap, swap_back
 from hfaccel.engine.trial import difference
@@ -161,12 +162,7 @@ def _once(ids: torch.Tensor) -> torch.Tensor:
 
 def _is_watched() -> bool:
     """Whether something sees every operation, or changes it."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch.is_autocast_enabled("cpu")
-        or any(GLOBAL_HOOKS)
-    )
+    return is_traced() or torch.is_autocast_enabled("cpu") or any(GLOBAL_HOOKS)
 
 
 def _stand_ins(module: nn.Module) -> dict[str, Any]:
