@@ -18,7 +18,7 @@ from hfaccel import native
 from hfaccel.engine.kernels import kernels_problem
 from hfaccel.engine.layer import GLOBAL_HOOKS
 from hfaccel.engine.linear import is_traced
-from hfaccel.engine.norms import NormKind, epsilon, norm_kind
+from hfaccel.engine.norms import NormKind, native_norm, norm_kind
 from hfaccel.engine.swapped import Swapped, shadow, swap, swap_back
 from hfaccel.engine.trial import difference
 
@@ -135,19 +135,17 @@ def sum_problem(value: Sum, norm: nn.Module) -> str:
 
 def _embed(value: Sum, norm: nn.Module) -> torch.Tensor | None:
     """None where an id is of no row of its table."""
-    kind, vectors = norm_kind(norm), (norm._parameters.get(name) for name in ("weight", "bias"))
-    assert native.kernels is not None and kind is not None
+    assert native.kernels is not None
     output = torch.empty(value.shape, dtype=torch.float32)
     ids = [_once(ids) for _, ids in value.summands]
     tables = [embedding.weight for embedding, _ in value.summands]
-    weight, bias = (0 if vector is None else vector.data_ptr() for vector in vectors)
     done = native.kernels.embed(
         torch.get_num_threads(),
         tuple(
             (table.data_ptr(), table.shape[0], each.data_ptr(), each.numel())
             for table, each in zip(tables, ids, strict=True)
         ),
-        (weight, bias, epsilon(norm), int(kind)),
+        native_norm(norm, lambda vector: vector),
         output.shape[-1],
         output.data_ptr(),
         output.shape[0] * output.shape[1],
