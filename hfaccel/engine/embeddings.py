@@ -19,7 +19,7 @@ from hfaccel.engine.kernels import kernels_problem
 from hfaccel.engine.layer import GLOBAL_HOOKS
 from hfaccel.engine.linear import is_traced
 from hfaccel.engine.norms import NormKind, native_norm, norm_kind
-from hfaccel.engine.swapped import Swapped, shadow, swap, swap_back
+from hfaccel.engine.swapped import Swapped, shadow
 from hfaccel.engine.trial import difference
 
 MOST = 8  # summands, of native/kernels/module.c
@@ -28,7 +28,7 @@ OPERATORS = ("__sub__", "__mul__", "__truediv__", "__matmul__", "__neg__", "__ge
 
 
 class FusedEmbeddings(Swapped):
-    """Mixed into the class of a module that looks up, adds and norms."""
+    """Mixed into the class of a module that looks up, adds and norms: it does so in one pass."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.training or torch.is_grad_enabled() or _is_watched():
@@ -173,16 +173,6 @@ def _stand_ins(module: nn.Module) -> dict[str, Any]:
         elif norm_kind(child) in (NormKind.LAYER, NormKind.RMS):
             result[name] = Normed(child)
     return result
-
-
-def fuse_embeddings(module: nn.Module) -> None:
-    """Look up, add and norm in one pass."""
-    swap(module, FusedEmbeddings, None)
-
-
-def unfuse_embeddings(module: FusedEmbeddings) -> None:
-    """Undo `fuse_embeddings`."""
-    swap_back(module)
 
 
 def embeddings_of(model: nn.Module) -> list[tuple[nn.Module, str]]:
