@@ -164,6 +164,7 @@ def _is_watched() -> bool:
 
 
 def _stand_ins(module: nn.Module) -> dict[str, Any]:
+    """Of the children as they are now: one may have been replaced since the last call, or have got a hook."""
     result: dict[str, Any] = {}
     for name, child in module._modules.items():
         if child is None or child._forward_hooks or child._forward_pre_hooks or "forward" in vars(child):
