@@ -16,7 +16,6 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
 import venv
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent / "demo"))
 
 from corpus import texts
-from hfaccel.bench import Side, Worker
-from hfaccel.bench.pairs import SETTLE
+from hfaccel.bench import Side, Worker, take_turn
 from hfaccel.errors import HfaccelError
 from hfaccel.tables import render
 from report import save
@@ -107,13 +105,8 @@ class Engines:
 
     def round(self, number: int) -> dict[str, float]:
         """One sample of each, in seconds; every round starts with another one."""
-        names = list(self.workers)
-        first = number % max(1, len(names))
-        samples = {}
-        for name in names[first:] + names[:first]:
-            time.sleep(SETTLE)
-            samples[name] = float(self.workers[name].sample()["seconds"])
-        return samples
+        samples = take_turn(list(self.workers.values()), number)
+        return {name: float(sample["seconds"]) for name, sample in zip(self.workers, samples, strict=True)}
 
     def stop(self) -> None:
         for worker in self.workers.values():

@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from typing import Any
 sys.path.extend([str(Path(__file__).parent), str(Path(__file__).parent.parent / "demo")])
 
 from corpus import texts
-from hfaccel.bench import Side, Worker
+from hfaccel.bench import Side, take_turns
 from http_client import Connection
 from http_server import EXAMPLE, Server
 
@@ -117,20 +117,11 @@ def least_cosine(one: dict[str, Any], other: dict[str, Any]) -> float:
 
 def measure(names: list[str], arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """Samples of each side, taken in turn; the first of each, which warms it up, does not count."""
-    taken: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    with ExitStack() as stack:
-        settings = {"count": arguments.clients, "seconds": arguments.seconds}
-        workers = {
-            name: stack.enter_context(Worker(Side(name, f"{__file__}:clients", {"side": name, **settings})))
-            for name in names
-        }
-        for turn in range(arguments.rounds + 1):
-            for name in names if turn % 2 else names[::-1]:
-                sample = workers[name].sample()
-                print(f"{turn} {name}: {1 / sample['seconds']:.1f} requests/s", file=sys.stderr)
-                if turn:
-                    taken[name].append(sample)
-    return taken
+    settings = {"count": arguments.clients, "seconds": arguments.seconds}
+    sides = [Side(name, f"{__file__}:clients", {"side": name, **settings}) for name in names]
+    show = partial(print, "a turn is done", file=sys.stderr, flush=True)
+    turns = take_turns(sides, arguments.rounds, show)
+    return {name: [turn[place] for turn in turns] for place, name in enumerate(names)}
 
 
 def main() -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,24 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def number_of_each_call(monkeypatch):
+    """number_of_each_call(owner, name, number): a list, to which every later call of that function adds
+    `number` of its arguments."""
+
+    def watch(owner, name, number):
+        numbers, original = [], getattr(owner, name)
+
+        def watched(*args):
+            numbers.append(number(*args))
+            return original(*args)
+
+        monkeypatch.setattr(owner, name, watched)
+        return numbers
+
+    return watch
+
+
 def replace(facts, **changes):
     """A copy of facts with some of them changed."""
     return facts._replace(**changes)
@@ -78,3 +98,16 @@ def states(model, batch):
     if mask is None or mask.dim() != 2:
         return result
     return torch.where(mask.bool()[..., None], result, 0.0)
+
+
+def at_once(count, work):
+    """What work(0), work(1), ... return, called in `count` threads that start together. What is raised in
+    one of them is raised here."""
+    start = threading.Barrier(count)
+
+    def wait_and_work(number):
+        start.wait()
+        return work(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(wait_and_work, range(count)))

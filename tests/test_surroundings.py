@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
-import threading
 
 import pytest
 import torch
-from conftest import make_bert, states
+from conftest import at_once, make_bert, states
 from torch import nn
 
 import hfaccel
@@ -285,20 +284,13 @@ def test_data_of_a_weight_may_be_set(model, batch):
 
 
 def test_several_threads_optimize_at_once(model, batch):
-    expected, wrong = states(model, batch), []
+    expected, stock = states(model, batch), copy.deepcopy(model)
 
-    def work():
+    def work(_):
         mine = hfaccel.optimize(copy.deepcopy(stock))
-        if not torch.allclose(states(mine, batch), expected, atol=2e-5) or not fused(mine):
-            wrong.append(mine)
+        return torch.allclose(states(mine, batch), expected, atol=2e-5) and fused(mine)
 
-    stock = copy.deepcopy(model)
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    assert all(at_once(4, work))
 
 
 def test_a_whole_model_in_a_file(model, batch):

@@ -137,24 +137,30 @@ def compare(
 def take_turns(
     sides: Sequence[Side], turns: int, progress: Callable[[], None] = lambda: None
 ) -> list[list[dict[str, Any]]]:
-    """One sample of each side, `turns` times, after one turn that does not count: [turn][side].
-
-    Every turn begins with another side, so that none always runs on the warmer machine."""
+    """One sample of each side, `turns` times, after one turn that does not count: [turn][side]."""
     if turns < 1:
         raise ValueError(f"`turns >= 1` must hold, but got {turns}")
     taken: list[list[dict[str, Any]]] = []
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(Worker(side)) for side in sides]
         for number in range(turns + 1):
-            turn: list[dict[str, Any]] = [{}] * len(workers)
-            for i in range(len(workers)):
-                place = (i + number) % len(workers)
-                time.sleep(SETTLE)
-                turn[place] = workers[place].sample()
+            turn = take_turn(workers, number)
             if number > 0:
                 taken.append(turn)
             progress()
     return taken
+
+
+def take_turn(workers: Sequence[Worker], number: int) -> list[dict[str, Any]]:
+    """One sample of each worker, in their order.
+
+    Every turn begins with another worker, so that none always runs on the warmer machine."""
+    samples: list[dict[str, Any]] = [{}] * len(workers)
+    for i in range(len(workers)):
+        place = (i + number) % len(workers)
+        time.sleep(SETTLE)
+        samples[place] = workers[place].sample()
+    return samples
 
 
 def load_case(case: str) -> Callable[..., Callable[[], Any]]:

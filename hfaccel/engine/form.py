@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from hfaccel.engine.convolution import KINDS, PreparedConvolution, convolution_problem, prepare
-from hfaccel.engine.embeddings import FusedEmbeddings, fuse_embeddings
+from hfaccel.engine.embeddings import FusedEmbeddings
 from hfaccel.engine.families import FAMILIES
 from hfaccel.engine.kernels import Kind
 from hfaccel.engine.layer import FusedLayer, fuse
 from hfaccel.engine.linear import PackedModule, packed_class
 from hfaccel.engine.packed import PackedWeight
 from hfaccel.engine.region import Follower, Region, derive
-from hfaccel.engine.stack import FusedStack, stack
+from hfaccel.engine.stack import FusedStack
+from hfaccel.engine.swapped import swap
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,9 @@ def reform(model: nn.Module, wanted: Form) -> None:
             raise ValueError(f"the weights of {path} must be packed, but are not")
         fuse(layer, families[name], wanted.unpad)
     for path, name in wanted.stacks.items():
-        stack(model.get_submodule(path), name)
+        swap(model.get_submodule(path), FusedStack, name)
     for path in wanted.embeddings:
-        fuse_embeddings(model.get_submodule(path))
+        swap(model.get_submodule(path), FusedEmbeddings)
     _reform_convolutions(model, wanted)
 
 

@@ -23,7 +23,7 @@ from hfaccel.engine.distances import Buckets
 from hfaccel.engine.families import Family, head_size, scale, split, vectors, window
 from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, kernels_problem
 from hfaccel.engine.linear import stock_reason
-from hfaccel.engine.norms import epsilon, norm_kind
+from hfaccel.engine.norms import epsilon, native_norm
 from hfaccel.engine.packed import NO_MATRIX, Matrix, PackedWeight
 from hfaccel.engine.swapped import Swapped, swap, swap_back
 
@@ -84,7 +84,7 @@ class Plan:
         activation = ACTIVATIONS[type(attrgetter(family.activation)(layer)).__name__]
         if down[0] == Kind.INT8 and activation is Activation.GELU:
             activation = Activation.GELU_ROUGH
-        norms = [self._norm(norm) for norm in family.norms(layer)]
+        norms = [native_norm(norm, self._float32) for norm in family.norms(layer)]
         assert native.kernels is not None
         return native.kernels.Layer(
             self.linears[0].in_features,
@@ -103,13 +103,6 @@ class Plan:
             int(self.attention_kind),
             scale(self.attention),
         )
-
-    def _norm(self, norm: nn.Module) -> tuple[int, int, float, int]:
-        kind = norm_kind(norm)
-        assert kind is not None
-        vectors = (self._float32(norm._parameters.get(name)) for name in ("weight", "bias"))
-        weight, bias = (0 if vector is None else vector.data_ptr() for vector in vectors)
-        return weight, bias, epsilon(norm), int(kind)
 
     def _float32(self, vector: torch.Tensor | None) -> torch.Tensor | None:
         """The vector itself, or a copy in float32: `problem` notices when it changes."""

@@ -19,11 +19,7 @@ COMPUTED = (torch.float32, torch.bfloat16)
 
 def stock_reason(tensor: torch.Tensor) -> str:
     """Why a call with this input must take torch's own path; "" where the kernels may run."""
-    if (
-        type(tensor) is not torch.Tensor
-        or torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-    ):
+    if type(tensor) is not torch.Tensor or is_traced():
         return "traced, or given a subclass of torch.Tensor"
     if tensor.dtype not in COMPUTED:
         return f"computed in {str(tensor.dtype).removeprefix('torch.')}"
@@ -34,6 +30,11 @@ def stock_reason(tensor: torch.Tensor) -> str:
     if tensor.numel() == 0:
         return "the input is empty"
     return ""
+
+
+def is_traced() -> bool:
+    """Whether something records every operation of torch, of which a kernel is none."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
 def linear(

@@ -1,10 +1,14 @@
-"""Which modules are norms that the kernels know."""
+"""Which modules are norms that the kernels know, and how the kernels take them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 
+import torch
 from torch import nn
+
+Vector = torch.Tensor | None
 
 
 class NormKind(IntEnum):
@@ -29,3 +33,13 @@ def norm_kind(module: nn.Module) -> NormKind | None:
 
 def epsilon(norm: nn.Module) -> float:
     return float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0)))
+
+
+def native_norm(norm: nn.Module, float32: Callable[[Vector], Vector]) -> tuple[int, int, float, int]:
+    """As the kernels take it: the addresses of weight and bias (0 for none), epsilon, kind. `float32` gives
+    the vector that is read in place of one of these, and keeps it alive."""
+    kind = norm_kind(norm)
+    assert kind is not None
+    vectors = (float32(norm._parameters.get(name)) for name in ("weight", "bias"))
+    weight, bias = (0 if vector is None else vector.data_ptr() for vector in vectors)
+    return weight, bias, epsilon(norm), int(kind)

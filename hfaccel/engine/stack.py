@@ -19,15 +19,15 @@ from hfaccel.engine.adapters import CALLS
 from hfaccel.engine.call import Call
 from hfaccel.engine.layer import GLOBAL_HOOKS, FusedLayer, Plan, call_problem
 from hfaccel.engine.region import Region
-from hfaccel.engine.swapped import Swapped, shadow, swap, swap_back
+from hfaccel.engine.swapped import Swapped, shadow, swap
+from hfaccel.engine.trial import difference
 
 # What a forward that collects these in its own loop would collect from one layer only.
 COLLECTED = ("output_hidden_states", "output_attentions")
-TOLERANCE = 1e-4  # of the largest value: both run the same kernels, but another loop would be far off
 
 
 class FusedStack(Swapped):
-    """Mixed into the class of a module that loops over fused layers."""
+    """Mixed into the class of a module that loops over fused layers: it runs them at once."""
 
     @property
     def hfaccel_list(self) -> str:
@@ -105,11 +105,6 @@ def together(module: nn.Module, name: str) -> nn.Module:
     return shadow(module, {name: [Together(layers)]})
 
 
-def stack(module: nn.Module, name: str) -> None:
-    """Run the fused layers of the module's list `name` at once."""
-    swap(module, FusedStack, name)
-
-
 def stack_layers(model: nn.Module) -> list[tuple[nn.Module, str]]:
     """Let every module that loops over fused layers run them at once where that gives the same; returns
     those modules, each with why not ("" where it does)."""
@@ -119,14 +114,9 @@ def stack_layers(model: nn.Module) -> list[tuple[nn.Module, str]]:
         if name:
             problem = _trial(module, name)
             if not problem:
-                stack(module, name)
+                swap(module, FusedStack, name)
             verdicts.append((module, problem))
     return verdicts
-
-
-def unstack(module: FusedStack) -> None:
-    """Undo `stack`."""
-    swap_back(module)
 
 
 def _list_of_layers(module: nn.Module) -> str:
@@ -156,10 +146,7 @@ def _trial(module: nn.Module, name: str) -> str:
             expected, got = (each.forward(hidden.clone())[0] for each in (module, together(module, name)))
         except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
             return f"{type(error).__name__}: {error}"
-    difference = (expected - got).abs().max().item()
-    if difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
-        return ""
-    return f"a trial differed by {difference:.1e}"
+    return difference(expected, got)
 
 
 @contextmanager

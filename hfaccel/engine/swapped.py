@@ -22,12 +22,13 @@ class Swapped(nn.Module):
         return _new, (mixin, self.hfaccel_stock, self.hfaccel_key), self.__getstate__()
 
 
-def swap(module: nn.Module, mixin: type[Swapped], key: Any) -> None:
+def swap(module: nn.Module, mixin: type[Swapped], key: Any = None) -> None:
     """Give the module a class of `mixin` and its own, the same one for the same arguments."""
     module.__class__ = _class(mixin, type(module), key)
 
 
 def swap_back(module: Swapped) -> None:
+    """Undo `swap`."""
     plain: nn.Module = module
     plain.__class__ = module.hfaccel_stock
 

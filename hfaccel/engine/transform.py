@@ -11,12 +11,7 @@ import torch
 from torch import nn
 
 from hfaccel.engine.convolve import prepare_convolutions, restore_convolutions, select_convolutions
-from hfaccel.engine.embeddings import (
-    FusedEmbeddings,
-    embeddings_of,
-    fuse_embeddings,
-    unfuse_embeddings,
-)
+from hfaccel.engine.embeddings import FusedEmbeddings, embeddings_of
 from hfaccel.engine.families import Family
 from hfaccel.engine.gains import Times, combined, of_layers, of_linears
 from hfaccel.engine.kernels import Kind, kernels_problem
@@ -26,7 +21,8 @@ from hfaccel.engine.losses import Verdict, try_int8
 from hfaccel.engine.packed import PackedWeight
 from hfaccel.engine.region import Region
 from hfaccel.engine.smoothing import smooth_layers
-from hfaccel.engine.stack import FusedStack, stack_layers, unstack
+from hfaccel.engine.stack import FusedStack, stack_layers
+from hfaccel.engine.swapped import swap, swap_back
 from hfaccel.engine.trial import Trials, match
 from hfaccel.memory import Arena, pack_, padded
 from hfaccel.outcome import Outcome, merge
@@ -99,10 +95,8 @@ def transform(
 def restore(model: nn.Module) -> None:
     """Undo transform, in place: classes and memory layout as before, values untouched."""
     for module in model.modules():
-        if isinstance(module, FusedStack):
-            unstack(module)
-        elif isinstance(module, FusedEmbeddings):
-            unfuse_embeddings(module)
+        if isinstance(module, FusedStack | FusedEmbeddings):
+            swap_back(module)
         elif isinstance(module, FusedLayer):
             unfuse(module)
         elif isinstance(module, PackedModule):
@@ -244,7 +238,7 @@ def _embeddings(module: nn.Module, problem: str) -> Outcome:
     subject = type(module).__name__
     if problem:
         return Outcome(subject, False, f"not fused: {problem}")
-    fuse_embeddings(module)
+    swap(module, FusedEmbeddings)
     return Outcome(subject, True, "looks up, adds and norms in one pass")
 
 

@@ -8,11 +8,11 @@ import importlib.machinery
 import importlib.util
 import inspect
 import sys
-import threading
 import types
 import zipfile
 
 import pytest
+from conftest import at_once
 
 from hfaccel.apply.hooks import after_import
 
@@ -227,20 +227,13 @@ def test_a_module_that_is_being_imported_is_waited_for(modules, log, monkeypatch
 def test_threads_that_import_at_once_all_see_the_action_done(modules, log):
     modules(waited="import time\ntime.sleep(0.05)\nx = 1")
     after_import("waited", lambda: log.append(1))
-    start, seen = threading.Barrier(8), []
 
-    def run():
-        start.wait()
+    def work(_):
         import waited
 
-        seen.append((waited.x, list(log)))
+        return waited.x, list(log)
 
-    threads = [threading.Thread(target=run) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert seen == [(1, [1])] * 8
+    assert at_once(8, work) == [(1, [1])] * 8
 
 
 # Loaders of all kinds

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
-import threading
 
 import pytest
 import torch
+from conftest import at_once
 from encoders import DEBERTA, T5, inputs, make, random_vectors, real, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -117,20 +117,12 @@ def test_models_in_turn_and_at_once():
     expected = [[run(model, each) for each in given] for model in fast]
     for model, other in zip(fast, stock, strict=True):
         assert_equal(model, other, given[0])
-    wrong = []
 
     def work(number):
-        for turn in range(6):
-            model, each = (number + turn) % 2, turn % 2
-            if not torch.equal(run(fast[model], given[each]), expected[model][each]):
-                wrong.append(turn)
+        turns = [((number + turn) % 2, turn % 2) for turn in range(6)]
+        return all(torch.equal(run(fast[model], given[each]), expected[model][each]) for model, each in turns)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    assert all(at_once(3, work))
 
 
 @pytest.mark.parametrize("name", [SHARED, OWN, "T5, gated", "UMT5"])

@@ -1,4 +1,6 @@
-"""GPT-2's Conv1D, whose weight is (in_features, out_features), packed as nn.Linear is."""
+"""GPT-2's Conv1D, whose weight is (in_features, out_features), packed as nn.Linear is.
+
+What both do alike is in test_packed.py."""
 
 from __future__ import annotations
 
@@ -95,41 +97,6 @@ def test_it_stays_what_it_was():
     assert type(parameter) is nn.Parameter and parameter.is_contiguous()
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda weight: weight.mul_(2),
-        lambda weight: weight.data.add_(1),
-        lambda weight: weight.copy_(torch.ones_like(weight)),
-        lambda weight: weight.__setitem__(3, 0.0),
-        lambda weight: weight.data.__setitem__((slice(2, 5), 7), 1.5),
-    ],
-)
-def test_changes_in_place_are_kept(change):
-    layer, values = packed_conv1d()
-    with torch.no_grad():
-        change(values)
-        change(layer.weight)
-        assert torch.equal(layer.weight, values) and type(layer.weight) is TransposedWeight
-        given = torch.randn(4, 96)
-        torch.testing.assert_close(layer(given), given @ values + layer.bias)
-
-
-def test_gradients_and_training_equal_stock():
-    layer, values = packed_conv1d()
-    stock = Conv1D(160, 96)
-    stock.load_state_dict({"weight": values, "bias": layer.bias.detach()})
-    source = torch.randn(2, 5, 96, requires_grad=True)
-    other = source.detach().clone().requires_grad_()
-    for module, each in ((stock, source), (layer, other)):
-        module(each).square().mean().backward()
-        torch.optim.SGD(module.parameters(), lr=1.0).step()
-    torch.testing.assert_close(other.grad, source.grad)
-    torch.testing.assert_close(layer.weight.grad, stock.weight.grad)
-    torch.testing.assert_close(layer.bias.grad, stock.bias.grad)
-    torch.testing.assert_close(layer.weight.detach().clone(), stock.weight.detach())
-
-
 def through_torch_save(module):
     buffer = io.BytesIO()
     torch.save(module, buffer)
@@ -148,25 +115,6 @@ def test_copies_are_packed_and_independent(way, kind):
     with torch.no_grad():
         other.weight.zero_()
     assert torch.equal(layer.weight, values)
-
-
-def test_state_dict_holds_ordinary_tensors_and_loads():
-    layer, values = packed_conv1d()
-    state = layer.state_dict()
-    assert type(state["weight"]) is torch.Tensor and torch.equal(state["weight"], values)
-    layer.load_state_dict({"weight": values * 3, "bias": state["bias"]})
-    assert torch.equal(layer.weight, values * 3) and type(layer.weight) is TransposedWeight
-    layer.load_state_dict({"weight": values * 2, "bias": state["bias"]}, assign=True)
-    given = torch.randn(3, 96)
-    torch.testing.assert_close(layer(given), given @ (values * 2) + layer.bias)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_casting_gives_an_ordinary_weight(dtype):
-    layer, values = packed_conv1d()
-    layer.to(dtype)
-    assert type(layer.weight) is nn.Parameter and torch.equal(layer.weight, values.to(dtype))
-    assert layer(torch.randn(2, 96, dtype=dtype)).dtype == dtype
 
 
 def test_wrong_and_empty_input_is_treated_as_stock_does():

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-import threading
 from functools import cache
 
 import pytest
 import torch
+from conftest import at_once
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from networks import Residual, detector, images, randomized
@@ -413,18 +413,12 @@ def test_form_says_how_to_do_it_again():
 def test_threads_do_not_meet():
     fast = fast_detector()
     inputs = [images(seed=seed) for seed in range(4)]
-    expected, results = [run(fast, each) for each in inputs], {}
+    expected = [run(fast, each) for each in inputs]
 
     def work(number):
-        for _ in range(5):
-            results[number] = run(fast, inputs[number])
+        return all(torch.equal(run(fast, inputs[number]), expected[number]) for _ in range(5))
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(torch.equal(results[number], expected[number]) for number in range(4))
+    assert all(at_once(4, work))
 
 
 # Single convolutions

@@ -14,6 +14,7 @@ import hfaccel
 from hfaccel.engine import embeddings, transform
 from hfaccel.engine.embeddings import FusedEmbeddings
 from hfaccel.engine.kernels import kernels_problem
+from hfaccel.engine.swapped import swap
 
 if kernels_problem():
     pytest.skip(kernels_problem(), allow_module_level=True)
@@ -27,17 +28,9 @@ def fused(model):
 
 
 @pytest.fixture
-def sums(monkeypatch):
+def sums(number_of_each_call):
     """How many summands each call of the kernel had."""
-    counts = []
-    original = embeddings._embed
-
-    def counted(value, norm):
-        counts.append(len(value.summands))
-        return original(value, norm)
-
-    monkeypatch.setattr(embeddings, "_embed", counted)
-    return counts
+    return number_of_each_call(embeddings, "_embed", lambda value, norm: len(value.summands))
 
 
 @pytest.fixture
@@ -208,7 +201,7 @@ def test_what_is_done_with_the_sum_is_done(way):
     module = copy.deepcopy(stock)
     ((found, problem),) = embeddings.embeddings_of(nn.ModuleList([module]))
     assert found is module and not problem
-    embeddings.fuse_embeddings(module)
+    swap(module, FusedEmbeddings)
     ids, mask = torch.randint(50, (2, 4)), torch.rand(2, 4, 1)
     with torch.inference_mode():
         torch.testing.assert_close(module(ids, mask, way), stock(ids, mask, way))

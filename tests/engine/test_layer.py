@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import threading
 
 import pytest
 import torch
-from conftest import make_bert, states
+from conftest import at_once, make_bert, states
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -195,19 +194,11 @@ def test_gradients_equal_stock(bert, batch):
 def test_several_threads_at_once(batch):
     stock, fast = pair()
     expected = states(stock, batch)
-    wrong = []
 
-    def work():
-        for _ in range(20):
-            if not torch.allclose(states(fast, batch), expected, atol=1e-5):
-                wrong.append(1)
+    def work(_):
+        return all(torch.allclose(states(fast, batch), expected, atol=1e-5) for _ in range(20))
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    assert all(at_once(4, work))
 
 
 def test_a_decoder_is_left_alone(batch):

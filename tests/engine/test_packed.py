@@ -12,18 +12,42 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from hfaccel.engine.linear import PackedLinear, linear_problem, pack, unpack
+from hfaccel.engine.kernels import Kind
+from hfaccel.engine.linear import PackedLinear, linear_problem, pack, unpack, weight_class
 from hfaccel.engine.packed import PackedWeight, packed_bytes
 from hfaccel.memory import Arena
 
 
-def packed_linear(inputs=256, outputs=320, bias=True):
+def conv1d(inputs, outputs):
+    """A linear layer whose weight is (inputs, outputs); what only it does is in test_conv1d.py."""
+    layer = Conv1D(outputs, inputs)
+    nn.init.normal_(layer.bias)
+    return layer
+
+
+EACH = pytest.mark.parametrize("make", [nn.Linear, conv1d])
+
+
+def packed_linear(inputs=256, outputs=320, make=nn.Linear, **settings):
     torch.manual_seed(0)
-    linear = nn.Linear(inputs, outputs, bias=bias)
+    linear = make(inputs, outputs, **settings)
     values = linear.weight.detach().clone()
-    assert pack(linear, Arena(packed_bytes(linear.weight), pages="default")) == ""
+    size = weight_class(linear).layout_of(Kind.FLOAT32, values.shape).nbytes
+    assert pack(linear, Arena(size, pages="default")) == ""
     return linear, values
+
+
+def is_packed(linear):
+    return type(linear.weight) is type(linear).hfaccel_weight
+
+
+def stock_linear(linear, values):
+    """With these weights and the bias of `linear`."""
+    stock = linear.hfaccel_stock(*reversed(values.shape))
+    stock.load_state_dict({"weight": values, "bias": linear.bias.detach()})
+    return stock
 
 
 sizes = st.integers(1, 300)
@@ -41,7 +65,7 @@ def test_unpacking_gives_the_same_bits(rows, columns):
 @given(st.integers(1, 9), sizes, sizes, st.booleans())
 @settings(max_examples=60)
 def test_linear_equals_stock(tokens, inputs, outputs, bias):
-    linear, values = packed_linear(inputs, outputs, bias)
+    linear, values = packed_linear(inputs, outputs, bias=bias)
     input = torch.randn(2, tokens, inputs)
     expected = nn.functional.linear(input, values, linear.bias)
     with torch.inference_mode():
@@ -93,6 +117,7 @@ def test_there_is_no_raw_address(reach):
         reach(packed_linear()[0].weight)
 
 
+@EACH
 @pytest.mark.parametrize(
     "change",
     [
@@ -106,22 +131,21 @@ def test_there_is_no_raw_address(reach):
         lambda weight: weight.data.__setitem__((slice(2, 5), 7), 1.5),
     ],
 )
-def test_changes_in_place_are_kept(change):
-    linear, values = packed_linear()
-    expected = values.clone()
+def test_changes_in_place_are_kept(change, make):
+    linear, values = packed_linear(make=make)
     with torch.no_grad():
-        change(expected)
+        change(values)
         change(linear.weight)
-        assert torch.equal(linear.weight, expected)
+        assert torch.equal(linear.weight, values)
         input = torch.randn(4, 256)
-        torch.testing.assert_close(linear(input), nn.functional.linear(input, expected, linear.bias))
-    assert type(linear.weight) is PackedWeight
+        torch.testing.assert_close(linear(input), stock_linear(linear, values)(input))
+    assert is_packed(linear)
 
 
-def test_gradients_equal_stock():
-    linear, values = packed_linear()
-    stock = nn.Linear(256, 320)
-    stock.load_state_dict({"weight": values, "bias": linear.bias.detach()})
+@EACH
+def test_gradients_equal_stock(make):
+    linear, values = packed_linear(make=make)
+    stock = stock_linear(linear, values)
     input = torch.randn(2, 5, 256, requires_grad=True)
     other = input.detach().clone().requires_grad_()
     for module, source in ((stock, input), (linear, other)):
@@ -131,10 +155,10 @@ def test_gradients_equal_stock():
     torch.testing.assert_close(linear.bias.grad, stock.bias.grad)
 
 
-def test_training_changes_the_weight_as_stock_does():
-    linear, values = packed_linear()
-    stock = nn.Linear(256, 320)
-    stock.load_state_dict({"weight": values, "bias": linear.bias.detach()})
+@EACH
+def test_training_changes_the_weight_as_stock_does(make):
+    linear, values = packed_linear(make=make)
+    stock = stock_linear(linear, values)
     input = torch.randn(8, 256)
     for module in (stock, linear):
         optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
@@ -203,24 +227,27 @@ def test_copies_are_packed_and_independent(way):
     assert torch.equal(linear.weight, values)
 
 
-def test_state_dict_holds_ordinary_tensors_and_loads():
-    linear, values = packed_linear()
+@EACH
+def test_state_dict_holds_ordinary_tensors_and_loads(make):
+    linear, values = packed_linear(make=make)
     state = linear.state_dict()
     assert type(state["weight"]) is torch.Tensor and torch.equal(state["weight"], values)
     linear.load_state_dict({"weight": values * 3, "bias": state["bias"]})
-    assert torch.equal(linear.weight, values * 3) and type(linear.weight) is PackedWeight
+    assert torch.equal(linear.weight, values * 3) and is_packed(linear)
 
 
-def test_assigning_another_weight_computes_with_it():
-    linear, values = packed_linear()
+@EACH
+def test_assigning_another_weight_computes_with_it(make):
+    linear, values = packed_linear(make=make)
     linear.load_state_dict({"weight": values * 2, "bias": linear.bias.detach()}, assign=True)
     input = torch.randn(3, 256)
-    torch.testing.assert_close(linear(input), nn.functional.linear(input, values * 2, linear.bias))
+    torch.testing.assert_close(linear(input), stock_linear(linear, values * 2)(input))
 
 
+@EACH
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_casting_gives_an_ordinary_weight(dtype):
-    linear, values = packed_linear()
+def test_casting_gives_an_ordinary_weight(dtype, make):
+    linear, values = packed_linear(make=make)
     linear.to(dtype)
     assert type(linear.weight) is nn.Parameter and torch.equal(linear.weight, values.to(dtype))
     assert linear(torch.randn(2, 256, dtype=dtype)).dtype == dtype

@@ -6,11 +6,10 @@ import copy
 import io
 import os
 import pickle
-import threading
 
 import pytest
 import torch
-from conftest import make_bert, states
+from conftest import at_once, make_bert, states
 from encoders import cosines, random_vectors
 from torch import nn
 
@@ -342,20 +341,13 @@ def test_threads_at_once(model, batch, options):
         {"input_ids": batch["input_ids"][:2, :5]},
         {name: part.flip(1) for name, part in batch.items()},
     ]
-    expected, wrong = [states(fast, given) for given in inputs], []
+    expected = [states(fast, given) for given in inputs]
 
     def work(number):
-        for turn in range(6):
-            given = (number + turn) % 3
-            if not torch.equal(states(fast, inputs[given]), expected[given]):
-                wrong.append(given)
+        turns = [(number + turn) % 3 for turn in range(6)]
+        return all(torch.equal(states(fast, inputs[given]), expected[given]) for given in turns)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    assert all(at_once(3, work))
 
 
 @EACH

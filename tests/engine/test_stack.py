@@ -26,17 +26,9 @@ def stacks(model):
 
 
 @pytest.fixture
-def calls(monkeypatch):
+def calls(number_of_each_call):
     """How many layers each call of the kernels ran."""
-    counts = []
-    original = stack.Call.run
-
-    def counted(self, hidden, layers):
-        counts.append(len(layers))
-        return original(self, hidden, layers)
-
-    monkeypatch.setattr(stack.Call, "run", counted)
-    return counts
+    return number_of_each_call(stack.Call, "run", lambda self, hidden, layers: len(layers))
 
 
 @pytest.fixture

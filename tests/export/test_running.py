@@ -6,11 +6,10 @@ import copy
 import inspect
 import os
 import pickle
-import threading
 
 import pytest
 import torch
-from conftest import make_bert, states
+from conftest import at_once, make_bert, states
 from transformers import (
     DistilBertConfig,
     DistilBertModel,
@@ -320,19 +319,12 @@ def test_what_no_state_dict_holds_is_in_the_fingerprint(bert):
 
 
 def test_threads(model, batch):
-    expected, failed = states(make_bert(), batch), []
+    expected = states(make_bert(), batch)
 
-    def work():
-        for _ in range(5):
-            if not torch.allclose(states(model, batch), expected, atol=1e-5):
-                failed.append(1)
+    def work(_):
+        return all(torch.allclose(states(model, batch), expected, atol=1e-5) for _ in range(5))
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failed and not reasons(model)
+    assert all(at_once(4, work)) and not reasons(model)
 
 
 # Models that are not exported

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import at_once
 
 from hfaccel import memory
 from hfaccel.errors import UsageError
@@ -189,9 +190,7 @@ def test_threads_that_take_from_one_arena_get_memory_of_their_own():
             taken[number][-1].fill_(number)
 
     try:
-        threads = [threading.Thread(target=take, args=(number,)) for number in range(8)]
-        [thread.start() for thread in threads]
-        [thread.join() for thread in threads]
+        at_once(8, take)
     finally:
         sys.setswitchinterval(interval)
     assert all((tensor == number).all() for number in range(8) for tensor in taken[number])
@@ -219,9 +218,7 @@ def test_threads_that_make_and_drop_arenas_leave_nothing_behind():
 
     gc.collect()
     before = mappings()
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
-    [thread.start() for thread in threads]
-    [thread.join() for thread in threads]
+    at_once(6, work)
     gc.collect()
     assert failures == []
     assert mappings() - before < 30  # 900 arenas came and went; the threads' stacks stay

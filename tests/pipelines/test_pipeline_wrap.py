@@ -9,6 +9,7 @@ import threading
 import pytest
 import tiny
 import torch
+from conftest import at_once
 from tiny import one_thread  # noqa: F401 - a fixture
 from torch.utils.data import IterableDataset
 from transformers import TextClassificationPipeline, pipeline
@@ -299,19 +300,9 @@ def test_a_model_without_a_tokenizer_is_refused_as_before():
 
 
 def test_threads_can_share_a_pipeline(fast):
-    expected, got = fast(TEXTS), {}
-
-    def work(number):
-        got[number] = fast(TEXTS * 4, batch_size=3)
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for results in got.values():
+    expected = fast(TEXTS)
+    for results in at_once(3, lambda _: fast(TEXTS * 4, batch_size=3)):
         tiny.assert_same(results, expected * 4)
-    assert len(got) == 3
 
 
 def test_inference_mode_of_the_program_is_kept(fast):
