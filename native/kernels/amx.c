@@ -71,28 +71,31 @@ void amx_clear(void)
   CLEAR(3);
 }
 
+#define LOAD_ROWS(both, a, bytes)                                                                            \
+  LOAD(4, a, bytes);                                                                                         \
+  if (both)                                                                                                  \
+    LOAD(5, (a) + ROWS * stride, bytes);
+#define LOAD_PANEL(panel, bytes)                                                                             \
+  LOAD(6, panel, bytes);                                                                                     \
+  LOAD(7, (panel) + ROWS, bytes);
+/* sums += rows x panel, of what is loaded */
+#define ADD(operation, both)                                                                                 \
+  MULTIPLY(operation, 0, 4, 6);                                                                              \
+  MULTIPLY(operation, 1, 4, 7);                                                                              \
+  if (both) {                                                                                                \
+    MULTIPLY(operation, 2, 5, 6);                                                                            \
+    MULTIPLY(operation, 3, 5, 7);                                                                            \
+  }
+
 INLINE void step(const int int8, const int both, const uint32_t *a, size_t stride, const uint32_t *panel)
 {
   const size_t panel_bytes = PANEL * sizeof *panel, bytes = stride * sizeof *a;
-  LOAD(6, panel, panel_bytes);
-  LOAD(4, a, bytes);
-  LOAD(7, panel + ROWS, panel_bytes);
-  if (both)
-    LOAD(5, a + ROWS * stride, bytes);
+  LOAD_PANEL(panel, panel_bytes)
+  LOAD_ROWS(both, a, bytes)
   if (int8) {
-    MULTIPLY("tdpbusd", 0, 4, 6);
-    MULTIPLY("tdpbusd", 1, 4, 7);
-    if (both) {
-      MULTIPLY("tdpbusd", 2, 5, 6);
-      MULTIPLY("tdpbusd", 3, 5, 7);
-    }
+    ADD("tdpbusd", both)
   } else {
-    MULTIPLY("tdpbf16ps", 0, 4, 6);
-    MULTIPLY("tdpbf16ps", 1, 4, 7);
-    if (both) {
-      MULTIPLY("tdpbf16ps", 2, 5, 6);
-      MULTIPLY("tdpbf16ps", 3, 5, 7);
-    }
+    ADD("tdpbf16ps", both)
   }
 }
 
@@ -133,6 +136,51 @@ void amx_multiply(int int8, size_t rows, const uint32_t *a, size_t stride, const
     multiply(0, 1, rows, a, stride, panel, words, ahead);
   else
     multiply(0, 0, rows, a, stride, panel, words, ahead);
+}
+
+/* x = high + middle + low, and so the weight: of the nine products the three that are below 2^-24 of the
+ * largest are left out. The smallest come first; what is in a register is used again. */
+INLINE void multiply_split(const int both, const uint32_t *a, size_t stride, size_t a_part,
+                           const uint32_t *panel, size_t panel_part, size_t words)
+{
+  const size_t panel_bytes = PANEL * sizeof *panel, bytes = stride * sizeof *a;
+  for (size_t k = 0; k < words; k += AMX_WORDS, a += AMX_WORDS, panel += AMX_WORDS * PANEL) {
+    LOAD_PANEL(panel, panel_bytes)
+    LOAD_ROWS(both, a + 2 * a_part, bytes)
+    ADD("tdpbf16ps", both)
+    LOAD_ROWS(both, a + a_part, bytes)
+    ADD("tdpbf16ps", both)
+    LOAD_ROWS(both, a, bytes)
+    ADD("tdpbf16ps", both)
+    LOAD_PANEL(panel + panel_part, panel_bytes)
+    ADD("tdpbf16ps", both)
+    LOAD_ROWS(both, a + a_part, bytes)
+    ADD("tdpbf16ps", both)
+    LOAD_PANEL(panel + 2 * panel_part, panel_bytes)
+    LOAD_ROWS(both, a, bytes)
+    ADD("tdpbf16ps", both)
+  }
+}
+
+void amx_multiply_split(size_t rows, const uint32_t *a, size_t stride, size_t a_part, const uint32_t *panel,
+                        size_t panel_part, size_t words)
+{
+  if (rows > ROWS)
+    multiply_split(1, a, stride, a_part, panel, panel_part, words);
+  else
+    multiply_split(0, a, stride, a_part, panel, panel_part, words);
+}
+
+void amx_load(size_t rows, const float *sums, size_t sums_stride)
+{
+  const size_t bytes = sums_stride * sizeof *sums;
+  const float *lower = sums + ROWS * sums_stride;
+  LOAD(0, sums, bytes);
+  LOAD(1, sums + ROWS, bytes);
+  if (rows > ROWS) {
+    LOAD(2, lower, bytes);
+    LOAD(3, lower + ROWS, bytes);
+  }
 }
 
 void amx_store(size_t rows, float *sums, size_t sums_stride)

@@ -30,5 +30,11 @@ void amx_clear(void);
 void amx_multiply(int int8, size_t rows, const uint32_t *a, size_t stride, const uint32_t *panel,
                   size_t words, struct amx_ahead *ahead);
 
-/* sums[rows][32] = the tile, as float32 or int32. */
+/* The tile += float32 numbers, each the sum of three in bfloat16 (SPLIT): parts of `a` and of the panel are
+ * so many words apart. `words` is a multiple of AMX_WORDS. */
+void amx_multiply_split(size_t rows, const uint32_t *a, size_t stride, size_t a_part, const uint32_t *panel,
+                        size_t panel_part, size_t words);
+
+/* The tile = sums[rows][32]; the other way round, as float32 or int32. */
+void amx_load(size_t rows, const float *sums, size_t sums_stride);
 void amx_store(size_t rows, float *sums, size_t sums_stride);

@@ -2,6 +2,9 @@
 
 #include <string.h>
 
+#include "finish.h"
+#include "gemm_amx.h"
+
 enum { AHEAD = 24 }; /* words: how far a panel's next lines are asked for from the second-level cache */
 
 struct tiles tiles_begin(enum kind kind, size_t rows)
@@ -132,108 +135,6 @@ void gemm_tile(const struct tiles *tiles, const struct tile *tile, const uint32_
   tiles_of[tiles->kind](rows, a, stride, panel, words, sums, sums_stride, nothing);
 }
 
-/* A tile's sums -> the result, for 16 columns of rows [begin, end). */
-INLINE void finish(const int int8, const enum activation activation, const struct matrix *matrix,
-                   const struct operand *operand, const struct result *result, size_t begin, size_t end,
-                   size_t column, __mmask16 mask, const float *sums)
-{
-  const size_t size = result->bf16 ? sizeof(uint16_t) : sizeof(float);
-  __m512 bias = _mm512_setzero_ps(), scales = bias, weights = bias;
-  if (matrix->bias != NULL)
-    bias = _mm512_maskz_loadu_ps(mask, matrix->bias + column);
-  if (int8) {
-    scales = _mm512_maskz_loadu_ps(mask, matrix->scales + column);
-    weights = _mm512_maskz_loadu_ps(mask, matrix->sums + column);
-  }
-  const int exact = int8 && matrix->exact != NULL;
-  __m512 exact_weights[EXACT];
-  for (size_t e = 0; e < EXACT; e++)
-    exact_weights[e] =
-        exact ? _mm512_loadu_ps(matrix->exact + e * matrix_panels(matrix) * PANEL + column) : bias;
-  for (size_t row = begin; row < end; row++, sums += PANEL) {
-    __m512 x = _mm512_loadu_ps(sums);
-    if (int8) {
-      const __m512 constant = _mm512_fnmadd_ps(_mm512_set1_ps(operand->shifts[row]), weights, bias);
-      x = _mm512_cvtepi32_ps(_mm512_castps_si512(x));
-      x = _mm512_fmadd_ps(x, _mm512_mul_ps(scales, _mm512_set1_ps(operand->scales[row])), constant);
-      if (exact) {
-        const float *inputs = (const float *)(operand->words + row * operand->stride + matrix->words);
-        for (size_t e = 0; e < EXACT; e++)
-          x = _mm512_fmadd_ps(_mm512_set1_ps(inputs[e]), exact_weights[e], x);
-      }
-    } else {
-      x = _mm512_add_ps(x, bias);
-    }
-    x = activate(activation, x);
-    if (result->factor != NULL)
-      x = _mm512_mul_ps(x,
-                        _mm512_maskz_loadu_ps(mask, result->factor + row * result->factor_stride + column));
-    if (result->addend != NULL) {
-      const size_t from = result->addend_index == NULL ? row : (size_t)result->addend_index[row];
-      x = _mm512_add_ps(x,
-                        _mm512_maskz_loadu_ps(mask, result->addend + from * result->addend_stride + column));
-    }
-    store_floats((char *)result->rows + row * result->stride * size, column, mask, result->bf16, x);
-  }
-}
-
-// clang-format off
-#define FINISH(activation)                                                                             \
-  case activation:                                                                                     \
-    finish(int8, activation, matrix, operand, result, begin, end, column, low, sums);                  \
-    if (high)                                                                                          \
-      finish(int8, activation, matrix, operand, result, begin, end, column + 16, high, sums + 16);     \
-    break;
-// clang-format on
-/* One loop over rows for each activation, without a branch inside that depends on it. */
-INLINE void finish_tile(const int int8, const struct matrix *matrix, const struct operand *operand,
-                        const struct result *result, size_t begin, size_t end, size_t column,
-                        const float *sums)
-{
-  const long left = (long)(matrix->columns - column);
-  const __mmask16 low = lanes(left), high = lanes(left - 16);
-  switch (result->activation) {
-    FINISH(ACT_NONE)
-    FINISH(ACT_GELU)
-    FINISH(ACT_GELU_TANH)
-    FINISH(ACT_QUICK_GELU)
-    FINISH(ACT_RELU)
-    FINISH(ACT_SILU)
-    FINISH(ACT_TANH)
-    FINISH(ACT_GELU_ROUGH)
-  case ACTIVATIONS:
-    break;
-  }
-}
-
-/* What is added to the sums at the end of a tile may lie far away: it is asked for before the tile. */
-static void expect(const struct result *result, size_t begin, size_t end, size_t column)
-{
-  for (size_t row = begin; result->addend != NULL && row < end; row++) {
-    const size_t from = result->addend_index == NULL ? row : (size_t)result->addend_index[row];
-    const float *addend = result->addend + from * result->addend_stride + column;
-    _mm_prefetch((const char *)addend, _MM_HINT_T0);
-    _mm_prefetch((const char *)(addend + 16), _MM_HINT_T0);
-  }
-}
-
-/* A tile whose sums are computed, and its place. */
-struct done {
-  struct tile tile;
-  size_t column;
-};
-
-static void finish_rows(const struct matrix *matrix, const struct operand *operand,
-                        const struct result *result, const struct done *done, size_t begin, size_t end,
-                        const float *sums)
-{
-  sums += (begin - done->tile.begin) * PANEL;
-  if (matrix->kind == KIND_I8)
-    finish_tile(1, matrix, operand, result, begin, end, done->column, sums);
-  else
-    finish_tile(0, matrix, operand, result, begin, end, done->column, sums);
-}
-
 static void gemm_by_vectors(const struct matrix *matrix, const struct operand *operand, size_t rows,
                             size_t first, size_t last, const struct result *result)
 {
@@ -254,46 +155,12 @@ static void gemm_by_vectors(const struct matrix *matrix, const struct operand *o
     }
 }
 
-/* AMX multiplies while the vector units finish the tile before: a part of the one after a part of the other,
- * so that the CPU, which looks a few hundred instructions ahead, sees both. */
-static void gemm_by_amx(const struct matrix *matrix, const struct operand *operand, size_t rows, size_t first,
-                        size_t last, const struct result *result)
-{
-  enum { PART = 2 * AMX_WORDS };
-  const struct tiles tiles = tiles_begin(matrix->kind, rows);
-  const size_t words = matrix->words, parts = (words + PART - 1) / PART;
-  const size_t lines =
-      (AMX_WORDS * PANEL * sizeof(uint32_t) / 64 + tiles.count - 1) / (tiles.count ? tiles.count : 1);
-  float sums[AMX_ROWS * PANEL] __attribute__((aligned(64)));
-  struct done done = {{0, 0, 0}, 0};
-  for (size_t p = first; p < last; p++)
-    for (size_t t = 0; t < tiles.count; t++) {
-      const struct tile tile = tile_at(&tiles, t);
-      const uint32_t *panel = matrix->panels + p * words * PANEL;
-      const uint32_t *a = operand->words + tile.begin * operand->stride;
-      struct amx_ahead ahead = {(const char *)(panel + words * PANEL) + words / AMX_WORDS * lines * 64 * t,
-                                lines};
-      const size_t left = done.tile.end - done.tile.first;
-      expect(result, tile.first, tile.end, p * PANEL);
-      amx_clear();
-      for (size_t part = 0; part < parts; part++) {
-        const size_t k = part * PART;
-        amx_multiply(matrix->kind == KIND_I8, tiles.height, a + k, operand->stride, panel + k * PANEL,
-                     words - k < PART ? words - k : PART, &ahead);
-        finish_rows(matrix, operand, result, &done, done.tile.first + left * part / parts,
-                    done.tile.first + left * (part + 1) / parts, sums);
-      }
-      amx_store(tiles.height, sums, PANEL);
-      done = (struct done){tile, p * PANEL};
-    }
-  finish_rows(matrix, operand, result, &done, done.tile.first, done.tile.end, sums);
-  tiles_end(&tiles);
-}
-
 void gemm(const struct matrix *matrix, const struct operand *operand, size_t rows, size_t first, size_t last,
           const struct result *result)
 {
-  if (tile_rows(matrix->kind) == AMX_ROWS)
+  if (operand->part)
+    gemm_by_parts(matrix, operand, rows, first, last, result);
+  else if (tile_rows(matrix->kind) == AMX_ROWS)
     gemm_by_amx(matrix, operand, rows, first, last, result);
   else
     gemm_by_vectors(matrix, operand, rows, first, last, result);

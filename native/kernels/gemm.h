@@ -20,7 +20,8 @@
 
 enum { PANEL = 32, VECTOR_ROWS = 14 }; /* 28 of 32 registers hold sums */
 enum { MOST_TILE_ROWS = AMX_ROWS };
-enum { EXACT = 4 }; /* inputs that are not rounded, where there are such */
+enum { EXACT = 4 };                  /* inputs that are not rounded, where there are such */
+enum { SPLIT = 3, SPLIT_ROWS = 64 }; /* parts of a float32 in bfloat16; from how many rows on that pays */
 
 enum kind { KIND_F32, KIND_BF16, KIND_I8, KINDS };
 
@@ -65,18 +66,20 @@ static inline size_t operand_words(const struct matrix *matrix)
 
 /* Rows of activations in a matrix' kind. */
 struct operand {
-  const uint32_t *words;
-  size_t stride;       /* words from row to row */
-  const float *scales; /* of rows; int8 only */
-  const float *shifts; /* of rows; int8 only */
+  uint32_t *words;
+  size_t stride; /* words from row to row */
+  float *scales; /* of rows; int8 only */
+  float *shifts; /* of rows; int8 only */
+  size_t part;   /* words from part to part of a row that is split, or 0 */
 };
 
-/* What becomes of the sums: activation(sum + bias) * factor + addend, stored as float32 or bfloat16. Strides
- * are in numbers. */
+/* What becomes of the sums: activation(sum + bias) * factor + addend, stored as float32, as bfloat16 or in
+ * parts (struct operand). Strides are in numbers. */
 struct result {
   void *rows;
   size_t stride;
   int bf16;
+  size_t part; /* of bfloat16: numbers from part to part of a row that is split, or 0 */
   enum activation activation;
   const float *factor; /* rows of factor_stride, or NULL: the other half of a gated layer */
   size_t factor_stride;
@@ -84,6 +87,51 @@ struct result {
   size_t addend_stride;
   const int32_t *addend_index; /* which row of `addend` belongs to each row; NULL: the same */
 };
+
+/* Whether this many rows of float32 are multiplied by AMX, which knows bfloat16: each number, of 24 bits, is
+ * the sum of three of 8 bits. Six products of those are still faster than one in float32. */
+static inline int is_split(const struct matrix *matrix, size_t rows)
+{
+  return matrix->kind == KIND_F32 && rows >= SPLIT_ROWS && amx_kinds() >> KIND_BF16 & 1;
+}
+
+/* The upper half of each number, and of what is left, and that: no bit is lost. */
+INLINE void store_parts(uint16_t *place, size_t part, __mmask16 mask, __m512 x)
+{
+  for (size_t p = 0; p < SPLIT; p++, place += part) {
+    const __m512i bits = _mm512_castps_si512(x);
+    _mm512_mask_cvtepi32_storeu_epi16(place, mask, _mm512_srli_epi32(bits, 16));
+    x = _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32((int)0xffff0000))));
+  }
+}
+
+/* With fewer rows for each thread, threads share them: each weight is then read, and split, by one only. */
+static inline size_t crew_rows(const struct matrix *matrix)
+{
+  return is_split(matrix, SIZE_MAX) ? 4 * AMX_ROWS : 28;
+}
+
+static inline size_t split_part(const struct matrix *matrix)
+{
+  return operand_stride(kind_words(KIND_BF16, matrix->words));
+}
+
+/* The most words that a row of its operand takes. */
+static inline size_t operand_room(const struct matrix *matrix)
+{
+  const size_t whole = operand_stride(operand_words(matrix));
+  const size_t split = is_split(matrix, SIZE_MAX) ? SPLIT * split_part(matrix) : 0;
+  return whole > split ? whole : split;
+}
+
+/* An operand of this many rows, in memory of that room. */
+static inline struct operand operand_of(const struct matrix *matrix, size_t rows, uint32_t *words,
+                                        float *scales, float *shifts)
+{
+  const size_t part = is_split(matrix, rows) ? split_part(matrix) : 0;
+  const size_t stride = part ? SPLIT * part : operand_stride(operand_words(matrix));
+  return (struct operand){words, stride, scales, shifts, part};
+}
 
 static inline size_t matrix_panels(const struct matrix *matrix)
 {

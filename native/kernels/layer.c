@@ -9,11 +9,13 @@
 #include "team.h"
 
 enum {
-  CHUNK_ROWS = 1024,       /* for each thread: what is computed before the next sequences are begun */
-  QUERIES = 256,           /* of one head: the unit of work in attention */
-  BLOCK_BYTES = 768 << 10, /* of intermediate results in a block: most of a core's second-level cache */
-  FEW_ROWS = 70            /* for each crew: one block, even if that leaves the cache, for each weight is read
-                            * once then */
+  CHUNK_ROWS = 1024, /* for each thread: what is computed before the next sequences are begun */
+  QUERIES = 256,     /* of one head: the unit of work in attention */
+  /* of intermediate results in a block: most of a core's second-level cache; with AMX that has 2 MiB */
+  BLOCK_BYTES = 768 << 10,
+  AMX_BLOCK_BYTES = 2 * BLOCK_BYTES,
+  FEW_ROWS = 70 /* for each crew: one block, even if that leaves the cache, for each weight is read
+                 * once then */
 };
 
 /* Some queries of one sequence. Rows are numbered without padding, from 0 in each chunk. */
@@ -46,9 +48,9 @@ struct rows {
 /* A crew's memory for one block of rows. */
 struct block {
   float *x;               /* [rows][hidden]: the residual stream */
-  uint32_t *narrow;       /* [rows][operand_stride of hidden or of output.words] */
+  uint32_t *narrow;       /* [rows][room]: the operand of query, key and value, of output and of up in turn */
   uint32_t *wide;         /* [rows][operand_stride of intermediate]: float32 */
-  uint32_t *down;         /* the same as down's operand, where that is not float32 */
+  uint32_t *down;         /* [rows][room]: the same as down's operand, where that is not float32 as it is */
   float *scales, *shifts; /* [rows]: int8 only */
   float *row;             /* [threads of the crew][hidden] */
 };
@@ -101,12 +103,12 @@ static void *carve(char *base, size_t *used, size_t count, size_t size)
 
 static size_t row_bytes(const struct layer *layer)
 {
-  const size_t wide = layer->up.columns;
+  const size_t wide = layer->up.columns, gate = layer->gate.columns ? sizeof(float) : 0;
   switch (layer->down.kind) {
   case KIND_F32:
-    return wide * sizeof(float);
+    return wide * (is_split(&layer->down, SIZE_MAX) ? gate + SPLIT * sizeof(uint16_t) : sizeof(float));
   case KIND_BF16:
-    return wide * (layer->gate.columns ? sizeof(float) + sizeof(uint16_t) : sizeof(uint16_t));
+    return wide * (gate + sizeof(uint16_t));
   default:
     return wide * (sizeof(float) + sizeof(int8_t));
   }
@@ -114,22 +116,23 @@ static size_t row_bytes(const struct layer *layer)
 
 static size_t most_rows(const struct layer *layer)
 {
-  const size_t tile = tile_rows(layer->up.kind), rows = BLOCK_BYTES / row_bytes(layer) / tile * tile;
-  return smaller(larger(rows, 2 * tile), 8 * tile);
+  const size_t tile = is_split(&layer->up, SIZE_MAX) ? AMX_ROWS : tile_rows(layer->up.kind);
+  const size_t bytes = amx_kinds() ? AMX_BLOCK_BYTES : BLOCK_BYTES;
+  const size_t rows = bytes / row_bytes(layer) / tile * tile;
+  return smaller(larger(rows, larger(2 * tile, crew_rows(&layer->up))), 8 * tile);
 }
 
 static struct block divide(const struct layer *layer, char *base, size_t *used)
 {
   const size_t rows = larger(most_rows(layer), FEW_ROWS);
-  /* the operands of query, key and value, of output and of up in turn; attention may be wider than the layer
-   */
-  const size_t narrow = operand_stride(larger(layer->hidden, operand_words(&layer->output)));
+  const size_t narrow =
+      larger(larger(operand_room(&layer->query), operand_room(&layer->output)), operand_room(&layer->up));
   const size_t wide = operand_stride(layer->up.columns);
   struct block block;
   block.x = carve(base, used, rows * layer->hidden, sizeof(float));
   block.narrow = carve(base, used, rows * narrow, sizeof(uint32_t));
   block.wide = carve(base, used, rows * wide, sizeof(uint32_t));
-  block.down = carve(base, used, rows * wide, sizeof(uint32_t));
+  block.down = carve(base, used, rows * operand_room(&layer->down), sizeof(uint32_t));
   block.scales = carve(base, used, rows, sizeof(float));
   block.shifts = carve(base, used, rows, sizeof(float));
   block.row = carve(base, used, layer->hidden, sizeof(float));
@@ -146,7 +149,8 @@ struct place {
 static struct place place_of(const struct work *work, const struct member *member)
 {
   const struct memory *memory = work->memory;
-  struct place place = {.crew = team_crew(member, work->chunk->rows, memory->barriers)};
+  struct place place = {
+      .crew = team_crew(member, work->chunk->rows, crew_rows(&work->layer->up), memory->barriers)};
   const unsigned captain =
       place.crew.number * place.crew.self.size; /* whose scratch the crew's block is in */
   size_t used = 0;
@@ -222,11 +226,11 @@ static void project(const struct work *work, const struct place *place)
   const struct matrix *matrices[] = {&layer->query, &layer->key, &layer->value};
   const size_t width = layer->heads * layer->head_size, bytes = sizeof(uint32_t) >> layer->attention;
   const struct block *block = &place->block;
-  const struct operand operand = {block->narrow, operand_stride(operand_words(&layer->query)), block->scales,
-                                  block->shifts};
   struct blocks blocks = blocks_of(work, place, &work->taken->projections);
   size_t first, last, begin, end;
   while (crew_next(&blocks, &first, &last)) {
+    const struct operand operand =
+        operand_of(&layer->query, last - first, block->narrow, block->scales, block->shifts);
     team_share(&place->crew.self, last - first, &begin, &end);
     for (size_t row = begin; row < end; row++) {
       const float *x = row_of(work, &work->input, first + row);
@@ -234,8 +238,7 @@ static void project(const struct work *work, const struct place *place)
         norm_row(&layer->attention_norm, x, layer->hidden, place->row);
         x = place->row;
       }
-      convert_row(&layer->query, x, 0, layer->hidden, block->narrow + row * operand.stride,
-                  block->scales + row, block->shifts + row);
+      fill_row(&layer->query, &operand, row, x, 0, layer->hidden);
     }
     team_wait(&place->crew.self);
     struct result results[3];
@@ -294,15 +297,13 @@ static void attend(const struct work *work, const struct member *member)
 static struct operand norm_and_convert(const struct layer *layer, const struct place *place, size_t rows)
 {
   const struct block *block = &place->block;
-  const struct operand operand = {block->narrow, operand_stride(operand_words(&layer->up)), block->scales,
-                                  block->shifts};
+  const struct operand operand = operand_of(&layer->up, rows, block->narrow, block->scales, block->shifts);
   size_t begin, end;
   team_share(&place->crew.self, rows, &begin, &end);
   for (size_t row = begin; row < end; row++) {
     float *x = block->x + row * layer->hidden, *y = layer->norm_first ? place->row : x;
     norm_row(layer->norm_first ? &layer->output_norm : &layer->attention_norm, x, layer->hidden, y);
-    convert_row(&layer->up, y, 0, layer->hidden, block->narrow + row * operand.stride, block->scales + row,
-                block->shifts + row);
+    fill_row(&layer->up, &operand, row, y, 0, layer->hidden);
   }
   team_wait(&place->crew.self);
   return operand;
@@ -314,16 +315,15 @@ static struct operand operand_of_context(const struct work *work, const struct p
   const struct layer *layer = work->layer;
   const struct block *block = &place->block;
   const size_t width = layer->heads * layer->head_size, stride = context_stride(layer);
-  const uint32_t *context = work->memory->context + first * stride;
-  if (layer->output.kind == layer->attention && width % kind_numbers(layer->attention) == 0)
-    return (struct operand){context, stride, NULL, NULL};
-  const struct operand operand = {block->narrow, operand_stride(operand_words(&layer->output)), block->scales,
-                                  block->shifts};
+  uint32_t *context = work->memory->context + first * stride;
+  const struct operand operand =
+      operand_of(&layer->output, rows, block->narrow, block->scales, block->shifts);
+  if (layer->output.kind == layer->attention && width % kind_numbers(layer->attention) == 0 && !operand.part)
+    return (struct operand){.words = context, .stride = stride};
   size_t begin, end;
   team_share(&place->crew.self, rows, &begin, &end);
   for (size_t row = begin; row < end; row++)
-    convert_row(&layer->output, context + row * stride, layer->attention == KIND_BF16, width,
-                block->narrow + row * operand.stride, block->scales + row, block->shifts + row);
+    fill_row(&layer->output, &operand, row, context + row * stride, layer->attention == KIND_BF16, width);
   team_wait(&place->crew.self);
   return operand;
 }
@@ -346,38 +346,49 @@ static void add_attention(const struct work *work, const struct place *place, si
   team_wait(&place->crew.self);
 }
 
+/* Zeros behind the last column, up to a whole word or, where rows are split, a whole step of AMX: no NaN. */
+static void clear_ends(const struct operand *operand, size_t columns, size_t begin, size_t end)
+{
+  const size_t step = operand->part ? 2 * AMX_WORDS : 2, ends = (columns + step - 1) / step * step;
+  for (size_t row = begin; ends > columns && row < end; row++)
+    for (size_t p = 0; p < (operand->part ? SPLIT : 1); p++) {
+      uint16_t *numbers = (uint16_t *)(operand->words + row * operand->stride + p * operand->part);
+      memset(numbers + columns, 0, (ends - columns) * sizeof *numbers);
+    }
+}
+
 /* The wide rows between up and down, as an operand. */
 static struct operand widen(const struct layer *layer, const struct place *place,
                             const struct operand *narrow, size_t rows)
 {
   const struct block *block = &place->block;
   const struct matrix *gate = &layer->gate, *up = &layer->up;
-  const size_t wide = operand_stride(up->columns), stride = operand_stride(operand_words(&layer->down));
-  const int bf16 = layer->down.kind == KIND_BF16, gated = gate->columns > 0;
+  const struct operand operand = operand_of(&layer->down, rows, block->down, block->scales, block->shifts);
+  const size_t wide = operand_stride(up->columns);
   struct result result = {.rows = block->wide, .stride = wide, .activation = layer->activation};
-  if (gated) { /* in float32 first */
+  if (gate->columns > 0) { /* in float32 first */
     multiply(&place->crew.self, 1, &gate, narrow, rows, &result);
     result = (struct result){
         .rows = block->wide, .stride = wide, .factor = (const float *)block->wide, .factor_stride = wide};
   }
   size_t begin, end;
   team_share(&place->crew.self, rows, &begin, &end);
-  if (bf16) { /* beside the gate, where there is one, and not over it */
-    result.rows = block->down, result.bf16 = 1, result.stride = stride * 2;
-    for (size_t row = begin; up->columns % 2 && row < end; row++)
-      ((uint16_t *)(block->down + row * stride))[up->columns] = 0; /* the rest of the last word: no NaN */
+  const int direct = layer->down.kind == KIND_BF16 || operand.part;
+  if (direct) { /* beside the gate, where there is one, and not over it */
+    result.rows = block->down, result.bf16 = 1, result.stride = operand.stride * 2;
+    result.part = operand.part * 2;
+    clear_ends(&operand, up->columns, begin, end);
   }
   multiply(&place->crew.self, 1, &up, narrow, rows, &result);
   team_wait(&place->crew.self);
+  if (direct)
+    return operand;
   if (layer->down.kind == KIND_F32)
-    return (struct operand){block->wide, wide, NULL, NULL};
-  if (bf16)
-    return (struct operand){block->down, stride, NULL, NULL};
+    return (struct operand){.words = block->wide, .stride = wide};
   for (size_t row = begin; row < end; row++)
-    convert_row(&layer->down, block->wide + row * wide, 0, up->columns, block->down + row * stride,
-                block->scales + row, block->shifts + row);
+    fill_row(&layer->down, &operand, row, block->wide + row * wide, 0, up->columns);
   team_wait(&place->crew.self);
-  return (struct operand){block->down, stride, block->scales, block->shifts};
+  return operand;
 }
 
 static void feed_forward(const struct work *work, const struct place *place)

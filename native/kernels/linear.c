@@ -17,8 +17,7 @@ struct job {
   size_t in_features;
   float *output;
   size_t rows;
-  uint32_t
-      *words; /* [rows][operand_stride]: the input converted; NULL where the matrix multiplies it as it is */
+  uint32_t *words; /* [rows][room]: the input converted; NULL where the matrix multiplies it as it is */
   float *scales, *shifts;
   struct barrier *barriers;
   atomic_size_t next;
@@ -28,21 +27,20 @@ static void run(void *context, const struct member *member)
 {
   struct job *job = context;
   const struct matrix *matrix = job->matrix;
-  const struct crew crew = team_crew(member, job->rows, job->barriers);
-  const size_t stride = operand_stride(operand_words(matrix));
+  const struct crew crew = team_crew(member, job->rows, crew_rows(matrix), job->barriers);
+  const size_t room = operand_room(matrix);
   struct blocks blocks = crew_blocks(&crew, job->rows, BLOCK_TILES * tile_rows(matrix->kind), &job->next);
   size_t first, last, begin, end;
   while (crew_next(&blocks, &first, &last)) {
-    struct operand operand = {(const uint32_t *)job->input + first * job->in_features, job->in_features, NULL,
-                              NULL};
+    const float *input = job->input + first * job->in_features;
+    struct operand operand = {.words = (uint32_t *)input, .stride = job->in_features}; /* is only read */
     if (job->words != NULL) {
+      operand = operand_of(matrix, last - first, job->words + first * room, job->scales + first,
+                           job->shifts + first);
       team_share(&crew.self, last - first, &begin, &end);
-      for (size_t row = first + begin; row < first + end; row++)
-        convert_row(matrix, job->input + row * job->in_features, 0, job->in_features,
-                    job->words + row * stride, job->scales + row, job->shifts + row);
+      for (size_t row = begin; row < end; row++)
+        fill_row(matrix, &operand, row, input + row * job->in_features, 0, job->in_features);
       team_wait(&crew.self);
-      operand =
-          (struct operand){job->words + first * stride, stride, job->scales + first, job->shifts + first};
     }
     const struct result result = {.rows = job->output + first * matrix->columns,
                                   .stride = matrix->columns,
@@ -57,9 +55,10 @@ int linear_run(const struct matrix *matrix, enum activation activation, const fl
 {
   threads = team_size(threads, (double)rows * (double)matrix->columns * (double)in_features);
   struct job job = {matrix, activation, input, in_features, output, rows, NULL, NULL, NULL, NULL, 0};
-  const size_t stride = operand_stride(operand_words(matrix));
-  /* float32 is multiplied where it lies, unless its rows fall on the same sets of the cache */
-  const size_t words = matrix->kind == KIND_F32 && in_features % 512 != 0 ? 0 : rows * (stride + 2);
+  const size_t room = operand_room(matrix);
+  /* float32 is multiplied where it lies, unless it is split or its rows fall on the same sets of the cache */
+  const int in_place = matrix->kind == KIND_F32 && !is_split(matrix, rows) && in_features % 512 != 0;
+  const size_t words = in_place ? 0 : rows * (room + 2);
   const size_t barriers = threads * sizeof *job.barriers;
   char *memory = scratch_allocate(64, (barriers + words * sizeof(uint32_t) + 63) / 64 * 64);
   if (memory == NULL)
@@ -68,7 +67,7 @@ int linear_run(const struct matrix *matrix, enum activation activation, const fl
   memset(memory, 0, barriers);
   if (words > 0) {
     job.words = (uint32_t *)(memory + barriers);
-    job.scales = (float *)(job.words + rows * stride);
+    job.scales = (float *)(job.words + rows * room);
     job.shifts = job.scales + rows;
   }
   team_run(threads, run, &job);

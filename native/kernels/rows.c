@@ -106,3 +106,24 @@ void convert_row(const struct matrix *matrix, const void *x, int bf16, size_t co
   if (kind == KIND_BF16 && columns % 2 == 1)
     ((uint16_t *)words)[columns] = 0;
 }
+
+/* Three parts of a row, padded with zeros up to whole steps of AMX. */
+static void split_row(const void *x, int bf16, size_t columns, uint32_t *words, size_t part)
+{
+  enum { STEP = 2 * AMX_WORDS };
+  const size_t end = (columns + STEP - 1) / STEP * STEP;
+  for (size_t i = 0; i < end; i += 16) {
+    const __m512 numbers = load_floats(x, i, lanes((long)(columns - i)), bf16);
+    store_parts((uint16_t *)words + i, 2 * part, 0xffff, numbers);
+  }
+}
+
+void fill_row(const struct matrix *matrix, const struct operand *operand, size_t row, const void *x, int bf16,
+              size_t columns)
+{
+  uint32_t *words = operand->words + row * operand->stride;
+  if (operand->part)
+    split_row(x, bf16, columns, words, operand->part);
+  else
+    convert_row(matrix, x, bf16, columns, words, operand->scales + row, operand->shifts + row);
+}

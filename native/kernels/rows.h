@@ -19,6 +19,10 @@ struct norm {
 /* out may be x. */
 void norm_row(const struct norm *norm, const float *x, size_t columns, float *out);
 
+/* Row `row` of an operand of `matrix`. x is float32, or bfloat16. */
+void fill_row(const struct matrix *matrix, const struct operand *operand, size_t row, const void *x, int bf16,
+              size_t columns);
+
 /* One row in the kind that `matrix` multiplies, operand_words of it, padded with zeros up to whole words. x
  * is float32, or bfloat16. For int8 the row's scale and shift are written too: x factor = scale q - shift, 0
  * <= q <= 255. */

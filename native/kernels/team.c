@@ -5,9 +5,7 @@
 
 enum {
   WORTH = 1 << 18, /* multiplications: some 5 microseconds, as long as threads need to begin and end */
-  SPINS = 4000,    /* some 50 microseconds; then let others run, who may be what is waited for */
-  CREW_ROWS =
-      28 /* with fewer rows for each thread, threads share blocks: each weight is read by one core only */
+  SPINS = 4000     /* some 50 microseconds; then let others run, who may be what is waited for */
 };
 
 static parallel_for run_parallel;
@@ -81,17 +79,17 @@ void team_share(const struct member *member, size_t count, size_t *first, size_t
 }
 
 /* The largest number of crews that divides the members and leaves each enough rows. */
-static unsigned crews_for(size_t rows, unsigned members)
+static unsigned crews_for(size_t rows, size_t least, unsigned members)
 {
   unsigned crews = members;
-  while (crews > 1 && (members % crews != 0 || rows < (size_t)crews * CREW_ROWS))
+  while (crews > 1 && (members % crews != 0 || rows < crews * least))
     crews--;
   return crews;
 }
 
-struct crew team_crew(const struct member *member, size_t rows, struct barrier *barriers)
+struct crew team_crew(const struct member *member, size_t rows, size_t least, struct barrier *barriers)
 {
-  const unsigned count = crews_for(rows, member->size), size = member->size / count;
+  const unsigned count = crews_for(rows, least, member->size), size = member->size / count;
   const unsigned number = member->rank / size;
   return (struct crew){{member->rank % size, size, barriers + number}, number, count};
 }

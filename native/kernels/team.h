@@ -41,8 +41,8 @@ struct crew {
   unsigned number, count; /* of this crew, of crews */
 };
 
-/* `barriers`: as many as there are members. */
-struct crew team_crew(const struct member *member, size_t rows, struct barrier *barriers);
+/* Each crew has `least` rows or more, if it is not the only one. `barriers`: as many as there are members. */
+struct crew team_crew(const struct member *member, size_t rows, size_t least, struct barrier *barriers);
 
 /* Blocks of at most `most` rows out of `rows`, one after another. */
 struct blocks {

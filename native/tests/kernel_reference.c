@@ -144,7 +144,7 @@ struct rows make_rows(enum kind kind, size_t rows, size_t in_features, size_t st
   const struct matrix matrix = {.kind = kind, .factors = uniform_floats(in_features, 1, 1)};
   uint32_t *converted = guarded((rows - 1) * stride + words, sizeof *converted);
   float *scales = guarded(rows, sizeof *scales), *shifts = guarded(rows, sizeof *shifts);
-  struct rows result = {{converted, stride, scales, shifts}, guarded(rows * in_features, sizeof(double))};
+  struct rows result = {{converted, stride, scales, shifts, 0}, guarded(rows * in_features, sizeof(double))};
   for (size_t row = 0; row < rows; row++) {
     const float *x = uniform_floats(in_features, -1.5, 2);
     convert_row(&matrix, x, 0, in_features, converted + row * stride, scales + row, shifts + row);

@@ -277,7 +277,7 @@ static void test_shares_and_blocks(size_t rows, unsigned members)
     team_share(&member, rows, &first, &last);
     CHECK(first == end && last - first <= rows / members + 1);
     end = last;
-    const struct crew crew = team_crew(&member, rows, barriers);
+    const struct crew crew = team_crew(&member, rows, 28, barriers);
     CHECK(crew.self.size * crew.count == members && crew.number < crew.count);
     struct blocks blocks = crew_blocks(&crew, rows, 28, &next);
     while (crew_next(&blocks, &first, &last)) {

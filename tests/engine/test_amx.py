@@ -1,5 +1,7 @@
 """AMX multiplies what vector instructions multiply elsewhere: the results agree, and it can be left out."""
 
+import copy
+import math
 import subprocess
 import sys
 
@@ -31,7 +33,9 @@ def without_amx():
 
 
 @pytest.mark.parametrize(
-    ("options", "tolerance"), [({"dtype": torch.bfloat16}, 2e-2), ({"quantization": "int8"}, 1e-4)]
+    ("options", "tolerance"),
+    [({}, 3e-6), ({"dtype": torch.bfloat16}, 2e-2), ({"quantization": "int8"}, 1e-4)],
+    ids=["float32", "bfloat16", "int8"],
 )
 @pytest.mark.parametrize(("heads", "hidden"), [(2, 64), (2, 40), (3, 96)])
 def test_both_ways_of_multiplying_agree(without_amx, options, tolerance, heads, hidden):
@@ -51,6 +55,27 @@ def test_both_ways_of_multiplying_agree(without_amx, options, tolerance, heads, 
                 return model(input_ids=ids, attention_mask=mask).last_hidden_state
 
         torch.testing.assert_close(run(), without_amx(run), rtol=0, atol=tolerance)
+
+
+def test_float32_in_parts_loses_no_more_than_float32():
+    """Numbers of many sizes, against float64: split in three, and as they are."""
+    torch.manual_seed(0)
+    stock = torch.nn.Linear(1536, 200).eval()
+    x = torch.randn(130, 1536) * torch.logspace(-6, 6, 1536)
+    with torch.inference_mode():
+        right, plain = copy.deepcopy(stock).double()(x.double()), stock(x)
+        fast = hfaccel.optimize(stock, backend="torch")
+        assert type(fast) is not type(stock)
+        error = (fast(x) - right).abs().max().item()
+    assert error <= 2 * (plain - right).abs().max().item()
+
+
+def test_what_is_not_finite_stays_so():
+    x = torch.randn(100, 96)
+    x[3, 4], x[5, 6], x[7, 8] = math.nan, math.inf, -math.inf
+    with torch.inference_mode():
+        got = hfaccel.optimize(torch.nn.Linear(96, 64).eval(), backend="torch")(x)
+    assert got.isfinite().all(1).logical_not().nonzero().flatten().tolist() == [3, 5, 7]
 
 
 def test_the_variable_of_onednn_leaves_it_out():
