@@ -245,7 +245,9 @@ def _write_ctranslate2(folder: Path, model: str) -> None:
     from ctranslate2.converters import TransformersConverter
 
     saved = folder / "saved"
-    build(model, False).save_pretrained(saved)  # type: ignore[operator]
+    module = build(model, False)
+    module.config.position_embedding_type = "absolute"  # type: ignore[union-attr]  # asked for, and gone from transformers 5
+    module.save_pretrained(saved)  # type: ignore[operator]
     tokenizer().save_pretrained(saved)  # the converter wants a vocabulary
     TransformersConverter(str(saved)).convert(str(folder / "model"))
     shutil.rmtree(saved)

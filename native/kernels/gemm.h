@@ -88,6 +88,12 @@ struct result {
   const int32_t *addend_index; /* which row of `addend` belongs to each row; NULL: the same */
 };
 
+/* The most rows whose sums the registers hold. */
+static inline size_t tile_rows(enum kind kind)
+{
+  return amx_kinds() >> kind & 1 ? AMX_ROWS : VECTOR_ROWS;
+}
+
 /* Whether this many rows of float32 are multiplied by AMX, which knows bfloat16: each number, of 24 bits, is
  * the sum of three of 8 bits. Six products of those are still faster than one in float32. */
 static inline int is_split(const struct matrix *matrix, size_t rows)
@@ -105,10 +111,13 @@ INLINE void store_parts(uint16_t *place, size_t part, __mmask16 mask, __m512 x)
   }
 }
 
-/* With fewer rows for each thread, threads share them: each weight is then read, and split, by one only. */
+/* With fewer rows for each thread, threads share them: each weight is then read, and split, by one only. AMX
+ * is so fast that it waits for a weight which does not fit the second-level cache. */
 static inline size_t crew_rows(const struct matrix *matrix)
 {
-  return is_split(matrix, SIZE_MAX) ? 4 * AMX_ROWS : 28;
+  const size_t bytes = matrix->columns * matrix->words * sizeof(uint32_t);
+  const int waits = tile_rows(matrix->kind) == AMX_ROWS && bytes > 2 << 20;
+  return waits || is_split(matrix, SIZE_MAX) ? 4 * AMX_ROWS : 28;
 }
 
 static inline size_t split_part(const struct matrix *matrix)
@@ -141,12 +150,6 @@ static inline size_t matrix_panels(const struct matrix *matrix)
 /* Panels [first, last) of result = operand * matrix, for `rows` rows. */
 void gemm(const struct matrix *matrix, const struct operand *operand, size_t rows, size_t first, size_t last,
           const struct result *result);
-
-/* The most rows whose sums the registers hold. */
-static inline size_t tile_rows(enum kind kind)
-{
-  return amx_kinds() >> kind & 1 ? AMX_ROWS : VECTOR_ROWS;
-}
 
 /* Rows in tiles of nearly equal height: 16 rows are 8 and 8, not 14 and 2. AMX' registers are set up for one
  * height: there the last tile begins early, and its first rows are computed twice. */
