@@ -48,7 +48,7 @@ IPEX_PACKAGES = (
 SHAPES = [(1, 16), (1, 128), (8, 128), (1, 512), (8, 16)]
 PEERS = {  # by precision; eager fp32 is everybody's yardstick
     "fp32": ("openvino", "onnxruntime", "ctranslate2", "inductor", "ipex"),
-    "bf16": ("openvino", "eager", "inductor", "ipex"),
+    "bf16": ("openvino", "ctranslate2", "eager", "inductor", "ipex"),
     "int8": ("openvino", "onnxruntime", "ctranslate2"),
 }
 TEXTS = 512

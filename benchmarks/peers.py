@@ -227,11 +227,11 @@ def _write_onnx(folder: Path, model: str, precision: str) -> None:
 def ctranslate2(model: str, precision: str) -> Run:
     import ctranslate2 as ct2
 
-    if precision == "bf16":
-        raise ValueError("CTranslate2 has bf16 for the CPU only through MKL on machines with AMX")
+    kind = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}[precision]
+    if kind not in ct2.get_supported_compute_types("cpu"):
+        raise ValueError(f"CTranslate2 has {kind} for the CPU only on machines with AMX")
     name = f"ctranslate2-{ct2.__version__}-{model}"
     folder = exported(name, lambda folder: _write_ctranslate2(folder, model))
-    kind = {"fp32": "float32", "int8": "int8"}[precision]
     encoder = ct2.Encoder(str(folder / "model"), compute_type=kind, intra_threads=torch.get_num_threads())
 
     def run(ids: Array, mask: Array) -> Array:
