@@ -98,7 +98,7 @@ class Run(Iterator[Any]):
         self._number = 0  # inputs read
         self._exhausted = False
         self._given = 0
-        self._seen, self._made = 0, 0  # inputs begun, model inputs they made
+        self._seen, self._made, self._tokens = 0, 0, 0  # inputs begun, model inputs they made, of so many
 
     def __next__(self) -> Any:
         while self._given not in self._done:
@@ -119,7 +119,7 @@ class Run(Iterator[Any]):
         if not self._waiting:
             return self._given in self._done
         batch = self._take()
-        count = ahead(self._limits.rows, batch[0].shape.length is not None, len(self._waiting))
+        count = self._count_ahead(batch)
         self._read_ahead(0 if self._streams and self._limits.rows == 1 else count)
         job = self._start(count)
         outputs = None
@@ -134,6 +134,11 @@ class Run(Iterator[Any]):
             job.result()
         self._computed = list(zip(batch, outputs, strict=True))
         return True
+
+    def _count_ahead(self, batch: list[Prepared]) -> int:
+        tokens, free = sum(p.shape.length or 0 for p in batch), batch[0].shape.length is not None
+        mean = max(1.0, self._tokens / max(1, self._made))
+        return ahead(self._limits.rows, free, len(self._waiting), tokens, mean)
 
     # Beside the model
 
@@ -185,6 +190,7 @@ class Run(Iterator[Any]):
             return False
         begun.count += 1
         self._made += 1
+        self._tokens += prepared.shape.length or 0
         if is_last:
             self._parts[index].total = begun.count
         self._waiting.append(prepared)

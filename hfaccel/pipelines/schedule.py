@@ -7,6 +7,7 @@ and one batch: sorting a whole window would pad a little less, but would hold ba
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ TOKENS = 4096  # of a batch, padding included: larger batches gain nothing and n
 AHEAD = 8  # batches of model inputs that are prepared before they are needed, to choose from
 LEAST_AHEAD, MOST_AHEAD = 16, 512  # model inputs
 PIECE = 8  # a hand-over to the background thread costs some 50 microseconds: it is worth several inputs
-FIRST = 64  # model inputs before the first batch, at most: the model waits for these
+FIRST = 16  # model inputs before a batch, at most: for more the model does not wait
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,12 @@ def span(rows: int) -> int:
     return 2 * window(rows)
 
 
-def ahead(rows: int, free: bool, waiting: int) -> int:
-    """How many model inputs to prepare while the model computes, when `waiting` are prepared already."""
+def ahead(rows: int, free: bool, waiting: int, tokens: int, mean: float) -> int:
+    """How many model inputs, of `mean` tokens so far, to prepare while the model computes a batch of `tokens`,
+    when `waiting` are prepared already. Not so many that the model waits for them: twice its own work."""
     if not free:
         return max(0, rows - waiting)
     piece = max(PIECE, min(rows, window(rows) // AHEAD))
     missing = window(rows) - waiting
-    return min(missing, 2 * piece) if missing >= piece else 0
+    count = min(2 * piece, max(PIECE, math.ceil(2 * tokens / mean)))
+    return min(missing, count) if missing >= piece else 0

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from hfaccel.pipelines.schedule import (
     FIRST,
+    PIECE,
     Limits,
     ahead,
     least,
@@ -64,10 +65,10 @@ def test_examples():
     assert next_batch([7] * 50, Limits(32)) == list(range(32))
 
 
-@given(st.integers(1, 5000), st.booleans(), st.integers(0, 6000))
-def test_what_is_prepared_ahead_is_bounded(rows, free, waiting):
-    count = ahead(rows, free, waiting)
-    assert count >= 0
+@given(st.integers(1, 5000), st.booleans(), st.integers(0, 6000), st.integers(0, 9999), st.floats(1, 999))
+def test_what_is_prepared_ahead_is_bounded(rows, free, waiting, tokens, mean):
+    count = ahead(rows, free, waiting, tokens, mean)
+    assert 0 <= count and (not free or count <= max(PIECE, 2 * tokens / mean + 1))
     assert count == 0 or waiting + count <= (window(rows) if free else rows)
 
 
@@ -79,7 +80,7 @@ def test_what_is_read_is_bounded(rows):
 
 @given(st.integers(1, 5000))
 def test_what_is_fixed_waits_for_a_whole_batch(rows):
-    assert least(rows, False, False) == least(rows, False, True) == ahead(rows, False, 0) == rows
+    assert least(rows, False, False) == least(rows, False, True) == ahead(rows, False, 0, 1, 1) == rows
 
 
 @given(st.integers(1, 5000))
