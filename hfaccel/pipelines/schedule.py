@@ -74,10 +74,10 @@ def span(rows: int) -> int:
 
 def ahead(rows: int, free: bool, waiting: int, tokens: int, mean: float) -> int:
     """How many model inputs, of `mean` tokens so far, to prepare while the model computes a batch of `tokens`,
-    when `waiting` are prepared already. Not so many that the model waits for them: twice its own work."""
+    when `waiting` are prepared already. A batch of short ones is soon done: the model shall not wait."""
     if not free:
         return max(0, rows - waiting)
     piece = max(PIECE, min(rows, window(rows) // AHEAD))
     missing = window(rows) - waiting
-    count = min(2 * piece, max(PIECE, math.ceil(2 * tokens / mean)))
+    count = min(2 * piece, max(PIECE, math.ceil(3 * tokens / mean)))
     return min(missing, count) if missing >= piece else 0
