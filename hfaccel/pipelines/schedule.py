@@ -73,7 +73,7 @@ def span(rows: int) -> int:
 
 
 def ahead(rows: int, free: bool, waiting: int, tokens: int, mean: float) -> int:
-    """How many model inputs, of `mean` tokens so far, to prepare while the model computes a batch of `tokens`,
+    """How many model inputs, of `mean` tokens so far, to prepare beside a batch of `tokens` in the model,
     when `waiting` are prepared already. A batch of short ones is soon done: the model shall not wait."""
     if not free:
         return max(0, rows - waiting)
