@@ -7,6 +7,7 @@ collect that, and the norm computes it: how a model counts its positions stays i
 from __future__ import annotations
 
 from functools import reduce
+from itertools import zip_longest
 from operator import add
 from typing import Any
 
@@ -71,9 +72,8 @@ class Sum:
 
     @property
     def shape(self) -> torch.Size:
-        try:
-            ids = torch.broadcast_shapes(*(ids.shape for _, ids in self.summands))
-        except RuntimeError:  # too long a text for the positions: the addition says so in its own words
+        ids = _broadcast([ids.shape for _, ids in self.summands])
+        if ids is None:  # too long a text for the positions: the addition says so in its own words
             return self.whole().shape
         return torch.Size((*ids, self.summands[0][0].embedding_dim))
 
@@ -151,6 +151,17 @@ def _embed(value: Sum, norm: nn.Module) -> torch.Tensor | None:
         output.shape[0] * output.shape[1],
     )
     return output if done else None
+
+
+def _broadcast(shapes: list[torch.Size]) -> tuple[int, ...] | None:
+    """As torch.broadcast_shapes, which takes 40 microseconds; None where that raises."""
+    sizes = []
+    for column in zip_longest(*(reversed(shape) for shape in shapes), fillvalue=1):
+        several = set(column) - {1} or {1}
+        if len(several) > 1:
+            return None
+        sizes.append(several.pop())
+    return tuple(reversed(sizes))
 
 
 def _once(ids: torch.Tensor) -> torch.Tensor:

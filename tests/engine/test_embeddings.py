@@ -8,6 +8,8 @@ import pickle
 import pytest
 import torch
 from encoders import inputs, make, real, run
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import hfaccel
@@ -233,3 +235,13 @@ def test_the_report_names_them():
     model = make("BERT")
     outcomes = {outcome.subject: outcome for outcome in transform(model)}
     assert outcomes["BertEmbeddings"].applied
+
+
+@given(st.lists(st.lists(st.sampled_from([0, 1, 2, 3]), max_size=3), min_size=1, max_size=3))
+def test_shapes_are_broadcast_as_torch_does(shapes):
+    sizes = [torch.Size(shape) for shape in shapes]
+    try:
+        expected = tuple(torch.broadcast_shapes(*sizes))
+    except RuntimeError:
+        expected = None
+    assert embeddings._broadcast(sizes) == expected
