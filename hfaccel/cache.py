@@ -30,6 +30,7 @@ from hfaccel.errors import UsageError
 MANIFEST = "manifest.json"
 LIMIT = 16.0  # GiB
 FULL = (errno.ENOSPC, errno.EDQUOT)
+LARGE_EXPORT = 2**30  # bytes: with less room, an export that failed may have failed for that
 
 Make = Callable[[Path], None]
 
@@ -149,8 +150,9 @@ class Cache:
             (unfinished / MANIFEST).write_text(json.dumps(describe(unfinished)))
             unfinished.rename(target)
         except Exception as error:
-            if full(unfinished) and not (isinstance(error, OSError) and error.errno in FULL):
-                # Engines written in C++ report a full disk as anything, or not at all.
+            if full(unfinished, LARGE_EXPORT) and not (isinstance(error, OSError) and error.errno in FULL):
+                # Engines written in C++ report a full disk as anything, or not at all, and may have removed
+                # what filled it.
                 raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({error})") from error
             raise
         finally:
@@ -211,9 +213,9 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def full(folder: Path) -> bool:
-    """Whether the file system has no room for another MiB."""
-    return shutil.disk_usage(folder).free < 2**20
+def full(folder: Path, room: int = 2**20) -> bool:
+    """Whether the file system has no room for `room` bytes."""
+    return shutil.disk_usage(folder).free < room
 
 
 def beside(path: Path) -> Path:
