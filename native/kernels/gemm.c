@@ -158,6 +158,8 @@ static void gemm_by_vectors(const struct matrix *matrix, const struct operand *o
 void gemm(const struct matrix *matrix, const struct operand *operand, size_t rows, size_t first, size_t last,
           const struct result *result)
 {
+  if (first == last) /* of few panels, a thread may have none */
+    return;
   if (operand->part)
     gemm_by_parts(matrix, operand, rows, first, last, result);
   else if (tile_rows(matrix->kind) == AMX_ROWS)

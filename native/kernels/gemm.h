@@ -70,7 +70,7 @@ struct operand {
   size_t stride; /* words from row to row */
   float *scales; /* of rows; int8 only */
   float *shifts; /* of rows; int8 only */
-  size_t part;   /* words from part to part of a row that is split, or 0 */
+  size_t part;   /* words from part to part of a float32 row that is split (is_split), largest first; or 0 */
 };
 
 /* What becomes of the sums: activation(sum + bias) * factor + addend, stored as float32, as bfloat16 or in

@@ -97,9 +97,9 @@ static void split_by_tiles(const struct matrix *matrix, const struct operand *op
       const uint32_t *a = operand->words + tile.begin * operand->stride + k;
       const struct done before = {tile, (number / pieces - 1) * PANEL};
       const size_t rows = tile.end - tile.first;
-      if (k == 0) {
+      if (k == 0)
         amx_clear();
-      } else
+      else
         amx_load(tiles->height, sums[t], PANEL);
       for (size_t s = 0; s < steps; s++) {
         const size_t turn = t * steps + s, turns = tiles->count * steps;

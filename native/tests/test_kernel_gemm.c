@@ -354,6 +354,7 @@ void test_gemm(void)
     for (size_t rows = 1; rows < 200; rows += 1 + rows / 2) {
       test_linear(kind, (struct shape){rows, 1 + below(100), 1 + below(200)}, 1);
       test_linear(kind, (struct shape){rows, 70, 512}, 3);
+      test_linear(kind, (struct shape){rows, 20, 64}, 3); /* one panel for three threads */
     }
   }
   test_no_rows_and_no_memory();
