@@ -11,6 +11,7 @@ from transformers import BertConfig, BertModel
 
 import hfaccel
 from hfaccel import native
+from hfaccel.engine.gains import Times
 from hfaccel.engine.kernels import amx_problem
 
 pytestmark = pytest.mark.skipif(bool(amx_problem()), reason=f"no AMX here: {amx_problem()}")
@@ -18,6 +19,12 @@ pytestmark = pytest.mark.skipif(bool(amx_problem()), reason=f"no AMX here: {amx_
 ASK = (
     "from hfaccel.engine.kernels import amx_problem, kernels_problem; print(kernels_problem(), amx_problem())"
 )
+
+
+@pytest.fixture(autouse=True)
+def packed_even_if_slower(monkeypatch):
+    """What is computed is tested here; whether it pays may vary from run to run."""
+    monkeypatch.setattr(Times, "is_slower", False)
 
 
 @pytest.fixture
