@@ -15,7 +15,7 @@ struct packed {
  * behind the last key. */
 static size_t key_words(enum kind kind, size_t length)
 {
-  return kind_words(kind, tile_rows(kind) == AMX_ROWS ? up_to(length, PANEL) : length);
+  return kind_words(kind, by_amx(kind) ? up_to(length, PANEL) : length);
 }
 
 static struct packed divide(uint32_t *scratch, enum kind kind, size_t length, size_t size)

@@ -11,20 +11,20 @@ struct tiles tiles_begin(enum kind kind, size_t rows)
 {
   const size_t most = tile_rows(kind), count = (rows + most - 1) / most;
   const struct tiles tiles = {kind, rows, count, count ? (rows + count - 1) / count : 0};
-  if (most == AMX_ROWS && rows > 0)
+  if (by_amx(kind) && rows > 0)
     amx_begin(tiles.height);
   return tiles;
 }
 
 void tiles_end(const struct tiles *tiles)
 {
-  if (tile_rows(tiles->kind) == AMX_ROWS && tiles->rows > 0)
+  if (by_amx(tiles->kind) && tiles->rows > 0)
     amx_end();
 }
 
 struct tile tile_at(const struct tiles *tiles, size_t number)
 {
-  if (tile_rows(tiles->kind) == AMX_ROWS) {
+  if (by_amx(tiles->kind)) {
     const size_t first = number * tiles->height, latest = tiles->rows - tiles->height;
     const size_t begin = first < latest ? first : latest;
     return (struct tile){begin, begin + tiles->height, first};
@@ -124,7 +124,7 @@ void gemm_tile(const struct tiles *tiles, const struct tile *tile, const uint32_
                const uint32_t *panel, size_t words, float *sums, size_t sums_stride)
 {
   const size_t rows = tile->end - tile->begin;
-  if (tile_rows(tiles->kind) == AMX_ROWS) {
+  if (by_amx(tiles->kind)) {
     struct amx_ahead nothing = {NULL, 0};
     amx_clear();
     amx_multiply(tiles->kind == KIND_I8, rows, a, stride, panel, words, &nothing);
@@ -162,7 +162,7 @@ void gemm(const struct matrix *matrix, const struct operand *operand, size_t row
     return;
   if (operand->part)
     gemm_by_parts(matrix, operand, rows, first, last, result);
-  else if (tile_rows(matrix->kind) == AMX_ROWS)
+  else if (by_amx(matrix->kind))
     gemm_by_amx(matrix, operand, rows, first, last, result);
   else
     gemm_by_vectors(matrix, operand, rows, first, last, result);

@@ -88,17 +88,22 @@ struct result {
   const int32_t *addend_index; /* which row of `addend` belongs to each row; NULL: the same */
 };
 
+static inline int by_amx(enum kind kind)
+{
+  return amx_kinds() >> kind & 1;
+}
+
 /* The most rows whose sums the registers hold. */
 static inline size_t tile_rows(enum kind kind)
 {
-  return amx_kinds() >> kind & 1 ? AMX_ROWS : VECTOR_ROWS;
+  return by_amx(kind) ? AMX_ROWS : VECTOR_ROWS;
 }
 
 /* Whether this many rows of float32 are multiplied by AMX, which knows bfloat16: each number, of 24 bits, is
  * the sum of three of 8 bits. Six products of those are still faster than one in float32. */
 static inline int is_split(const struct matrix *matrix, size_t rows)
 {
-  return matrix->kind == KIND_F32 && rows >= SPLIT_ROWS && amx_kinds() >> KIND_BF16 & 1;
+  return matrix->kind == KIND_F32 && rows >= SPLIT_ROWS && by_amx(KIND_BF16);
 }
 
 /* The upper half of each number, and of what is left, and that: no bit is lost. */
@@ -116,7 +121,7 @@ INLINE void store_parts(uint16_t *place, size_t part, __mmask16 mask, __m512 x)
 static inline size_t crew_rows(const struct matrix *matrix)
 {
   const size_t bytes = matrix->columns * matrix->words * sizeof(uint32_t);
-  const int waits = tile_rows(matrix->kind) == AMX_ROWS && bytes > 2 << 20;
+  const int waits = by_amx(matrix->kind) && bytes > 2 << 20;
   return waits || is_split(matrix, SIZE_MAX) ? 4 * AMX_ROWS : 28;
 }
 

@@ -48,9 +48,15 @@ struct piece {
   uint32_t *parts; /* [SPLIT][SPLIT_WORDS][PANEL] */
 };
 
+/* Of each panel. */
+static size_t pieces_of(const struct matrix *matrix)
+{
+  return (matrix->words + SPLIT_NUMBERS - 1) / SPLIT_NUMBERS;
+}
+
 static struct piece piece_at(const struct matrix *matrix, size_t number, uint32_t *parts)
 {
-  const size_t pieces = (matrix->words + SPLIT_NUMBERS - 1) / SPLIT_NUMBERS;
+  const size_t pieces = pieces_of(matrix);
   const size_t k = number % pieces * SPLIT_NUMBERS, left = matrix->words - k;
   const size_t count = left < SPLIT_NUMBERS ? left : SPLIT_NUMBERS;
   return (struct piece){matrix->panels + (number / pieces * matrix->words + k) * PANEL, count,
@@ -85,7 +91,7 @@ static void split_by_tiles(const struct matrix *matrix, const struct operand *op
 {
   uint32_t parts[2][SPLIT * SPLIT_WORDS * PANEL] __attribute__((aligned(64)));
   float sums[MOST_TILES][AMX_ROWS * PANEL] __attribute__((aligned(64)));
-  const size_t pieces = (matrix->words + SPLIT_NUMBERS - 1) / SPLIT_NUMBERS, end = last * pieces;
+  const size_t pieces = pieces_of(matrix), end = last * pieces;
   struct piece next = piece_at(matrix, first * pieces, parts[0]);
   split_words(&next, 0, next.words);
   for (size_t number = first * pieces; number < end; number++) {

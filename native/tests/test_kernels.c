@@ -16,7 +16,7 @@ int main(void)
   test_team();
   for (int amx = 0; amx < 2; amx++) {
     if (amx != (amx_use(amx) != 0)) {
-      puts("kernels: without AMX, which the CPU, the kernel or the compiler does not have");
+      puts("kernels: without AMX, which the CPU does not have or the kernel refuses");
       break;
     }
     test_gemm();
