@@ -111,6 +111,11 @@ class Call:
         these layers one after another."""
         rows = hidden.float().contiguous()
         output = torch.empty_like(rows)
+        self.compute(layers, rows, output)
+        return self.give(output if hidden.dtype is torch.float32 else output.to(hidden.dtype))
+
+    def compute(self, layers: tuple[object, ...], rows: torch.Tensor, output: torch.Tensor) -> None:
+        """The same from contiguous float32 to such."""
         sequences, bias, cosines, sines = self.sequences, self.bias, self.cosines, self.sines
         assert native.kernels is not None
         native.kernels.run_layers(
@@ -131,7 +136,6 @@ class Call:
             self.relative,
             self.padding_sees_all,
         )
-        return self.give(output if hidden.dtype is torch.float32 else output.to(hidden.dtype))
 
     # For the trial of such a layer
 

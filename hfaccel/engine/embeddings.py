@@ -32,7 +32,7 @@ class FusedEmbeddings(Swapped):
     """Mixed into the class of a module that looks up, adds and norms: it does so in one pass."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.training or torch.is_grad_enabled() or _is_watched():
+        if self.training or torch.is_grad_enabled() or is_watched():
             return super().forward(*args, **kwargs)
         return self.hfaccel_stock.forward(shadow(self, _stand_ins(self)), *args, **kwargs)
 
@@ -99,16 +99,16 @@ class Normed:
 
     def __init__(self, norm: nn.Module) -> None:
         self.norm = norm
-        self.sums = 0  # that were computed by the kernel
+        self.sums: list[Sum] = []  # that were computed by the kernel
 
     def __call__(self, value: Any) -> Any:
         if not isinstance(value, Sum):
             return self.norm(value)
         shape = value.shape
-        result = None if sum_problem(value, shape, self.norm) else _embed(value, shape, self.norm)
+        result = None if sum_problem(value, shape, self.norm) else embed(value, shape, self.norm)
         if result is None:
             return self.norm(value.whole())
-        self.sums += 1
+        self.sums.append(value)
         return result
 
     def __getattr__(self, name: str) -> Any:
@@ -135,8 +135,8 @@ def sum_problem(value: Sum, shape: torch.Size, norm: nn.Module) -> str:
     return ""
 
 
-def _embed(value: Sum, shape: torch.Size, norm: nn.Module) -> torch.Tensor | None:
-    """None where an id is of no row of its table."""
+def embed(value: Sum, shape: torch.Size, norm: nn.Module) -> torch.Tensor | None:
+    """The norm of the sum, which has no problem; None where an id is of no row of its table."""
     assert native.kernels is not None
     output = torch.empty(shape, dtype=torch.float32)
     ids = [_once(ids) for _, ids in value.summands]
@@ -171,7 +171,7 @@ def _once(ids: torch.Tensor) -> torch.Tensor:
     return ids[:1].contiguous() if ids.stride(0) == 0 else ids.contiguous()
 
 
-def _is_watched() -> bool:
+def is_watched() -> bool:
     """Whether something sees every operation, or changes it."""
     return is_traced() or torch.is_autocast_enabled("cpu") or any(GLOBAL_HOOKS)
 
@@ -201,6 +201,16 @@ def embeddings_of(model: nn.Module) -> list[tuple[nn.Module, str]]:
     if kernels_problem():
         return []
     return [(module, _trial(module)) for module in model.modules() if _has_parts(module)]
+
+
+def summed(module: nn.Module, args: Any, kwargs: Any) -> tuple[Sum, nn.Module]:
+    """What a module of fused embeddings sums for these arguments, and its norm."""
+    assert isinstance(module, FusedEmbeddings)
+    stand_ins = _stand_ins(module)
+    with torch.inference_mode():
+        module.hfaccel_stock.forward(shadow(module, stand_ins), *args, **kwargs)
+    norm = next(each for each in stand_ins.values() if isinstance(each, Normed))
+    return norm.sums[0], norm.norm
 
 
 def _has_parts(module: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from hfaccel.engine.layer import FusedLayer, fuse
 from hfaccel.engine.linear import PackedModule, packed_class
 from hfaccel.engine.packed import PackedWeight
 from hfaccel.engine.region import Follower, Region, derive
+from hfaccel.engine.shortcut import ShortModel
 from hfaccel.engine.stack import FusedStack
 from hfaccel.engine.swapped import swap
 
@@ -29,6 +30,7 @@ class Form:
     convolutions: Mapping[str, tuple[str, Sequence[str]]] = field(default_factory=dict)
     regions: Sequence[str] = ()
     embeddings: Sequence[str] = ()  # paths of modules that look up, add and norm in one pass
+    models: Sequence[str] = ()  # paths of those that have a shortcut; "" is the whole
 
 
 def form(model: nn.Module) -> Form:
@@ -44,6 +46,7 @@ def form(model: nn.Module) -> Form:
         _convolutions(model),
         tuple(path for path, module in model.named_modules() if isinstance(module, Region)),
         tuple(path for path, module in model.named_modules() if isinstance(module, FusedEmbeddings)),
+        tuple(path for path, module in model.named_modules() if isinstance(module, ShortModel)),
     )
 
 
@@ -80,6 +83,8 @@ def reform(model: nn.Module, wanted: Form) -> None:
         swap(model.get_submodule(path), FusedStack, name)
     for path in wanted.embeddings:
         swap(model.get_submodule(path), FusedEmbeddings)
+    for path in wanted.models:
+        swap(model.get_submodule(path), ShortModel)
     _reform_convolutions(model, wanted)
 
 

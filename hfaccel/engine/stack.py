@@ -8,7 +8,7 @@ layers runs its own forward on a shadow of itself, whose list of layers has one 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,7 +53,7 @@ class Together:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        plans = _plans(self.layers, hidden_states)
+        plans = plans_of(self.layers, hidden_states)
         if plans:
             first: Any = self.layers[0]
             call = _calls(first)(plans[0], first.hfaccel_family)
@@ -70,7 +70,7 @@ def _calls(layer: FusedLayer) -> type[Call]:
     return CALLS[layer.hfaccel_family.adapter]
 
 
-def _plans(layers: list[nn.Module], hidden: torch.Tensor) -> list[Plan]:
+def plans_of(layers: Sequence[nn.Module], hidden: torch.Tensor) -> list[Plan]:
     """What the kernels need of each layer; [] where the layers cannot run together."""
     plans: list[Plan] = []
     first = layers[0] if layers else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -16,6 +16,7 @@ class Swapped(nn.Module):
 
     hfaccel_stock: type[nn.Module]
     hfaccel_key: Any
+    hfaccel_keeps_name: ClassVar[bool] = False  # what the module is called is seen outside
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         mixin = next(base for base in type(self).__bases__ if issubclass(base, Swapped))
@@ -43,7 +44,11 @@ def shadow(module: nn.Module, children: Mapping[str, Any]) -> nn.Module:
 def _class(mixin: type[Swapped], stock: type[nn.Module], key: Any) -> type[nn.Module]:
     if (mixin, stock, key) not in _classes:
         members = {"hfaccel_key": key, "hfaccel_stock": stock, "__module__": mixin.__module__}
-        _classes[mixin, stock, key] = type(f"Fused{stock.__name__}", (mixin, stock), members)
+        name = f"Fused{stock.__name__}"
+        if mixin.hfaccel_keeps_name:
+            name = stock.__name__
+            members |= {"__module__": stock.__module__, "__qualname__": stock.__qualname__}
+        _classes[mixin, stock, key] = type(name, (mixin, stock), members)
     return _classes[mixin, stock, key]
 
 

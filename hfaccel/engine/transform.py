@@ -20,6 +20,7 @@ from hfaccel.engine.linear import PackedModule, is_linear, linear_problem, pack,
 from hfaccel.engine.losses import Verdict, try_int8
 from hfaccel.engine.packed import PackedWeight
 from hfaccel.engine.region import Region
+from hfaccel.engine.shortcut import ShortModel, shorten, unshorten
 from hfaccel.engine.smoothing import smooth_layers
 from hfaccel.engine.stack import FusedStack, stack_layers
 from hfaccel.engine.swapped import swap, swap_back
@@ -86,6 +87,7 @@ def transform(
     outcomes += prepare_convolutions(convolutions, precision.kind)
     outcomes.extend(_embeddings(module, problem) for module, problem in embeddings_of(model))
     outcomes.extend(_stacked(module, problem) for module, problem in stack_layers(model))
+    outcomes.extend(_shortened(module, problem) for module, problem in shorten(model))
     outcomes.append(_pages(arena))
     if huge_pages:
         outcomes.append(_rest_of(model))
@@ -95,7 +97,9 @@ def transform(
 def restore(model: nn.Module) -> None:
     """Undo transform, in place: classes and memory layout as before, values untouched."""
     for module in model.modules():
-        if isinstance(module, FusedStack | FusedEmbeddings):
+        if isinstance(module, ShortModel):
+            unshorten(module)
+        elif isinstance(module, FusedStack | FusedEmbeddings):
             swap_back(module)
         elif isinstance(module, FusedLayer):
             unfuse(module)
@@ -232,6 +236,13 @@ def _rest_of(model: nn.Module) -> Outcome:
 def _stacked(module: nn.Module, problem: str) -> Outcome:
     reason = f"its layers run one by one ({problem})" if problem else "its layers run in one call"
     return Outcome(type(module).__name__.removeprefix("Fused"), not problem, reason)
+
+
+def _shortened(module: nn.Module, problem: str) -> Outcome:
+    reason = "calls without padding need not run its own forward"
+    if problem:
+        reason = f"every call runs its own forward ({problem})"
+    return Outcome(type(module).__name__, not problem, reason)
 
 
 def _embeddings(module: nn.Module, problem: str) -> Outcome:

@@ -342,6 +342,22 @@ static PyObject *embed_py(PyObject *module, PyObject *args)
   return PyBool_FromLong(error != EDOM);
 }
 
+/* count(address, size, value) -> how many of these 64-bit integers are `value` */
+static PyObject *count_py(PyObject *module, PyObject *args)
+{
+  (void)module;
+  unsigned long long address;
+  Py_ssize_t size, found = 0;
+  long long value;
+  if (!PyArg_ParseTuple(args, "KnL", &address, &size, &value))
+    return NULL;
+  if (size < 0 || (size > 0 && address == 0))
+    return refuse("a size of 0 or more, and an address that is not 0");
+  for (Py_ssize_t i = 0; i < size; i++)
+    found += ((const int64_t *)(uintptr_t)address)[i] == value;
+  return PyLong_FromSsize_t(found);
+}
+
 /* use_threads(address of torch_parallel_for; 0: one thread) -> None */
 static PyObject *use_threads(PyObject *module, PyObject *address)
 {
@@ -382,13 +398,11 @@ static PyType_Spec layer_spec = {.name = "hfaccel._kernels.Layer",
                                  .flags = Py_TPFLAGS_DEFAULT,
                                  .slots = layer_slots};
 
-static PyMethodDef functions[] = {{"run_layers", run_layers_py, METH_VARARGS, NULL},
-                                  {"linear", linear_py, METH_VARARGS, NULL},
-                                  {"embed", embed_py, METH_VARARGS, NULL},
-                                  {"use_threads", use_threads, METH_O, NULL},
-                                  {"use_amx", use_amx, METH_O, NULL},
-                                  {"instructions", instructions, METH_NOARGS, NULL},
-                                  {NULL, NULL, 0, NULL}};
+static PyMethodDef functions[] = {
+    {"run_layers", run_layers_py, METH_VARARGS, NULL}, {"linear", linear_py, METH_VARARGS, NULL},
+    {"embed", embed_py, METH_VARARGS, NULL},           {"count", count_py, METH_VARARGS, NULL},
+    {"use_threads", use_threads, METH_O, NULL},        {"use_amx", use_amx, METH_O, NULL},
+    {"instructions", instructions, METH_NOARGS, NULL}, {NULL, NULL, 0, NULL}};
 
 /* The state is a reference to the type Layer. */
 static struct PyModuleDef definition = {.m_base = PyModuleDef_HEAD_INIT,

@@ -32,7 +32,7 @@ def fused(model):
 @pytest.fixture
 def sums(number_of_each_call):
     """How many summands each call of the kernel had."""
-    return number_of_each_call(embeddings, "_embed", lambda value, norm: len(value.summands))
+    return number_of_each_call(embeddings, "embed", lambda value, shape, norm: len(value.summands))
 
 
 @pytest.fixture

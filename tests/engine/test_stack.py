@@ -28,7 +28,7 @@ def stacks(model):
 @pytest.fixture
 def calls(number_of_each_call):
     """How many layers each call of the kernels ran."""
-    return number_of_each_call(stack.Call, "run", lambda self, hidden, layers: len(layers))
+    return number_of_each_call(stack.Call, "compute", lambda self, layers, *_: len(layers))
 
 
 @pytest.fixture

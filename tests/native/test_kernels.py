@@ -213,7 +213,19 @@ def test_ids_of_no_row_are_told():
         assert (OUT == 7).all()
 
 
-@pytest.mark.parametrize("function", [_kernels.Layer, _kernels.linear, _kernels.run_layers, _kernels.embed])
+def test_numbers_are_counted():
+    numbers = torch.tensor([0, 7, -(1 << 63), 7, 1 << 40])
+    for value in (0, 7, -(1 << 63), 1 << 40, 8):
+        assert _kernels.count(numbers.data_ptr(), 5, value) == int((numbers == value).sum())
+    assert _kernels.count(0, 0, 7) == 0
+    for arguments in ((0, 1, 7), (numbers.data_ptr(), -1, 7), (numbers.data_ptr(), 5, 1 << 64), ("1", 5, 7)):
+        with pytest.raises((TypeError, ValueError, OverflowError)):
+            _kernels.count(*arguments)
+
+
+@pytest.mark.parametrize(
+    "function", [_kernels.Layer, _kernels.linear, _kernels.run_layers, _kernels.embed, _kernels.count]
+)
 def test_too_few_and_too_many_arguments(function):
     for arguments in ((), (1,), (0,) * 40):
         with pytest.raises(TypeError):
@@ -295,6 +307,7 @@ LEAK_TESTS = {
     "linear": lambda: linear(threads=1),
     "embed": lambda: embed(threads=1),
     "lookups that are refused": lambda: refused(embed, lookups=(EMBED["lookups"][0], (1,))),
+    "count": lambda: _kernels.count(IDS.data_ptr(), IDS.numel(), 1 << 40),
     "use_threads": lambda: refused(_kernels.use_threads, -1),  # a real one is in use
     "use_amx": lambda: refused(_kernels.use_amx, Untrue()),  # the real answer is in use
     "instructions": _kernels.instructions,
