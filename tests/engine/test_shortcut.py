@@ -172,19 +172,28 @@ def test_errors_are_the_models_own(bert, arguments, error):
 
 
 def test_names_that_a_forward_does_not_know_are_its_errors():
-    model = make("DistilBERT")
+    from transformers.models.bert.modeling_bert import BertModel
+
+    class Strict(BertModel):
+        def forward(self, input_ids=None, attention_mask=None):
+            return super().forward(input_ids, attention_mask)
+
+    model = make("BERT")
+    model.__class__ = Strict
     transform(model)
-    stock = make("DistilBERT")
+    assert isinstance(model, ShortModel)
+    for value in (None, False):
+        with torch.inference_mode(), pytest.raises(TypeError, match="unexpected keyword argument 'unknown'"):
+            model(IDS, unknown=value)
 
-    def message(each):
-        try:
-            with torch.inference_mode():
-                each(IDS, unknown=None)
-        except TypeError as error:
-            return str(error)
-        return ""
 
-    assert message(model) == message(stock)
+def test_a_mask_given_by_its_place_counts(bert, taken):
+    check(bert, IDS[:1], ORDINARY["padding"]["attention_mask"][:1])
+    with torch.inference_mode():
+        mask = ORDINARY["padding"]["attention_mask"][1:]
+        got, expected = (model(IDS[1:], mask)[0] for model in (bert, make("BERT")))
+    torch.testing.assert_close(got[:, :5], expected[:, :5], rtol=1e-4, atol=1e-5)
+    assert taken == [False, False]
 
 
 @pytest.mark.parametrize("name", ["RoBERTa", "XLM-R", "CamemBERT"])
