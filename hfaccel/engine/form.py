@@ -79,13 +79,17 @@ def reform(model: nn.Module, wanted: Form) -> None:
         if not all(type(linear.weight) is PackedWeight for linear in families[name].linears(layer)):
             raise ValueError(f"the weights of {path} must be packed, but are not")
         fuse(layer, families[name], wanted.unpad)
+    _swap_classes(model, wanted)
+    _reform_convolutions(model, wanted)
+
+
+def _swap_classes(model: nn.Module, wanted: Form) -> None:
     for path, name in wanted.stacks.items():
         swap(model.get_submodule(path), FusedStack, name)
     for path in wanted.embeddings:
         swap(model.get_submodule(path), FusedEmbeddings)
     for path in wanted.models:
         swap(model.get_submodule(path), ShortModel)
-    _reform_convolutions(model, wanted)
 
 
 def _reform_convolutions(model: nn.Module, wanted: Form) -> None:

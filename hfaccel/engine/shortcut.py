@@ -35,12 +35,17 @@ class ShortModel(Swapped):
     hfaccel_keeps_name: ClassVar[bool] = True  # it is written into checkpoints
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not (self.training or torch.is_grad_enabled() or is_watched()):
+        if not (self._hfaccel_is_changed() or torch.is_grad_enabled() or is_watched()):
             shortcut = self.shortcut()
             result = None if isinstance(shortcut, str) else shortcut(args, kwargs)
             if result is not None:
                 return result
         return super().__call__(*args, **kwargs)
+
+    def _hfaccel_is_changed(self) -> bool:
+        """Whether it is to do something of its own. The shortcut does not look at that: it would have to hold
+        the attributes in which it is itself, and a model shall be gone as soon as nobody holds it."""
+        return self.training or "forward" in self.__dict__ or self._compiled_call_impl is not None
 
     def shortcut(self) -> Shortcut | str:
         """Or why there is none. It is looked for once, when it is first asked for."""
@@ -210,9 +215,9 @@ def _outside(model: nn.Module, layers: nn.ModuleList) -> Iterator[nn.Module]:
 def _held(model: nn.Module, modules: list[nn.Module]) -> Iterator[Held]:
     for each in modules:
         yield from ((each._modules, name, child) for name, child in each._modules.items())
-        yield vars(each), "forward", None
-        yield vars(each), "training", False
-    yield vars(model), "_compiled_call_impl", None
+        if each is not model:
+            yield vars(each), "forward", None
+            yield vars(each), "training", False
     config = vars(model.config)
     yield from ((config, name, value) for name, value in config.items())
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import threading
+import weakref
 
 import pytest
 import torch
@@ -246,7 +248,7 @@ def test_forwards_that_were_replaced_are_called(bert, taken, path):
     own = module.forward
     module.forward = lambda *args, **kwargs: (seen.append(1), own(*args, **kwargs))[1]
     check(bert, IDS)
-    assert seen == [1] and taken == [False]
+    assert seen == [1] and not any(taken)
 
 
 def test_changes_of_the_config_count(bert, taken):
@@ -349,11 +351,38 @@ def test_copies_find_their_own_shortcut(bert, taken):
     check(bert, IDS)
 
 
+@pytest.mark.filterwarnings("ignore:what is saved cannot be made again")
+def test_shared_and_loaded_models_have_one(bert, taken, tmp_path):
+    model = hfaccel.optimize(make("BERT"), backend="torch")
+    hfaccel.save(model, tmp_path)
+    taken.clear()
+    check(hfaccel.load(tmp_path), IDS)
+    assert taken[-1]
+    taken.clear()
+    hfaccel.memory.share(model)
+    check(model, IDS)
+    assert taken == [True]
+
+
 def test_a_copy_with_a_hook_does_not_call_it_to_find_one(bert):
     copied, seen = copy.deepcopy(bert), []
     copied.pooler.register_forward_hook(lambda *_: seen.append(1))
     check(copied, IDS)
     assert seen == [1]
+
+
+def test_a_model_that_nobody_holds_is_gone(bert):
+    copied = copy.deepcopy(bert)
+    gc.collect()
+    gc.disable()  # which would find it in the end
+    try:
+        check(copied, IDS)
+        assert isinstance(copied.shortcut(), Shortcut)
+        gone = weakref.ref(copied.encoder)
+        del copied
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_restore_leaves_nothing(bert):
