@@ -34,9 +34,11 @@ POINTWISE: dict[str, tuple[str, tuple[str, ...], str]] = {
     "Sigmoid": ("sigmoid", (), ""),
 }
 NO_ACTIVATION: tuple[str, tuple[str, ...], str] = ("none", (), "")
-# Rows of windows that overlap repeat their input: up to so many times the packed matrix is still faster than
-# blocks in the same numbers, and than blocks in float32.
-MAX_REPEAT = {Kind.FLOAT32: 0.0, Kind.BFLOAT16: 1.0}
+# Rows of windows that overlap repeat their input: up to so many times the packed matrix is still at least as
+# fast as blocks in the same numbers, and as blocks in float32. (Blocks of a window of 1 x 1 differ with the
+# size of the image: oneDNN brings others into the right ones at each call, in up to ten times the time of the
+# convolution.)
+MAX_REPEAT = 1.0
 MAX_REPEAT_AGAINST_FLOAT32 = 3.0
 WRONG_ON_AMX = "torch's own in bfloat16 are wrong for some sizes on CPUs with AMX (pytorch issue 169688)"
 SAMPLES = 64  # numbers of a weight that are compared at each call, for what changes it below torch's versions
@@ -87,7 +89,7 @@ def kind_of(module: _ConvNd, wanted: Kind) -> tuple[Kind, bool]:
     repeat = torch.Size(window).numel() / (stride[0] * stride[1])
     plain = module.groups == 1 and dilation == (1, 1) and min(outputs, size) >= MIN_WIDTH
     in_blocks = kind_of_blocks(wanted)
-    if plain and repeat <= (MAX_REPEAT[wanted] if in_blocks is wanted else MAX_REPEAT_AGAINST_FLOAT32):
+    if plain and repeat <= (MAX_REPEAT if in_blocks is wanted else MAX_REPEAT_AGAINST_FLOAT32):
         return wanted, True
     return in_blocks, False
 
