@@ -186,6 +186,21 @@ class Disentangled(Call):
         return masks, {"relative_pos": distances, "rel_embeddings": embeddings}
 
 
+class Unmasked(Call):
+    """YOLOS: images have no padding, and a layer's forward takes no mask."""
+
+    __slots__ = ()
+
+    def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
+        return super().see(hidden, mask, unpad) if mask is None else "an attention mask was passed"
+
+    @staticmethod
+    def sample(
+        layer: nn.Module, family: Family, padding: torch.Tensor, generator: torch.Generator
+    ) -> tuple[list[Mask], dict[str, Any]]:
+        return [None], {}
+
+
 # How layers of each adapter are called.
 CALLS: dict[Adapter, type[Call]] = {
     Adapter.NONE: Call,
@@ -193,4 +208,5 @@ CALLS: dict[Adapter, type[Call]] = {
     Adapter.T5: FirstBias,
     Adapter.UMT5: OwnBias,
     Adapter.DEBERTA: Disentangled,
+    Adapter.UNMASKED: Unmasked,
 }

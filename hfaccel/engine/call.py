@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 HARMLESS_ARGUMENTS = frozenset({"position_ids", "use_cache", "return_dict", "output_hidden_states"})
 
 Mask = torch.Tensor | None
+MASK = "attention_mask"  # the name of that argument
 
 
 class Call:
@@ -42,15 +43,15 @@ class Call:
     def read(
         self,
         hidden: torch.Tensor,
-        mask: Mask,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         unpad: bool,
     ) -> str:
-        """What a layer's forward was given; why the kernels cannot take it."""
+        """What a layer's forward was given, mask first; why the kernels cannot take it."""
         if hidden.dim() != 3 or hidden.shape[-1] != self.plan.linears[0].in_features:
             return f"the hidden states have the shape {tuple(hidden.shape)}"
-        return self.take(hidden, args, kwargs) or self.see(hidden, mask, unpad)
+        mask = args[0] if args else kwargs.get(MASK)
+        return self.take(hidden, args[1:], kwargs) or self.see(hidden, mask, unpad)
 
     def take(self, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """The arguments beyond the mask; why they are out of the ordinary."""
@@ -60,7 +61,7 @@ class Call:
         if any(value is not None for value in args):
             return "cross-attention or a cache was passed"
         for name, value in kwargs.items():
-            if value is None or value is False or name in HARMLESS_ARGUMENTS:
+            if value is None or value is False or name == MASK or name in HARMLESS_ARGUMENTS:
                 continue
             problem = self.take_argument(hidden, name, value)
             if problem:

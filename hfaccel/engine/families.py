@@ -29,6 +29,7 @@ class Adapter(Enum):
     T5 = "T5"
     UMT5 = "UMT5"
     DEBERTA = "DeBERTa"
+    UNMASKED = "YOLOS"
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,21 @@ FAMILIES = (
         norm_first=True,
     ),
     Family(
+        "YOLOS",
+        attention="attention.attention",
+        query="attention.attention.query",
+        key="attention.attention.key",
+        value="attention.attention.value",
+        attention_output="attention.output.dense",
+        attention_norm="layernorm_before",
+        up="intermediate.dense",
+        activation="intermediate.intermediate_act_fn",
+        down="output.dense",
+        output_norm="layernorm_after",
+        norm_first=True,
+        adapter=Adapter.UNMASKED,
+    ),
+    Family(
         "CLIP",
         attention="self_attn",
         query="self_attn.q_proj",
@@ -284,7 +300,7 @@ def fusing_problem(family: Family, layer: nn.Module) -> str:
         return f"the activation {type(activation).__name__} cannot be fused"
     if getattr(layer, "is_decoder", False) or getattr(attention, "is_causal", False):
         return "it is a decoder's layer"
-    if family.adapter is Adapter.NONE and not hasattr(attention, "config"):
+    if family.adapter in (Adapter.NONE, Adapter.UNMASKED) and not hasattr(attention, "config"):
         return "its attention does not use transformers' attention interface"
     width = linears[0].out_features // (3 if family.qkv else 1)
     size = head_size(attention)

@@ -20,7 +20,7 @@ from hfaccel.engine.kernels import Kind
 from hfaccel.engine.layer import FusedLayer, unfuse
 from hfaccel.engine.linear import PackedModule, fits, linear, unpack, weight_class
 from hfaccel.engine.packed import PackedWeight
-from hfaccel.engine.trial import kind_of, sample
+from hfaccel.engine.trial import call, kind_of, sample
 from hfaccel.memory import Arena
 
 TOKENS = 128
@@ -100,12 +100,13 @@ def _numbers(module: nn.Module) -> int:
 
 def _time_layer(layer: FusedLayer, until: float) -> Times | None:
     """None where the layer would not run fused."""
-    dtype = layer.hfaccel_family.linears(layer)[0].weight.dtype
-    hidden, (mask, *_), arguments = sample(layer, layer.hfaccel_family, 1, TOKENS, dtype)
+    family = layer.hfaccel_family
+    dtype = family.linears(layer)[0].weight.dtype
+    hidden, (mask, *_), arguments = sample(layer, family, 1, TOKENS, dtype)
     stock = _stock_twin(layer)
     times = _time(
-        lambda: stock.forward(hidden, mask, **arguments),
-        lambda: layer.forward(hidden, mask, **arguments),
+        lambda: call(stock, family, hidden, mask, arguments),
+        lambda: call(layer, family, hidden, mask, arguments),
         until,
     )
     return None if layer.__dict__.pop("_hfaccel_calls", None) else times

@@ -216,22 +216,14 @@ class FusedLayer(Swapped):
         return family
 
     @torch.compiler.disable
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        run = self._prepare(hidden_states, attention_mask, args, kwargs)
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        run = self._prepare(hidden_states, args, kwargs)
         if not isinstance(run, str):
             return run(hidden_states)
         self._hfaccel_stock_calls[run] += 1
-        return super().forward(hidden_states, attention_mask, *args, **kwargs)
+        return super().forward(hidden_states, *args, **kwargs)
 
-    def _prepare(
-        self, hidden: torch.Tensor, mask: torch.Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Call | str:
+    def _prepare(self, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | str:
         """The call of the kernels, or why the stock forward must run."""
         problem = call_problem(self, hidden)
         if problem:
@@ -240,7 +232,7 @@ class FusedLayer(Swapped):
         if isinstance(plan, str):
             return plan
         call = CALLS[self.hfaccel_family.adapter](plan, self.hfaccel_family)
-        return call.read(hidden, mask, args, kwargs, self.unpads) or call
+        return call.read(hidden, args, kwargs, self.unpads) or call
 
     def checked_plan(self) -> Plan | str:
         """What the kernels need, as the layer is now; or why they cannot run it."""

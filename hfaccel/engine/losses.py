@@ -25,7 +25,7 @@ from hfaccel.engine.kernels import Kind, kernels_problem
 from hfaccel.engine.linear import fits, linear, weight_class
 from hfaccel.engine.packed import PackedWeight
 from hfaccel.engine.smoothing import norms_before
-from hfaccel.engine.trial import sample
+from hfaccel.engine.trial import call, sample
 from hfaccel.memory import Arena
 
 ROWS = 32  # of a call: the median of so many vectors is steady
@@ -168,7 +168,7 @@ def _run(layer: nn.Module, family: Family, norm: nn.Module | None) -> None:
     hidden, (mask, *_), arguments = sample(layer, family, ROWS, 1, dtype)
     if not family.norm_first:
         hidden = _like(norm, hidden).to(dtype)
-    layer.forward(hidden, mask, **arguments)
+    call(layer, family, hidden, mask, arguments)
 
 
 def _like(norm: nn.Module | None, normal: torch.Tensor) -> torch.Tensor:

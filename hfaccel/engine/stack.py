@@ -46,23 +46,17 @@ class Together:
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         self.layers = list(layers)
 
-    def __call__(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
+    def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         plans = plans_of(self.layers, hidden_states)
         if plans:
             first: Any = self.layers[0]
             call = _calls(first)(plans[0], first.hfaccel_family)
-            if not call.read(hidden_states, attention_mask, args, kwargs, first.unpads):
+            if not call.read(hidden_states, args, kwargs, first.unpads):
                 return call.run(hidden_states, tuple(plan.native for plan in plans))
         result: Any = hidden_states
         for layer in self.layers:  # each finds its own reason
             hidden_states = result[0] if isinstance(result, tuple) else result
-            result = layer(hidden_states, attention_mask, *args, **kwargs)
+            result = layer(hidden_states, *args, **kwargs)
         return result
 
 

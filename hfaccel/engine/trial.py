@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from hfaccel.engine.adapters import CALLS
-from hfaccel.engine.families import Family, candidates, fusing_problem, head_size, window
+from hfaccel.engine.families import Adapter, Family, candidates, fusing_problem, head_size, window
 from hfaccel.engine.layer import FusedLayer, fuse
 from hfaccel.engine.linear import linear_problem, pack
 from hfaccel.engine.packed import PackedWeight, packed_bytes
@@ -73,10 +73,10 @@ def trial(layer: nn.Module, family: Family) -> str:
     for mask in masks:
         with torch.inference_mode():
             try:
-                expected, got = (each.forward(hidden, mask, **arguments) for each in (stock, fused))
+                expected, got = (call(each, family, hidden, mask, arguments) for each in (stock, fused))
             except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
                 return f"its forward cannot be called with a mask alone ({type(error).__name__}: {error})"
-        if mask is masks[-1]:
+        if mask is not None and mask is masks[-1]:
             expected, got = (tree_map(_without_padding, each) for each in (expected, got))
         problem = difference(expected, got)
         if isinstance(fused, FusedLayer) and fused._hfaccel_stock_calls:
@@ -107,6 +107,18 @@ def sample(
     padding[-1, 5:] = True
     masks, arguments = CALLS[family.adapter].sample(layer, family, padding, generator)
     return hidden.to(dtype), masks, tree_map(lambda each: _as(each, dtype), arguments)
+
+
+def call(
+    layer: nn.Module,
+    family: Family,
+    hidden: torch.Tensor,
+    mask: torch.Tensor | None,
+    arguments: dict[str, Any],
+) -> Any:
+    """The forward of a layer of this family for what `sample` gives."""
+    masks = () if family.adapter is Adapter.UNMASKED else (mask,)
+    return layer.forward(hidden, *masks, **arguments)
 
 
 def _as(value: Any, dtype: torch.dtype) -> Any:

@@ -50,6 +50,7 @@ SETTINGS = {
     "DeBERTa-v2, absolute": ("DebertaV2", {**DEBERTA, "relative_attention": False}),
     "ViT": ("ViT", {**IMAGE, "patch_size": 16}),
     "CLIP vision": ("CLIPVision", {**IMAGE, "patch_size": 16}),
+    "YOLOS": ("Yolos", {**IMAGE, "image_size": [48, 48], "patch_size": 16, "num_detection_tokens": 3}),
     "Whisper": ("Whisper", WHISPER),
     "BART": ("Bart", BART),
     "wav2vec2": ("Wav2Vec2", SOUND),
@@ -58,9 +59,8 @@ SETTINGS = {
         {**SOUND, "do_stable_layer_norm": True, "feat_extract_norm": "layer"},
     ),
 }
-TEXTS = [
-    name for name in SETTINGS if name not in ("ViT", "CLIP vision", "Whisper") and "wav2vec2" not in name
-]
+IMAGES = ["ViT", "CLIP vision", "YOLOS"]
+TEXTS = [name for name in SETTINGS if name not in (*IMAGES, "Whisper") and "wav2vec2" not in name]
 
 
 def random_vectors(model):
@@ -91,7 +91,7 @@ def make(name):
 
 def inputs(name, side="right", length=17, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    if name in ("ViT", "CLIP vision"):
+    if name in IMAGES:
         return {"pixel_values": torch.randn(2, 3, 48, 48, generator=generator)}
     if name == "Whisper":
         return {"input_features": torch.randn(2, 20, 60, generator=generator)}

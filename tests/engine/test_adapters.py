@@ -333,3 +333,14 @@ def test_older_sizes_are_fused_too():
     fast = hfaccel.optimize(stock)
     torch.testing.assert_close(real(run(fast, given), given), expected, rtol=0, atol=1e-5)
     assert not stock_calls(fast)
+
+
+def test_a_layer_without_masks_refuses_one():
+    """As YOLOS' own forward does; and what is no argument of it is its error."""
+    model = hfaccel.optimize(make("YOLOS"))
+    layer, hidden = model.encoder.layer[0], torch.randn(1, 5, 64)
+    with torch.inference_mode():
+        layer(hidden)
+        with pytest.raises(TypeError, match="positional argument"):
+            layer(hidden, torch.ones(1, 1, 5, 5, dtype=torch.bool))
+    assert hfaccel.report(model).stock_calls == {"an attention mask was passed": 1}
