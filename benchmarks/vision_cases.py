@@ -23,8 +23,11 @@ MODELS: dict[str, tuple[str, dict[str, Any], str, tuple[int, ...]]] = {
     "yolos-tiny": (
         "Yolos",
         dict(
-            hidden_size=192, num_attention_heads=3, intermediate_size=768,
-            image_size=[800, 1333], use_mid_position_embeddings=False,
+            hidden_size=192,
+            num_attention_heads=3,
+            intermediate_size=768,
+            image_size=[800, 1333],
+            use_mid_position_embeddings=False,
         ),
         "",
         (3, 512, 864),
@@ -32,8 +35,12 @@ MODELS: dict[str, tuple[str, dict[str, Any], str, tuple[int, ...]]] = {
     "whisper-base": (
         "Whisper",
         dict(
-            d_model=512, encoder_layers=6, encoder_attention_heads=8, encoder_ffn_dim=2048,
-            decoder_layers=1, decoder_attention_heads=8,
+            d_model=512,
+            encoder_layers=6,
+            encoder_attention_heads=8,
+            encoder_ffn_dim=2048,
+            decoder_layers=1,
+            decoder_attention_heads=8,
         ),
         "encoder",
         (80, 3000),

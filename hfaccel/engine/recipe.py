@@ -8,6 +8,7 @@ for calls without padding.
 from __future__ import annotations
 
 import inspect
+import threading
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -168,9 +169,11 @@ def _parts(model: nn.Module) -> tuple[FusedEmbeddings, FusedStack] | None:
 def _call(model: nn.Module, ids: torch.Tensor) -> tuple[Any, dict[nn.Module, _Note]]:
     """The model's result, and what its two parts and its direct children were given and gave."""
     notes: dict[nn.Module, _Note] = {}
+    own = threading.get_ident()
 
     def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        notes[module] = _Note(args, kwargs, output if isinstance(output, torch.Tensor) else output[0])
+        if threading.get_ident() == own:  # others may call the model meanwhile
+            notes[module] = _Note(args, kwargs, output if isinstance(output, torch.Tensor) else output[0])
 
     watched = dict.fromkeys((*(_parts(model) or ()), *model.children()))
     handles = [each.register_forward_hook(note, with_kwargs=True) for each in watched]

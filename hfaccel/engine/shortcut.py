@@ -6,6 +6,7 @@ With few tokens much of the time is the model's Python, which finds all that it 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, ClassVar, TypeGuard
@@ -17,7 +18,8 @@ from hfaccel import native
 from hfaccel.engine.call import Call
 from hfaccel.engine.embeddings import Sum, is_watched, sum_problem
 from hfaccel.engine.layer import GLOBAL_HOOKS
-from hfaccel.engine.norms import native_norm
+from hfaccel.engine.linear import PackedModule
+from hfaccel.engine.norms import EPSILONS, NormKind, native_norm, norm_kind
 from hfaccel.engine.packed import NO_MATRIX, PackedWeight
 from hfaccel.engine.ragged import whole
 from hfaccel.engine.recipe import NoRecipe, Recipe, Source, is_candidate, named_ids, ordinary_ids, recipe_of
@@ -26,6 +28,8 @@ from hfaccel.engine.stack import plans_of
 from hfaccel.engine.swapped import Swapped, swap, swap_back
 from hfaccel.engine.trial import difference
 
+NOT_SOUGHT = "it was not looked for yet"
+_seeking = threading.Lock()
 TENSORS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -48,10 +52,16 @@ class ShortModel(Swapped):
         return self.training or "forward" in self.__dict__ or self._compiled_call_impl is not None
 
     def shortcut(self) -> Shortcut | str:
-        """Or why there is none. It is looked for once, when it is first asked for."""
-        if "_hfaccel_shortcut" not in self.__dict__:
-            self.__dict__["_hfaccel_shortcut"] = _find(self)
-        found: Shortcut | str = self.__dict__["_hfaccel_shortcut"]
+        """Or why there is none. A copy, or a model that was loaded, looks for its own when asked again: the
+        first result shall not wait for that."""
+        found: Shortcut | str | None = self.__dict__.get("_hfaccel_shortcut")
+        if found is None:
+            found = self.__dict__["_hfaccel_shortcut"] = NOT_SOUGHT
+        elif found is NOT_SOUGHT and _seeking.acquire(blocking=False):  # never waits: a fork may hold it
+            try:
+                found = self.__dict__["_hfaccel_shortcut"] = _find(self)
+            finally:
+                _seeking.release()
         return found
 
     def __getstate__(self) -> dict[str, Any]:
@@ -104,26 +114,27 @@ class Places:
     def __init__(self, recipe: Recipe) -> None:
         self.lookups, self.pooler, self.matrix = recipe.lookups, recipe.pooler, NO_MATRIX
         self.size = recipe.lookups[0].table.embedding_dim
-        tables = [lookup.table for lookup in recipe.lookups]
-        one = Sum([(table, _counted(0, 1)) for table in tables])
-        self.problem = sum_problem(one, torch.Size((1, 1, self.size)), recipe.norm)
-        self.tables = [(table.weight.data_ptr(), table.num_embeddings) for table in tables]
-        self.norm = native_norm(recipe.norm, lambda vector: vector)
-        modules: list[nn.Module] = [*tables, recipe.norm]
-        held: list[Held] = []
+        tables, norm = [lookup.table for lookup in recipe.lookups], recipe.norm
+        held: list[Held] = [(vars(table), "max_norm", vars(table).get("max_norm")) for table in tables]
+        held += ((vars(norm), name, vars(norm).get(name)) for name in EPSILONS)
+        modules: list[nn.Module] = [*tables, norm]
+        self.problem = _parts_problem(tables, norm)
+        if not self.problem:
+            self.tables = [(table.weight.data_ptr(), table.num_embeddings) for table in tables]
+            self.norm = native_norm(norm, lambda vector: vector)
         if self.pooler is not None:
-            weight, bias = self.pooler.linear.weight, self.pooler.linear.bias
-            modules.append(self.pooler.linear)
-            if type(weight) is PackedWeight and (bias is None or bias.dtype is torch.float32):
-                self.matrix = weight.matrix(bias)
-                held.append((vars(weight), "memory", weight.memory))
+            linear = self.pooler.linear
+            modules.append(linear)
+            if _is_packed(linear):
+                self.matrix = linear.weight.matrix(linear.bias)
+                held.append((vars(linear.weight), "memory", linear.weight.memory))
             else:
                 self.problem = "the pooler is not packed, or not in float32"
-        held += [
+        parameters = [
             (each._parameters, name, value) for each in modules for name, value in each._parameters.items()
         ]
-        plain = [value for _, _, value in held if value is not None and type(value) is not PackedWeight]
-        self.unchanged = Snapshot(held, (), plain)
+        plain = (value for *_, value in parameters if value is not None and type(value) is not PackedWeight)
+        self.unchanged = Snapshot([*held, *parameters], (), plain)
 
     def embed(self, ids: torch.Tensor, types: torch.Tensor | None, output: torch.Tensor) -> bool:
         """Fill `output` (batch, length, size). False where an id is of no row of its table."""
@@ -155,6 +166,24 @@ class Places:
             output.data_ptr(),
             len(hidden),
         )
+
+
+def _parts_problem(tables: list[nn.Embedding], norm: nn.Module) -> str:
+    """Why the kernel cannot look up these and norm the sum; "" where it can."""
+    for table in tables:
+        if type(table) is not nn.Embedding or table.max_norm is not None or "weight" not in table._parameters:
+            return "a table is no plain nn.Embedding"
+    if norm_kind(norm) not in (NormKind.LAYER, NormKind.RMS):
+        return "the norm was replaced"
+    one = Sum([(table, _counted(0, 1)) for table in tables])
+    return sum_problem(one, torch.Size((1, 1, tables[0].embedding_dim)), norm)
+
+
+def _is_packed(linear: PackedModule) -> bool:
+    """Whether its own parameters (not what is computed from others) are as the kernels take them."""
+    weight, bias = linear.weight, linear.bias
+    own = {"weight", "bias"} <= linear._parameters.keys()
+    return own and type(weight) is PackedWeight and (bias is None or bias.dtype is torch.float32)
 
 
 def _given(
