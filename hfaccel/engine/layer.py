@@ -7,6 +7,7 @@ runs and the reason is counted.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from operator import attrgetter
@@ -196,6 +197,16 @@ def _links(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, nn.Module]]
         if child is not None:
             yield module._modules, name, child
             yield from _links(child)
+
+
+def is_hooked(layer: nn.Module) -> bool:
+    """Whether somebody sees this layer's call. The hooks that transformers leaves behind, once hidden states
+    were asked for, see something only while it collects."""
+    hooks = (*layer._forward_hooks.values(), *layer._forward_pre_hooks.values())
+    if any(hook.__module__ != HARMLESS_HOOKS for hook in hooks):
+        return True
+    collector = getattr(sys.modules.get(HARMLESS_HOOKS), "_active_collector", None)
+    return bool(hooks) and (collector is None or bool(collector.get()))
 
 
 def call_problem(module: nn.Module, hidden: torch.Tensor) -> str:

@@ -17,7 +17,7 @@ from torch import nn
 
 from hfaccel.engine.adapters import CALLS
 from hfaccel.engine.call import Call
-from hfaccel.engine.layer import GLOBAL_HOOKS, FusedLayer, Plan, call_problem
+from hfaccel.engine.layer import GLOBAL_HOOKS, FusedLayer, Plan, call_problem, is_hooked
 from hfaccel.engine.region import Region
 from hfaccel.engine.swapped import Swapped, shadow, swap
 from hfaccel.engine.trial import difference
@@ -73,7 +73,7 @@ def plans_of(layers: Sequence[nn.Module], hidden: torch.Tensor) -> list[Plan]:
     for layer in layers:
         if not isinstance(layer, FusedLayer) or layer.hfaccel_family is not first.hfaccel_family:
             return []
-        if layer.training or layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+        if layer.training or "forward" in vars(layer) or is_hooked(layer):
             return []
         plan = layer.checked_plan()
         if isinstance(plan, str) or (plans and plan.window != plans[0].window):

@@ -122,6 +122,16 @@ ORDINARY = {
 }
 
 
+def test_hidden_states_that_were_asked_for_once_do_not_close_it(bert, taken):
+    for _ in range(2):
+        with torch.inference_mode():
+            got, expected = (model(IDS, output_hidden_states=True) for model in (bert, make("BERT")))
+        for one, other in zip(got.hidden_states, expected.hidden_states, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        check(bert, IDS)
+    assert taken == [False, True, False, True]
+
+
 @pytest.mark.parametrize("arguments", ORDINARY.values(), ids=ORDINARY)
 def test_calls_that_ask_for_more_run_the_forward(bert, taken, arguments):
     with torch.inference_mode():

@@ -65,6 +65,17 @@ def test_hidden_states_are_those_of_every_layer(name):
     torch.testing.assert_close(run(model, given), expected[-1], rtol=1e-4, atol=1e-5)
 
 
+def test_hidden_states_that_were_asked_for_once_cost_nothing_later(bert, calls):
+    given = inputs("BERT")
+    for _ in range(2):
+        with torch.inference_mode():
+            assert len(bert(**given, output_hidden_states=True).hidden_states) == 3
+        assert calls == [1, 1]  # hooks collect them, layer by layer, and stay
+        run(bert, given)
+        assert calls[2:] == [2]
+        calls.clear()
+
+
 def test_a_hook_on_a_layer_is_called(bert, calls):
     seen = []
     handle = bert.encoder.layer[1].register_forward_hook(lambda *_: seen.append(1))
