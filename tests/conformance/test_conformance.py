@@ -41,11 +41,12 @@ FUSED = {
     "wav2vec2": "wav2vec2",
     "whisper": "Whisper",
     "xlm-roberta": "BERT",
+    "yolos": "YOLOS",
 }
 # others, with another computation in each
 PACKED = ("bloom", "convbert", "deberta", "dinov2", "esm", "fnet", "gpt2", "llama", "longformer", "gptj")
 PACKED += ("mobilebert", "opt", "phi", "qwen2", "roformer", "segformer", "squeezebert", "beit")
-PACKED += ("openai-gpt", "yolos")
+PACKED += ("openai-gpt",)
 # those with convolutions: how many batch norms are folded
 CONVOLVED = {"detr": 16, "levit": 4, "mobilenet_v1": 27, "mobilenet_v2": 52, "regnet": 17, "resnet": 17}
 
