@@ -104,6 +104,8 @@ def recipe_of(model: Any) -> Recipe:
     result, notes = _call(model, ids)
     if not hasattr(result, "items"):
         raise NoRecipe(f"it returns a {type(result).__name__}")
+    if embeddings not in notes or stack not in notes:
+        raise NoRecipe("ids alone do not reach its parts")
     if notes[stack].given != [id(notes[embeddings].gave)]:
         raise NoRecipe("its layers are given something else than the norm of a sum")
     value, norm = summed(embeddings, notes[embeddings].args, notes[embeddings].kwargs)

@@ -52,6 +52,8 @@ def in_child(kind: str, seconds: float) -> dict[str, Any]:
     verdict = Verdict(kind, task, cls)
     if late:
         verdict.not_built = f"takes more than {seconds:.0f} seconds"
+    elif os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:  # no crash ends a process so
+        verdict.not_built = "takes more memory than there is"
     else:
         verdict.problem = f"the process ended with status {status}"
     return verdict.to_dict()
