@@ -49,14 +49,17 @@ def in_child(kind: str, seconds: float) -> dict[str, Any]:
     if lines and not (late and not json.loads(lines[-1])["not_built"]):
         return dict(json.loads(lines[-1]))
     task, cls = architectures()[kind]
-    verdict = Verdict(kind, task, cls)
     if late:
-        verdict.not_built = f"takes more than {seconds:.0f} seconds"
-    elif os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:  # no crash ends a process so
-        verdict.not_built = "takes more memory than there is"
-    else:
-        verdict.problem = f"the process ended with status {status}"
-    return verdict.to_dict()
+        return Verdict(kind, task, cls, not_built=f"takes more than {seconds:.0f} seconds").to_dict()
+    return Verdict(kind, task, cls, **ended(status)).to_dict()
+
+
+def ended(status: int) -> dict[str, str]:
+    """What is said of a process that gave no verdict. No crash ends one by SIGKILL; the system does, of those
+    that take too much memory."""
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        return {"not_built": "takes more memory than there is"}
+    return {"problem": f"the process ended with status {status}"}
 
 
 def answer(kind: str, writer: int) -> None:
