@@ -190,6 +190,7 @@ class Unmasked(Call):
     """YOLOS: images have no padding, and a layer's forward takes no mask."""
 
     __slots__ = ()
+    masked: ClassVar[bool] = False
 
     def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
         return super().see(hidden, mask, unpad) if mask is None else "an attention mask was passed"

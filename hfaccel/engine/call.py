@@ -29,6 +29,7 @@ class Call:
     __slots__ = ("bias", "cosines", "family", "plan", "relative", "sequences", "sines")
     positional: ClassVar[tuple[str, ...]] = ()  # names of the arguments after the mask
     padding_sees_all: ClassVar[bool] = False  # evenly, where it is computed
+    masked: ClassVar[bool] = True  # the layer's forward takes a mask
     alike: ClassVar[bool] = True  # the layers after this one are given the same, and read it alike
 
     def __init__(self, plan: Plan, family: Family) -> None:

@@ -168,7 +168,7 @@ class Plan:
             if "forward" in child.__dict__ and _is_replaced(child):  # as accelerate's hooks have it
                 return f"the forward of the submodule {name} was replaced"
         for hooks in self.hooks:
-            if hooks and any(hook.__module__ != HARMLESS_HOOKS for hook in hooks.values()):
+            if _has_foreign(hooks):
                 return "a submodule has a hook"
         if any(GLOBAL_HOOKS):
             return "a hook is registered for all modules"
@@ -199,14 +199,20 @@ def _links(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, nn.Module]]
             yield from _links(child)
 
 
+def _has_foreign(hooks: dict[int, Any]) -> bool:
+    """Whether any of these is not transformers' own."""
+    return bool(hooks) and any(hook.__module__ != HARMLESS_HOOKS for hook in hooks.values())
+
+
 def is_hooked(layer: nn.Module) -> bool:
     """Whether somebody sees this layer's call. The hooks that transformers leaves behind, once hidden states
     were asked for, see something only while it collects."""
-    hooks = (*layer._forward_hooks.values(), *layer._forward_pre_hooks.values())
-    if any(hook.__module__ != HARMLESS_HOOKS for hook in hooks):
+    if not layer._forward_hooks and not layer._forward_pre_hooks:
+        return False
+    if _has_foreign(layer._forward_hooks) or _has_foreign(layer._forward_pre_hooks):
         return True
     collector = getattr(sys.modules.get(HARMLESS_HOOKS), "_active_collector", None)
-    return bool(hooks) and (collector is None or bool(collector.get()))
+    return collector is None or bool(collector.get())
 
 
 def call_problem(module: nn.Module, hidden: torch.Tensor) -> str:

@@ -140,7 +140,10 @@ class Places:
         """Fill `output` (batch, length, size). False where an id is of no row of its table."""
         length = ids.shape[1]
         numbers = {Source.IDS: ids, Source.TYPES: _counted(0, 1) if types is None else types}
-        used = [numbers.get(each.source, _counted(each.first, length)) for each in self.lookups]
+        used = [
+            _counted(each.first, length) if each.source is Source.POSITIONS else numbers[each.source]
+            for each in self.lookups
+        ]
         assert native.kernels is not None
         return native.kernels.embed(
             torch.get_num_threads(),

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from hfaccel.engine.adapters import CALLS
-from hfaccel.engine.families import Adapter, Family, candidates, fusing_problem, head_size, window
+from hfaccel.engine.families import Family, candidates, fusing_problem, head_size, window
 from hfaccel.engine.layer import FusedLayer, fuse
 from hfaccel.engine.linear import linear_problem, pack
 from hfaccel.engine.packed import PackedWeight, packed_bytes
@@ -117,7 +117,7 @@ def call(
     arguments: dict[str, Any],
 ) -> Any:
     """The forward of a layer of this family for what `sample` gives."""
-    masks = () if family.adapter is Adapter.UNMASKED else (mask,)
+    masks = (mask,) if CALLS[family.adapter].masked else ()
     return layer.forward(hidden, *masks, **arguments)
 
 
