@@ -19,7 +19,7 @@ help:
 	@echo "make conformance  stock against optimized for every architecture of transformers (about 20 minutes)"
 	@echo "make docs    generate docs/knobs.md and docs/placement.md"
 
-$(INSTALLED): constraints.txt pyproject.toml native/CMakeLists.txt $(wildcard native/*.[ch] native/kernels/*.[ch])
+$(INSTALLED): constraints.txt pyproject.toml native/CMakeLists.txt $(shell find native -name "*.[ch]")
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --progress-bar off torch==2.13.0
 	$(BIN)/pip install --quiet --progress-bar off --editable '.[demo,test]'

@@ -25,6 +25,10 @@ class ModelError(HfaccelError, TypeError):
     exit_code = 2
 
 
+class KernelsMissing(HfaccelError, RuntimeError):
+    """Something would be computed by kernels that this CPU, or this installation, does not have."""
+
+
 class ScriptError(HfaccelError):
     """The program that `hfaccel-run` should start cannot be started."""
 

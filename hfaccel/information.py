@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hfaccel.errors import UsageError, check_path
-from hfaccel.host import HostFacts, format_number_list, is_capture, read_host
+from hfaccel.host import MAX_ISA, HostFacts, Processor, format_number_list, is_capture, read_host
 from hfaccel.plan import Goal, Plan, cpu_budget, make_plan
 from hfaccel.tables import render
 
@@ -68,6 +68,7 @@ def _processor_rows(facts: HostFacts) -> list[list[object]]:
         ["processor", f"{name} ({processor.codename})" if processor.codename else name],
         ["instructions", " ".join(processor.isa) or "none of interest"],
         *withheld,
+        ["kernels", _kernels(processor)],
         ["caches of the first CPU", "\n".join(caches) or "unknown"],
         ["frequency governor", topology.governor or "not visible"],
         ["online CPUs", len(topology.cpus)],
@@ -76,6 +77,11 @@ def _processor_rows(facts: HostFacts) -> list[list[object]]:
         ["NUMA nodes", "\n".join(nodes)],
         ["nodes of each socket", topology.nodes_per_package],
     ]
+
+
+def _kernels(processor: Processor) -> str:
+    cap = f" ({MAX_ISA}={processor.kernel_cap})" if processor.kernel_cap else ""
+    return (processor.kernel_sets[0] if processor.kernel_sets else "none") + cap
 
 
 def _limit_rows(facts: HostFacts) -> list[list[object]]:

@@ -1,11 +1,13 @@
 """The C extensions, or the reason why there are none.
 
-The package installs without a compiler. Then `arena` and `kernels` are None, and `MISSING` and
-`KERNELS_MISSING` say what that costs; every caller goes through here, so that each sentence exists once.
+The package installs without a compiler. Then `arena` is None, and `MISSING` says what that costs; every
+caller goes through here, so that each sentence exists once. hfaccel.engine.kernels decides which kernels are
+loaded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -46,7 +48,11 @@ class Arena(Protocol):
 
 
 class Kernels(Protocol):
-    """What hfaccel._kernels offers. Tensors are passed as addresses."""
+    """What hfaccel._kernels_SET offers, for each instruction set. Tensors are passed as addresses."""
+
+    PANEL: int  # columns of a packed weight that lie together
+    DOT_BF16: int  # whether the set multiplies bfloat16 by an instruction of its own,
+    DOT_I8: int  # and int8; otherwise weights are widened as they are read
 
     def Layer(self, *arguments: Any) -> object: ...
     def run_layers(self, layers: tuple[object, ...], *arguments: Any) -> None: ...
@@ -71,8 +77,7 @@ class Kernels(Protocol):
     ) -> bool: ...
     def count(self, numbers: int, size: int, value: int) -> int: ...
     def use_threads(self, function: int) -> None: ...
-    def use_amx(self, wanted: bool) -> bool: ...
-    def instructions(self) -> tuple[bool, bool, bool]: ...
+    def use_cache(self, size: int) -> None: ...
 
 
 INSTALL = "install a C compiler and python3-dev, then reinstall hfaccel"
@@ -81,11 +86,23 @@ INSTALL = "install a C compiler and python3-dev, then reinstall hfaccel"
 def _load(name: str, cost: str) -> tuple[Any, str]:
     try:
         return import_module(f"hfaccel.{name}"), ""
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         return None, f"the native part is missing ({error}): {cost}; {INSTALL}"
+    except ImportError as error:  # by the extension itself: it says why
+        return None, f"{name}: {error}"
 
 
 arena: Arena | None
 arena, MISSING = _load("_arena", "weights stay on 4 KiB pages and glibc keeps its defaults")
-kernels: Kernels | None
-kernels, KERNELS_MISSING = _load("_kernels", "layers are computed by torch")
+
+
+def load_kernels(names: Iterable[str]) -> tuple[Kernels | None, str, str]:
+    """The kernels of the first of these sets that this CPU and this installation have, the name of the set,
+    and why those before it cannot be used."""
+    problems: list[str] = []
+    for name in names:
+        kernels, problem = _load(f"_kernels_{name}", "layers are computed by torch")
+        if kernels is not None:
+            return kernels, name, "; ".join(problems)
+        problems.append(problem)
+    return None, "", "; ".join(problems)

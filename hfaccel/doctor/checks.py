@@ -8,7 +8,7 @@ import mmap
 from hfaccel import native
 from hfaccel.apply.verify import openmp_runtimes
 from hfaccel.doctor.check import Check, Finding
-from hfaccel.host import HostFacts, read_host
+from hfaccel.host import MAX_ISA, HostFacts, read_host
 from hfaccel.plan import Goal, cpu_budget, make_plan
 
 
@@ -27,20 +27,22 @@ class Kernels(Check):
     name = "kernels"
 
     def find(self, facts: HostFacts) -> Finding:
-        from hfaccel.engine.kernels import Kind, amx_problem, kernels_problem  # imports torch
+        from hfaccel.engine.kernels import Kind, kernels_problem, multiplies, set_in_use  # imports torch
 
-        problems = {kind.label: kernels_problem(kind) for kind in Kind}
-        problem = problems[Kind.FLOAT32.label]
-        if problem:
-            advice = "reinstall hfaccel where a C compiler is found"
-            if native.kernels is not None:
-                advice = (
-                    "hfaccel.optimize(model, backend='openvino') or 'onnxruntime' has kernels for other CPUs"
-                )
-            return self.warning(problem, advice)
-        usable = ", ".join(label for label in problems if not problems[label])
-        amx = "" if amx_problem() else "bfloat16 and int8 by AMX"
-        return self.ok("; ".join(filter(None, [f"layers compute in {usable}", amx, *problems.values()])))
+        if kernels_problem():
+            advice = "hfaccel.optimize(model, backend='openvino') or 'onnxruntime' has kernels for other CPUs"
+            if facts.processor.kernel_cap:
+                advice = f"unset {MAX_ISA}"
+            elif facts.processor.kernel_sets:
+                advice = "reinstall hfaccel where a C compiler is found"
+            return self.warning(kernels_problem(), advice)
+        fast = ", ".join(kind.label for kind in Kind if multiplies(kind))
+        cap = (
+            f", the most that {MAX_ISA}={facts.processor.kernel_cap} allows"
+            if facts.processor.kernel_cap
+            else ""
+        )
+        return self.ok(f"layers are computed by those for {set_in_use()}{cap}, which multiply {fast}")
 
 
 class Threads(Check):

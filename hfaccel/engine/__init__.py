@@ -1,7 +1,7 @@
 """The engine: how a model's own layers are computed faster, in place, with equal results."""
 
 from hfaccel.engine.form import Form, form, reform
-from hfaccel.engine.kernels import Kind, kernels_problem
+from hfaccel.engine.kernels import Kind, kernels_problem, multiplies, panel, set_in_use
 from hfaccel.engine.linear import is_linear
 from hfaccel.engine.packed import PackedWeight, TransposedWeight
 from hfaccel.engine.transform import Precision, restore, stock_calls, transform
@@ -15,8 +15,11 @@ __all__ = [
     "form",
     "is_linear",
     "kernels_problem",
+    "multiplies",
+    "panel",
     "reform",
     "restore",
+    "set_in_use",
     "stock_calls",
     "transform",
 ]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from hfaccel import native
 from hfaccel.engine.families import Family, head_size
+from hfaccel.engine.kernels import kernels
 from hfaccel.engine.ragged import Sequences, read_mask, whole
 
 if TYPE_CHECKING:
@@ -119,8 +119,7 @@ class Call:
     def compute(self, layers: tuple[object, ...], rows: torch.Tensor, output: torch.Tensor) -> None:
         """The same from contiguous float32 to such."""
         sequences, bias, cosines, sines = self.sequences, self.bias, self.cosines, self.sines
-        assert native.kernels is not None
-        native.kernels.run_layers(
+        kernels().run_layers(
             layers,
             torch.get_num_threads(),
             rows.data_ptr(),

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfaccel.engine.kernels import Kind
+from hfaccel.engine.kernels import Kind, panel
 from hfaccel.engine.last_seen import LastSeen
-from hfaccel.engine.packed import PANEL, PackedWeight
+from hfaccel.engine.packed import PackedWeight
 
 _indices: LastSeen[torch.Tensor | str] = LastSeen()
 _embeddings: LastSeen[torch.Tensor] = LastSeen()
@@ -64,7 +64,7 @@ class Stamp:
 
 @dataclass(frozen=True, eq=False)
 class Buckets:
-    """Keys and queries of all buckets, from the last one on, or None: (heads, panels, words, PANEL) of int32.
+    """Keys and queries of all buckets, from the last one on, or None: (heads, panels, words, panel) of int32.
     `embeddings` and `stamps` say of what they were made."""
 
     embeddings: torch.Tensor
@@ -121,9 +121,9 @@ def _projections(attention: Any) -> tuple[nn.Module | None, nn.Module | None]:
 
 
 def _panels(rows: torch.Tensor, head_size: int, kind: Kind) -> torch.Tensor:
-    """(buckets, heads x head size) -> (heads, panels, words, PANEL), each head packed as a weight is."""
+    """(buckets, heads x head size) -> (heads, panels, words, panel), each head packed as a weight is."""
     numbers = rows.flip(0).to(torch.bfloat16 if kind is Kind.BFLOAT16 else torch.float32)
     heads = numbers.view(len(rows), -1, head_size).transpose(0, 1)
-    heads = nn.functional.pad(heads, (0, 0, 0, -len(rows) % PANEL)).contiguous()
+    heads = nn.functional.pad(heads, (0, 0, 0, -len(rows) % panel())).contiguous()
     words = heads.view(torch.int32)
-    return words.view(len(words), -1, PANEL, words.shape[-1]).transpose(2, 3).contiguous()
+    return words.view(len(words), -1, panel(), words.shape[-1]).transpose(2, 3).contiguous()

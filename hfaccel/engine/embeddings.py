@@ -15,8 +15,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from hfaccel import native
-from hfaccel.engine.kernels import kernels_problem
+from hfaccel.engine.kernels import kernels, kernels_problem
 from hfaccel.engine.layer import GLOBAL_HOOKS
 from hfaccel.engine.linear import is_traced
 from hfaccel.engine.norms import NormKind, native_norm, norm_kind
@@ -137,11 +136,10 @@ def sum_problem(value: Sum, shape: torch.Size, norm: nn.Module) -> str:
 
 def embed(value: Sum, shape: torch.Size, norm: nn.Module) -> torch.Tensor | None:
     """The norm of the sum, which has no problem; None where an id is of no row of its table."""
-    assert native.kernels is not None
     output = torch.empty(shape, dtype=torch.float32)
     ids = [_once(ids) for _, ids in value.summands]
     tables = [embedding.weight for embedding, _ in value.summands]
-    done = native.kernels.embed(
+    done = kernels().embed(
         torch.get_num_threads(),
         tuple(
             (table.data_ptr(), table.shape[0], each.data_ptr(), each.numel())

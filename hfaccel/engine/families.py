@@ -16,9 +16,8 @@ from typing import Any
 
 from torch import nn
 
-from hfaccel.engine.kernels import ACTIVATIONS
+from hfaccel.engine.kernels import ACTIVATIONS, WIDEST_PANEL
 from hfaccel.engine.norms import norm_kind
-from hfaccel.engine.packed import PANEL
 
 
 class Adapter(Enum):
@@ -307,8 +306,8 @@ def fusing_problem(family: Family, layer: nn.Module) -> str:
     if size is None or size % 2 or width % size:
         return f"heads of {size} numbers do not make up a row of {width}"
     splits = [*([width] if family.qkv else []), *([linears[-1].in_features] if family.gate_up else [])]
-    if any(split % PANEL for split in splits):
-        return f"parts of a joint projection are no multiple of {PANEL} wide"
+    if any(split % WIDEST_PANEL for split in splits):
+        return f"parts of a joint projection are no multiple of {WIDEST_PANEL} wide"
     return ""
 
 

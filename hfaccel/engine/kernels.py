@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from hfaccel import native
-from hfaccel.host import read_host
+from hfaccel.errors import KernelsMissing
+from hfaccel.host import MAX_ISA, read_host
 
 
 class Kind(IntEnum):
@@ -60,19 +61,56 @@ ACTIVATIONS = {
 
 
 @cache
+def set_in_use() -> str:
+    """The instruction set whose kernels compute here (host.KERNEL_SETS); "" where there are none."""
+    return _loaded()[1]
+
+
+def kernels() -> native.Kernels:
+    """The kernels. Raises KernelsMissing where there are none: nobody reaches an instruction that the CPU
+    lacks."""
+    loaded = _loaded()[0]
+    if loaded is None:
+        raise KernelsMissing(kernels_problem())
+    return loaded
+
+
 def kernels_problem(kind: Kind = Kind.FLOAT32) -> str:
     """Why the kernels cannot multiply numbers of this kind here; "" where they can."""
-    if native.kernels is None:
-        return native.KERNELS_MISSING
-    avx512, bf16, vnni = native.kernels.instructions()
-    if not avx512:
-        return "the CPU has no AVX-512 (F, BW, DQ, VL), for which the kernels are written"
-    if kind is Kind.BFLOAT16 and not bf16:
-        return "the CPU has no AVX512_BF16: bfloat16 would be slower than float32"
-    if kind is Kind.INT8 and not vnni:
-        return "the CPU has no AVX512_VNNI: int8 would be slower, and saturate"
-    amx_problem()  # decides which instructions multiply
-    return _use_torch_threads()
+    loaded, _, problem = _loaded()
+    return problem if loaded is None else _use_torch_threads()
+
+
+def multiplies(kind: Kind) -> bool:
+    """Whether numbers of this kind are multiplied by instructions of their own. Otherwise weights are stored
+    in the kind, and widened as they are read: that pays where memory is the limit."""
+    if kernels_problem():
+        return False
+    return kind is Kind.FLOAT32 or bool(kernels().DOT_BF16 if kind is Kind.BFLOAT16 else kernels().DOT_I8)
+
+
+WIDEST_PANEL = 32  # of all sets: parts of a weight that begin at its multiples suit any of them
+
+
+def panel() -> int:
+    """Columns of a packed weight that lie together in the set in use (native/kernels/gemm.h)."""
+    loaded = _loaded()[0]
+    return loaded.PANEL if loaded else WIDEST_PANEL
+
+
+@cache
+def _loaded() -> tuple[native.Kernels | None, str, str]:
+    processor = read_host().processor
+    if not processor.kernel_sets:
+        cap = f"; {MAX_ISA}={processor.kernel_cap}" if processor.kernel_cap else ""
+        isa = " ".join(processor.isa) or "none of interest"
+        return None, "", f"there are no kernels for this CPU's instructions ({isa}){cap}"
+    loaded, name, problem = native.load_kernels(processor.kernel_sets)
+    if loaded is not None:
+        sizes = [cache.size for cache in read_host().topology.caches if cache.level == 2 and cache.size]
+        if sizes:
+            loaded.use_cache(sizes[0])
+    return loaded, name, problem
 
 
 @cache
@@ -84,17 +122,5 @@ def _use_torch_threads() -> str:
         return f"torch {torch.__version__} lacks a function that the kernels need ({error})"
     if "parallel backend: OpenMP" not in torch.__config__.parallel_info():
         return "this torch does not compute with OpenMP's threads, which the kernels need"
-    assert native.kernels is not None
-    native.kernels.use_threads(ctypes.cast(function, ctypes.c_void_p).value or 0)
+    kernels().use_threads(ctypes.cast(function, ctypes.c_void_p).value or 0)
     return ""
-
-
-@cache
-def amx_problem() -> str:
-    """Why bfloat16 and int8 are multiplied by vector instructions and not by AMX; "" where they are."""
-    if native.kernels is None:
-        return native.KERNELS_MISSING
-    if not read_host().processor.has("amx_tile"):  # or ONEDNN_MAX_CPU_ISA leaves it out
-        native.kernels.use_amx(False)
-        return "the CPU has no AMX, or programs may not use it"
-    return "" if native.kernels.use_amx(True) else "the kernel refuses AMX to this process"

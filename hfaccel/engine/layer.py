@@ -17,12 +17,11 @@ import torch
 from torch import nn
 from torch.nn.modules import module
 
-from hfaccel import native
 from hfaccel.engine.adapters import CALLS
 from hfaccel.engine.call import Call
 from hfaccel.engine.distances import Buckets
 from hfaccel.engine.families import Family, head_size, scale, split, vectors, window
-from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, kernels_problem
+from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, kernels, multiplies
 from hfaccel.engine.linear import stock_reason
 from hfaccel.engine.norms import EPSILONS, epsilon, native_norm
 from hfaccel.engine.packed import NO_MATRIX, Matrix, PackedWeight
@@ -91,8 +90,7 @@ class Plan:
         if down[0] == Kind.INT8 and activation is Activation.GELU:
             activation = Activation.GELU_ROUGH
         norms = [native_norm(norm, self._float32) for norm in family.norms(layer)]
-        assert native.kernels is not None
-        return native.kernels.Layer(
+        return kernels().Layer(
             self.linears[0].in_features,
             query[1] // size,
             size,
@@ -186,7 +184,7 @@ def _has_changed(vector: torch.Tensor, before: Place) -> bool:
 
 def attention_kind(kind: Kind) -> Kind:
     """In which numbers attention multiplies where the linear layers multiply in `kind`."""
-    if kind is Kind.FLOAT32 or kernels_problem(Kind.BFLOAT16):
+    if kind is Kind.FLOAT32 or not multiplies(Kind.BFLOAT16):
         return Kind.FLOAT32
     return Kind.BFLOAT16
 

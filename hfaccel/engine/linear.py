@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from hfaccel import native
-from hfaccel.engine.kernels import Activation, Kind, kernels_problem
+from hfaccel.engine.kernels import Activation, Kind, kernels, kernels_problem
 from hfaccel.engine.packed import PackedWeight, exchange
 from hfaccel.memory import Arena
 
@@ -45,11 +44,10 @@ def linear(
 ) -> torch.Tensor:
     """activation(input weight^T + bias), in the type of the input. `input`: (..., in_features), float32 or
     bfloat16."""
-    assert native.kernels is not None
     rows, added = input.float().contiguous(), float32(bias)
     out_features, in_features = weight.packing.rows, weight.packing.columns
     output = torch.empty((*input.shape[:-1], out_features), dtype=torch.float32)
-    native.kernels.linear(
+    kernels().linear(
         torch.get_num_threads(),
         weight.matrix(added),
         activation,

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from hfaccel.engine.families import Family
-from hfaccel.engine.kernels import Kind, kernels_problem
+from hfaccel.engine.kernels import Kind, multiplies
 from hfaccel.engine.linear import fits, linear, weight_class
 from hfaccel.engine.packed import PackedWeight
 from hfaccel.engine.smoothing import norms_before
@@ -75,7 +75,7 @@ def try_int8(
                 meter.see(each, noise, each.forward(noise))
     higher = too_lossy(meter.losses, _groups(layers))
     kept = {weight: packed for weight, packed in meter.packed.items() if weight not in higher}
-    kind = Kind.FLOAT32 if kernels_problem(Kind.BFLOAT16) else Kind.BFLOAT16
+    kind = Kind.BFLOAT16 if multiplies(Kind.BFLOAT16) else Kind.FLOAT32
     return Verdict(kept, dict.fromkeys(higher, kind), _reasons(model, meter.losses, higher, kind))
 
 

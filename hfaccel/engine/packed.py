@@ -12,17 +12,16 @@ what others see are the rounded values.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from hfaccel.engine.kernels import Kind, kernels_problem
+from hfaccel.engine.kernels import Kind, kernels_problem, panel
 from hfaccel.memory import Arena
 
-PANEL = 32  # columns of a matrix that lie together (native/kernels/gemm.h)
 WORD = 4  # bytes
 EXACT = 4  # inputs of an int8 weight that may be left unrounded (native/kernels/gemm.h)
 
@@ -47,10 +46,11 @@ class Layout:
     kind: Kind
     rows: int  # out_features: the kernels' columns
     columns: int  # in_features
+    panel: int = field(default_factory=panel)  # rows that lie together: as the kernels in use read them
 
     @property
     def panels(self) -> int:
-        return -(-self.rows // PANEL)
+        return -(-self.rows // self.panel)
 
     @property
     def words(self) -> int:
@@ -59,24 +59,24 @@ class Layout:
 
     @property
     def panel_bytes(self) -> int:
-        return self.panels * self.words * PANEL * WORD
+        return self.panels * self.words * self.panel * WORD
 
     @property
     def nbytes(self) -> int:
         if self.kind is not Kind.INT8:
             return self.panel_bytes
-        return self.panel_bytes + ((2 + EXACT) * self.panels * PANEL + self.columns + EXACT) * WORD
+        return self.panel_bytes + ((2 + EXACT) * self.panels * self.panel + self.columns + EXACT) * WORD
 
     def panels_of(self, memory: torch.Tensor) -> torch.Tensor:
-        """(panels, PANEL, words) of int32: row by row, as a view of the memory."""
+        """(panels, panel, words) of int32: row by row, as a view of the memory."""
         words = memory[: self.panel_bytes].view(torch.int32)
-        return words.view(self.panels, self.words, PANEL).transpose(1, 2)
+        return words.view(self.panels, self.words, self.panel).transpose(1, 2)
 
     def numbers_of_rows(self, memory: torch.Tensor) -> torch.Tensor:
         """(2, rows) of float32, int8 only: the scale of each row, and the sum of its (rounded) values."""
-        end = self.panel_bytes + 2 * self.panels * PANEL * WORD
+        end = self.panel_bytes + 2 * self.panels * self.panel * WORD
         numbers = memory[self.panel_bytes : end].view(torch.float32)
-        return numbers.view(2, self.panels * PANEL)[:, : self.rows]
+        return numbers.view(2, self.panels * self.panel)[:, : self.rows]
 
     def factors(self, memory: torch.Tensor) -> torch.Tensor:
         """(columns,) of float32, int8 only: what activations are multiplied with, and weights divided by."""
@@ -86,7 +86,7 @@ class Layout:
     @property
     def factors_start(self) -> int:
         """In bytes."""
-        return self.panel_bytes + 2 * self.panels * PANEL * WORD
+        return self.panel_bytes + 2 * self.panels * self.panel * WORD
 
     def exact(self, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """int8 only: inputs whose factor is 0, which are not rounded; (EXACT,) of int32, all -1 where there
@@ -94,16 +94,16 @@ class Layout:
         start = self.factors_start + self.columns * WORD
         weights = memory[start : self.nbytes - EXACT * WORD].view(torch.float32)
         inputs = memory[self.nbytes - EXACT * WORD : self.nbytes].view(torch.int32)
-        return inputs, weights.view(EXACT, self.panels * PANEL)[:, : self.rows]
+        return inputs, weights.view(EXACT, self.panels * self.panel)[:, : self.rows]
 
     def matrix(self, memory: torch.Tensor, bias: torch.Tensor | None, rows: slice) -> Matrix:
-        """Some rows of the weight, from a multiple of PANEL on."""
+        """Some rows of the weight, from a multiple of WIDEST_PANEL on."""
         start, stop = rows.start, rows.stop
         address = memory.data_ptr()
         scales = sums = factors = exact = exact_inputs = 0
         if self.kind is Kind.INT8:
             scales = address + self.panel_bytes + start * WORD
-            sums = scales + self.panels * PANEL * WORD
+            sums = scales + self.panels * self.panel * WORD
             factors = address + self.factors_start
             if int(self.exact(memory)[0][0]) >= 0:
                 exact, exact_inputs = factors + self.columns * WORD, address + self.nbytes - EXACT * WORD
@@ -127,12 +127,34 @@ class Layout:
 def write(layout: Layout, dense: torch.Tensor, memory: torch.Tensor) -> None:
     """Pack the (rows, columns) weight into `memory`."""
     words = _words(layout, dense, memory)
-    panels = layout.panels_of(memory)
-    whole = layout.rows // PANEL
-    panels[:whole].copy_(words[: whole * PANEL].view(whole, PANEL, layout.words))
+    _write_words(layout, words, memory)
+
+
+def _write_words(layout: Layout, words: torch.Tensor, memory: torch.Tensor) -> None:
+    panels, size = layout.panels_of(memory), layout.panel
+    whole = layout.rows // size
+    panels[:whole].copy_(words[: whole * size].view(whole, size, layout.words))
     if whole < layout.panels:
         panels[whole].zero_()
-        panels[whole, : layout.rows - whole * PANEL].copy_(words[whole * PANEL :])
+        panels[whole, : layout.rows - whole * size].copy_(words[whole * size :])
+
+
+def _read_words(layout: Layout, memory: torch.Tensor) -> torch.Tensor:
+    """(rows, words) of int32."""
+    return layout.panels_of(memory).reshape(layout.panels * layout.panel, layout.words)[: layout.rows]
+
+
+def laid_out_anew(layout: Layout, memory: torch.Tensor) -> torch.Tensor:
+    """The same numbers, to the bit, in the layout of the kernels in use."""
+    here = replace(layout, panel=panel())
+    result = torch.zeros(here.nbytes, dtype=torch.uint8)
+    _write_words(here, _read_words(layout, memory), result)
+    if layout.kind is Kind.INT8:
+        here.numbers_of_rows(result).copy_(layout.numbers_of_rows(memory))
+        here.factors(result).copy_(layout.factors(memory))
+        for mine, theirs in zip(here.exact(result), layout.exact(memory), strict=True):
+            mine.copy_(theirs)
+    return result
 
 
 def _words(layout: Layout, dense: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
@@ -169,7 +191,7 @@ def _rounded_part(layout: Layout, values: torch.Tensor, memory: torch.Tensor) ->
 
 def read(layout: Layout, memory: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The weight in the ordinary layout."""
-    words = layout.panels_of(memory).reshape(layout.panels * PANEL, layout.words)[: layout.rows]
+    words = _read_words(layout, memory)
     types = {Kind.FLOAT32: torch.float32, Kind.BFLOAT16: torch.bfloat16, Kind.INT8: torch.int8}
     numbers = words.view(types[layout.kind])[:, : layout.columns]
     if layout.kind is Kind.INT8:
@@ -262,14 +284,26 @@ class PackedWeight(nn.Parameter):
 
     @classmethod
     def attach(
-        cls, memory: torch.Tensor, kind: Kind, shape: tuple[int, int], dtype: torch.dtype, requires_grad: bool
+        cls,
+        memory: torch.Tensor,
+        kind: Kind,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        panel_size: int,
+        requires_grad: bool,
     ) -> nn.Parameter:
-        """Of packed bytes that another process made; an ordinary parameter where no kernel can use them."""
-        weight = cls(memory, kind, shape, dtype, requires_grad)
-        return nn.Parameter(weight.unpack(), requires_grad) if kernels_problem(kind) else weight
+        """Of packed bytes that another process made. An ordinary parameter where no kernel can use them; a
+        copy in another layout where the kernels here read another."""
+        layout = replace(cls.layout_of(kind, shape), panel=panel_size)
+        if kernels_problem(kind):
+            with torch.no_grad():
+                return nn.Parameter(cls.turn(read(layout, memory, dtype)).contiguous(), requires_grad)
+        own = memory if panel_size == panel() else laid_out_anew(layout, memory)
+        return cls(own, kind, shape, dtype, requires_grad)
 
     def matrix(self, bias: torch.Tensor | None = None, rows: slice | None = None) -> Matrix:
-        """What the kernels multiply: all rows, or those from a multiple of PANEL on. The bias is float32."""
+        """What the kernels multiply: all rows, or those from a multiple of WIDEST_PANEL on. The bias is
+        float32."""
         return self.packing.matrix(self.memory, bias, rows or slice(0, self.packing.rows))
 
     def unpack(self) -> torch.Tensor:

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, amx_problem
+from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, multiplies
 from hfaccel.engine.linear import MIN_WIDTH, linear
 from hfaccel.engine.packed import PackedWeight, packed_bytes
+from hfaccel.host import read_host
 from hfaccel.memory import Arena
 
 # class name -> oneDNN's name, numbers and variant of the activation
@@ -96,9 +97,8 @@ def kind_of(module: _ConvNd, wanted: Kind) -> tuple[Kind, bool]:
 
 def kind_of_blocks(wanted: Kind) -> Kind:
     """In which numbers oneDNN's blocks are multiplied."""
-    if wanted is Kind.INT8 or (wanted is Kind.BFLOAT16 and not amx_problem()):
-        return Kind.FLOAT32
-    return wanted
+    onednn_can = multiplies(Kind.BFLOAT16) and not read_host().processor.has("amx_bf16")  # torch's bug on AMX
+    return wanted if wanted is Kind.BFLOAT16 and onednn_can else Kind.FLOAT32
 
 
 def folded(module: _ConvNd, norm: nn.Module | None) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, TypeGuard
 import torch
 from torch import nn
 
-from hfaccel import native
 from hfaccel.engine.call import Call
 from hfaccel.engine.embeddings import Sum, is_watched, sum_problem
+from hfaccel.engine.kernels import kernels
 from hfaccel.engine.layer import GLOBAL_HOOKS
 from hfaccel.engine.linear import PackedModule
 from hfaccel.engine.norms import EPSILONS, NormKind, native_norm, norm_kind
@@ -144,8 +144,7 @@ class Places:
             _counted(each.first, length) if each.source is Source.POSITIONS else numbers[each.source]
             for each in self.lookups
         ]
-        assert native.kernels is not None
-        return native.kernels.embed(
+        return kernels().embed(
             torch.get_num_threads(),
             tuple(
                 (*table, each.data_ptr(), each.numel()) for table, each in zip(self.tables, used, strict=True)
@@ -159,8 +158,8 @@ class Places:
     def pool(self, hidden: torch.Tensor, output: torch.Tensor) -> None:
         """Fill `output` (batch, size) from the first tokens of `hidden` (batch, length, size)."""
         first = hidden if len(hidden) == 1 else hidden[:, 0].contiguous()
-        assert native.kernels is not None and self.pooler is not None
-        native.kernels.linear(
+        assert self.pooler is not None
+        kernels().linear(
             torch.get_num_threads(),
             self.matrix,
             self.pooler.activation,
@@ -225,8 +224,7 @@ def _are_numbers(tensor: Any) -> TypeGuard[torch.Tensor]:
 
 def _has(numbers: torch.Tensor, value: int) -> bool:
     """Three times as fast as (numbers == value).any() where the numbers are few."""
-    assert native.kernels is not None
-    return native.kernels.count(numbers.data_ptr(), numbers.numel(), value) > 0
+    return kernels().count(numbers.data_ptr(), numbers.numel(), value) > 0
 
 
 @lru_cache(maxsize=64)

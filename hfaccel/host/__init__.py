@@ -17,6 +17,7 @@ from hfaccel.host.facts import (
     Software,
     Topology,
 )
+from hfaccel.host.kernel_sets import KERNEL_SETS, MAX_ISA, cap_problem, usable_sets
 from hfaccel.host.libraries import (
     ALLOCATORS,
     OPENMP_RUNTIMES,
@@ -41,6 +42,8 @@ from hfaccel.host.tree import (
 
 __all__ = [
     "ALLOCATORS",
+    "KERNEL_SETS",
+    "MAX_ISA",
     "Cache",
     "HostFacts",
     "HugePages",
@@ -53,6 +56,7 @@ __all__ = [
     "Software",
     "Topology",
     "Tree",
+    "cap_problem",
     "capture_host",
     "format_number_list",
     "is_capture",
@@ -64,6 +68,7 @@ __all__ = [
     "read_tree",
     "thp_mode",
     "thp_problem",
+    "usable_sets",
 ]
 
 

@@ -24,6 +24,8 @@ class Processor(NamedTuple):
     microcode: str
     isa: tuple[str, ...]  # of ISA_FLAGS, those that programs can use
     withheld: tuple[str, ...]  # "flag: reason", of those that the kernel lists and that cannot be used
+    kernel_sets: tuple[str, ...] = ()  # of KERNEL_SETS, those that can run here, the best first
+    kernel_cap: str = ""  # what HFACCEL_MAX_ISA says, where it does
 
     def has(self, flag: str) -> bool:
         return flag in self.isa

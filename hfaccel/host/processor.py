@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from hfaccel import native
 from hfaccel.host.facts import Processor
+from hfaccel.host.kernel_sets import MAX_ISA, cap_problem, usable_sets
 from hfaccel.host.tree import Tree, is_number
 
 
@@ -106,6 +107,9 @@ def read_processor(tree: Tree) -> Processor:
     listed = set(fields.get("Features" if arm else "flags", "").split())
     usable, withheld = _usable(tree, [flag for flag in ISA_FLAGS if flag.name in listed])
     vendor = "ARM" if arm else fields.get("vendor_id", "")
+    cap = tree.probe(MAX_ISA, lambda: os.environ.get(MAX_ISA, "")).strip().lower()
+    if cap_problem(cap):
+        tree.problems.append(cap_problem(cap))
     return Processor(
         architecture=tree.probe("machine", lambda: os.uname().machine),
         vendor=vendor,
@@ -117,6 +121,8 @@ def read_processor(tree: Tree) -> Processor:
         microcode=fields.get("microcode", ""),
         isa=usable,
         withheld=withheld,
+        kernel_sets=usable_sets(usable, cap),
+        kernel_cap=cap,
     )
 
 

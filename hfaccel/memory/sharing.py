@@ -30,6 +30,7 @@ from hfaccel.memory.pack import module_of
 from hfaccel.outcome import Outcome
 
 T = TypeVar("T")
+PACKED = ("memory", "kind", "packing")  # what a packed weight is attached by, and makes anew
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -204,8 +205,9 @@ class _Sender(ForkingPickler):
             return None
         bytes_of = place.held
         where = (place.offset, bytes_of.dtype, tuple(bytes_of.shape), bytes_of.stride())
-        packed = (value.kind, tuple(value.shape), value.dtype) if bytes_of is not value else None
-        attached = {name: item for name, item in vars(value).items() if name not in ("memory", "kind")}
+        own = bytes_of is value
+        packed = None if own else (value.kind, tuple(value.shape), value.dtype, value.packing.panel)
+        attached = {name: item for name, item in vars(value).items() if name not in PACKED}
         return number, where, type(value), packed, value.requires_grad, attached
 
 

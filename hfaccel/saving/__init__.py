@@ -102,7 +102,7 @@ def _mapped(folder: Path) -> Any:
         check = thread.submit(files.check_weights, region, weights)  # reads while the modules are made
         model = parts.build(manifest, region)
         check.result()
-    size = f"{weights['size'] / 2**20:.0f} MiB mapped from {folder} as they are"
+    size = f"{weights['size'] / 2**20:.0f} MiB mapped from {folder} {parts.how_mapped(manifest)}"
     parts.annotate(model, manifest, Outcome("saved weights", True, size))
     return model
 

@@ -12,14 +12,14 @@ import torch
 import transformers
 from torch import nn
 
-from hfaccel import engine, native
+from hfaccel import engine
 from hfaccel.errors import ModelError
 from hfaccel.memory import Layout, held, view
 from hfaccel.optimization import Record, mark, record_of
 from hfaccel.outcome import Outcome
 from hfaccel.saving.files import Unusable
 
-FORMAT = 3  # rises with every change of these files, and of how engine.packed lays out weights
+FORMAT = 4  # rises with every change of these files, and of how engine.packed lays out weights
 ATTENTION = ("sdpa", "eager")  # others would be fetched from a hub
 
 
@@ -31,7 +31,6 @@ def made_for() -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "machine": platform.machine(),
-        "AVX-512, its BF16, its VNNI": list(native.kernels.instructions()) if native.kernels else [],
     }
 
 
@@ -48,6 +47,16 @@ def check_made_for(manifest: dict[str, Any]) -> None:
         problem = tensor["packed"] and engine.kernels_problem(engine.Kind[tensor["packed"].upper()])
         if problem:
             raise Unusable(problem)
+
+
+def how_mapped(manifest: dict[str, Any]) -> str:
+    saved, panel = manifest["kernels"], engine.panel()
+    if saved["panel"] == panel:
+        return "as they are"
+    return (
+        f"and copied, not shared: the kernels for {saved['set']} read {saved['panel']} columns at a time, "
+        f"those for {engine.set_in_use()} {panel}; save the model again here"
+    )
 
 
 # A model -> a manifest
@@ -69,6 +78,7 @@ def describe(model: Any, record: Record, layout: Layout) -> dict[str, Any]:
         "form": asdict(engine.form(model)),
         "precision": str(record.precision).removeprefix("torch.") if record.precision else None,
         "backend": record.backend,
+        "kernels": {"set": engine.set_in_use(), "panel": engine.panel()},
         # but where in this process's memory they lie
         "outcomes": [line.to_dict() for line in record.outcomes if line.subject != "huge pages"],
         "tensors": [
@@ -172,13 +182,14 @@ def _skeleton(manifest: dict[str, Any]) -> Any:
 
 
 def build(manifest: dict[str, Any], region: torch.Tensor) -> Any:
-    """The model over a region that has its weights; not one is copied. Raises Unusable where they do not
-    fit together."""
+    """The model over a region that has its weights; none is copied that these kernels can read. Raises
+    Unusable where they do not fit together."""
     model = _skeleton(manifest)
     missing = set(names(model))
+    panel = int(manifest["kernels"]["panel"])
     for entry in manifest["tensors"]:
         try:
-            tensor = _tensor_over(region, entry)
+            tensor = _tensor_over(region, entry, panel)
         except (ValueError, RuntimeError) as error:
             raise Unusable(f"{entry['names'][0]} does not fit ({error})") from None
         for name in entry["names"]:
@@ -211,7 +222,7 @@ def precision(name: str | None) -> torch.dtype | str | None:
     return found if isinstance(found, torch.dtype) and name != "int8" else name
 
 
-def _tensor_over(region: torch.Tensor, entry: dict[str, Any]) -> torch.Tensor:
+def _tensor_over(region: torch.Tensor, entry: dict[str, Any], panel: int) -> torch.Tensor:
     """Raises ValueError or RuntimeError for one that would reach beyond what there is."""
     if entry["offset"] < 0:
         raise ValueError("it begins before the file")
@@ -219,8 +230,9 @@ def _tensor_over(region: torch.Tensor, entry: dict[str, Any]) -> torch.Tensor:
     if entry["packed"]:
         kind = engine.Kind[entry["packed"].upper()]
         cls = engine.TransposedWeight if entry["transposed"] else engine.PackedWeight
-        memory = view(region, entry["offset"], torch.uint8, (cls.layout_of(kind, shape).nbytes,), (1,))
-        return cls.attach(memory, kind, shape, dtype, entry["requires_grad"])
+        layout = replace(cls.layout_of(kind, shape), panel=panel)
+        memory = view(region, entry["offset"], torch.uint8, (layout.nbytes,), (1,))
+        return cls.attach(memory, kind, shape, dtype, panel, entry["requires_grad"])
     tensor = view(region, entry["offset"], dtype, shape, entry["stride"])
     return nn.Parameter(tensor, entry["requires_grad"]) if entry["parameter"] else tensor
 

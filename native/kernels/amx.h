@@ -1,16 +1,15 @@
 /* Intel AMX: registers that hold 16 rows of 16 words, and an instruction that multiplies two of them, in
  * bfloat16 or int8. Eight such registers make tiles of up to 32 rows and 32 columns. A packed weight (gemm.h)
- * is what they expect as it is. Only where amx_kinds says so. */
+ * is what they expect as it is. Only in sets with HAS_AMX. */
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
 
 enum { AMX_ROWS = 32, AMX_WORDS = 16 }; /* of a tile; of one step along the summed dimension */
 
-/* Bit k: kind k (gemm.h) is multiplied by AMX. Asks the kernel for the registers where `wanted`, and without
- * it gives them up. Set before kernels run. */
-unsigned amx_use(int wanted);
-unsigned amx_kinds(void);
+/* Asks the kernel for the registers, for this process: whether it may use them, and the CPU has them, for
+ * bfloat16 and int8. */
+int amx_allowed(void);
 
 /* A thread's registers, between amx_begin for tiles of `rows` rows, 1 to 32, and amx_end. No other library
  * may use them meanwhile. */

@@ -24,7 +24,7 @@ static const float *found(const struct lookup *lookup, size_t row, size_t column
 static void prefetch(const float *row, size_t columns)
 {
   for (size_t i = 0; i < columns; i += 16)
-    _mm_prefetch((const char *)(row + i), _MM_HINT_T0);
+    PREFETCH(row + i, NEAR);
 }
 
 static void run(void *context, const struct member *member)
@@ -39,10 +39,10 @@ static void run(void *context, const struct member *member)
       const float *x = found(job->lookups + l, row, columns);
       if (row + 1 < end)
         prefetch(found(job->lookups + l, row + 1, columns), columns);
-      for (size_t i = 0; i < columns; i += 16) {
-        const __mmask16 mask = lanes((long)(columns - i));
-        const __m512 sum = l == 0 ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(mask, out + i);
-        _mm512_mask_storeu_ps(out + i, mask, _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, x + i)));
+      for (size_t i = 0; i < columns; i += LANES) {
+        const vec_mask some = lanes((long)(columns - i));
+        const vec sum = l == 0 ? vec_zero() : vec_load_some(out + i, some);
+        vec_store_some(out + i, some, vec_add(sum, vec_load_some(x + i, some)));
       }
     }
     norm_row(job->norm, out, columns, out);

@@ -2,8 +2,13 @@
  *
  * All three are one kernel over words of 32 bits: a word is one float, two bfloat16 or four int8 that lie
  * next to each other along the summed dimension, and one instruction multiplies a word of the activations by
- * 16 words of the weight and adds to 16 sums. A packed weight is [panel of 32 columns][word][column]: what
- * the kernel reads lies in the order in which it reads it.
+ * LANES words of the weight and adds to as many sums. A packed weight is [panel of PANEL columns][word]
+ * [column]: what the kernel reads lies in the order in which it reads it.
+ *
+ * Where the CPU has no such instruction for bfloat16 or int8 (set.h), a word of the weight is widened in
+ * registers, once for all rows of a tile: into two floats, or into two pairs of 16-bit integers. The
+ * activations are then wide in memory: floats, or 16-bit integers, two words for each word of the weight. No
+ * sum can overflow, and those of int8 are the same in every set, to the bit.
  *
  * int8: activations are unsigned, x = scale q - shift with one scale and shift per row; weights are signed,
  * w = scale w_q with one scale per column. So sum(x w) = scale_row scale_column sum(q w_q) - shift sum(w).
@@ -16,10 +21,11 @@
 #include <stdint.h>
 
 #include "amx.h"
+#include "machine.h"
 #include "vector.h"
 
-enum { PANEL = 32, VECTOR_ROWS = 14 }; /* 28 of 32 registers hold sums */
-enum { MOST_TILE_ROWS = AMX_ROWS };
+enum { PANEL = VECTORS * LANES };
+enum { MOST_TILE_ROWS = HAS_AMX ? AMX_ROWS : VECTOR_ROWS };
 enum { EXACT = 4 };                  /* inputs that are not rounded, where there are such */
 enum { SPLIT = 3, SPLIT_ROWS = 64 }; /* parts of a float32 in bfloat16; from how many rows on that pays */
 
@@ -34,6 +40,29 @@ static inline size_t kind_numbers(enum kind kind)
 static inline size_t kind_words(enum kind kind, size_t numbers)
 {
   return (numbers + kind_numbers(kind) - 1) >> kind;
+}
+
+/* Words of the activations that one word of the weight is multiplied by. */
+static inline size_t words_per_word(enum kind kind)
+{
+  return (kind == KIND_BF16 && !DOT_BF16) || (kind == KIND_I8 && !DOT_I8) ? 2 : 1;
+}
+
+/* Whether activations are rounded to bfloat16, or stay float32; those for int8 are neither. */
+static inline int operand_is_bf16(enum kind kind)
+{
+  return kind == KIND_BF16 && DOT_BF16;
+}
+
+static inline int operand_is_f32(enum kind kind)
+{
+  return kind == KIND_F32 || (kind == KIND_BF16 && !DOT_BF16);
+}
+
+/* Bytes of one number of the activations. */
+static inline size_t operand_bytes(enum kind kind)
+{
+  return words_per_word(kind) * sizeof(uint32_t) >> kind;
 }
 
 /* Words from row to row of an operand: an odd number of cache lines, so that the rows of a tile lie in
@@ -61,7 +90,7 @@ struct matrix {
 /* Words of a row of its operand: behind the numbers lie, as floats, those that are not rounded. */
 static inline size_t operand_words(const struct matrix *matrix)
 {
-  return matrix->words + (matrix->exact == NULL ? 0 : EXACT);
+  return matrix->words * words_per_word(matrix->kind) + (matrix->exact == NULL ? 0 : EXACT);
 }
 
 /* Rows of activations in a matrix' kind. */
@@ -90,7 +119,7 @@ struct result {
 
 static inline int by_amx(enum kind kind)
 {
-  return amx_kinds() >> kind & 1;
+  return HAS_AMX && kind != KIND_F32;
 }
 
 /* The most rows whose sums the registers hold. */
@@ -107,12 +136,11 @@ static inline int is_split(const struct matrix *matrix, size_t rows)
 }
 
 /* The upper half of each number, and of what is left, and that: no bit is lost. */
-INLINE void store_parts(uint16_t *place, size_t part, __mmask16 mask, __m512 x)
+INLINE void store_parts(uint16_t *place, size_t part, vec_mask some, vec x)
 {
   for (size_t p = 0; p < SPLIT; p++, place += part) {
-    const __m512i bits = _mm512_castps_si512(x);
-    _mm512_mask_cvtepi32_storeu_epi16(place, mask, _mm512_srli_epi32(bits, 16));
-    x = _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32((int)0xffff0000))));
+    vec_store_upper(place, some, x);
+    x = vec_sub(x, vec_upper(x));
   }
 }
 

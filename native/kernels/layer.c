@@ -11,9 +11,6 @@
 enum {
   CHUNK_ROWS = 1024, /* for each thread: what is computed before the next sequences are begun */
   QUERIES = 256,     /* of one head: the unit of work in attention */
-  /* of intermediate results in a block: most of a core's second-level cache; with AMX that has 2 MiB */
-  BLOCK_BYTES = 768 << 10,
-  AMX_BLOCK_BYTES = 2 * BLOCK_BYTES,
   FEW_ROWS = 70 /* for each crew: one block, even if that leaves the cache, for each weight is read
                  * once then */
 };
@@ -104,21 +101,19 @@ static void *carve(char *base, size_t *used, size_t count, size_t size)
 static size_t row_bytes(const struct layer *layer)
 {
   const size_t wide = layer->up.columns, gate = layer->gate.columns ? sizeof(float) : 0;
-  switch (layer->down.kind) {
-  case KIND_F32:
-    return wide * (is_split(&layer->down, SIZE_MAX) ? gate + SPLIT * sizeof(uint16_t) : sizeof(float));
-  case KIND_BF16:
+  if (is_split(&layer->down, SIZE_MAX))
+    return wide * (gate + SPLIT * sizeof(uint16_t));
+  if (operand_is_f32(layer->down.kind))
+    return wide * sizeof(float);
+  if (operand_is_bf16(layer->down.kind))
     return wide * (gate + sizeof(uint16_t));
-  default:
-    return wide * (sizeof(float) + sizeof(int8_t));
-  }
+  return wide * (sizeof(float) + operand_bytes(KIND_I8));
 }
 
 static size_t most_rows(const struct layer *layer)
 {
   const size_t tile = is_split(&layer->up, SIZE_MAX) ? AMX_ROWS : tile_rows(layer->up.kind);
-  const size_t bytes = amx_kinds() ? AMX_BLOCK_BYTES : BLOCK_BYTES;
-  const size_t rows = bytes / row_bytes(layer) / tile * tile;
+  const size_t rows = machine.block_bytes / row_bytes(layer) / tile * tile;
   return smaller(larger(rows, larger(2 * tile, crew_rows(&layer->up))), 8 * tile);
 }
 
@@ -194,16 +189,16 @@ static void multiply(const struct member *self, size_t count, const struct matri
 
 static void rotate_half(void *row, int bf16, const float *cosines, const float *sines, size_t size)
 {
-  for (size_t i = 0; i < size / 2; i += 16) {
-    const __mmask16 mask = lanes((long)(size / 2 - i));
+  for (size_t i = 0; i < size / 2; i += LANES) {
+    const vec_mask some = lanes((long)(size / 2 - i));
     const size_t j = i + size / 2;
-    const __m512 low = load_floats(row, i, mask, bf16), high = load_floats(row, j, mask, bf16);
-    const __m512 new_low = _mm512_sub_ps(_mm512_mul_ps(low, _mm512_maskz_loadu_ps(mask, cosines + i)),
-                                         _mm512_mul_ps(high, _mm512_maskz_loadu_ps(mask, sines + i)));
-    const __m512 new_high = _mm512_add_ps(_mm512_mul_ps(high, _mm512_maskz_loadu_ps(mask, cosines + j)),
-                                          _mm512_mul_ps(low, _mm512_maskz_loadu_ps(mask, sines + j)));
-    store_floats(row, i, mask, bf16, new_low);
-    store_floats(row, j, mask, bf16, new_high);
+    const vec low = load_floats(row, i, some, bf16), high = load_floats(row, j, some, bf16);
+    const vec new_low = vec_sub(vec_mul(low, vec_load_some(cosines + i, some)),
+                                         vec_mul(high, vec_load_some(sines + i, some)));
+    const vec new_high = vec_add(vec_mul(high, vec_load_some(cosines + j, some)),
+                                          vec_mul(low, vec_load_some(sines + j, some)));
+    store_floats(row, i, some, bf16, new_low);
+    store_floats(row, j, some, bf16, new_high);
   }
 }
 
@@ -318,7 +313,9 @@ static struct operand operand_of_context(const struct work *work, const struct p
   uint32_t *context = work->memory->context + first * stride;
   const struct operand operand =
       operand_of(&layer->output, rows, block->narrow, block->scales, block->shifts);
-  if (layer->output.kind == layer->attention && width % kind_numbers(layer->attention) == 0 && !operand.part)
+  const int as_it_is = layer->attention == KIND_F32 ? operand_is_f32(layer->output.kind)
+                                                     : operand_is_bf16(layer->output.kind);
+  if (as_it_is && width % kind_numbers(layer->output.kind) == 0 && !operand.part)
     return (struct operand){.words = context, .stride = stride};
   size_t begin, end;
   team_share(&place->crew.self, rows, &begin, &end);
@@ -373,7 +370,7 @@ static struct operand widen(const struct layer *layer, const struct place *place
   }
   size_t begin, end;
   team_share(&place->crew.self, rows, &begin, &end);
-  const int direct = layer->down.kind == KIND_BF16 || operand.part;
+  const int direct = operand_is_bf16(layer->down.kind) || operand.part;
   if (direct) { /* beside the gate, where there is one, and not over it */
     result.rows = block->down, result.bf16 = 1, result.stride = operand.stride * 2;
     result.part = operand.part * 2;
@@ -383,7 +380,7 @@ static struct operand widen(const struct layer *layer, const struct place *place
   team_wait(&place->crew.self);
   if (direct)
     return operand;
-  if (layer->down.kind == KIND_F32)
+  if (operand_is_f32(layer->down.kind) && up->columns == operand_words(&layer->down))
     return (struct operand){.words = block->wide, .stride = wide};
   for (size_t row = begin; row < end; row++)
     fill_row(&layer->down, &operand, row, block->wide + row * wide, 0, up->columns);

@@ -56,8 +56,10 @@ int linear_run(const struct matrix *matrix, enum activation activation, const fl
   threads = team_size(threads, (double)rows * (double)matrix->columns * (double)in_features);
   struct job job = {matrix, activation, input, in_features, output, rows, NULL, NULL, NULL, NULL, 0};
   const size_t room = operand_room(matrix);
-  /* float32 is multiplied where it lies, unless it is split or its rows fall on the same sets of the cache */
-  const int in_place = matrix->kind == KIND_F32 && !is_split(matrix, rows) && in_features % 512 != 0;
+  /* float32 is multiplied where it lies, unless it is split, its rows fall on the same sets of the cache, or
+   * its end is inside a word of the weight */
+  const int in_place = operand_is_f32(matrix->kind) && !is_split(matrix, rows) && in_features % 512 != 0 &&
+                       in_features == operand_words(matrix);
   const size_t words = in_place ? 0 : rows * (room + 2);
   const size_t barriers = threads * sizeof *job.barriers;
   char *memory = scratch_allocate(64, (barriers + words * sizeof(uint32_t) + 63) / 64 * 64);

@@ -1,5 +1,6 @@
-/* hfaccel._kernels: the seam between Python and the kernels. Arguments are addresses and sizes; who calls
- * keeps the memory alive, has checked types and shapes, and asks only for kinds that `instructions` lists. */
+/* hfaccel._kernels_<set>: the seam between Python and the kernels of one instruction set. Arguments are addresses
+ * and sizes; who calls keeps the memory alive, and has checked types and shapes. The module cannot be imported
+ * where the CPU lacks the set, so nothing of it can be called there. */
 #include <Python.h>
 #include <errno.h>
 #include <string.h>
@@ -7,6 +8,7 @@
 #include "embed.h"
 #include "layer.h"
 #include "linear.h"
+#include "module.h"
 #include "team.h"
 
 /* Sizes that fit no memory; which addresses are missing. What lies at an address cannot be checked. */
@@ -153,12 +155,11 @@ static PyObject *layer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
                         &activation, &attention, &layer.scale))
     return NULL;
   if (hidden <= 0 || heads <= 0 || head_size <= 0 || activation < 0 || activation >= ACTIVATIONS ||
-      (attention != KIND_F32 && attention != KIND_BF16))
-    return PyErr_Format(
-        PyExc_ValueError,
-        "sizes above 0, `0 <= activation < %d` and attention in 0, 1 must hold, but got (%zd, %zd, "
-        "%zd), %d and %d",
-        ACTIVATIONS, hidden, heads, head_size, activation, attention);
+      (attention != KIND_F32 && !operand_is_bf16((enum kind)attention)))
+    return PyErr_Format(PyExc_ValueError,
+                        "sizes above 0, `0 <= activation < %d` and attention in %s must hold, but got (%zd, "
+                        "%zd, %zd), %d and %d",
+                        ACTIVATIONS, DOT_BF16 ? "0, 1" : "0", hidden, heads, head_size, activation, attention);
   layer.hidden = (size_t)hidden;
   layer.heads = (size_t)heads;
   layer.head_size = (size_t)head_size;
@@ -369,26 +370,15 @@ static PyObject *use_threads(PyObject *module, PyObject *address)
   Py_RETURN_NONE;
 }
 
-/* use_amx(wanted) -> whether bfloat16 and int8 are multiplied by AMX from now on. Not while kernels run. */
-static PyObject *use_amx(PyObject *module, PyObject *wanted)
+/* use_cache(bytes of a core's second-level cache) -> None. Not while kernels run. */
+static PyObject *use_cache(PyObject *module, PyObject *bytes)
 {
   (void)module;
-  const int truth = PyObject_IsTrue(wanted);
-  if (truth < 0)
+  const size_t size = PyLong_AsSize_t(bytes);
+  if (PyErr_Occurred())
     return NULL;
-  return PyBool_FromLong(amx_use(truth) != 0);
-}
-
-/* instructions() -> (avx512, bf16, vnni): what this CPU has */
-static PyObject *instructions(PyObject *module, PyObject *none)
-{
-  (void)module;
-  (void)none;
-  const int avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  return Py_BuildValue("(NNN)", PyBool_FromLong(avx512),
-                       PyBool_FromLong(avx512 && __builtin_cpu_supports("avx512bf16")),
-                       PyBool_FromLong(avx512 && __builtin_cpu_supports("avx512vnni")));
+  machine.block_bytes = size / 4 * 3;
+  Py_RETURN_NONE;
 }
 
 static PyType_Slot layer_slots[] = {{Py_tp_new, layer_new}, {Py_tp_dealloc, layer_dealloc}, {0, NULL}};
@@ -401,8 +391,8 @@ static PyType_Spec layer_spec = {.name = "hfaccel._kernels.Layer",
 static PyMethodDef functions[] = {
     {"run_layers", run_layers_py, METH_VARARGS, NULL}, {"linear", linear_py, METH_VARARGS, NULL},
     {"embed", embed_py, METH_VARARGS, NULL},           {"count", count_py, METH_VARARGS, NULL},
-    {"use_threads", use_threads, METH_O, NULL},        {"use_amx", use_amx, METH_O, NULL},
-    {"instructions", instructions, METH_NOARGS, NULL}, {NULL, NULL, 0, NULL}};
+    {"use_threads", use_threads, METH_O, NULL},        {"use_cache", use_cache, METH_O, NULL},
+    {NULL, NULL, 0, NULL}};
 
 /* The state is a reference to the type Layer. */
 static struct PyModuleDef definition = {.m_base = PyModuleDef_HEAD_INIT,
@@ -410,11 +400,19 @@ static struct PyModuleDef definition = {.m_base = PyModuleDef_HEAD_INIT,
                                         .m_size = sizeof(PyObject *),
                                         .m_methods = functions};
 
-PyMODINIT_FUNC PyInit__kernels(void)
+/* PANEL, and whether an instruction multiplies bfloat16 and int8: what packed weights and layers depend on. */
+static int add_constants(PyObject *module)
+{
+  return PyModule_AddIntMacro(module, PANEL) < 0 || PyModule_AddIntMacro(module, DOT_BF16) < 0 ||
+         PyModule_AddIntMacro(module, DOT_I8) < 0;
+}
+
+PyObject *module_create(void)
 {
   PyObject *module = PyModule_Create(&definition);
   PyObject *type = PyType_FromSpec(&layer_spec);
-  if (module == NULL || type == NULL || PyModule_AddObjectRef(module, "Layer", type) < 0) {
+  if (module == NULL || type == NULL || PyModule_AddObjectRef(module, "Layer", type) < 0 ||
+      add_constants(module)) {
     Py_XDECREF(module);
     Py_XDECREF(type);
     return NULL;

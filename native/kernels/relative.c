@@ -60,14 +60,13 @@ struct distances relative_begin(const struct head *head, size_t first, size_t la
   return distances;
 }
 
-/* numbers[16] at buckets that mostly follow one another: those of tokens that are near each other. */
-INLINE __m512 take(const float *numbers, __m512i buckets, __mmask16 mask)
+/* Numbers at buckets that mostly follow one another: those of tokens that are near each other. */
+INLINE vec take(const float *numbers, vec_ints buckets, vec_mask some)
 {
-  const __m512i first = _mm512_broadcastd_epi32(_mm512_castsi512_si128(buckets));
-  const __m512i steps = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  if (_mm512_mask_cmpneq_epi32_mask(mask, buckets, _mm512_add_epi32(first, steps)) == 0)
-    return _mm512_maskz_loadu_ps(mask, numbers + _mm_cvtsi128_si32(_mm512_castsi512_si128(buckets)));
-  return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, buckets, numbers, sizeof(float));
+  const int32_t first = ints_first(buckets);
+  if (!ints_differ(buckets, ints_add(ints_of(first), ints_steps(1)), some))
+    return vec_load_some(numbers + first, some);
+  return vec_gather(numbers, buckets, some);
 }
 
 void relative_add(const struct head *head, const struct distances *distances, const struct tiles *tiles,
@@ -76,28 +75,23 @@ void relative_add(const struct head *head, const struct distances *distances, co
   const size_t last = first + (tile->end - tile->begin);
   const size_t columns = distances->panels * PANEL,
                row_bytes = head->stride * (sizeof(uint32_t) >> head->kind);
-  const __m512i base = _mm512_set1_epi32((int)(distances->panel * PANEL));
-  const __m512i rows =
-      _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                         _mm512_set1_epi32((int)columns));
+  const vec_ints base = ints_of((int32_t)(distances->panel * PANEL)), rows = ints_steps((int32_t)columns);
   if (head->relative.keys != NULL)
     multiply(head, distances, tiles, tile, (const char *)head->query + first * row_bytes, head->relative.keys,
              distances->near);
   /* key by key, so that neighbouring queries find the far numbers in the first-level cache */
-  for (size_t key = 0; key < head->length; key += 16) {
-    const __mmask16 mask = lanes((long)(head->length - key));
+  for (size_t key = 0; key < head->length; key += LANES) {
+    const vec_mask some = lanes((long)(head->length - key));
     for (size_t query = first; query < last; query++) {
       float *place = scores + (query - first) * width + key;
-      const __m512i buckets =
-          _mm512_maskz_sub_epi32(mask, _mm512_maskz_loadu_epi32(mask, buckets_of(head, query) + key), base);
-      __m512 score = _mm512_loadu_ps(place);
+      const vec_ints buckets = ints_sub(ints_load_some(buckets_of(head, query) + key, some), base);
+      vec score = vec_load(place);
       if (head->relative.keys != NULL)
-        score = _mm512_add_ps(score, take(distances->near + (query - first) * columns, buckets, mask));
+        score = vec_add(score, take(distances->near + (query - first) * columns, buckets, some));
       if (head->relative.queries != NULL)
-        score = _mm512_add_ps(score, _mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask,
-                                                              _mm512_add_epi32(buckets, rows),
-                                                              distances->far + key * columns, sizeof(float)));
-      _mm512_storeu_ps(place, score);
+        score = vec_add(score,
+                        vec_gather(distances->far + key * columns, ints_add(buckets, rows), some));
+      vec_store(place, score);
     }
   }
 }

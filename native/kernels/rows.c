@@ -5,86 +5,76 @@
 
 void norm_row(const struct norm *norm, const float *x, size_t columns, float *out)
 {
-  __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
+  vec sum = vec_zero(), squares = vec_zero();
   float mean = 0;
   if (norm->kind == NORM_NONE) {
     memmove(out, x, columns * sizeof *x);
     return;
   }
   if (norm->kind == NORM_LAYER) {
-    for (size_t i = 0; i < columns; i += 16)
-      sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(lanes((long)(columns - i)), x + i));
-    mean = _mm512_reduce_add_ps(sum) / (float)columns;
+    for (size_t i = 0; i < columns; i += LANES)
+      sum = vec_add(sum, vec_load_some(x + i, lanes((long)(columns - i))));
+    mean = vec_sum(sum) / (float)columns;
   }
   /* a second pass: the difference of two large numbers would lose the variance */
-  const __m512 means = _mm512_set1_ps(mean);
-  for (size_t i = 0; i < columns; i += 16) {
-    const __mmask16 mask = lanes((long)(columns - i));
-    const __m512 centred = _mm512_maskz_sub_ps(mask, _mm512_maskz_loadu_ps(mask, x + i), means);
-    squares = _mm512_fmadd_ps(centred, centred, squares);
+  const vec means = vec_of(mean);
+  for (size_t i = 0; i < columns; i += LANES) {
+    const vec_mask some = lanes((long)(columns - i));
+    const vec centred = vec_select(some, vec_sub(vec_load_some(x + i, some), means), vec_zero());
+    squares = vec_fma(centred, centred, squares);
   }
-  const float variance = _mm512_reduce_add_ps(squares) / (float)columns;
-  const __m512 factor = _mm512_set1_ps(1.f / __builtin_sqrtf(variance + norm->epsilon));
-  for (size_t i = 0; i < columns; i += 16) {
-    const __mmask16 mask = lanes((long)(columns - i));
-    __m512 y = _mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, x + i), means), factor);
+  const float variance = vec_sum(squares) / (float)columns;
+  const vec factor = vec_of(1.f / __builtin_sqrtf(variance + norm->epsilon));
+  for (size_t i = 0; i < columns; i += LANES) {
+    const vec_mask some = lanes((long)(columns - i));
+    vec y = vec_mul(vec_sub(vec_load_some(x + i, some), means), factor);
     if (norm->weight != NULL)
-      y = _mm512_mul_ps(y, _mm512_maskz_loadu_ps(mask, norm->weight + i));
+      y = vec_mul(y, vec_load_some(norm->weight + i, some));
     if (norm->bias != NULL)
-      y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, norm->bias + i));
-    _mm512_mask_storeu_ps(out + i, mask, y);
+      y = vec_add(y, vec_load_some(norm->bias + i, some));
+    vec_store_some(out + i, some, y);
   }
 }
 
-/* 16 numbers, as 32-bit integers that may lie outside of 0 to 255. */
-INLINE __m512i quantized(const float *factors, const void *x, int bf16, size_t i, __mmask16 mask,
-                         __m512 factor, __m512 zeros)
+/* A vec of numbers as they are rounded: near 0 to 255. */
+INLINE vec quantized(const float *factors, const void *x, int bf16, size_t i, vec_mask some, vec factor,
+                     vec zeros)
 {
-  const __m512 smooth = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, factors + i), factor);
-  return _mm512_cvtps_epi32(_mm512_fmadd_ps(load_floats(x, i, mask, bf16), smooth, zeros));
+  const vec smooth = vec_mul(vec_load_some(factors + i, some), factor);
+  return vec_fma(load_floats(x, i, some, bf16), smooth, zeros);
 }
 
-/* 64 of those, as bytes: packing works within 128-bit lanes, so the order is put right afterwards. */
-INLINE __m512i to_bytes(__m512i a, __m512i b, __m512i c, __m512i d)
-{
-  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  return _mm512_permutexvar_epi32(order,
-                                  _mm512_packus_epi16(_mm512_packus_epi32(a, b), _mm512_packus_epi32(c, d)));
-}
-
-static void quantize_row(const float *factors, const void *x, int bf16, size_t columns, uint8_t *out,
+static void quantize_row(const float *factors, const void *x, int bf16, size_t columns, uint32_t *out,
                          float *scale, float *shift)
 {
-  __m512 lowest = _mm512_setzero_ps(), highest = _mm512_setzero_ps(); /* 0 is in the range: padding is 0 */
-  __m512 nan = _mm512_setzero_ps();                                   /* min and max would forget it again */
-  for (size_t i = 0; i < columns; i += 16) {
-    const __mmask16 mask = lanes((long)(columns - i));
-    const __m512 v = _mm512_mul_ps(load_floats(x, i, mask, bf16), _mm512_maskz_loadu_ps(mask, factors + i));
-    lowest = _mm512_min_ps(lowest, v);
-    highest = _mm512_max_ps(highest, v);
-    nan = _mm512_fmadd_ps(v, _mm512_setzero_ps(), nan);
+  vec lowest = vec_zero(), highest = vec_zero(); /* 0 is in the range: padding is 0 */
+  vec nan = vec_zero();                                   /* min and max would forget it again */
+  for (size_t i = 0; i < columns; i += LANES) {
+    const vec_mask some = lanes((long)(columns - i));
+    const vec v = vec_mul(load_floats(x, i, some, bf16), vec_load_some(factors + i, some));
+    lowest = vec_min(lowest, v);
+    highest = vec_max(highest, v);
+    nan = vec_fma(v, vec_zero(), nan);
   }
-  const float low = _mm512_reduce_min_ps(lowest), high = _mm512_reduce_max_ps(highest);
+  const float low = vec_lowest(lowest), high = vec_highest(highest);
   const float range = (high - low) / 255.f,
               step = range >= FLT_MIN ? range : 1.f; /* 1 / step must be finite */
-  *scale = _mm512_cmp_ps_mask(nan, nan, _CMP_UNORD_Q) ? __builtin_nanf("") : step;
+  *scale = vec_has_nan(nan) ? __builtin_nanf("") : step;
   const float zero = __builtin_rintf(-low / step); /* what 0 becomes: exactly a whole number */
   *shift = zero * step;
-  const __m512 factor = _mm512_set1_ps(1.f / step), zeros = _mm512_set1_ps(zero);
+  const vec factor = vec_of(1.f / step), zeros = vec_of(zero);
   size_t i = 0;
-  for (; i + 64 <= columns; i += 64) {
-    __m512i q[4];
+  for (; i + 4 * LANES <= columns; i += 4 * LANES) {
+    vec q[4];
     for (size_t j = 0; j < 4; j++)
-      q[j] = quantized(factors, x, bf16, i + 16 * j, 0xffff, factor, zeros);
-    _mm512_storeu_si512(out + i, to_bytes(q[0], q[1], q[2], q[3]));
+      q[j] = quantized(factors, x, bf16, i + LANES * j, lanes(LANES), factor, zeros);
+    bytes_store(out, i, q);
   }
-  for (; i < columns; i += 16) {
-    const __mmask16 mask = lanes((long)(columns - i));
-    const __m512i q = quantized(factors, x, bf16, i, mask, factor, zeros);
-    _mm_mask_storeu_epi8(out + i, mask, _mm512_cvtusepi32_epi8(_mm512_max_epi32(q, _mm512_setzero_si512())));
+  for (; i < columns; i += LANES) {
+    const size_t count = columns - i < LANES ? columns - i : LANES;
+    const vec q = quantized(factors, x, bf16, i, lanes((long)count), factor, zeros);
+    bytes_store_some(out, i, count, q);
   }
-  const size_t end = kind_words(KIND_I8, columns) * 4;
-  memset(out + columns, 0, end - columns);
 }
 
 void convert_row(const struct matrix *matrix, const void *x, int bf16, size_t columns, uint32_t *words,
@@ -92,19 +82,19 @@ void convert_row(const struct matrix *matrix, const void *x, int bf16, size_t co
 {
   const enum kind kind = matrix->kind;
   if (kind == KIND_I8) {
-    quantize_row(matrix->factors, x, bf16, columns, (uint8_t *)words, scale, shift);
+    quantize_row(matrix->factors, x, bf16, columns, words, scale, shift);
     for (size_t e = 0; matrix->exact != NULL && e < EXACT; e++) {
-      const float input = _mm512_cvtss_f32(load_floats(x, (size_t)matrix->exact_inputs[e], 1, bf16));
-      memcpy(words + matrix->words + e, &input, sizeof input);
+      const float input = vec_sum(load_floats(x, (size_t)matrix->exact_inputs[e], lanes(1), bf16));
+      memcpy(words + matrix->words * words_per_word(kind) + e, &input, sizeof input);
     }
     return;
   }
-  for (size_t i = 0; i < columns; i += 16) {
-    const __mmask16 mask = lanes((long)(columns - i));
-    store_floats(words, i, mask, kind == KIND_BF16, load_floats(x, i, mask, bf16));
+  for (size_t i = 0; i < columns; i += LANES) {
+    const vec_mask some = lanes((long)(columns - i));
+    store_floats(words, i, some, operand_is_bf16(kind), load_floats(x, i, some, bf16));
   }
-  if (kind == KIND_BF16 && columns % 2 == 1)
-    ((uint16_t *)words)[columns] = 0;
+  if (kind == KIND_BF16 && columns % 2 == 1) /* a whole word */
+    memset((char *)words + columns * operand_bytes(kind), 0, operand_bytes(kind));
 }
 
 /* Three parts of a row, padded with zeros up to whole steps of AMX. */
@@ -112,9 +102,9 @@ static void split_row(const void *x, int bf16, size_t columns, uint32_t *words, 
 {
   enum { STEP = 2 * AMX_WORDS };
   const size_t end = (columns + STEP - 1) / STEP * STEP;
-  for (size_t i = 0; i < end; i += 16) {
-    const __m512 numbers = load_floats(x, i, lanes((long)(columns - i)), bf16);
-    store_parts((uint16_t *)words + i, 2 * part, 0xffff, numbers);
+  for (size_t i = 0; i < end; i += LANES) {
+    const vec numbers = load_floats(x, i, lanes((long)(columns - i)), bf16);
+    store_parts((uint16_t *)words + i, 2 * part, lanes(LANES), numbers);
   }
 }
 

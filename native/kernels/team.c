@@ -1,6 +1,5 @@
 #include "team.h"
 
-#include <immintrin.h>
 #include <sched.h>
 
 enum {
@@ -9,6 +8,16 @@ enum {
 };
 
 static parallel_for run_parallel;
+
+/* Tells the core that it waits, so that its other thread runs meanwhile. */
+static inline void relax(void)
+{
+#ifdef __x86_64__
+  __asm__ volatile("pause");
+#else
+  __asm__ volatile("yield");
+#endif
+}
 
 unsigned team_size(unsigned threads, double multiplications)
 {
@@ -34,7 +43,7 @@ void team_wait(const struct member *member)
   }
   for (int spins = 0; atomic_load_explicit(&barrier->passed, memory_order_acquire) == passed; spins++)
     if (spins < SPINS)
-      _mm_pause();
+      relax();
     else
       sched_yield();
 }
@@ -56,7 +65,7 @@ static void enlist(int64_t begin, int64_t end, void *context)
   atomic_fetch_add(&muster->covered, (unsigned)(end - begin));
   for (int spins = 0; atomic_load(&muster->covered) < muster->wanted; spins++)
     if (spins < SPINS)
-      _mm_pause();
+      relax();
     else
       sched_yield();
   self.size = atomic_load(&muster->members);

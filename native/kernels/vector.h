@@ -1,79 +1,96 @@
-/* AVX-512 arithmetic on 16 floats. Coefficients are least-squares fits made by fit.py beside this file. */
+/* Arithmetic on vectors of floats, over the few functions that every instruction set offers in its lanes.h.
+ *
+ * A vec holds LANES floats, or words of 32 bits that are only moved; vec_ints holds integers; a vec_mask says
+ * for each lane whether it counts.
+ *
+ *   lanes(count)                 the first `count` lanes: all for LANES and more, none for 0 and less
+ *   mask_except, mask_any        those of one mask that another has not; whether there is any
+ *   vec_load, vec_load_some      at any address; lanes that do not count are 0, and their memory is not read
+ *   vec_store, vec_store_some    ... is not written
+ *   vec_fma, vec_minus_product   a b + c; c - a b
+ *   vec_min, vec_max             where one operand is NaN: the second
+ *   vec_round, vec_fraction      to the nearest whole number; x - floor(x)
+ *   vec_scale(x, power)          x 2^floor(power), power in [-126, 127]
+ *   vec_select(some, a, b)       a where the lane counts, otherwise b
+ *   vec_sum, vec_highest, vec_lowest, vec_has_nan   of all lanes
+ *   vec_load_bf16, vec_store_bf16   rounded to the nearest, ties to even; of the first lanes
+ *   vec_upper, vec_store_upper   the upper half of each float's bits: bfloat16, rounded towards 0
+ *   vec_from_ints                the floats of a vec that holds int32
+ *   ints_...                     the same on integers; ints_steps(step): 0, step, 2 step, ...
+ *   vec_gather                   numbers[index] of the lanes that count
+ *   bytes_store(words, number, x)   4 vecs of x, rounded to 0 ... 255, as an int8 operand from `number` on
+ *   bytes_store_some             the first `count` of one vec, and zeros up to the end of their last word
+ *   words_of_pairs               words of two 16-bit numbers, the lower ones first; of the first lanes
+ *   words_transpose              LANES vecs: word j of row i becomes word i of row j
+ *
+ * Coefficients are least-squares fits made by fit.py beside this file. */
 #pragma once
-#include <immintrin.h>
-#include <stdint.h>
+#include "set.h"
 
-#define INLINE static inline __attribute__((always_inline))
-
-/* The first `count` of 16 lanes; all for 16 and more, none for 0 and less. */
-INLINE __mmask16 lanes(long count)
-{
-  return count >= 16 ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1);
-}
+#include "lanes.h"
 
 /* x between -limit and limit. NaN stays NaN: min and max return their second operand where one is NaN. */
-INLINE __m512 bounded_by(__m512 x, float limit)
+INLINE vec bounded_by(vec x, float limit)
 {
-  return _mm512_min_ps(_mm512_set1_ps(limit), _mm512_max_ps(_mm512_set1_ps(-limit), x));
+  return vec_min(vec_of(limit), vec_max(vec_of(-limit), x));
 }
 
 /* e^x, relative error below 1e-6 for x up to 88; e^-87.3 = 1e-38 stands for all smaller ones. */
-INLINE __m512 vector_exp(__m512 x)
+INLINE vec vector_exp(vec x)
 {
-  x = _mm512_max_ps(_mm512_set1_ps(-87.3f), x);
-  const __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)),
-                                            _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  x = vec_max(vec_of(-87.3f), x);
+  const vec whole = vec_round(vec_mul(x, vec_of(1.44269504f)));
   /* ln 2 in two parts: the first is exact in few bits, so that its product is too */
-  __m512 part = _mm512_fnmadd_ps(whole, _mm512_set1_ps(0.693145752f), x);
-  part = _mm512_fnmadd_ps(whole, _mm512_set1_ps(1.42860677e-6f), part);
-  __m512 result = _mm512_set1_ps(1.f / 720);
-  result = _mm512_fmadd_ps(result, part, _mm512_set1_ps(1.f / 120));
-  result = _mm512_fmadd_ps(result, part, _mm512_set1_ps(1.f / 24));
-  result = _mm512_fmadd_ps(result, part, _mm512_set1_ps(1.f / 6));
-  result = _mm512_fmadd_ps(result, part, _mm512_set1_ps(.5f));
-  result = _mm512_fmadd_ps(result, part, _mm512_set1_ps(1.f));
-  result = _mm512_fmadd_ps(result, part, _mm512_set1_ps(1.f));
-  return _mm512_scalef_ps(result, whole);
+  vec part = vec_minus_product(whole, vec_of(0.693145752f), x);
+  part = vec_minus_product(whole, vec_of(1.42860677e-6f), part);
+  vec result = vec_of(1.f / 720);
+  result = vec_fma(result, part, vec_of(1.f / 120));
+  result = vec_fma(result, part, vec_of(1.f / 24));
+  result = vec_fma(result, part, vec_of(1.f / 6));
+  result = vec_fma(result, part, vec_of(.5f));
+  result = vec_fma(result, part, vec_of(1.f));
+  result = vec_fma(result, part, vec_of(1.f));
+  return vec_scale(result, whole);
 }
 
 /* 2^x, relative error below 8e-5 for x up to 127; 2^-126 = 1e-38 stands for all smaller ones. A third of the
  * work of vector_exp: for results that are rounded to bfloat16 afterwards, whose steps are 4e-3. */
-INLINE __m512 rough_power(__m512 x)
+INLINE vec rough_power(vec x)
 {
-  x = _mm512_max_ps(_mm512_set1_ps(-126.f), x);
-  const __m512 part = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); /* x - floor(x) */
-  __m512 result = _mm512_set1_ps(0.0780245055f);
-  result = _mm512_fmadd_ps(result, part, _mm512_set1_ps(0.2260671798f));
-  result = _mm512_fmadd_ps(result, part, _mm512_set1_ps(0.6958335321f));
-  result = _mm512_fmadd_ps(result, part, _mm512_set1_ps(0.999925219f));
-  return _mm512_scalef_ps(result, x); /* by the floor */
+  x = vec_max(vec_of(-126.f), x);
+  const vec part = vec_fraction(x);
+  vec result = vec_of(0.0780245055f);
+  result = vec_fma(result, part, vec_of(0.2260671798f));
+  result = vec_fma(result, part, vec_of(0.6958335321f));
+  result = vec_fma(result, part, vec_of(0.999925219f));
+  return vec_scale(result, x); /* by the floor */
 }
 
 /* The Gauss error function, error below 1e-7: x P(x^2) / Q(x^2) up to 4, where it is 1 in float32. */
-INLINE __m512 vector_erf(__m512 x)
+INLINE vec vector_erf(vec x)
 {
   x = bounded_by(x, 4.f);
-  const __m512 u = _mm512_mul_ps(x, x);
-  __m512 p = _mm512_set1_ps(1.974828072e-06f), q = _mm512_set1_ps(3.748083603e-05f);
-  p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(0.0002880413198f));
-  p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(0.004003647216f));
-  p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(0.05346748362f));
-  p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(0.1962490275f));
-  p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(1.128378976f));
-  q = _mm512_fmadd_ps(q, u, _mm512_set1_ps(0.001216359954f));
-  q = _mm512_fmadd_ps(q, u, _mm512_set1_ps(0.01544442531f));
-  q = _mm512_fmadd_ps(q, u, _mm512_set1_ps(0.1164764459f));
-  q = _mm512_fmadd_ps(q, u, _mm512_set1_ps(0.5072523312f));
-  q = _mm512_fmadd_ps(q, u, _mm512_set1_ps(1.f));
-  return _mm512_mul_ps(x, _mm512_div_ps(p, q));
+  const vec u = vec_mul(x, x);
+  vec p = vec_of(1.974828072e-06f), q = vec_of(3.748083603e-05f);
+  p = vec_fma(p, u, vec_of(0.0002880413198f));
+  p = vec_fma(p, u, vec_of(0.004003647216f));
+  p = vec_fma(p, u, vec_of(0.05346748362f));
+  p = vec_fma(p, u, vec_of(0.1962490275f));
+  p = vec_fma(p, u, vec_of(1.128378976f));
+  q = vec_fma(q, u, vec_of(0.001216359954f));
+  q = vec_fma(q, u, vec_of(0.01544442531f));
+  q = vec_fma(q, u, vec_of(0.1164764459f));
+  q = vec_fma(q, u, vec_of(0.5072523312f));
+  q = vec_fma(q, u, vec_of(1.f));
+  return vec_mul(x, vec_div(p, q));
 }
 
-INLINE __m512 vector_tanh(__m512 x)
+INLINE vec vector_tanh(vec x)
 {
-  const __m512 bounded = bounded_by(x, 10.f);
-  const __m512 e = vector_exp(_mm512_add_ps(bounded, bounded));
-  const __m512 one = _mm512_set1_ps(1.f);
-  return _mm512_div_ps(_mm512_sub_ps(e, one), _mm512_add_ps(e, one));
+  const vec bounded = bounded_by(x, 10.f);
+  const vec e = vector_exp(vec_add(bounded, bounded));
+  const vec one = vec_of(1.f);
+  return vec_div(vec_sub(e, one), vec_add(e, one));
 }
 
 enum activation {
@@ -89,45 +106,45 @@ enum activation {
   ACTIVATIONS
 };
 
-INLINE __m512 gelu_rough(__m512 x)
+INLINE vec gelu_rough(vec x)
 {
-  const __m512 bounded = bounded_by(x, 3.5f);
-  const __m512 u = _mm512_mul_ps(bounded, bounded);
-  __m512 p = _mm512_set1_ps(-6.9541386730e-07f);
-  p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(3.4065943471e-05f));
-  p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(-7.0980824907e-04f));
-  p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(8.3802687526e-03f));
-  p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(-6.3899339681e-02f));
-  p = _mm512_fmadd_ps(p, u, _mm512_set1_ps(3.9749955670e-01f));
-  return _mm512_mul_ps(x, _mm512_fmadd_ps(p, bounded, _mm512_set1_ps(.5f)));
+  const vec bounded = bounded_by(x, 3.5f);
+  const vec u = vec_mul(bounded, bounded);
+  vec p = vec_of(-6.9541386730e-07f);
+  p = vec_fma(p, u, vec_of(3.4065943471e-05f));
+  p = vec_fma(p, u, vec_of(-7.0980824907e-04f));
+  p = vec_fma(p, u, vec_of(8.3802687526e-03f));
+  p = vec_fma(p, u, vec_of(-6.3899339681e-02f));
+  p = vec_fma(p, u, vec_of(3.9749955670e-01f));
+  return vec_mul(x, vec_fma(p, bounded, vec_of(.5f)));
 }
 
 /* x / (1 + e^(-k x)) */
-INLINE __m512 times_sigmoid(__m512 x, float k)
+INLINE vec times_sigmoid(vec x, float k)
 {
-  const __m512 e = vector_exp(_mm512_min_ps(_mm512_set1_ps(87.f), _mm512_mul_ps(x, _mm512_set1_ps(-k))));
-  return _mm512_div_ps(x, _mm512_add_ps(e, _mm512_set1_ps(1.f)));
+  const vec e = vector_exp(vec_min(vec_of(87.f), vec_mul(x, vec_of(-k))));
+  return vec_div(x, vec_add(e, vec_of(1.f)));
 }
 
-INLINE __m512 activate(enum activation activation, __m512 x)
+INLINE vec activate(enum activation activation, vec x)
 {
   switch (activation) {
   case ACT_GELU:
-    return _mm512_mul_ps(
-        _mm512_mul_ps(x, _mm512_set1_ps(.5f)),
-        _mm512_add_ps(_mm512_set1_ps(1.f), vector_erf(_mm512_mul_ps(x, _mm512_set1_ps(0.70710678f)))));
+    return vec_mul(
+        vec_mul(x, vec_of(.5f)),
+        vec_add(vec_of(1.f), vector_erf(vec_mul(x, vec_of(0.70710678f)))));
   case ACT_GELU_TANH: { /* 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), which is x sigmoid(2 ...) */
-    const __m512 cubic = _mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(0.044715f));
-    const __m512 inner = _mm512_mul_ps(_mm512_fmadd_ps(cubic, x, x), _mm512_set1_ps(0.79788456f));
-    return _mm512_mul_ps(_mm512_mul_ps(x, _mm512_set1_ps(.5f)),
-                         _mm512_add_ps(_mm512_set1_ps(1.f), vector_tanh(inner)));
+    const vec cubic = vec_mul(vec_mul(x, x), vec_of(0.044715f));
+    const vec inner = vec_mul(vec_fma(cubic, x, x), vec_of(0.79788456f));
+    return vec_mul(vec_mul(x, vec_of(.5f)),
+                         vec_add(vec_of(1.f), vector_tanh(inner)));
   }
   case ACT_GELU_ROUGH:
     return gelu_rough(x);
   case ACT_QUICK_GELU:
     return times_sigmoid(x, 1.702f);
   case ACT_RELU:
-    return _mm512_max_ps(_mm512_setzero_ps(), x);
+    return vec_max(vec_zero(), x);
   case ACT_SILU:
     return times_sigmoid(x, 1.f);
   case ACT_TANH:
@@ -137,31 +154,21 @@ INLINE __m512 activate(enum activation activation, __m512 x)
   }
 }
 
-/* bfloat16: the upper half of a float. The conversion is an instruction of its own (AVX512_BF16), spelled in
- * assembler so that this file compiles without that flag and nothing else may use it. */
-INLINE __m256i to_bf16(__m512 x)
-{
-  __m256i result;
-  __asm__("vcvtneps2bf16 %1, %0" : "=v"(result) : "v"(x));
-  return result;
-}
-
-INLINE __m512 from_bf16(__m256i x)
-{
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
-}
-
-INLINE __m512 load_floats(const void *row, size_t column, __mmask16 mask, int bf16)
+INLINE vec load_floats(const void *row, size_t column, vec_mask some, int bf16)
 {
   if (bf16)
-    return from_bf16(_mm256_maskz_loadu_epi16(mask, (const uint16_t *)row + column));
-  return _mm512_maskz_loadu_ps(mask, (const float *)row + column);
+    return vec_load_bf16((const uint16_t *)row + column, some);
+  return vec_load_some((const float *)row + column, some);
 }
 
-INLINE void store_floats(void *row, size_t column, __mmask16 mask, int bf16, __m512 x)
+INLINE void store_floats(void *row, size_t column, vec_mask some, int bf16, vec x)
 {
   if (bf16)
-    _mm256_mask_storeu_epi16((uint16_t *)row + column, mask, to_bf16(x));
+    vec_store_bf16((uint16_t *)row + column, some, x);
   else
-    _mm512_mask_storeu_ps((float *)row + column, mask, x);
+    vec_store_some((float *)row + column, some, x);
 }
+
+enum { NEAR = 3, FAR = 2 }; /* caches: the first level; the second */
+
+#define PREFETCH(place, cache) __builtin_prefetch(place, 0, cache)

@@ -124,23 +124,21 @@ struct weight make_weight(enum kind kind, size_t columns, size_t in_features, in
 
 /* Activations */
 
-static double number_at(enum kind kind, const uint32_t *words, size_t k, double scale, double shift)
+double operand_number(enum kind kind, const uint32_t *words, size_t k)
 {
+  static const size_t order[] = {0, 2, 1, 3}; /* in words that are widened: its own inverse */
   float x;
-  switch (kind) {
-  case KIND_F32:
-    memcpy(&x, words + k, sizeof x);
-    return x;
-  case KIND_BF16:
+  if (kind == KIND_I8)
+    return DOT_I8 ? ((const uint8_t *)words)[k] : ((const uint16_t *)words)[k / 4 * 4 + order[k % 4]];
+  if (operand_is_bf16(kind))
     return bf16_to(((const uint16_t *)words)[k]);
-  default:
-    return scale * ((const uint8_t *)words)[k] - shift;
-  }
+  memcpy(&x, words + k, sizeof x);
+  return x;
 }
 
 struct rows make_rows(enum kind kind, size_t rows, size_t in_features, size_t stride)
 {
-  const size_t words = kind_words(kind, in_features);
+  const size_t words = kind_words(kind, in_features) * words_per_word(kind);
   const struct matrix matrix = {.kind = kind, .factors = uniform_floats(in_features, 1, 1)};
   uint32_t *converted = guarded((rows - 1) * stride + words, sizeof *converted);
   float *scales = guarded(rows, sizeof *scales), *shifts = guarded(rows, sizeof *shifts);
@@ -148,9 +146,10 @@ struct rows make_rows(enum kind kind, size_t rows, size_t in_features, size_t st
   for (size_t row = 0; row < rows; row++) {
     const float *x = uniform_floats(in_features, -1.5, 2);
     convert_row(&matrix, x, 0, in_features, converted + row * stride, scales + row, shifts + row);
-    for (size_t k = 0; k < in_features; k++)
-      result.numbers[row * in_features + k] =
-          number_at(kind, converted + row * stride, k, scales[row], shifts[row]);
+    for (size_t k = 0; k < in_features; k++) {
+      const double x = operand_number(kind, converted + row * stride, k);
+      result.numbers[row * in_features + k] = kind == KIND_I8 ? scales[row] * x - shifts[row] : x;
+    }
   }
   return result;
 }

@@ -1,6 +1,7 @@
 /* What the kernels compute, once more in plain C and double precision, and memory that ends where it ends. */
 #pragma once
 #include "check.h"
+#include "kernel_tests.h"
 #include "kernels/layer.h"
 
 /* `count` things in memory behind which nothing can be read or written: sanitizers see neither masked loads
@@ -25,6 +26,9 @@ struct weight {
 
 struct weight make_weight(enum kind kind, size_t columns, size_t in_features, int with_bias);
 
+/* Number k of a row of an operand, as it is stored: for int8 a whole number. */
+double operand_number(enum kind kind, const uint32_t *words, size_t k);
+
 /* Rows of activations in a kind, converted by convert_row, and the numbers that they then stand for. */
 struct rows {
   struct operand operand;
@@ -44,11 +48,3 @@ void reference_linear(const struct weight *weight, const double *x, double *out)
 void reference_attention(const double *q, const double *keys, const double *values, size_t stride,
                          size_t length, size_t size, double scale, const char *visible, const double *bias,
                          double *out);
-
-/* The tests, by subject; each ends the process where something is wrong. */
-void test_rows(void);
-void test_embeddings(void);
-void test_gemm(void);
-void test_attention(void);
-void test_team(void);
-void test_layers(void);

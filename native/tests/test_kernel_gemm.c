@@ -9,11 +9,6 @@
 #include "kernels/linear.h"
 #include "kernels/scratch.h"
 
-static int can(enum kind kind)
-{
-  return kind == KIND_F32 || (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni"));
-}
-
 /* Rows */
 
 static void test_norm(enum norm_kind kind, size_t columns, int affine)
@@ -53,7 +48,7 @@ static void test_norm_of_nan_and_of_a_constant(void)
 /* x in the kind, and whether what lies between its end and the end of the last word is zero. */
 static void test_conversion(enum kind kind, int from_bf16, size_t columns)
 {
-  const size_t words = kind_words(kind, columns), numbers = kind_numbers(kind);
+  const size_t words = kind_words(kind, columns) * words_per_word(kind);
   const float *x = uniform_floats(columns, -3, 5);
   uint16_t *half = guarded(columns, sizeof *half);
   uint32_t *out = guarded(words, sizeof *out);
@@ -64,15 +59,16 @@ static void test_conversion(enum kind kind, int from_bf16, size_t columns)
   convert_row(&matrix, from_bf16 ? (const void *)half : x, from_bf16, columns, out, &scale, &shift);
   for (size_t i = 0; i < columns; i++) {
     const float wanted = from_bf16 ? bf16_to(half[i]) : x[i];
-    if (kind == KIND_F32)
+    const double got = operand_number(kind, out, i);
+    if (operand_is_f32(kind))
       CHECK(memcmp(out + i, &wanted, sizeof wanted) == 0);
     else if (kind == KIND_BF16)
-      CHECK(((uint16_t *)out)[i] == bf16_of(wanted));
+      CHECK(got == bf16_to(bf16_of(wanted)));
     else /* half a step, and the rounding of the zero */
-      CHECK(fabsf(scale * ((uint8_t *)out)[i] - shift - wanted) <= scale * 1.001f);
+      CHECK(fabs(scale * got - shift - wanted) <= scale * 1.001);
   }
-  for (size_t i = columns; i < words * numbers; i++)
-    CHECK(kind == KIND_BF16 ? ((uint16_t *)out)[i] == 0 : ((uint8_t *)out)[i] == 0);
+  for (size_t i = columns; i < kind_words(kind, columns) * kind_numbers(kind); i++)
+    CHECK(operand_number(kind, out, i) == 0);
   guarded_release();
 }
 
@@ -81,11 +77,11 @@ static double quantized(float value, size_t columns)
 {
   float *x = uniform_floats(columns, value, value), scale, shift;
   const struct matrix matrix = {.kind = KIND_I8, .factors = uniform_floats(columns, 1, 1)};
-  uint32_t *out = guarded(kind_words(KIND_I8, columns), sizeof *out);
+  uint32_t *out = guarded(kind_words(KIND_I8, columns) * words_per_word(KIND_I8), sizeof *out);
   x[0] = value;
   convert_row(&matrix, x, 0, columns, out, &scale, &shift);
   CHECK(isnan(value) || (shift >= 0 && shift <= 255.01f * scale && scale > 0));
-  const double result = (double)scale * *(uint8_t *)out - shift;
+  const double result = scale * operand_number(KIND_I8, out, 0) - shift;
   guarded_release();
   return result;
 }
@@ -104,21 +100,21 @@ static void test_quantization_of_special_rows(void)
   CHECK(isnan(quantized(NAN, 70))); /* wherever in the row, it must not become an ordinary number */
   const struct matrix matrix = {.kind = KIND_I8, .factors = uniform_floats(70, 1, 1)};
   float *x = uniform_floats(70, -1, 1), scale, shift;
-  uint32_t *out = guarded(kind_words(KIND_I8, 70), sizeof *out);
+  uint32_t *out = guarded(kind_words(KIND_I8, 70) * words_per_word(KIND_I8), sizeof *out);
   x[3] = NAN;
   convert_row(&matrix, x, 0, 70, out, &scale, &shift);
-  CHECK(isnan(scale * *(uint8_t *)out - shift));
+  CHECK(isnan(scale * operand_number(KIND_I8, out, 0) - shift));
   x[3] = INFINITY;
   convert_row(&matrix, x, 0, 70, out, &scale, &shift);
-  CHECK(!isfinite(scale * ((uint8_t *)out)[3] - shift));
+  CHECK(!isfinite(scale * operand_number(KIND_I8, out, 3) - shift));
   guarded_release();
 }
 
 static float activated(enum activation activation, float x)
 {
-  float lanes_of[16];
-  _mm512_storeu_ps(lanes_of, activate(activation, _mm512_set1_ps(x)));
-  return lanes_of[0];
+  float all[LANES];
+  vec_store(all, activate(activation, vec_of(x)));
+  return all[LANES - 1];
 }
 
 static void test_activation(enum activation activation)
@@ -146,8 +142,7 @@ void test_rows(void)
       test_norm(kind, columns, columns % 3 > 0);
     for (int from_bf16 = 0; from_bf16 < 2; from_bf16++)
       for (enum kind kind = 0; kind < KINDS; kind++)
-        if (can(kind))
-          test_conversion(kind, from_bf16, columns);
+        test_conversion(kind, from_bf16, columns);
   }
   test_norm_of_nan_and_of_a_constant();
   test_quantization_of_special_rows();
@@ -229,7 +224,7 @@ static void test_product(enum kind kind, struct shape shape, int bf16, enum acti
   const size_t stride = shape.columns + 5, panels = (shape.columns + PANEL - 1) / PANEL;
   const struct weight weight = make_weight(kind, shape.columns, shape.in_features, shape.rows % 2 == 0);
   const struct rows rows = make_rows(kind, shape.rows, shape.in_features,
-                                     kind_words(kind, shape.in_features) + (size_t)extras * 3);
+                                     kind_words(kind, shape.in_features) * words_per_word(kind) + (size_t)extras * 3);
   char *out = guarded((shape.rows - 1) * stride + shape.columns, bf16 ? 2 : 4);
   float *factor = uniform_floats(shape.rows * stride, -1, 1), *addend = uniform_floats(3 * stride, -1, 1);
   int32_t *index = guarded(shape.rows, sizeof *index);
@@ -353,13 +348,10 @@ static void test_no_panels(enum kind kind)
 
 void test_gemm(void)
 {
-  if (can(KIND_I8))
-    for (size_t rows = 1; rows < 100; rows += 1 + rows)
-      for (size_t count = 0; count <= EXACT; count++)
-        test_exact_inputs(rows, 1 + below(80), EXACT + below(70), count);
+  for (size_t rows = 1; rows < 100; rows += 1 + rows)
+    for (size_t count = 0; count <= EXACT; count++)
+      test_exact_inputs(rows, 1 + below(80), EXACT + below(70), count);
   for (enum kind kind = 0; kind < KINDS; kind++) {
-    if (!can(kind))
-      continue;
     test_no_panels(kind);
     for (size_t rows = 1; rows <= 40; rows++)
       for (int i = 0; i < 4; i++) {

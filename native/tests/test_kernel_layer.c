@@ -9,11 +9,6 @@
 #include "kernels/scratch.h"
 #include "kernels/team.h"
 
-static int can(enum kind kind)
-{
-  return kind == KIND_F32 || (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni"));
-}
-
 /* Attention */
 
 /* `values` as numbers of a kind, and back in `values` as they then are. */
@@ -184,7 +179,7 @@ void test_attention(void)
 {
   static const size_t sizes[] = {2, 6, 14, 16, 18, 32, 34, 64, 80, 128};
   for (enum kind kind = KIND_F32; kind <= KIND_BF16; kind++) {
-    for (size_t i = 0; can(kind) && i < sizeof sizes / sizeof *sizes; i++)
+    for (size_t i = 0; (kind == KIND_F32 || DOT_BF16) && i < sizeof sizes / sizeof *sizes; i++)
       for (size_t length = 1; length < 80; length += 1 + length / 3) {
         test_head(kind, sizes[i], (struct sight){length, 0, length, SIZE_MAX, 0, 0});
         test_head(kind, sizes[i], (struct sight){length, 0, length, SIZE_MAX, 0, 3});
@@ -558,7 +553,7 @@ static void test_variants(void)
   for (int i = 0; i < 60; i++) {
     const enum kind kind = (enum kind)(i % KINDS);
     const struct variant variant = {.kind = kind,
-                                    .attention = kind == KIND_F32 || i % 4 == 0 ? KIND_F32 : KIND_BF16,
+                                    .attention = kind == KIND_F32 || i % 4 == 0 || !DOT_BF16 ? KIND_F32 : KIND_BF16,
                                     .sizes = odd[below(5)],
                                     .gated = (int)below(2),
                                     .norm_first = (int)below(2),
@@ -569,8 +564,7 @@ static void test_variants(void)
                                     .window = below(2) ? SIZE_MAX : below(20),
                                     .activation = (enum activation)below(ACT_TANH)};
     available = 1 + (unsigned)below(4);
-    if (can(kind))
-      test_layer(variant, 1 + below(40), 1 + (unsigned)below(4));
+    test_layer(variant, 1 + below(40), 1 + (unsigned)below(4));
   }
 }
 
@@ -591,8 +585,7 @@ static void test_wide_attention(void)
   struct variant variant = plain;
   variant.kind = KIND_I8;
   variant.sizes = (struct sizes){16, 8, 64, 16};
-  if (can(KIND_I8))
-    test_layer(variant, 100, 2);
+  test_layer(variant, 100, 2);
 }
 
 static void test_nothing_to_do(void)
@@ -610,7 +603,8 @@ static void test_nothing_to_do(void)
 static void test_stack(size_t count, unsigned threads)
 {
   struct variant other = plain;
-  other.kind = other.attention = can(KIND_BF16) ? KIND_BF16 : KIND_F32;
+  other.kind = KIND_BF16;
+  other.attention = DOT_BF16 ? KIND_BF16 : KIND_F32;
   other.sizes = (struct sizes){32, 4, 8, 96};
   const struct test_layer made[2] = {make_layer(&plain), make_layer(&other)};
   struct call call = make_call(&plain, 30, &no_buckets), single = call;

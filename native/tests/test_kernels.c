@@ -1,28 +1,25 @@
-/* Tests of native/kernels: each function against plain C. This file is compiled for any CPU, and asks first.
- * Run by `make check` under AddressSanitizer with UBSan, and under ThreadSanitizer. */
-#include "kernel_reference.h"
+/* Tests of native/kernels, for one instruction set: each function against plain C. This file is compiled for any
+ * CPU, and asks first. Run by `make check` under AddressSanitizer with UBSan, and under ThreadSanitizer. */
+#include <stdio.h>
+
+#include "kernel_tests.h"
+#include "set.h"
+
+#define TEXT_OF(name) #name
+#define TEXT(name) TEXT_OF(name)
 
 int main(void)
 {
-  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
-    puts("kernels: skipped, the CPU has no AVX-512 (F, BW, DQ, VL)");
+  if (set_lacks() != NULL) {
+    printf("kernels for %s: skipped, the CPU lacks %s\n", TEXT(SET), set_lacks());
     return 0;
   }
-  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vnni"))
-    puts("kernels: only in float32, the CPU has no AVX512_BF16 or no AVX512_VNNI");
   test_rows();
   test_embeddings();
   test_team();
-  for (int amx = 0; amx < 2; amx++) {
-    if (amx != (amx_use(amx) != 0)) {
-      puts("kernels: without AMX, which the CPU does not have or the kernel refuses");
-      break;
-    }
-    test_gemm();
-    test_attention();
-    test_layers();
-  }
-  puts("kernels: all tests passed");
+  test_gemm();
+  test_attention();
+  test_layers();
+  printf("kernels for %s: all tests passed\n", TEXT(SET));
   return 0;
 }

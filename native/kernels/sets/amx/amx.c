@@ -13,24 +13,24 @@ enum { ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18 }; /* Linux 5.16, Documentat
  * activations; 6 and 7: of the weight. */
 enum { REGISTERS = 8, ROWS = 16, ROW_BYTES = 64 };
 
-static unsigned kinds;
+/* Intel SDM, LDTILECFG */
+struct shape {
+  uint8_t palette, start, reserved[14];
+  uint16_t bytes[16]; /* of a row */
+  uint8_t rows[16];
+};
 
-unsigned amx_kinds(void)
-{
-  return kinds;
-}
-
+#ifdef AMX_EMULATED
+#include "emulated.h"
+#else
 /* Leaf 7 of CPUID, register EDX. */
-enum { HAS_BF16 = 1 << 22, HAS_TILE = 1 << 24, HAS_INT8 = 1 << 25 };
+enum { HAS_BF16 = 1 << 22, HAS_TILE = 1 << 24, HAS_INT8 = 1 << 25, NEEDED = HAS_BF16 | HAS_TILE | HAS_INT8 };
 
-unsigned amx_use(int wanted)
+int amx_allowed(void)
 {
   unsigned eax, ebx, ecx, edx;
-  kinds = 0;
-  if (wanted && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && edx & HAS_TILE &&
-      syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0)
-    kinds = (edx & HAS_BF16 ? 1u << KIND_BF16 : 0) | (edx & HAS_INT8 ? 1u << KIND_I8 : 0);
-  return kinds;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & NEEDED) == NEEDED &&
+         syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0;
 }
 
 /* In assembler: compilers' intrinsics need options by which they might use these registers elsewhere, and
@@ -40,27 +40,26 @@ unsigned amx_use(int wanted)
 #define STORE(register, base, bytes)                                                                         \
   __asm__ volatile("tilestored %%tmm" #register ", (%0,%1,1)" ::"r"(base), "r"(bytes) : "memory")
 #define CLEAR(register) __asm__ volatile("tilezero %tmm" #register)
-#define MULTIPLY(operation, sums, a, b) __asm__ volatile(operation " %tmm" #b ", %tmm" #a ", %tmm" #sums)
+#define MULTIPLY(operation, sums, a, b) __asm__ volatile(#operation " %tmm" #b ", %tmm" #a ", %tmm" #sums)
+#define CONFIGURE(shape) __asm__ volatile("ldtilecfg %0" ::"m"(shape))
+#define RELEASE() __asm__ volatile("tilerelease")
+#endif
 
 void amx_begin(size_t rows)
 {
-  struct { /* Intel SDM, LDTILECFG */
-    uint8_t palette, start, reserved[14];
-    uint16_t bytes[16]; /* of a row */
-    uint8_t rows[16];
-  } shape = {.palette = 1};
+  struct shape shape = {.palette = 1};
   const size_t upper = rows < ROWS ? rows : ROWS, lower = rows > ROWS ? rows - ROWS : upper;
   const size_t heights[REGISTERS] = {upper, upper, lower, lower, upper, lower, ROWS, ROWS};
   for (size_t i = 0; i < REGISTERS; i++) {
     shape.bytes[i] = ROW_BYTES;
     shape.rows[i] = (uint8_t)heights[i];
   }
-  __asm__ volatile("ldtilecfg %0" ::"m"(shape));
+  CONFIGURE(shape);
 }
 
 void amx_end(void)
 {
-  __asm__ volatile("tilerelease");
+  RELEASE();
 }
 
 void amx_clear(void)
@@ -93,9 +92,9 @@ INLINE void step(const int int8, const int both, const uint32_t *a, size_t strid
   LOAD_PANEL(panel, panel_bytes)
   LOAD_ROWS(both, a, bytes)
   if (int8) {
-    ADD("tdpbusd", both)
+    ADD(tdpbusd, both)
   } else {
-    ADD("tdpbf16ps", both)
+    ADD(tdpbf16ps, both)
   }
 }
 
@@ -147,18 +146,18 @@ INLINE void multiply_split(const int both, const uint32_t *a, size_t stride, siz
   for (size_t k = 0; k < words; k += AMX_WORDS, a += AMX_WORDS, panel += AMX_WORDS * PANEL) {
     LOAD_PANEL(panel, panel_bytes)
     LOAD_ROWS(both, a + 2 * a_part, bytes)
-    ADD("tdpbf16ps", both)
+    ADD(tdpbf16ps, both)
     LOAD_ROWS(both, a + a_part, bytes)
-    ADD("tdpbf16ps", both)
+    ADD(tdpbf16ps, both)
     LOAD_ROWS(both, a, bytes)
-    ADD("tdpbf16ps", both)
+    ADD(tdpbf16ps, both)
     LOAD_PANEL(panel + panel_part, panel_bytes)
-    ADD("tdpbf16ps", both)
+    ADD(tdpbf16ps, both)
     LOAD_ROWS(both, a + a_part, bytes)
-    ADD("tdpbf16ps", both)
+    ADD(tdpbf16ps, both)
     LOAD_PANEL(panel + 2 * panel_part, panel_bytes)
     LOAD_ROWS(both, a, bytes)
-    ADD("tdpbf16ps", both)
+    ADD(tdpbf16ps, both)
   }
 }
 

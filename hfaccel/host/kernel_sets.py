@@ -1,0 +1,59 @@
+"""The instruction sets for which hfaccel has kernels, and which of them a processor can run.
+
+A set is a row here and its twin in native/CMakeLists.txt. Each is an extension of its own,
+hfaccel._kernels_NAME, which refuses to be imported where the CPU lacks one of its instructions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+MAX_ISA = "HFACCEL_MAX_ISA"
+NONE = "none"
+
+
+class KernelSet(NamedTuple):
+    name: str
+    family: str  # what HFACCEL_MAX_ISA calls it and its variants
+    flags: tuple[str, ...]  # of the processor (host.processor.ISA_FLAGS)
+
+
+AVX512_BF16 = ("avx512f", "avx512_vnni", "avx512_bf16")
+NEON_BF16 = ("asimd", "asimddp", "bf16", "i8mm")
+# Each architecture's from the best to the smallest.
+KERNEL_SETS = (
+    KernelSet("amx", "amx", ("amx_tile", "amx_bf16", "amx_int8", *AVX512_BF16)),
+    KernelSet("avx512_bf16", "avx512", AVX512_BF16),
+    KernelSet("avx512_vnni", "avx512", AVX512_BF16[:2]),
+    KernelSet("avx512_fp32", "avx512", AVX512_BF16[:1]),
+    KernelSet("avx2_vnni", "avx2", ("avx2", "avx_vnni")),
+    KernelSet("avx2_fp32", "avx2", ("avx2",)),
+    KernelSet("neon_bf16", "neon", NEON_BF16),
+    KernelSet("neon_dot", "neon", NEON_BF16[:2]),
+    KernelSet("neon_fp32", "neon", NEON_BF16[:1]),
+)
+NAMES = tuple(row.name for row in KERNEL_SETS)
+FAMILIES = tuple(dict.fromkeys(row.family for row in KERNEL_SETS))
+
+
+def usable_sets(flags: Collection[str], cap: str) -> tuple[str, ...]:
+    """Names of the sets that a processor with these flags can run, the best first.
+
+    `cap`: the largest that may be used, the name of a set or of a family, or "none"; "" for any. An unknown
+    name caps nothing (cap_problem)."""
+    if cap == NONE:
+        return ()
+    rows: tuple[KernelSet, ...] = KERNEL_SETS
+    if not cap_problem(cap) and cap:
+        first = next(i for i, row in enumerate(rows) if cap in (row.name, row.family))
+        rows = rows[first:]
+    return tuple(row.name for row in rows if set(row.flags) <= set(flags))
+
+
+def cap_problem(cap: str) -> str:
+    """Why this value of HFACCEL_MAX_ISA means nothing; "" where it does, or is empty."""
+    if cap in ("", NONE, *FAMILIES, *NAMES):
+        return ""
+    names = ", ".join(dict.fromkeys((*FAMILIES, *NAMES, NONE)))
+    return f"{MAX_ISA} must be one of {names}, but is {cap!r}: it is ignored"

@@ -1,0 +1,3 @@
+#include "machine.h"
+
+struct machine machine = {.block_bytes = 768 << 10};

@@ -1,0 +1,17 @@
+/* What AVX2 with FMA is: 16 registers of 8 floats. AVX-VNNI as the build says (CMakeLists.txt). */
+#pragma once
+#include <stddef.h>
+
+enum { VECTOR_ROWS = 6, VECTORS = 2 }; /* of a tile: 12 of 16 registers hold sums */
+
+/* Whether one instruction multiplies the numbers of a word and adds the products. */
+enum { DOT_BF16 = SET_BF16, DOT_I8 = SET_I8 };
+enum { HAS_AMX = SET_AMX };
+
+/* What this CPU lacks of the set, or NULL. */
+static inline const char *set_lacks(void)
+{
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
+    return "AVX2 or FMA";
+  return DOT_I8 && !__builtin_cpu_supports("avxvnni") ? "AVX_VNNI" : NULL;
+}

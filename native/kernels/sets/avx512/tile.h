@@ -1,0 +1,47 @@
+/* How words are multiplied (gemm.h) on AVX-512. */
+#pragma once
+#include <string.h>
+
+#include "gemm.h"
+
+#define EACH_ROWS(CASE, kind)                                                                                \
+  CASE(kind, 1) CASE(kind, 2) CASE(kind, 3) CASE(kind, 4) CASE(kind, 5) CASE(kind, 6) CASE(kind, 7)          \
+  CASE(kind, 8) CASE(kind, 9) CASE(kind, 10) CASE(kind, 11) CASE(kind, 12) CASE(kind, 13) CASE(kind, 14)
+
+INLINE vec panel_part(const enum kind kind, const size_t part, const uint32_t *words)
+{
+  const __m512i b = _mm512_loadu_si512(words);
+  if (words_per_word(kind) == 1)
+    return _mm512_castsi512_ps(b);
+  if (kind == KIND_BF16)
+    return _mm512_castsi512_ps(part == 0 ? _mm512_slli_epi32(b, 16)
+                                         : _mm512_and_si512(b, _mm512_set1_epi32((int)0xffff0000)));
+  return _mm512_castsi512_ps(_mm512_srai_epi16(part == 0 ? _mm512_slli_epi16(b, 8) : b, 8));
+}
+
+/* bf16 and int8 are in assembler: the compiler would otherwise load all rows' words before it multiplies, and
+ * run out of registers. */
+INLINE void multiply(const enum kind kind, vec sums[VECTORS], const uint32_t *a, const vec b[VECTORS])
+{
+  __m512 word;
+  if (kind == KIND_F32 || (kind == KIND_BF16 && !DOT_BF16)) {
+    float value;
+    memcpy(&value, a, sizeof value);
+    sums[0] = _mm512_fmadd_ps(_mm512_set1_ps(value), b[0], sums[0]);
+    sums[1] = _mm512_fmadd_ps(_mm512_set1_ps(value), b[1], sums[1]);
+  } else if (kind == KIND_BF16) {
+    __asm__("vpbroadcastd %3, %2\n\tvdpbf16ps %4, %2, %0\n\tvdpbf16ps %5, %2, %1"
+            : "+v"(sums[0]), "+v"(sums[1]), "=&v"(word)
+            : "m"(*a), "v"(b[0]), "v"(b[1]));
+  } else if (DOT_I8) {
+    __asm__("vpbroadcastd %3, %2\n\tvpdpbusd %4, %2, %0\n\tvpdpbusd %5, %2, %1"
+            : "+v"(sums[0]), "+v"(sums[1]), "=&v"(word)
+            : "m"(*a), "v"(b[0]), "v"(b[1]));
+  } else {
+    __m512 product;
+    __asm__("vpbroadcastd %4, %2\n\tvpmaddwd %5, %2, %3\n\tvpaddd %3, %0, %0\n\tvpmaddwd %6, %2, %2\n\t"
+            "vpaddd %2, %1, %1"
+            : "+v"(sums[0]), "+v"(sums[1]), "=&v"(word), "=&v"(product)
+            : "m"(*a), "v"(b[0]), "v"(b[1]));
+  }
+}
