@@ -30,7 +30,7 @@ FLOORS = (
     ("plan",),
     ("host", "cache"),
     ("errors", "outcome", "native", "tables"),
-    ("_arena", "_kernels"),  # the extensions
+    ("_arena",),  # an extension; those of the kernels are loaded by name (native.py)
 )
 FLOOR = {unit: number for number, floor in enumerate(FLOORS) for unit in floor}
 

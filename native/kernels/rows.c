@@ -61,7 +61,7 @@ static void quantize_row(const float *factors, const void *x, int bf16, size_t c
               step = range >= FLT_MIN ? range : 1.f; /* 1 / step must be finite */
   *scale = vec_has_nan(nan) ? __builtin_nanf("") : step;
   const float zero = __builtin_rintf(-low / step); /* what 0 becomes: exactly a whole number */
-  *shift = zero * step;
+  *shift = (zero - BYTE_SHIFT) * step;
   const vec factor = vec_of(1.f / step), zeros = vec_of(zero);
   size_t i = 0;
   for (; i + 4 * LANES <= columns; i += 4 * LANES) {

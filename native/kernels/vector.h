@@ -18,7 +18,8 @@
  *   vec_from_ints                the floats of a vec that holds int32
  *   ints_...                     the same on integers; ints_steps(step): 0, step, 2 step, ...
  *   vec_gather                   numbers[index] of the lanes that count
- *   bytes_store(words, number, x)   4 vecs of x, rounded to 0 ... 255, as an int8 operand from `number` on
+ *   bytes_store(words, number, x)   4 vecs of x, rounded to 0 ... 255, as numbers of an int8 operand, from
+ *                                `number` on
  *   bytes_store_some             the first `count` of one vec, and zeros up to the end of their last word
  *   words_of_pairs               words of two 16-bit numbers, the lower ones first; of the first lanes
  *   words_transpose              LANES vecs: word j of row i becomes word i of row j

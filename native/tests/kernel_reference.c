@@ -128,6 +128,8 @@ double operand_number(enum kind kind, const uint32_t *words, size_t k)
 {
   static const size_t order[] = {0, 2, 1, 3}; /* in words that are widened: its own inverse */
   float x;
+  if (kind == KIND_I8 && BYTE_SHIFT)
+    return ((const int8_t *)words)[k];
   if (kind == KIND_I8)
     return DOT_I8 ? ((const uint8_t *)words)[k] : ((const uint16_t *)words)[k / 4 * 4 + order[k % 4]];
   if (operand_is_bf16(kind))

@@ -69,20 +69,22 @@ def test_a_missing_native_part_is_a_warning_with_its_cost(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("problems", "amx", "status", "text", "advice"),
+    ("problem", "sets", "cap", "status", "text", "advice"),
     [
-        ({}, "none", "ok", "layers compute in float32, bfloat16, int8", ""),
-        ({}, "", "ok", "layers compute in float32, bfloat16, int8; bfloat16 and int8 by AMX", ""),
-        ({"int8": "no VNNI"}, "none", "ok", "layers compute in float32, bfloat16; no VNNI", ""),
-        ({"float32": "no AVX-512"}, "none", "warning", "no AVX-512", "backend='openvino'"),
+        ("", ("amx",), "", "ok", "those for amx, which multiply float32, bfloat16", ""),
+        ("", ("amx",), "amx", "ok", "those for amx, the most that HFACCEL_MAX_ISA=amx allows, which", ""),
+        ("no AVX2", (), "", "warning", "no AVX2", "backend='openvino'"),
+        ("none", (), "none", "warning", "none", "unset HFACCEL_MAX_ISA"),
+        ("not built", ("amx",), "", "warning", "not built", "C compiler"),
     ],
 )
-def test_kernels_are_told_by_precision(monkeypatch, problems, amx, status, text, advice):
-    monkeypatch.setattr(native, "kernels", object())
-    monkeypatch.setattr(kernels, "amx_problem", lambda: amx)
-    monkeypatch.setattr(kernels, "kernels_problem", lambda kind: problems.get(kind.label, ""))
-    finding = Kernels().find(FACTS)
-    assert (finding.status, finding.message) == (status, text) and advice in finding.advice
+def test_kernels_are_told_by_precision(monkeypatch, problem, sets, cap, status, text, advice):
+    monkeypatch.setattr(kernels, "set_in_use", lambda: "amx")
+    monkeypatch.setattr(kernels, "multiplies", lambda kind: kind.label != "int8")
+    monkeypatch.setattr(kernels, "kernels_problem", lambda: problem)
+    processor = FACTS.processor._replace(kernel_sets=sets, kernel_cap=cap)
+    finding = Kernels().find(replace(FACTS, processor=processor))
+    assert finding.status == status and text in finding.message and advice in finding.advice
 
 
 @pytest.mark.parametrize(

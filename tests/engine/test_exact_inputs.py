@@ -9,9 +9,8 @@ import pytest
 import torch
 from encoders import cosines, inputs, make, real, run
 
-from hfaccel import native
 from hfaccel.engine import Precision, smoothing, transform
-from hfaccel.engine.kernels import Kind, kernels_problem
+from hfaccel.engine.kernels import Kind, kernels, kernels_problem
 from hfaccel.engine.linear import linear
 from hfaccel.engine.packed import EXACT, PackedWeight
 from hfaccel.engine.smoothing import exceptions
@@ -100,10 +99,10 @@ def test_matrices_that_share_their_inputs_round_them():
         parts = [matrix if number == position else plain for number in range(7)]
         arguments = (64, 4, 16, *parts, norm, norm, False, 1, 0, 0.25)
         if position in (3, 6):  # output and down
-            native.kernels.Layer(*arguments)
+            kernels().Layer(*arguments)
         else:
             with pytest.raises(ValueError, match="fit each other"):
-                native.kernels.Layer(*arguments)
+                kernels().Layer(*arguments)
 
 
 def loss_of_bert(monkeypatch, exact):

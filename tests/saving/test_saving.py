@@ -265,16 +265,6 @@ def test_other_versions_and_machines_are_not_used(key, saved):
     hfaccel.load(saved)
 
 
-def test_another_cpu_is_not_used(saved, monkeypatch, batch):
-    expected = states(hfaccel.load(saved), batch)
-    here = parts.made_for()
-    key = next(key for key in here if "AVX" in key)
-    rewrite(saved, made_for={**here, key: [True, True, False] if here[key][2] else [True, True, True]})
-    model, reason = made_again(saved)
-    assert f"it was made for {key}" in reason
-    assert torch.equal(states(model, batch), expected)
-
-
 FORM = {"layers": {}, "stacks": {}, "linears": [], "unpad": True}
 
 

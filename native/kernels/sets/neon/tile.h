@@ -1,0 +1,51 @@
+/* How words are multiplied (gemm.h) on NEON. */
+#pragma once
+#include <string.h>
+
+#include "gemm.h"
+
+#define EACH_ROWS(CASE, kind)                                                                                \
+  CASE(kind, 1) CASE(kind, 2) CASE(kind, 3) CASE(kind, 4) CASE(kind, 5) CASE(kind, 6)
+
+INLINE vec panel_part(const enum kind kind, const size_t part, const uint32_t *words)
+{
+  const uint32x4_t b = vld1q_u32(words);
+  if (words_per_word(kind) == 1)
+    return vreinterpretq_f32_u32(b);
+  if (kind == KIND_BF16)
+    return vreinterpretq_f32_u32(part == 0 ? vshlq_n_u32(b, 16) : vandq_u32(b, vdupq_n_u32(0xffff0000)));
+  const int16x8_t pairs = vreinterpretq_s16_u32(b);
+  return vreinterpretq_f32_s16(vshrq_n_s16(part == 0 ? vshlq_n_s16(pairs, 8) : pairs, 8));
+}
+
+/* sum += the two products of 16-bit numbers in each word */
+INLINE int32x4_t add_pairs(int32x4_t sum, int16x8_t a, int16x8_t b)
+{
+  const int32x4_t low = vmull_s16(vget_low_s16(a), vget_low_s16(b)), high = vmull_high_s16(a, b);
+  return vaddq_s32(sum, vpaddq_s32(low, high));
+}
+
+INLINE vec multiply_add(const enum kind kind, vec sum, uint32x4_t word, vec b)
+{
+#ifdef __ARM_FEATURE_BF16_VECTOR_ARITHMETIC
+  if (kind == KIND_BF16)
+    return vbfdotq_f32(sum, vreinterpretq_bf16_u32(word), vreinterpretq_bf16_f32(b));
+#endif
+#ifdef __ARM_FEATURE_DOTPROD
+  if (kind == KIND_I8) /* activations are stored less 128: signed (BYTE_SHIFT) */
+    return vreinterpretq_f32_s32(
+        vdotq_s32(vreinterpretq_s32_f32(sum), vreinterpretq_s8_u32(word), vreinterpretq_s8_f32(b)));
+#endif
+  if (kind == KIND_I8)
+    return vreinterpretq_f32_s32(
+        add_pairs(vreinterpretq_s32_f32(sum), vreinterpretq_s16_u32(word), vreinterpretq_s16_f32(b)));
+  return vfmaq_f32(sum, vreinterpretq_f32_u32(word), b);
+}
+
+INLINE void multiply(const enum kind kind, vec sums[VECTORS], const uint32_t *a, const vec b[VECTORS])
+{
+  const uint32x4_t word = vld1q_dup_u32(a);
+#pragma GCC unroll 4
+  for (size_t v = 0; v < VECTORS; v++)
+    sums[v] = multiply_add(kind, sums[v], word, b[v]);
+}
