@@ -15,16 +15,16 @@ from torch import nn
 
 import hfaccel
 from hfaccel.engine import losses
-from hfaccel.engine.kernels import Kind, kernels_problem
+from hfaccel.engine.kernels import Kind, kernels_problem, multiplies
 from hfaccel.engine.losses import BOUND, brief, relative_loss, too_lossy
 from hfaccel.engine.packed import PackedWeight
 
-problems = [kernels_problem(kind) for kind in Kind]
-if any(problems):
-    pytest.skip(next(filter(None, problems)), allow_module_level=True)
+if kernels_problem():
+    pytest.skip(kernels_problem(), allow_module_level=True)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 INT8 = {"quantization": "int8"}
+HIGHER = Kind.BFLOAT16 if multiplies(Kind.BFLOAT16) else Kind.FLOAT32  # where int8 would lose too much
 
 
 def kinds(model):
@@ -76,7 +76,8 @@ def test_a_layer_that_would_lose_too_much_stays_in_more_bits(where, batch, monke
     (line,) = (line for line in lines(fast) if "kept" in line.reason)
     assert line.applied and line.count == 1
     assert (
-        line.reason.startswith("kept in bfloat16: int8 would lose up to 1") and "6% is allowed" in line.reason
+        line.reason.startswith(f"kept in {HIGHER.label}: int8 would lose up to 1")
+        and "6% is allowed" in line.reason
     )
     assert line.reason.endswith(f": encoder.layer.1.{where}")
 
@@ -234,8 +235,7 @@ def test_of_a_bfloat16_checkpoint(batch):
 
 
 def test_without_bfloat16_it_stays_in_float32(batch, monkeypatch):
-    problem = lambda kind: "no" if kind is Kind.BFLOAT16 else ""  # noqa: E731
-    monkeypatch.setattr(losses, "kernels_problem", problem)
+    monkeypatch.setattr(losses, "multiplies", lambda kind: kind is not Kind.BFLOAT16)
     model = planted("output.dense")
     fast = hfaccel.optimize(model, **INT8)
     assert kinds(fast)["encoder.layer.1.output.dense"] is Kind.FLOAT32

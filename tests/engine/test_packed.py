@@ -161,7 +161,7 @@ def test_training_changes_the_weight_as_stock_does(make):
     stock = stock_linear(linear, values)
     input = torch.randn(8, 256)
     for module in (stock, linear):
-        optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
+        optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2, eps=1e-5)  # rounding is not amplified
         for _ in range(3):
             optimizer.zero_grad()
             module(input).square().mean().backward()

@@ -59,7 +59,7 @@ def test_all_fields_are_read(processor_of):
 
 
 def test_an_unknown_processor_has_neutral_values(tree_of):
-    assert read_processor(tree_of({})) == ("", "", "", "", 0, 0, 0, "", (), ())
+    assert read_processor(tree_of({})) == ("", "", "", "", 0, 0, 0, "", (), (), (), "")
 
 
 @pytest.mark.parametrize("number", ["unknown", "", "-1", "0x8", "9" * 5000])
