@@ -22,6 +22,7 @@ STYLES = (  # mark, dashes, grey, by number of threads in ascending order
     ("v", (0, (1, 1)), "0.5"),
     ("P", (0, (5, 1, 1, 1)), "0.2"),
 )
+TICKS = (0.25, 0.35, 0.5, 0.7, 0.85, 1, 1.2, 1.5, 2, 3, 4, 6, 8, 12, 16)
 TITLES = {"eager": "eager's time over hfaccel's", "openvino": "OpenVINO's time over hfaccel's"}
 HOLLOW = "white"  # inside of a mark whose rival was not capped as asked
 
@@ -41,6 +42,19 @@ def points(rows: Sequence[dict[str, Any]], rival: str, precision: str) -> dict[i
             uncapped = {found[0], f"hfaccel {precision}"} & set(row["not_capped"])
             lines.setdefault(row["threads"], []).append(Point(row["case"], found[1], not uncapped))
     return dict(sorted(lines.items()))
+
+
+def limits(rows: Sequence[dict[str, Any]], rival: str) -> tuple[float, float]:
+    """Of the axis of ratios, which a rival's panels share: from one of TICKS to another, 1 within."""
+    seen = [
+        point.ratio
+        for precision in {row["precision"] for row in rows}
+        for line in points(rows, rival, precision).values()
+        for point in line
+    ]
+    low = max((tick for tick in TICKS if tick < min([1.0, *seen])), default=min([*seen, TICKS[0]]))
+    high = min((tick for tick in TICKS if tick > max([1.0, *seen])), default=max([*seen, TICKS[-1]]))
+    return low, high
 
 
 def _place(row: dict[str, Any]) -> tuple[int, ...]:
@@ -83,11 +97,12 @@ def _draw_panel(axes: Any, rows: Sequence[dict[str, Any]], rival: str, precision
             axes.plot(place, point.ratio, mark, color=grey, markerfacecolor=inside, markersize=5)
     axes.axhline(EVERYWHERE, color="black", linewidth=2, zorder=0)
     axes.set_yscale("log", base=2)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
-    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:.3g}")
-    axes.tick_params(axis="y", which="both", labelsize=7)
+    axes.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS], fontsize=8)
+    axes.minorticks_off()
+    axes.set_ylim(*limits(rows, rival))
     axes.grid(axis="y", color="0.85", linewidth=0.5)
-    axes.set_xticks(range(len(cases)), cases, rotation=45, ha="right", fontsize=8)
+    axes.set_xticks(range(len(cases)), cases, rotation=30, fontsize=8)
+    axes.set_xlim(-0.4, len(cases) - 0.6)
     axes.set_title(precision, fontsize=9, loc="left")
 
 
