@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from backends import SHAPES
+from backends import SHAPES, judge
 from bars import AMX, AVX2, BARS, BERT, EAGER, README, Bar, best, judged
 from turns import ENGINES, taking_part
 
@@ -69,6 +69,19 @@ def test_a_case_of_one_cell_is_named_once():
     bar = Bar(case, "fp32", EAGER, {case: 2.7})
     [verdict] = judged([row("eager fp32", {case: 3.0}, case)], [bar])
     assert verdict == {"name": f"{case} fp32 against eager fp32", "measured": 3.0, "bar": 2.7}
+
+
+@pytest.mark.parametrize(("ratio", "end"), [(1.2, 0), (0.9, 1)])
+def test_the_bars_are_those_of_the_kernels_that_were_used(ratio, end, capsys):
+    cells = dict.fromkeys(BERT, ratio)
+    rows = [row("hfaccel fp32", dict.fromkeys(BERT, 1.0), kernels="avx2"), row("openvino fp32", cells)]
+    assert judge(rows) == end
+    assert "bars of the kernel set avx2" in capsys.readouterr().out
+
+
+def test_without_bars_for_the_kernels_nothing_is_missed_and_that_is_told(capsys):
+    assert judge([row("hfaccel fp32", {"(1,16)": 1.0}, kernels="avx512")]) == 0
+    assert "no bars for hfaccel's kernel set 'avx512'" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("bars", BARS.values())

@@ -164,6 +164,14 @@ def test_it_ends_with_0_where_all_bars_are_reached_and_with_1_where_one_is_misse
     assert "NO" in capsys.readouterr().out
 
 
+def test_a_run_in_which_nothing_was_judged_says_so(measured, capsys):
+    ratios = {"eager fp32": 0.5}
+    assert measured(row("(1,8)", ratios, not_capped={"hfaccel fp32": "its kernel set is unknown"})) == 0
+    printed = capsys.readouterr().out
+    assert "no bar was judged" in printed
+    assert "hfaccel fp32 is not capped: its kernel set is unknown" in printed
+
+
 def test_an_interrupted_run_keeps_the_cells_that_it_has(measured, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         measured(row("(1,8)", {"eager fp32": 2.0}), KeyboardInterrupt())
