@@ -43,10 +43,10 @@ def forward(
     return lambda: in_thread(run, worker)
 
 
-def median_seconds(call: Callable[[], object], seconds: float) -> float:
-    """The median over as many calls as fit into `seconds`, at least three."""
+def median_seconds(call: Callable[[], object], seconds: float, least: int = 3) -> float:
+    """The median over as many calls as fit into `seconds`, at least `least`."""
     times: list[float] = []
-    while len(times) < 3 or sum(times) < seconds:
+    while len(times) < least or sum(times) < seconds:
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)

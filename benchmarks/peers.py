@@ -11,12 +11,14 @@ of threads.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from functools import cache, partial
+from importlib.metadata import version
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "demo"))
 
 from cases import build, median_seconds
 from corpus import texts as docstrings
+from hfaccel.host import read_host
+from report import kernels_in_use
 
 FOLDER = Path(__file__).parent.parent / "build" / "peers" / "models"  # exports, kept
 
@@ -139,15 +143,28 @@ def openvino(model: str, precision: str) -> Run:
     folder = exported(name, lambda folder: _write_openvino(folder, model, int8))
     threads = torch.get_num_threads()
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
-    if not int8:  # what int8 leaves over runs in OpenVINO's default, bf16 where the processor has it
-        settings["INFERENCE_PRECISION_HINT"] = {"fp32": "f32", "bf16": "bf16"}[precision]
-    request = ov.Core().compile_model(folder / "model.xml", "CPU", settings).create_infer_request()
+    settings |= _precision_of_openvino(precision)
+    compiled = ov.Core().compile_model(folder / "model.xml", "CPU", settings)
+    if (given := compiled.get_property("INFERENCE_NUM_THREADS")) != threads:
+        raise ValueError(f"every engine must have {threads} threads, but OpenVINO takes {given}")
+    request = compiled.create_infer_request()
 
     def run(ids: Array, mask: Array) -> Array:
         feed = {"input_ids": ids, "attention_mask": mask}
         return request.infer(feed, share_inputs=True, share_outputs=True)[0]  # type: ignore[no-any-return]
 
     return run
+
+
+def _precision_of_openvino(precision: str) -> dict[str, str]:
+    """What int8 leaves over runs in OpenVINO's default, bf16 where the processor has it.
+
+    Where ONEDNN_MAX_CPU_ISA takes bf16 away, OpenVINO's default is bf16 still, and it finds no kernel.
+    """
+    if precision == "int8":
+        hidden = any(flag.startswith("avx512_bf16: ONEDNN") for flag in read_host().processor.withheld)
+        return {"INFERENCE_PRECISION_HINT": "f32"} if hidden else {}
+    return {"INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision]}
 
 
 def _write_openvino(folder: Path, model: str, int8: bool) -> None:
@@ -266,31 +283,51 @@ ENGINES: dict[str, Callable[[str, str], Run]] = {
 
 # What is measured
 
+Sample = Callable[[], dict[str, Any]]
+DISTRIBUTIONS = {"eager": "torch", "inductor": "torch", "ipex": "intel-extension-for-pytorch"}
+
+
+def facts(engine: str) -> dict[str, Any]:
+    """What this process tells about itself: that all have the same is checked, not believed."""
+    told: dict[str, Any] = {
+        "threads": torch.get_num_threads(),
+        "cpus": sorted(os.sched_getaffinity(0)),
+        "version": version(DISTRIBUTIONS.get(engine, engine)),
+    }
+    return told | ({"kernels": kernels_in_use()} if engine == "hfaccel" else {})
+
 
 def forward(
-    engine: str, precision: str, model: str, shapes: list[tuple[int, int]], output: str, seconds: float = 0.3
-) -> Callable[[], float]:
+    engine: str,
+    precision: str,
+    model: str,
+    shapes: list[tuple[int, int]],
+    output: str,
+    seconds: float = 0.3,
+    calls: int = 3,
+) -> Sample:
     """Forwards on random tokens without padding: each sample takes the next (batch, length) of `shapes`.
 
-    A sample is the median over as many calls as fit into `seconds`, at least three. The first result of
+    A sample is the median over as many calls as fit into `seconds`, at least `calls`. The first result of
     each shape is saved as `output`-BATCH-LENGTH.npy.
     """
     run = ENGINES[engine](model, precision)
-    feeds = []
-    for batch, length in shapes:
+    order = [(batch, length) for batch, length in shapes]
+    feeds = {}
+    for batch, length in dict.fromkeys(order):
         ids = np.random.default_rng(0).integers(1000, 20000, (batch, length))
-        feeds.append((ids, np.ones_like(ids)))
-        np.save(f"{output}-{batch}-{length}.npy", run(*feeds[-1]))
-    turns = cycle(feeds)
+        feeds[batch, length] = ids, np.ones_like(ids)
+        np.save(f"{output}-{batch}-{length}.npy", run(*feeds[batch, length]))
+    turns = cycle(order)
 
-    def sample() -> float:
-        feed = next(turns)
-        return median_seconds(lambda: run(*feed), seconds)
+    def sample() -> dict[str, Any]:
+        feed = feeds[next(turns)]
+        return {"seconds": median_seconds(lambda: run(*feed), seconds, calls), "facts": facts(engine)}
 
     return sample
 
 
-def embed(engine: str, precision: str, file: str, batches: list[int], output: str) -> Callable[[], float]:
+def embed(engine: str, precision: str, file: str, batches: list[int], output: str) -> Sample:
     """Embeddings of texts, a JSON list, of up to 256 tokens by MiniLM; with tokenization and pooling.
 
     Padded batches in input order where `batches` is one size; of several sizes the best for this engine
@@ -317,7 +354,7 @@ def embed(engine: str, precision: str, file: str, batches: list[int], output: st
 
     np.save(f"{output}.npy", embeddings(batches[0]))
     best = min(batches, key=lambda size: min(seconds(size) for _ in range(2)))
-    return lambda: seconds(best)
+    return lambda: {"seconds": seconds(best), "facts": facts(engine)}
 
 
 def _padded(tokens: list[list[int]]) -> Feed:

@@ -27,23 +27,28 @@ def check(title: str, rows: list[dict[str, Any]], *, at_most: bool = False) -> i
     return int(missed > 0)
 
 
-def save(name: str, rows: list[dict[str, Any]]) -> None:
-    """Rows of the same day that were not measured again are kept."""
+def save(name: str, rows: list[dict[str, Any]], folder: Path = RESULTS) -> Path:
+    """The file that has them now. Rows of the same day that were not measured again are kept."""
     import torch
     import transformers
 
     from hfaccel.host import read_host
 
-    RESULTS.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
+    host = read_host()
     today = datetime.date.today().isoformat()
-    file = RESULTS / f"{today}-{name}.json"
+    file = folder / f"{today}-{name}.json"
     earlier = json.loads(file.read_text())["rows"] if file.exists() else []
     measured = set(map(_subject, rows))
     document = {
         "date": today,
         "python": platform.python_version(),
-        "processor": read_host().processor.model_name,
-        "instructions": read_host().processor.isa,
+        "processor": host.processor.model_name,
+        "instructions": host.processor.isa,
+        "kernels": kernels_in_use(),
+        "cpus": len(host.limits.affinity),
+        "cores": len(host.topology.cores(host.limits.affinity)),
+        "memory_gib": round(host.memory.total / 2**30),
         "kernel": platform.release(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -51,6 +56,15 @@ def save(name: str, rows: list[dict[str, Any]]) -> None:
         "rows": [row for row in earlier if _subject(row) not in measured] + rows,
     }
     file.write_text(json.dumps(document, indent=1) + "\n")
+    return file
+
+
+def kernels_in_use() -> str:
+    """The name of the kernel set that hfaccel uses in this process; "unknown" where it does not tell."""
+    from hfaccel.engine import kernels
+
+    told = getattr(kernels, "set_in_use", None)
+    return str(told()) if told else "unknown"
 
 
 def _subject(row: dict[str, Any]) -> tuple[Any, ...]:
