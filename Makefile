@@ -45,7 +45,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror native/*.[ch] native/kernels/*.[ch] native/tests/*.[ch]
+	$(BIN)/clang-format --dry-run --Werror native/*.[ch] native/kernels/*.[ch] native/kernels/sets/*/*.[ch] native/tests/*.[ch]
 	$(MAKE) native-test SANITIZE=address,undefined
 	$(MAKE) native-test SANITIZE=thread
 

@@ -32,7 +32,8 @@ size_t attention_scratch(enum kind kind, size_t length, size_t size)
   return (size_t)((uint32_t *)packed.scores - (uint32_t *)NULL) + tile_rows(kind) * up_to(length, PANEL);
 }
 
-/* out[column][row] = the words of LANES rows; rows beyond `rows` and columns beyond `columns` count as zero. */
+/* out[column][row] = the words of LANES rows; rows beyond `rows` and columns beyond `columns` count as zero.
+ */
 static void transpose(const uint32_t *in, size_t stride, size_t rows, size_t columns, uint32_t *out)
 {
   vec x[LANES];
@@ -176,8 +177,7 @@ void attention_head(const struct head *head, size_t first, size_t last, void *ou
                 sums, PANEL);
       for (size_t row = begin; row < end; row++)
         for (size_t part = 0; part < PANEL; part += LANES) {
-          const vec x = vec_mul(vec_load(sums + (row - begin) * PANEL + part),
-                                         vec_of(factors[row - begin]));
+          const vec x = vec_mul(vec_load(sums + (row - begin) * PANEL + part), vec_of(factors[row - begin]));
           store_floats((char *)out + (row - first) * out_stride * bytes, column + part,
                        lanes((long)head->size - (long)(column + part)), head->kind == KIND_BF16, x);
         }
@@ -193,8 +193,8 @@ static vec mean(const struct head *head, size_t rows, size_t column, vec_mask so
   const char *values = (const char *)head->value - head->skipped * head->stride * bytes;
   vec sum = vec_zero();
   for (size_t row = 0; row < rows; row++)
-    sum = vec_add(
-        sum, load_floats(values + row * head->stride * bytes, column, some, head->kind == KIND_BF16));
+    sum =
+        vec_add(sum, load_floats(values + row * head->stride * bytes, column, some, head->kind == KIND_BF16));
   return vec_div(sum, vec_of((float)rows));
 }
 

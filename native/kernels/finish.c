@@ -16,8 +16,7 @@ INLINE void finish(const int int8, const enum activation activation, const struc
   const int exact = int8 && matrix->exact != NULL;
   vec exact_weights[EXACT];
   for (size_t e = 0; e < EXACT; e++)
-    exact_weights[e] =
-        exact ? vec_load(matrix->exact + e * matrix_panels(matrix) * PANEL + column) : bias;
+    exact_weights[e] = exact ? vec_load(matrix->exact + e * matrix_panels(matrix) * PANEL + column) : bias;
   for (size_t row = begin; row < end; row++, sums += PANEL) {
     vec x = vec_load(sums);
     if (int8) {
@@ -25,8 +24,8 @@ INLINE void finish(const int int8, const enum activation activation, const struc
       x = vec_from_ints(x);
       x = vec_fma(x, vec_mul(scales, vec_of(operand->scales[row])), constant);
       if (exact) {
-        const float *inputs = (const float *)(operand->words + row * operand->stride +
-                                               matrix->words * words_per_word(KIND_I8));
+        const float *inputs =
+            (const float *)(operand->words + row * operand->stride + matrix->words * words_per_word(KIND_I8));
         for (size_t e = 0; e < EXACT; e++)
           x = vec_fma(vec_of(inputs[e]), exact_weights[e], x);
       }
@@ -35,12 +34,10 @@ INLINE void finish(const int int8, const enum activation activation, const struc
     }
     x = activate(activation, x);
     if (result->factor != NULL)
-      x = vec_mul(x,
-                        vec_load_some(result->factor + row * result->factor_stride + column, some));
+      x = vec_mul(x, vec_load_some(result->factor + row * result->factor_stride + column, some));
     if (result->addend != NULL) {
       const size_t from = result->addend_index == NULL ? row : (size_t)result->addend_index[row];
-      x = vec_add(x,
-                        vec_load_some(result->addend + from * result->addend_stride + column, some));
+      x = vec_add(x, vec_load_some(result->addend + from * result->addend_stride + column, some));
     }
     char *place = (char *)result->rows + row * result->stride * size;
     if (result->part)

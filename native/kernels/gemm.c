@@ -35,9 +35,9 @@ struct tile tile_at(const struct tiles *tiles, size_t number)
 /* Cache lines of a panel's word. */
 enum { LINES = PANEL * sizeof(uint32_t) / 64 };
 
-/* What shall come from memory while a tile is computed: LINES places, and how far they move with each word. The
- * tiles of a panel share the panel after it among them, so that memory delivers all the time: the first tile
- * alone would ask for more than memory gives, and the others for nothing. */
+/* What shall come from memory while a tile is computed: LINES places, and how far they move with each word.
+ * The tiles of a panel share the panel after it among them, so that memory delivers all the time: the first
+ * tile alone would ask for more than memory gives, and the others for nothing. */
 struct ahead {
   const char *next;
   size_t apart, step;

@@ -1,45 +1,12 @@
-#include "layer.h"
-
-#include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "attention.h"
 #include "scratch.h"
-#include "team.h"
+#include "work.h"
 
 enum {
-  CHUNK_ROWS = 1024, /* for each thread: what is computed before the next sequences are begun */
-  QUERIES = 256,     /* of one head: the unit of work in attention */
   FEW_ROWS = 70 /* for each crew: one block, even if that leaves the cache, for each weight is read
                  * once then */
-};
-
-/* Some queries of one sequence. Rows are numbered without padding, from 0 in each chunk. */
-struct unit {
-  size_t start, rows;   /* the sequence's first row, and how many it has */
-  size_t skipped, seen; /* rows before the first key; keys */
-  size_t first, last;   /* queries */
-};
-
-/* Sequences that go through all layers together, so that what one layer gives is in the cache for the next.
- */
-struct chunk {
-  const int32_t *index; /* of each row: its row in the padded input */
-  size_t rows;
-  const struct unit *units;
-  size_t unit_count;
-};
-
-/* What threads have taken of one layer's work on one chunk. */
-struct taken {
-  atomic_size_t projections, heads, blocks;
-};
-
-/* Rows of layer->hidden floats. */
-struct rows {
-  float *first;
-  const int32_t *index; /* of each row of the chunk: which of these it is; NULL: the same */
 };
 
 /* A crew's memory for one block of rows. */
@@ -52,50 +19,12 @@ struct block {
   float *row;             /* [threads of the crew][hidden] */
 };
 
-/* Memory of a call, used again for each layer of each chunk. */
-struct memory {
-  char *qkv;         /* [rows][query, key, value] in the type of attention */
-  uint32_t *context; /* [rows][context_stride]: what attention gives */
-  float *between;    /* [rows][hidden]: what a layer gives to the next, which writes it over */
-  uint32_t *scratch; /* of each thread, thread_words each: its block, or its head */
-  size_t thread_words;
-  struct barrier *barriers; /* of each crew */
-};
-
-/* One layer's turn on one chunk. */
-struct work {
-  const struct layer *layer;
-  const struct call *call;
-  const struct chunk *chunk;
-  struct taken *taken;
-  struct rows input, output;
-  const struct memory *memory;
-};
-
-static size_t larger(size_t a, size_t b)
-{
-  return a > b ? a : b;
-}
-
-static size_t smaller(size_t a, size_t b)
-{
-  return a < b ? a : b;
-}
-
 /* Layout of memory */
 
 /* Words of a row of attention's results. */
-static size_t context_stride(const struct layer *layer)
+size_t layer_context_words(const struct layer *layer)
 {
   return operand_stride(kind_words(layer->attention, layer->heads * layer->head_size));
-}
-
-/* Space for `count` things, on cache lines of its own. With base NULL only the size is counted. */
-static void *carve(char *base, size_t *used, size_t count, size_t size)
-{
-  void *place = base == NULL ? NULL : base + *used;
-  *used += (count * size + 63) / 64 * 64;
-  return place;
 }
 
 static size_t row_bytes(const struct layer *layer)
@@ -194,9 +123,9 @@ static void rotate_half(void *row, int bf16, const float *cosines, const float *
     const size_t j = i + size / 2;
     const vec low = load_floats(row, i, some, bf16), high = load_floats(row, j, some, bf16);
     const vec new_low = vec_sub(vec_mul(low, vec_load_some(cosines + i, some)),
-                                         vec_mul(high, vec_load_some(sines + i, some)));
+                                vec_mul(high, vec_load_some(sines + i, some)));
     const vec new_high = vec_add(vec_mul(high, vec_load_some(cosines + j, some)),
-                                          vec_mul(low, vec_load_some(sines + j, some)));
+                                 vec_mul(low, vec_load_some(sines + j, some)));
     store_floats(row, i, some, bf16, new_low);
     store_floats(row, j, some, bf16, new_high);
   }
@@ -256,7 +185,7 @@ static void attend(const struct work *work, const struct member *member)
   const struct call *call = work->call;
   const struct memory *memory = work->memory;
   const size_t width = layer->heads * layer->head_size, bytes = sizeof(uint32_t) >> layer->attention;
-  const size_t stride = context_stride(layer);
+  const size_t stride = layer_context_words(layer);
   size_t task;
   while ((task = atomic_fetch_add(&work->taken->heads, 1)) < work->chunk->unit_count * layer->heads) {
     const struct unit *unit = work->chunk->units + task / layer->heads;
@@ -309,12 +238,12 @@ static struct operand operand_of_context(const struct work *work, const struct p
 {
   const struct layer *layer = work->layer;
   const struct block *block = &place->block;
-  const size_t width = layer->heads * layer->head_size, stride = context_stride(layer);
+  const size_t width = layer->heads * layer->head_size, stride = layer_context_words(layer);
   uint32_t *context = work->memory->context + first * stride;
   const struct operand operand =
       operand_of(&layer->output, rows, block->narrow, block->scales, block->shifts);
-  const int as_it_is = layer->attention == KIND_F32 ? operand_is_f32(layer->output.kind)
-                                                     : operand_is_bf16(layer->output.kind);
+  const int as_it_is =
+      layer->attention == KIND_F32 ? operand_is_f32(layer->output.kind) : operand_is_bf16(layer->output.kind);
   if (as_it_is && width % kind_numbers(layer->output.kind) == 0 && !operand.part)
     return (struct operand){.words = context, .stride = stride};
   size_t begin, end;
@@ -418,176 +347,26 @@ static void feed_forward(const struct work *work, const struct place *place)
 
 /* The whole */
 
-static void clear_padding(const struct call *call, size_t hidden)
+size_t layer_qkv_bytes(const struct layer *layer)
 {
-  size_t end = 0;
-  for (size_t s = 0; s < call->sequences; s++) {
-    const size_t first = (size_t)call->first[s];
-    memset(call->output + end * hidden, 0, (first - end) * hidden * sizeof(float));
-    end = first + (size_t)call->length[s];
-  }
-  memset(call->output + end * hidden, 0, (call->rows - end) * hidden * sizeof(float));
+  return 3 * layer->heads * layer->head_size * (sizeof(uint32_t) >> layer->attention);
 }
 
-/* Layers of one size, each of which takes what the one before it gives. */
-struct stack {
-  const struct layer *const *layers;
-  size_t count;
-  const struct call *call;
-  struct chunk *chunks;
-  size_t chunk_count;
-  struct taken *taken; /* [chunk][layer] */
-  int32_t *index;      /* of all chunks */
-  struct unit *units;
-  struct memory memory;
-};
-
-/* Layer i's turn on a chunk. */
-static struct work turn(const struct stack *stack, size_t c, size_t i)
+size_t layer_scratch(const struct layer *layer, size_t longest, const struct relative *relative)
 {
-  const struct call *call = stack->call;
-  const int32_t *index = stack->chunks[c].index;
-  const struct rows between = {stack->memory.between, NULL};
-  return (struct work){.layer = stack->layers[i],
-                       .call = call,
-                       .chunk = stack->chunks + c,
-                       .taken = stack->taken + c * stack->count + i,
-                       .input = i == 0 ? (struct rows){(float *)call->input, index} : between,
-                       .output = i + 1 == stack->count ? (struct rows){call->output, index} : between,
-                       .memory = &stack->memory};
+  const size_t distances = is_relative(relative) ? relative_scratch(relative, longest) : 0;
+  const size_t head = attention_scratch(layer->attention, longest, layer->head_size) + distances;
+  size_t block = 0;
+  divide(layer, NULL, &block);
+  return larger(block / sizeof(uint32_t), head);
 }
 
-static void run(void *context, const struct member *member)
+void layer_turn(const struct work *work, const struct member *member)
 {
-  const struct stack *stack = context;
-  if (member->rank == member->size - 1)
-    clear_padding(stack->call, stack->layers[0]->hidden);
-  for (size_t c = 0; c < stack->chunk_count; c++) {
-    for (size_t i = 0; i < stack->count; i++) {
-      const struct work work = turn(stack, c, i);
-      const struct place place = place_of(&work, member);
-      if (i > 0)
-        team_wait(member);
-      project(&work, &place);
-      team_wait(member);
-      attend(&work, member);
-      team_wait(member);
-      feed_forward(&work, &place);
-    }
-  }
-}
-
-/* Rows of the chunk that begins with sequence s, and the sequence after its last. */
-static size_t chunk_rows(const struct call *call, size_t s, size_t most, size_t *next)
-{
-  size_t rows = 0;
-  for (*next = s; *next < call->sequences; (*next)++) {
-    if (rows > 0 && rows + (size_t)call->length[*next] > most)
-      break;
-    rows += (size_t)call->length[*next];
-  }
-  return rows;
-}
-
-static void fill_chunk(const struct call *call, size_t s, size_t next, struct chunk *chunk, int32_t *index,
-                       struct unit *units)
-{
-  chunk->index = index;
-  chunk->units = units;
-  for (; s < next; s++) {
-    const size_t length = (size_t)call->length[s];
-    const size_t skipped = call->skipped == NULL ? 0 : (size_t)call->skipped[s];
-    const size_t seen = call->seen == NULL ? length : (size_t)call->seen[s];
-    for (size_t first = 0; first < length; first += QUERIES)
-      units[chunk->unit_count++] =
-          (struct unit){chunk->rows, length, skipped, seen, first, smaller(first + QUERIES, length)};
-    for (size_t i = 0; i < length; i++)
-      index[chunk->rows++] = call->first[s] + (int32_t)i;
-  }
-}
-
-struct sizes {
-  size_t rows, units, chunks, longest, chunk_rows;
-};
-
-static struct sizes measure(const struct call *call, size_t most)
-{
-  struct sizes sizes = {0};
-  for (size_t s = 0, next; s < call->sequences; s = next) {
-    sizes.chunk_rows = larger(sizes.chunk_rows, chunk_rows(call, s, most, &next));
-    sizes.chunks++;
-  }
-  for (size_t s = 0; s < call->sequences; s++) {
-    const size_t length = (size_t)call->length[s];
-    sizes.rows += length;
-    sizes.units += (length + QUERIES - 1) / QUERIES;
-    sizes.longest = larger(sizes.longest, length);
-  }
-  return sizes;
-}
-
-/* Places in memory at `base` of everything in the stack; returns its size. */
-static size_t lay_out(struct stack *stack, const struct sizes *sizes, unsigned threads, char *base)
-{
-  struct memory *memory = &stack->memory;
-  const struct relative *relative = &stack->call->relative;
-  const size_t distances = is_relative(relative) ? relative_scratch(relative, sizes->longest) : 0;
-  const size_t between = stack->count > 1 ? sizes->chunk_rows * stack->layers[0]->hidden : 0;
-  size_t used = 0, qkv = 0, context = 0, words = 0;
-  for (size_t i = 0; i < stack->count; i++) { /* their kinds may differ */
-    const struct layer *layer = stack->layers[i];
-    const size_t width = layer->heads * layer->head_size;
-    const size_t head = attention_scratch(layer->attention, sizes->longest, layer->head_size) + distances;
-    size_t block = 0;
-    divide(layer, NULL, &block);
-    words = larger(words, larger(block / sizeof(uint32_t), head));
-    qkv = larger(qkv, 3 * width * (sizeof(uint32_t) >> layer->attention));
-    context = larger(context, context_stride(layer));
-  }
-  memory->thread_words = (words + 15) / 16 * 16;
-  stack->chunks = carve(base, &used, sizes->chunks, sizeof(struct chunk));
-  stack->taken = carve(base, &used, stack->count * sizes->chunks, sizeof(struct taken));
-  stack->index = carve(base, &used, sizes->rows, sizeof(int32_t));
-  stack->units = carve(base, &used, sizes->units, sizeof(struct unit));
-  memory->barriers = carve(base, &used, threads, sizeof(struct barrier));
-  memory->qkv = carve(base, &used, sizes->chunk_rows, qkv);
-  memory->context = carve(base, &used, sizes->chunk_rows * context, sizeof(uint32_t));
-  memory->between = carve(base, &used, between, sizeof(float));
-  memory->scratch = carve(base, &used, threads * memory->thread_words, sizeof(uint32_t));
-  return used;
-}
-
-/* Of one row, without attention. */
-static double multiplications(const struct layer *layer)
-{
-  const double columns = (double)(layer->query.columns + layer->key.columns + layer->value.columns +
-                                  layer->gate.columns + layer->up.columns);
-  return (columns + (double)layer->output.columns + (double)layer->up.columns) * (double)layer->hidden;
-}
-
-int layers_run(const struct layer *const *layers, size_t count, const struct call *call, unsigned threads)
-{
-  threads = team_size(threads, (double)call->rows * multiplications(layers[0]));
-  const size_t most = (size_t)CHUNK_ROWS * threads;
-  const struct sizes sizes = measure(call, most);
-  struct stack stack = {.layers = layers, .count = count, .call = call, .chunk_count = sizes.chunks};
-  const size_t size = lay_out(&stack, &sizes, threads, NULL);
-  char *memory = scratch_allocate(64, size);
-  if (memory == NULL)
-    return ENOMEM;
-  lay_out(&stack, &sizes, threads, memory);
-  memset(stack.chunks, 0, sizes.chunks * sizeof *stack.chunks);
-  memset(stack.taken, 0, count * sizes.chunks * sizeof *stack.taken);
-  memset(stack.memory.barriers, 0, threads * sizeof *stack.memory.barriers);
-  int32_t *index = stack.index;
-  struct unit *units = stack.units;
-  for (size_t s = 0, next, c = 0; s < call->sequences; s = next, c++) {
-    chunk_rows(call, s, most, &next);
-    fill_chunk(call, s, next, stack.chunks + c, index, units);
-    index += stack.chunks[c].rows;
-    units += stack.chunks[c].unit_count;
-  }
-  team_run(threads, run, &stack);
-  free(memory);
-  return 0;
+  const struct place place = place_of(work, member);
+  project(work, &place);
+  team_wait(member);
+  attend(work, member);
+  team_wait(member);
+  feed_forward(work, &place);
 }

@@ -1,6 +1,6 @@
-/* hfaccel._kernels_<set>: the seam between Python and the kernels of one instruction set. Arguments are addresses
- * and sizes; who calls keeps the memory alive, and has checked types and shapes. The module cannot be imported
- * where the CPU lacks the set, so nothing of it can be called there. */
+/* hfaccel._kernels_<set>: the seam between Python and the kernels of one instruction set. Arguments are
+ * addresses and sizes; who calls keeps the memory alive, and has checked types and shapes. The module cannot
+ * be imported where the CPU lacks the set, so nothing of it can be called there. */
 #include <Python.h>
 #include <errno.h>
 #include <string.h>
@@ -159,7 +159,8 @@ static PyObject *layer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return PyErr_Format(PyExc_ValueError,
                         "sizes above 0, `0 <= activation < %d` and attention in %s must hold, but got (%zd, "
                         "%zd, %zd), %d and %d",
-                        ACTIVATIONS, DOT_BF16 ? "0, 1" : "0", hidden, heads, head_size, activation, attention);
+                        ACTIVATIONS, DOT_BF16 ? "0, 1" : "0", hidden, heads, head_size, activation,
+                        attention);
   layer.hidden = (size_t)hidden;
   layer.heads = (size_t)heads;
   layer.head_size = (size_t)head_size;
@@ -388,11 +389,13 @@ static PyType_Spec layer_spec = {.name = "hfaccel._kernels.Layer",
                                  .flags = Py_TPFLAGS_DEFAULT,
                                  .slots = layer_slots};
 
-static PyMethodDef functions[] = {
-    {"run_layers", run_layers_py, METH_VARARGS, NULL}, {"linear", linear_py, METH_VARARGS, NULL},
-    {"embed", embed_py, METH_VARARGS, NULL},           {"count", count_py, METH_VARARGS, NULL},
-    {"use_threads", use_threads, METH_O, NULL},        {"use_cache", use_cache, METH_O, NULL},
-    {NULL, NULL, 0, NULL}};
+static PyMethodDef functions[] = {{"run_layers", run_layers_py, METH_VARARGS, NULL},
+                                  {"linear", linear_py, METH_VARARGS, NULL},
+                                  {"embed", embed_py, METH_VARARGS, NULL},
+                                  {"count", count_py, METH_VARARGS, NULL},
+                                  {"use_threads", use_threads, METH_O, NULL},
+                                  {"use_cache", use_cache, METH_O, NULL},
+                                  {NULL, NULL, 0, NULL}};
 
 /* The state is a reference to the type Layer. */
 static struct PyModuleDef definition = {.m_base = PyModuleDef_HEAD_INIT,
@@ -400,7 +403,8 @@ static struct PyModuleDef definition = {.m_base = PyModuleDef_HEAD_INIT,
                                         .m_size = sizeof(PyObject *),
                                         .m_methods = functions};
 
-/* PANEL, and whether an instruction multiplies bfloat16 and int8: what packed weights and layers depend on. */
+/* PANEL, and whether an instruction multiplies bfloat16 and int8: what packed weights and layers depend on.
+ */
 static int add_constants(PyObject *module)
 {
   return PyModule_AddIntMacro(module, PANEL) < 0 || PyModule_AddIntMacro(module, DOT_BF16) < 0 ||

@@ -89,8 +89,7 @@ void relative_add(const struct head *head, const struct distances *distances, co
       if (head->relative.keys != NULL)
         score = vec_add(score, take(distances->near + (query - first) * columns, buckets, some));
       if (head->relative.queries != NULL)
-        score = vec_add(score,
-                        vec_gather(distances->far + key * columns, ints_add(buckets, rows), some));
+        score = vec_add(score, vec_gather(distances->far + key * columns, ints_add(buckets, rows), some));
       vec_store(place, score);
     }
   }

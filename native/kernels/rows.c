@@ -48,7 +48,7 @@ static void quantize_row(const float *factors, const void *x, int bf16, size_t c
                          float *scale, float *shift)
 {
   vec lowest = vec_zero(), highest = vec_zero(); /* 0 is in the range: padding is 0 */
-  vec nan = vec_zero();                                   /* min and max would forget it again */
+  vec nan = vec_zero();                          /* min and max would forget it again */
   for (size_t i = 0; i < columns; i += LANES) {
     const vec_mask some = lanes((long)(columns - i));
     const vec v = vec_mul(load_floats(x, i, some, bf16), vec_load_some(factors + i, some));

@@ -131,14 +131,12 @@ INLINE vec activate(enum activation activation, vec x)
 {
   switch (activation) {
   case ACT_GELU:
-    return vec_mul(
-        vec_mul(x, vec_of(.5f)),
-        vec_add(vec_of(1.f), vector_erf(vec_mul(x, vec_of(0.70710678f)))));
+    return vec_mul(vec_mul(x, vec_of(.5f)),
+                   vec_add(vec_of(1.f), vector_erf(vec_mul(x, vec_of(0.70710678f)))));
   case ACT_GELU_TANH: { /* 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), which is x sigmoid(2 ...) */
     const vec cubic = vec_mul(vec_mul(x, x), vec_of(0.044715f));
     const vec inner = vec_mul(vec_fma(cubic, x, x), vec_of(0.79788456f));
-    return vec_mul(vec_mul(x, vec_of(.5f)),
-                         vec_add(vec_of(1.f), vector_tanh(inner)));
+    return vec_mul(vec_mul(x, vec_of(.5f)), vec_add(vec_of(1.f), vector_tanh(inner)));
   }
   case ACT_GELU_ROUGH:
     return gelu_rough(x);

@@ -80,7 +80,8 @@ static double quantized(float value, size_t columns)
   uint32_t *out = guarded(kind_words(KIND_I8, columns) * words_per_word(KIND_I8), sizeof *out);
   x[0] = value;
   convert_row(&matrix, x, 0, columns, out, &scale, &shift);
-  CHECK(isnan(value) || (shift >= -BYTE_SHIFT * scale && shift <= (255.01f - BYTE_SHIFT) * scale && scale > 0));
+  CHECK(isnan(value) ||
+        (shift >= -BYTE_SHIFT * scale && shift <= (255.01f - BYTE_SHIFT) * scale && scale > 0));
   const double result = scale * operand_number(KIND_I8, out, 0) - shift;
   guarded_release();
   return result;
@@ -223,8 +224,9 @@ static void test_product(enum kind kind, struct shape shape, int bf16, enum acti
 {
   const size_t stride = shape.columns + 5, panels = (shape.columns + PANEL - 1) / PANEL;
   const struct weight weight = make_weight(kind, shape.columns, shape.in_features, shape.rows % 2 == 0);
-  const struct rows rows = make_rows(kind, shape.rows, shape.in_features,
-                                     kind_words(kind, shape.in_features) * words_per_word(kind) + (size_t)extras * 3);
+  const struct rows rows =
+      make_rows(kind, shape.rows, shape.in_features,
+                kind_words(kind, shape.in_features) * words_per_word(kind) + (size_t)extras * 3);
   char *out = guarded((shape.rows - 1) * stride + shape.columns, bf16 ? 2 : 4);
   float *factor = uniform_floats(shape.rows * stride, -1, 1), *addend = uniform_floats(3 * stride, -1, 1);
   int32_t *index = guarded(shape.rows, sizeof *index);

@@ -6,6 +6,7 @@
 
 #include "kernel_reference.h"
 #include "kernels/attention.h"
+#include "kernels/division.h"
 #include "kernels/scratch.h"
 #include "kernels/team.h"
 
@@ -283,8 +284,56 @@ static void test_shares_and_blocks(size_t rows, unsigned members)
   CHECK(end == rows && covered == rows);
 }
 
+/* Every sequence is in one share; shares are even, and have enough rows. */
+static void test_division(size_t count, unsigned threads, size_t least)
+{
+  int32_t lengths[64];
+  size_t total = 0, met = 0;
+  for (size_t i = 0; i < count; i++)
+    total += (size_t)(lengths[i] = (int32_t)below(100));
+  struct division division;
+  CHECK(divide_sequences(&division, lengths, count, threads, least, 0));
+  CHECK(division.shares >= 1 && threads % division.shares == 0);
+  char seen[64] = {0};
+  for (size_t number = 0; number < division.shares; number++) {
+    const struct share share = share_of(&division, number);
+    size_t rows = 0;
+    for (size_t i = 0; i < share.count; i++, met++) {
+      rows += (size_t)lengths[share.sequences[i]];
+      CHECK(!seen[share.sequences[i]]++);
+    }
+    CHECK(division.shares == 1 || (double)(rows * division.shares) <= 1.051 * (double)total);
+  }
+  CHECK(met == count && (division.shares == 1 || total / division.shares >= least));
+  division_free(&division);
+}
+
+/* Members are numbered within groups that follow one another, whatever number of them there is. */
+static void test_groups(unsigned members, size_t shares)
+{
+  struct group before = {0};
+  for (unsigned rank = 0; rank < members; rank++) {
+    const struct member member = {.rank = rank, .size = members};
+    const struct group group = group_of(&member, shares);
+    CHECK(group.count == (shares < members ? shares : members) && group.rank < group.size);
+    if (rank > 0 && group.number == before.number)
+      CHECK(group.rank == before.rank + 1 && group.size == before.size);
+    else
+      CHECK(group.rank == 0 && (rank == 0 ? group.number == 0 : before.rank + 1 == before.size));
+    before = group;
+  }
+  CHECK(before.number + 1 == before.count && before.rank + 1 == before.size);
+}
+
 void test_team(void)
 {
+  for (size_t count = 0; count <= 64; count += 1 + count / 2)
+    for (unsigned threads = 1; threads <= 9; threads++)
+      for (size_t least = 1; least < 300; least *= 4)
+        test_division(count, threads, least);
+  for (unsigned members = 1; members <= 9; members++)
+    for (size_t shares = 1; shares <= 9; shares++)
+      test_groups(members, shares);
   team_use(NULL);
   CHECK(team_of(4) == 1);
   team_use(stand_in);
@@ -553,7 +602,8 @@ static void test_variants(void)
   for (int i = 0; i < 60; i++) {
     const enum kind kind = (enum kind)(i % KINDS);
     const struct variant variant = {.kind = kind,
-                                    .attention = kind == KIND_F32 || i % 4 == 0 || !DOT_BF16 ? KIND_F32 : KIND_BF16,
+                                    .attention =
+                                        kind == KIND_F32 || i % 4 == 0 || !DOT_BF16 ? KIND_F32 : KIND_BF16,
                                     .sizes = odd[below(5)],
                                     .gated = (int)below(2),
                                     .norm_first = (int)below(2),

@@ -1,5 +1,6 @@
-/* Tests of native/kernels, for one instruction set: each function against plain C. This file is compiled for any
- * CPU, and asks first. Run by `make check` under AddressSanitizer with UBSan, and under ThreadSanitizer. */
+/* Tests of native/kernels, for one instruction set: each function against plain C. This file is compiled for
+ * any CPU, and asks first. Run by `make check` under AddressSanitizer with UBSan, and under ThreadSanitizer.
+ */
 #include <stdio.h>
 
 #include "kernel_tests.h"

@@ -49,13 +49,14 @@ static uint32_t tdpbusd(uint32_t sum, uint32_t a, uint32_t b)
   return sum;
 }
 
-static void emulate_multiply(uint32_t (*operation)(uint32_t, uint32_t, uint32_t), size_t sums, size_t a, size_t b)
+static void emulate_multiply(uint32_t (*operation)(uint32_t, uint32_t, uint32_t), size_t sums, size_t a,
+                             size_t b)
 {
   for (size_t row = 0; row < tile_state.shape.rows[sums]; row++)
     for (size_t column = 0; column < ROWS; column++)
       for (size_t k = 0; k < ROWS; k++)
-        tile_state.words[sums][row][column] =
-            operation(tile_state.words[sums][row][column], tile_state.words[a][row][k], tile_state.words[b][k][column]);
+        tile_state.words[sums][row][column] = operation(
+            tile_state.words[sums][row][column], tile_state.words[a][row][k], tile_state.words[b][k][column]);
 }
 
 #define LOAD(number, base, bytes) emulate_load(number, base, bytes)

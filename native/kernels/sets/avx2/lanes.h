@@ -176,20 +176,11 @@ INLINE int vec_has_nan(vec x)
   y = operation(y, _mm_movehl_ps(y, y));                                                                     \
   return _mm_cvtss_f32(operation(y, _mm_movehdup_ps(y)));
 
-INLINE float vec_sum(vec x)
-{
-  REDUCE(_mm_add_ps)
-}
+INLINE float vec_sum(vec x){REDUCE(_mm_add_ps)}
 
-INLINE float vec_highest(vec x)
-{
-  REDUCE(_mm_max_ps)
-}
+INLINE float vec_highest(vec x){REDUCE(_mm_max_ps)}
 
-INLINE float vec_lowest(vec x)
-{
-  REDUCE(_mm_min_ps)
-}
+INLINE float vec_lowest(vec x){REDUCE(_mm_min_ps)}
 
 /* bfloat16 */
 
@@ -204,7 +195,8 @@ INLINE void vec_store_bf16(uint16_t *to, vec_mask first, vec x)
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
   const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(1 << 22));
-  store_halves(to, mask_count(first), to_halves(_mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16)));
+  store_halves(to, mask_count(first),
+               to_halves(_mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16)));
 }
 
 INLINE vec vec_upper(vec x)
@@ -261,7 +253,8 @@ INLINE int ints_differ(vec_ints a, vec_ints b, vec_mask some)
 
 INLINE vec vec_gather(const float *numbers, vec_ints index, vec_mask some)
 {
-  return _mm256_mask_i32gather_ps(_mm256_setzero_ps(), numbers, index, _mm256_castsi256_ps(some), sizeof(float));
+  return _mm256_mask_i32gather_ps(_mm256_setzero_ps(), numbers, index, _mm256_castsi256_ps(some),
+                                  sizeof(float));
 }
 
 /* Bytes of an operand */
@@ -286,7 +279,8 @@ INLINE void bytes_store(uint32_t *words, size_t number, const vec x[4])
     q[j] = _mm256_cvtps_epi32(x[j]);
   /* packing works within 128-bit lanes, so the order is put right afterwards */
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  const __m256i packed = _mm256_packus_epi16(_mm256_packus_epi32(q[0], q[1]), _mm256_packus_epi32(q[2], q[3]));
+  const __m256i packed =
+      _mm256_packus_epi16(_mm256_packus_epi32(q[0], q[1]), _mm256_packus_epi32(q[2], q[3]));
   _mm256_storeu_si256((__m256i *)((uint8_t *)words + number), _mm256_permutevar8x32_epi32(packed, order));
 }
 

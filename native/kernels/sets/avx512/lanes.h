@@ -146,7 +146,8 @@ INLINE float vec_lowest(vec x)
 
 INLINE vec vec_load_bf16(const uint16_t *from, vec_mask some)
 {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, from)), 16));
+  return _mm512_castsi512_ps(
+      _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, from)), 16));
 }
 
 INLINE void vec_store_bf16(uint16_t *to, vec_mask some, vec x)
@@ -154,9 +155,11 @@ INLINE void vec_store_bf16(uint16_t *to, vec_mask some, vec x)
 #ifdef __AVX512BF16__
   _mm256_mask_storeu_epi16(to, some, (__m256i)_mm512_cvtneps_pbh(x));
 #else
-  const __m512i bits = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i bits = _mm512_castps_si512(x),
+                odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  const __m512i kept = _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), bits, _mm512_set1_epi32(1 << 22));
+  const __m512i kept =
+      _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), bits, _mm512_set1_epi32(1 << 22));
   _mm512_mask_cvtepi32_storeu_epi16(to, some, _mm512_srli_epi32(kept, 16));
 #endif
 }
@@ -190,7 +193,8 @@ INLINE vec_ints ints_load_some(const int32_t *from, vec_mask some)
 
 INLINE vec_ints ints_steps(int32_t step)
 {
-  return _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), ints_of(step));
+  return _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                            ints_of(step));
 }
 
 INLINE vec_ints ints_add(vec_ints a, vec_ints b)
@@ -223,9 +227,10 @@ INLINE vec vec_gather(const float *numbers, vec_ints index, vec_mask some)
 /* 16 numbers as 16-bit integers in the order of words that are widened: 0, 2, 1, 3 of each four. */
 INLINE __m256i wide_bytes(vec x)
 {
-  const __m512i q = _mm512_min_epi32(_mm512_set1_epi32(255), _mm512_max_epi32(_mm512_setzero_si512(), _mm512_cvtps_epi32(x)));
-  const __m256i order = _mm256_broadcastsi128_si256(
-      _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
+  const __m512i q = _mm512_min_epi32(_mm512_set1_epi32(255),
+                                     _mm512_max_epi32(_mm512_setzero_si512(), _mm512_cvtps_epi32(x)));
+  const __m256i order =
+      _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
   return _mm256_shuffle_epi8(_mm512_cvtepi32_epi16(q), order);
 }
 
@@ -241,7 +246,8 @@ INLINE void bytes_store(uint32_t *words, size_t number, const vec x[4])
     q[j] = _mm512_cvtps_epi32(x[j]);
   /* packing works within 128-bit lanes, so the order is put right afterwards */
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  const __m512i packed = _mm512_packus_epi16(_mm512_packus_epi32(q[0], q[1]), _mm512_packus_epi32(q[2], q[3]));
+  const __m512i packed =
+      _mm512_packus_epi16(_mm512_packus_epi32(q[0], q[1]), _mm512_packus_epi32(q[2], q[3]));
   _mm512_storeu_si512((uint8_t *)words + number, _mm512_permutexvar_epi32(order, packed));
 }
 

@@ -1,0 +1,223 @@
+/* Sequences are divided among groups of threads, each of which takes its own through all layers and waits for
+ * no other group. Within a group, threads share every layer's work (layer.c). */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "division.h"
+#include "scratch.h"
+#include "work.h"
+
+enum {
+  CHUNK_ROWS = 1024, /* for each thread: what is computed before the next sequences are begun */
+  QUERIES = 256      /* of one head: the unit of work in attention */
+};
+
+/* What one group of threads computes. */
+struct lot {
+  struct chunk *chunks;
+  size_t chunk_count;
+  struct taken *taken; /* [chunk][layer] */
+  struct memory memory;
+  struct barrier barrier;
+};
+
+/* Layers of one size, each of which takes what the one before it gives. */
+struct stack {
+  const struct layer *const *layers;
+  size_t count;
+  const struct call *call;
+  struct lot *lots;
+  size_t lot_count;
+};
+
+static void clear_padding(const struct call *call, size_t hidden)
+{
+  size_t end = 0;
+  for (size_t s = 0; s < call->sequences; s++) {
+    const size_t first = (size_t)call->first[s];
+    memset(call->output + end * hidden, 0, (first - end) * hidden * sizeof(float));
+    end = first + (size_t)call->length[s];
+  }
+  memset(call->output + end * hidden, 0, (call->rows - end) * hidden * sizeof(float));
+}
+
+/* Layer i's turn on a chunk of a lot. */
+static struct work turn(const struct stack *stack, const struct lot *lot, size_t c, size_t i)
+{
+  const struct call *call = stack->call;
+  const int32_t *index = lot->chunks[c].index;
+  const struct rows between = {lot->memory.between, NULL};
+  return (struct work){.layer = stack->layers[i],
+                       .call = call,
+                       .chunk = lot->chunks + c,
+                       .taken = lot->taken + c * stack->count + i,
+                       .input = i == 0 ? (struct rows){(float *)call->input, index} : between,
+                       .output = i + 1 == stack->count ? (struct rows){call->output, index} : between,
+                       .memory = &lot->memory};
+}
+
+static void run(void *context, const struct member *member)
+{
+  const struct stack *stack = context;
+  if (member->rank == member->size - 1)
+    clear_padding(stack->call, stack->layers[0]->hidden);
+  const struct group group = group_of(member, stack->lot_count);
+  for (size_t l = group.number; l < stack->lot_count; l += group.count) {
+    struct lot *lot = stack->lots + l;
+    const struct member self = {group.rank, group.size, &lot->barrier};
+    for (size_t c = 0; c < lot->chunk_count; c++)
+      for (size_t i = 0; i < stack->count; i++) {
+        const struct work work = turn(stack, lot, c, i);
+        if (i > 0)
+          team_wait(&self);
+        layer_turn(&work, &self);
+      }
+  }
+}
+
+/* Memory */
+
+/* What the memory of a call depends on. */
+struct sizes {
+  unsigned threads;     /* of a group */
+  size_t most;          /* rows of a chunk, unless one sequence has more */
+  size_t rows, longest; /* of all sequences */
+  size_t qkv, context, scratch;
+};
+
+static struct sizes sizes_of(const struct stack *stack, unsigned threads)
+{
+  const struct call *call = stack->call;
+  struct sizes sizes = {.threads = threads, .most = (size_t)CHUNK_ROWS * threads};
+  for (size_t s = 0; s < call->sequences; s++) {
+    sizes.rows += (size_t)call->length[s];
+    sizes.longest = larger(sizes.longest, (size_t)call->length[s]);
+  }
+  for (size_t i = 0; i < stack->count; i++) { /* their kinds may differ */
+    const struct layer *layer = stack->layers[i];
+    sizes.qkv = larger(sizes.qkv, layer_qkv_bytes(layer));
+    sizes.context = larger(sizes.context, layer_context_words(layer));
+    sizes.scratch = larger(sizes.scratch, layer_scratch(layer, sizes.longest, &call->relative));
+  }
+  sizes.scratch = (sizes.scratch + 15) / 16 * 16;
+  return sizes;
+}
+
+/* Rows of the chunk that begins with sequence s of a share, and the sequence after its last. */
+static size_t chunk_rows(const struct call *call, const struct share *share, size_t s, size_t most,
+                         size_t *next)
+{
+  size_t rows = 0;
+  for (*next = s; *next < share->count; (*next)++) {
+    const size_t length = (size_t)call->length[share->sequences[*next]];
+    if (rows > 0 && rows + length > most)
+      break;
+    rows += length;
+  }
+  return rows;
+}
+
+static void fill_chunk(const struct call *call, const int32_t *sequences, size_t count, struct chunk *chunk,
+                       int32_t *index, struct unit *units)
+{
+  *chunk = (struct chunk){.index = index, .units = units};
+  for (size_t i = 0; i < count; i++) {
+    const size_t s = (size_t)sequences[i], length = (size_t)call->length[s];
+    const size_t skipped = call->skipped == NULL ? 0 : (size_t)call->skipped[s];
+    const size_t seen = call->seen == NULL ? length : (size_t)call->seen[s];
+    for (size_t first = 0; first < length; first += QUERIES)
+      units[chunk->unit_count++] =
+          (struct unit){chunk->rows, length, skipped, seen, first, smaller(first + QUERIES, length)};
+    for (size_t row = 0; row < length; row++)
+      index[chunk->rows++] = call->first[s] + (int32_t)row;
+  }
+}
+
+/* Places in memory at `base` of everything in a lot, and its content; with base NULL only the size is
+ * counted. */
+static void lay_out_lot(const struct stack *stack, const struct share *share, const struct sizes *sizes,
+                        struct lot *lot, char *base, size_t *used)
+{
+  const struct call *call = stack->call;
+  size_t chunks = 0, highest = 0, units = 0, rows = 0;
+  for (size_t s = 0, next; s < share->count; s = next, chunks++) {
+    const size_t of_chunk = chunk_rows(call, share, s, sizes->most, &next);
+    highest = larger(highest, of_chunk);
+    rows += of_chunk;
+  }
+  for (size_t i = 0; i < share->count; i++)
+    units += ((size_t)call->length[share->sequences[i]] + QUERIES - 1) / QUERIES;
+  struct memory memory = {.thread_words = sizes->scratch};
+  struct chunk *chunk = carve(base, used, chunks, sizeof *chunk);
+  struct taken *taken = carve(base, used, stack->count * chunks, sizeof *taken);
+  int32_t *index = carve(base, used, rows, sizeof *index);
+  struct unit *unit = carve(base, used, units, sizeof *unit);
+  memory.barriers = carve(base, used, sizes->threads, sizeof *memory.barriers);
+  memory.qkv = carve(base, used, highest, sizes->qkv);
+  memory.context = carve(base, used, highest * sizes->context, sizeof *memory.context);
+  memory.between =
+      carve(base, used, stack->count > 1 ? highest * stack->layers[0]->hidden : 0, sizeof(float));
+  memory.scratch = carve(base, used, sizes->threads * sizes->scratch, sizeof *memory.scratch);
+  if (base == NULL)
+    return;
+  *lot = (struct lot){.chunks = chunk, .chunk_count = chunks, .taken = taken, .memory = memory};
+  memset(taken, 0, stack->count * chunks * sizeof *taken);
+  memset(memory.barriers, 0, sizes->threads * sizeof *memory.barriers);
+  for (size_t s = 0, next; s < share->count; s = next, chunk++) {
+    chunk_rows(call, share, s, sizes->most, &next);
+    fill_chunk(call, share->sequences + s, next - s, chunk, index, unit);
+    index += chunk->rows;
+    unit += chunk->unit_count;
+  }
+}
+
+static size_t lay_out(struct stack *stack, const struct division *division, const struct sizes *sizes,
+                      char *base)
+{
+  size_t used = 0;
+  stack->lots = carve(base, &used, stack->lot_count, sizeof *stack->lots);
+  for (size_t l = 0; l < stack->lot_count; l++) {
+    const struct share share = share_of(division, l);
+    lay_out_lot(stack, &share, sizes, base == NULL ? NULL : stack->lots + l, base, &used);
+  }
+  return used;
+}
+
+/* The whole */
+
+/* Multiplications for one row, without attention. */
+static double multiplications(const struct layer *layer)
+{
+  const double columns = (double)(layer->query.columns + layer->key.columns + layer->value.columns +
+                                  layer->gate.columns + layer->up.columns);
+  return (columns + (double)layer->output.columns + (double)layer->up.columns) * (double)layer->hidden;
+}
+
+static int divided_run(struct stack *stack, const struct division *division, unsigned threads)
+{
+  stack->lot_count = division->shares;
+  const struct sizes sizes = sizes_of(stack, threads / (unsigned)division->shares);
+  char *memory = scratch_allocate(64, lay_out(stack, division, &sizes, NULL));
+  if (memory == NULL)
+    return ENOMEM;
+  lay_out(stack, division, &sizes, memory);
+  team_run(threads, run, stack);
+  free(memory);
+  return 0;
+}
+
+int layers_run(const struct layer *const *layers, size_t count, const struct call *call, unsigned threads)
+{
+  const struct layer *layer = layers[0];
+  const double work = multiplications(layer), pairs = 2 * (double)(layer->heads * layer->head_size);
+  threads = team_size(threads, (double)call->rows * work);
+  struct stack stack = {.layers = layers, .count = count, .call = call};
+  struct division division;
+  if (!divide_sequences(&division, call->length, call->sequences, threads, crew_rows(&layer->up),
+                        pairs / work))
+    return ENOMEM;
+  const int error = divided_run(&stack, &division, threads);
+  division_free(&division);
+  return error;
+}

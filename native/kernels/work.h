@@ -1,0 +1,64 @@
+/* One layer's turn on some sequences: what layers.c divides and layer.c computes. */
+#pragma once
+#include <stdatomic.h>
+
+#include "layer.h"
+#include "team.h"
+
+/* Some queries of one sequence. Rows are numbered without padding, from 0 in each chunk. */
+struct unit {
+  size_t start, rows;   /* the sequence's first row, and how many it has */
+  size_t skipped, seen; /* rows before the first key; keys */
+  size_t first, last;   /* queries */
+};
+
+/* Sequences that go through all layers together, so that what one layer gives is in the cache for the next.
+ */
+struct chunk {
+  const int32_t *index; /* of each row: its row in the padded input */
+  size_t rows;
+  const struct unit *units;
+  size_t unit_count;
+};
+
+/* What threads have taken of one layer's work on one chunk. */
+struct taken {
+  atomic_size_t projections, heads, blocks;
+};
+
+/* Rows of layer->hidden floats. */
+struct rows {
+  float *first;
+  const int32_t *index; /* of each row of the chunk: which of these it is; NULL: the same */
+};
+
+/* A group's memory, used again for each layer of each chunk. */
+struct memory {
+  char *qkv;         /* [rows][query, key, value] in the type of attention */
+  uint32_t *context; /* [rows][context_stride]: what attention gives */
+  float *between;    /* [rows][hidden]: what a layer gives to the next, which writes it over */
+  uint32_t *scratch; /* of each thread of the group, thread_words each: its block, or its head */
+  size_t thread_words;
+  struct barrier *barriers; /* of each crew */
+};
+
+/* One layer's turn on one chunk. */
+struct work {
+  const struct layer *layer;
+  const struct call *call;
+  const struct chunk *chunk;
+  struct taken *taken;
+  struct rows input, output;
+  const struct memory *memory;
+};
+
+/* Bytes of a row of memory.qkv, words of a row of memory.context. */
+size_t layer_qkv_bytes(const struct layer *layer);
+size_t layer_context_words(const struct layer *layer);
+
+/* Words of scratch that a thread needs, for sequences of at most `longest` rows. */
+size_t layer_scratch(const struct layer *layer, size_t longest, const struct relative *relative);
+
+/* The share of one thread of the group. Each thread waits for the others of its group within, not at the end.
+ */
+void layer_turn(const struct work *work, const struct member *member);
