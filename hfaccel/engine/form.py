@@ -11,7 +11,7 @@ from hfaccel.engine.convolution import KINDS, PreparedConvolution, convolution_p
 from hfaccel.engine.embeddings import FusedEmbeddings
 from hfaccel.engine.families import FAMILIES
 from hfaccel.engine.kernels import Kind
-from hfaccel.engine.layer import FusedLayer, fuse
+from hfaccel.engine.layer import FusedLayer, fuse, run_stock
 from hfaccel.engine.linear import PackedModule, packed_class
 from hfaccel.engine.packed import PackedWeight
 from hfaccel.engine.region import Follower, Region, derive
@@ -31,6 +31,8 @@ class Form:
     regions: Sequence[str] = ()
     embeddings: Sequence[str] = ()  # paths of modules that look up, add and norm in one pass
     models: Sequence[str] = ()  # paths of those that have a shortcut; "" is the whole
+    # path of a fused layer -> regimes in which its own forward runs
+    slower: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def form(model: nn.Module) -> Form:
@@ -47,6 +49,7 @@ def form(model: nn.Module) -> Form:
         tuple(path for path, module in model.named_modules() if isinstance(module, Region)),
         tuple(path for path, module in model.named_modules() if isinstance(module, FusedEmbeddings)),
         tuple(path for path, module in model.named_modules() if isinstance(module, ShortModel)),
+        {path: layer.slower for path, layer in layers.items() if layer.slower},
     )
 
 
@@ -79,6 +82,7 @@ def reform(model: nn.Module, wanted: Form) -> None:
         if not all(type(linear.weight) is PackedWeight for linear in families[name].linears(layer)):
             raise ValueError(f"the weights of {path} must be packed, but are not")
         fuse(layer, families[name], wanted.unpad)
+        run_stock(layer, tuple(wanted.slower.get(path, ())))  # type: ignore[arg-type]
     _swap_classes(model, wanted)
     _reform_convolutions(model, wanted)
 

@@ -1,16 +1,18 @@
 """How many times faster a fused layer, or a packed linear layer, is than the model's own: measured on this
-machine when it is made, on a small input, in some milliseconds for a whole model.
+machine, at the thread count in force, when it is made.
 
-One of each kind is measured, what the model has most of first. Not to use what is slower is up to the caller.
+One of each kind is measured, with few, some and many rows. Not to use what is slower is up to the caller.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
@@ -20,15 +22,17 @@ from hfaccel.engine.kernels import Kind
 from hfaccel.engine.layer import FusedLayer, unfuse
 from hfaccel.engine.linear import PackedModule, fits, linear, unpack, weight_class
 from hfaccel.engine.packed import PackedWeight
+from hfaccel.engine.regimes import REGIMES, Regime
 from hfaccel.engine.trial import call, kind_of, sample
 from hfaccel.memory import Arena
 
-TOKENS = 128
-BUDGET = 0.05  # seconds for all fused layers, and for all linear layers; what was begun is ended
-ROUNDS = (2, 5, 15)  # at least; at most; before something is called slower: other programs disturb
-NOT_SLOWER = 0.9
+BUDGET = 1.0  # seconds for all fused layers, and for all linear layers; what was begun is ended
+LEAD = 3  # won pairs more than lost ones: only then something is called faster, or slower
+PAIRS = 15  # at most; if none leads by then, the least times decide
+NOT_SLOWER = 0.97  # then
+CLEAR = 1.3  # gained with some rows, which many rows cannot turn into a loss
 SMALLEST = 1 << 18  # numbers of a weight: below, the cost of a call is measured and not the layer
-LARGEST = 1 << 25  # above, a single call takes longer than all may
+LARGEST = 1 << 25  # of larger weights of linear layers only some rows are measured
 
 Call = Callable[[], object]
 M = TypeVar("M", bound=nn.Module)
@@ -36,10 +40,12 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one call: the least of several, the two in turn."""
+    """Seconds of one call: the least of several, the two in turn; and how many pairs the fast one won."""
 
     stock: float = math.inf
     fast: float = math.inf
+    won: int = 0
+    lost: int = 0
 
     @property
     def gain(self) -> float:
@@ -47,7 +53,18 @@ class Times:
 
     @property
     def is_slower(self) -> bool:
+        if self.is_decided:
+            return self.lost > self.won
         return self.fast * NOT_SLOWER > self.stock
+
+    @property
+    def is_decided(self) -> bool:
+        return abs(self.won - self.lost) >= LEAD
+
+    def after(self, stock: float, fast: float) -> Times:
+        """With one more pair."""
+        won = fast <= stock
+        return Times(min(self.stock, stock), min(self.fast, fast), self.won + won, self.lost + (not won))
 
 
 def combined(measured: Iterable[Times]) -> float | None:
@@ -58,58 +75,90 @@ def combined(measured: Iterable[Times]) -> float | None:
     return sum(times.stock for times in found) / sum(times.fast for times in found)
 
 
-def of_layers(layers: Iterable[FusedLayer]) -> dict[int, Times]:
-    """id of a layer -> its times. Those that were not measured are missing."""
+Gains = Mapping[Regime, Times]
+
+
+def of_layers(layers: Iterable[FusedLayer]) -> dict[int, Gains]:
+    """id of a layer -> its times in each regime. Those that were not measured are missing."""
     kinds: dict[Hashable, list[FusedLayer]] = {}
     for layer in layers:
-        if _numbers(layer) <= LARGEST:
-            kinds.setdefault(kind_of(layer.hfaccel_family, layer), []).append(layer)
-    return dict(_one_of_each(kinds, _time_layer))
+        kinds.setdefault(kind_of(layer.hfaccel_family, layer), []).append(layer)
+    return dict(_one_of_each(kinds, _layer_gains))
 
 
-def of_linears(modules: Iterable[Any], kind: Callable[[torch.Tensor], Kind]) -> dict[int, Times]:
+def of_linears(modules: Iterable[Any], kind: Callable[[torch.Tensor], Kind]) -> dict[int, Gains]:
     """id of a linear layer, which is not packed yet -> its times if its weight were packed in `kind(weight)`.
     Those that were not measured are missing."""
     kinds: dict[Hashable, list[Any]] = {}
     for module in modules:
         weight = module.weight
-        if (
-            SMALLEST <= weight.numel() <= LARGEST
-            and not isinstance(weight, PackedWeight)
-            and fits(module.bias)
-        ):
+        if weight.numel() >= SMALLEST and not isinstance(weight, PackedWeight) and fits(module.bias):
             kinds.setdefault((weight.shape, weight.dtype, kind(weight)), []).append(module)
-    return dict(_one_of_each(kinds, lambda module, until: _time_linear(module, kind(module.weight), until)))
+    return dict(_one_of_each(kinds, lambda module: _linear_gains(module, kind(module.weight))))
+
+
+def slower(gains: Gains) -> list[Regime]:
+    return [regime for regime, times in gains.items() if times.is_slower]
 
 
 def _one_of_each(
-    kinds: dict[Hashable, list[M]], measure: Callable[[M, float], Times | None]
-) -> Iterator[tuple[int, Times]]:
+    kinds: dict[Hashable, list[M]], measure: Callable[[M], Gains]
+) -> Iterator[tuple[int, Gains]]:
     until = time.perf_counter() + BUDGET
     for modules in sorted(kinds.values(), key=lambda some: -len(some) * _numbers(some[0])):
         if time.perf_counter() >= until:
             return
-        times = measure(modules[0], until)
-        if times is not None:
-            yield from ((id(module), times) for module in modules)
+        gains = measure(modules[0])
+        if gains:
+            yield from ((id(module), gains) for module in modules)
+
+
+def _layer_gains(layer: FusedLayer) -> Gains:
+    """Empty where the layer would not run fused."""
+    return _gains(lambda regime: _time_layer(layer, regime))
+
+
+def _linear_gains(module: Any, kind: Kind) -> Gains:
+    return _gains(lambda regime: _time_linear(module, kind, regime.batch * regime.length))
+
+
+def _gains(measure: Callable[[Regime], Times | None]) -> Gains:
+    gains: dict[Regime, Times] = {}
+    for regime in REGIMES:
+        if regime is REGIMES[-1] and min(times.gain for times in gains.values()) > CLEAR:
+            break
+        times = measure(regime)
+        if times is None:
+            return {}
+        gains[regime] = times
+    return gains
 
 
 def _numbers(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _time_layer(layer: FusedLayer, until: float) -> Times | None:
-    """None where the layer would not run fused."""
+def _time_layer(layer: FusedLayer, regime: Regime, *, own_forward: bool = False) -> Times | None:
+    """None where the layer would not run fused. `own_forward`: its own forward on packed weights runs
+    instead."""
     family = layer.hfaccel_family
     dtype = family.linears(layer)[0].weight.dtype
-    hidden, (mask, *_), arguments = sample(layer, family, 1, TOKENS, dtype)
+    hidden, (mask, *_), arguments = sample(layer, family, regime.batch, regime.length, dtype)
     stock = _stock_twin(layer)
+    fast: Any = layer
+    if own_forward:
+        fast = SimpleNamespace(forward=functools.partial(layer.hfaccel_stock.forward, layer))
     times = _time(
         lambda: call(stock, family, hidden, mask, arguments),
-        lambda: call(layer, family, hidden, mask, arguments),
-        until,
+        lambda: call(fast, family, hidden, mask, arguments),
     )
     return None if layer.__dict__.pop("_hfaccel_calls", None) else times
+
+
+def is_own_forward_slower(layer: FusedLayer, regime: Regime) -> bool:
+    """Whether its own forward is slower on packed weights than on ordinary ones."""
+    times = _time_layer(layer, regime, own_forward=True)
+    return times is not None and times.is_slower
 
 
 def _stock_twin(layer: FusedLayer) -> nn.Module:
@@ -126,25 +175,30 @@ def _stock_twin(layer: FusedLayer) -> nn.Module:
     return twin
 
 
-def _time_linear(module: Any, kind: Kind, until: float) -> Times:
+def _time_linear(module: Any, kind: Kind, count: int) -> Times:
     weight, bias = module.weight, module.bias
     cls = weight_class(module)
+    if weight.numel() > LARGEST and cls is PackedWeight:  # memory for another copy of it may be scarce
+        weight = nn.Parameter(weight.detach()[: LARGEST // weight.shape[1]], False)
+        bias = None if bias is None else bias.detach()[: len(weight)]
     arena = Arena(cls.layout_of(kind, weight.shape).nbytes, pages="default")
     packed = cls.pack(weight, arena, kind)
-    rows = torch.full((TOKENS, packed.packing.columns), 0.5, dtype=weight.dtype)
-    return _time(lambda: module.forward(rows), lambda: linear(rows, packed, bias), until)
+    rows = torch.full((count, packed.packing.columns), 0.5, dtype=weight.dtype)
+    stock = module.forward
+    if weight is not module.weight:
+        stock = lambda rows: nn.functional.linear(rows, weight, bias)  # noqa: E731
+    return _time(lambda: stock(rows), lambda: linear(rows, packed, bias))
 
 
-def _time(stock: Call, fast: Call, until: float) -> Times:
-    """Within ROUNDS, until time.perf_counter() says so."""
+def _time(stock: Call, fast: Call) -> Times:
+    """Pairs of calls in turn, until one side leads."""
     times = Times()
     with torch.inference_mode():
         stock(), fast()  # what only the first call does
-        for done in range(ROUNDS[-1]):
-            late = done >= ROUNDS[1] or time.perf_counter() >= until
-            if done >= ROUNDS[0] and late and not times.is_slower:
+        for _ in range(PAIRS):
+            times = times.after(_seconds(stock), _seconds(fast))
+            if times.is_decided:
                 break
-            times = Times(min(times.stock, _seconds(stock)), min(times.fast, _seconds(fast)))
     return times
 
 

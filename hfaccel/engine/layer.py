@@ -25,6 +25,7 @@ from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, kernels, multi
 from hfaccel.engine.linear import stock_reason
 from hfaccel.engine.norms import EPSILONS, epsilon, native_norm
 from hfaccel.engine.packed import NO_MATRIX, Matrix, PackedWeight
+from hfaccel.engine.regimes import regime_of
 from hfaccel.engine.snapshot import Held, Place, Snapshot, place
 from hfaccel.engine.swapped import Swapped, swap, swap_back
 
@@ -219,7 +220,15 @@ def call_problem(module: nn.Module, hidden: torch.Tensor) -> str:
         return "the model is in training mode"
     if torch.is_grad_enabled():
         return "gradients are enabled; torch.inference_mode is faster"
-    return stock_reason(hidden)
+    return stock_reason(hidden) or _slower_reason(module, hidden)
+
+
+def _slower_reason(module: nn.Module, hidden: torch.Tensor) -> str:
+    slower = module.__dict__.get("_hfaccel_slower", ())
+    if not slower:
+        return ""
+    name = regime_of(hidden.numel() // hidden.shape[-1]).name
+    return f"its own forward is faster here with {name} rows" if name in slower else ""
 
 
 class FusedLayer(Swapped):
@@ -263,6 +272,12 @@ class FusedLayer(Swapped):
         return bool(self.__dict__.get("_hfaccel_unpad", True))
 
     @property
+    def slower(self) -> tuple[str, ...]:
+        """The regimes in which the layer's own forward runs."""
+        regimes: tuple[str, ...] = self.__dict__.get("_hfaccel_slower", ())
+        return regimes
+
+    @property
     def _hfaccel_stock_calls(self) -> Counter[str]:
         calls: Counter[str] = self.__dict__.setdefault("_hfaccel_calls", Counter())
         return calls
@@ -280,8 +295,13 @@ def fuse(layer: nn.Module, family: Family, unpad: bool = True) -> None:
     layer.__dict__["_hfaccel_unpad"] = unpad
 
 
+def run_stock(layer: FusedLayer, regimes: tuple[str, ...]) -> None:
+    """From now on its own forward computes calls of these regimes (engine.regimes, by name)."""
+    layer.__dict__["_hfaccel_slower"] = regimes
+
+
 def unfuse(layer: FusedLayer) -> None:
     """Undo `fuse`; the linear layers stay packed."""
-    for name in ("_hfaccel_plan", "_hfaccel_calls", "_hfaccel_unpad"):
+    for name in ("_hfaccel_plan", "_hfaccel_calls", "_hfaccel_unpad", "_hfaccel_slower"):
         layer.__dict__.pop(name, None)
     swap_back(layer)

@@ -13,9 +13,16 @@ from torch import nn
 from hfaccel.engine.convolve import prepare_convolutions, restore_convolutions, select_convolutions
 from hfaccel.engine.embeddings import FusedEmbeddings, embeddings_of
 from hfaccel.engine.families import Family
-from hfaccel.engine.gains import Times, combined, of_layers, of_linears
+from hfaccel.engine.gains import (
+    Gains,
+    combined,
+    is_own_forward_slower,
+    of_layers,
+    of_linears,
+    slower,
+)
 from hfaccel.engine.kernels import Kind, kernels_problem
-from hfaccel.engine.layer import FusedLayer, fuse, unfuse
+from hfaccel.engine.layer import FusedLayer, fuse, run_stock, unfuse
 from hfaccel.engine.linear import PackedModule, is_linear, linear_problem, pack, unpack, weight_class
 from hfaccel.engine.losses import Verdict, try_int8
 from hfaccel.engine.packed import PackedWeight
@@ -74,7 +81,7 @@ def transform(
         precision = replace(precision, exceptions=verdict.higher)
     times = of_linears(_outside(linears, layers), precision.kind)
     linears = _without_slower(linears, times, outcomes)
-    gain = combined(times[id(linear)] for linear in linears if id(linear) in times)
+    gain = combined(each for linear in linears for each in times.get(id(linear), {}).values())
     with torch.inference_mode(False):  # tensors of its memory shall have versions
         arena = Arena(_size(linears, precision), pages="thp" if huge_pages else "default")
     packed: dict[int, PackedWeight] = {}
@@ -158,29 +165,59 @@ def _outside(linears: list[Any], layers: Layers) -> list[Any]:
     return [linear for linear in linears if id(linear) not in inside]
 
 
-def _without_slower(linears: list[Any], times: dict[int, Times], outcomes: list[Outcome]) -> list[Any]:
-    slower = {key: found for key, found in times.items() if found.is_slower}
-    for found in slower.values():
-        reason = f"not packed: {found.gain:.2f} times as fast as torch's own here"
-        outcomes.append(Outcome("linear layer", False, reason, gain=found.gain))
-    return [linear for linear in linears if id(linear) not in slower]
+def _without_slower(linears: list[Any], gains: dict[int, Gains], outcomes: list[Outcome]) -> list[Any]:
+    losers = {key: found for key, found in gains.items() if slower(found)}
+    for found in losers.values():
+        outcomes.append(_left(found, "linear layer", "not packed", "torch's own"))
+    return [linear for linear in linears if id(linear) not in losers]
+
+
+def _left(gains: Gains, subject: str, what: str, stock: str) -> Outcome:
+    """That something was left as it was."""
+    worst = min(slower(gains), key=lambda regime: gains[regime].gain)
+    gain = gains[worst].gain
+    return Outcome(
+        subject, False, f"{what}: {gain:.2f} times as fast as {stock} here with {worst.name} rows", gain=gain
+    )
 
 
 def _judge(layers: list[nn.Module]) -> list[Outcome]:
-    """What is said of fused layers. Those that are slower than before become what they were."""
+    """What is said of fused layers. Where one is slower its own forward runs; where that is slower too,
+    because its weights are packed, the layer becomes what it was."""
     fused = [layer for layer in layers if isinstance(layer, FusedLayer)]
-    times = of_layers(fused)
-    gain = combined(found for found in times.values() if not found.is_slower)
+    gains = of_layers(fused)
+    settled: dict[int, tuple[str, ...] | None] = {}  # id of gains, which layers of a kind share -> regimes
     outcomes = []
     for layer in fused:
-        found, subject = times.get(id(layer)), f"{layer.hfaccel_family.name} layer"
-        if found is not None and found.is_slower:
+        found, subject = gains.get(id(layer), {}), f"{layer.hfaccel_family.name} layer"
+        if id(found) not in settled:
+            settled[id(found)] = _regimes_on_its_own(layer, found)
+        own = settled[id(found)]
+        if own is None:
+            outcomes.append(_left(found, subject, "not fused", "its own forward"))
             unfuse(layer)
-            reason = f"not fused: {found.gain:.2f} times as fast as its own forward here"
-            outcomes.append(Outcome(subject, False, reason, gain=found.gain))
-        else:
-            outcomes.append(Outcome(subject, True, "runs as one function, without padding", gain=gain))
+            _unpack_all(layer)
+            continue
+        run_stock(layer, own)
+        reason = "runs as one function, without padding"
+        if own:
+            reason += f"; with {' and '.join(own)} rows its own forward runs, which is faster here"
+        outcomes.append(Outcome(subject, True, reason, gain=combined(found.values())))
     return outcomes
+
+
+def _unpack_all(layer: nn.Module) -> None:
+    for module in layer.modules():
+        if isinstance(module, PackedModule):
+            unpack(module)
+
+
+def _regimes_on_its_own(layer: FusedLayer, gains: Gains) -> tuple[str, ...] | None:
+    """The regimes in which the layer's own forward runs; None: it is not to be fused at all."""
+    lost = slower(gains)
+    if len(lost) == len(gains) > 0 or any(is_own_forward_slower(layer, regime) for regime in lost):
+        return None
+    return tuple(regime.name for regime in lost)
 
 
 def _pack(

@@ -7,16 +7,17 @@ import json
 
 import pytest
 import torch
-from conftest import make_bert, states
+from conftest import states
 from encoders import SETTINGS, inputs, make, real, run
 from torch import nn
 
 import hfaccel
 from hfaccel.engine import gains
-from hfaccel.engine.gains import ROUNDS, Times, combined, of_layers, of_linears
+from hfaccel.engine.gains import LEAD, PAIRS, Times, combined, of_layers, of_linears
 from hfaccel.engine.kernels import Kind, kernels_problem
 from hfaccel.engine.layer import FusedLayer
 from hfaccel.engine.packed import PackedWeight
+from hfaccel.engine.regimes import REGIMES, regime_of
 from hfaccel.outcome import Outcome, merge
 
 if kernels_problem():
@@ -50,8 +51,8 @@ def wide():
 
 def let(monkeypatch, times):
     """What is measured, by the shape of the weight or the class of the layer."""
-    monkeypatch.setattr(gains, "_time_linear", lambda module, kind, until: times(module))
-    monkeypatch.setattr(gains, "_time_layer", lambda layer, until: times(layer))
+    monkeypatch.setattr(gains, "_time_linear", lambda module, kind, count: times(module))
+    monkeypatch.setattr(gains, "_time_layer", lambda layer, regime, own_forward=False: times(layer))
 
 
 # Reported
@@ -71,8 +72,10 @@ def test_every_family_is_measured(name):
     model = make(name)
     hfaccel.optimize(model, inplace=True)
     layers = fused(model)
-    for layer, times in ((layer, of_layers([layer])) for layer in layers):
-        assert times[id(layer)].stock > 0 and times[id(layer)].fast > 0
+    for layer in layers:
+        found = of_layers([layer])[id(layer)]
+        assert REGIMES[:2] == tuple(found)[:2]
+        assert all(times.stock > 0 and times.fast > 0 for times in found.values())
 
 
 def test_gains_of_linear_layers(wide, monkeypatch):
@@ -106,7 +109,10 @@ def test_a_slower_layer_is_left_as_it_is(bert, batch, monkeypatch):
     assert not fused(fast)
     assert [type(layer) for layer in fast.encoder.layer] == [type(layer) for layer in bert.encoder.layer]
     (line,) = lines(fast, "BERT layer")
-    assert not line.applied and line.reason == "not fused: 0.50 times as fast as its own forward here"
+    assert (
+        not line.applied
+        and line.reason == "not fused: 0.50 times as fast as its own forward here with few rows"
+    )
     torch.testing.assert_close(states(fast, batch), expected, rtol=0, atol=1e-5)
     assert not fused(hfaccel.restore(fast))
 
@@ -114,7 +120,7 @@ def test_a_slower_layer_is_left_as_it_is(bert, batch, monkeypatch):
 def test_only_the_slower_kind_of_layer(monkeypatch):
     """The layers of ModernBERT differ in how far a token sees."""
     first = {}
-    let(monkeypatch, lambda layer: first.setdefault("seen", SLOWER) if not first else FASTER)
+    let(monkeypatch, lambda layer: SLOWER if first.setdefault("seen", layer) is layer else FASTER)
     model, given = make("ModernBERT"), inputs("ModernBERT")
     fast = hfaccel.optimize(model)
     assert len(fused(fast)) == 1
@@ -134,7 +140,7 @@ def test_a_slower_linear_layer_is_left_as_it_is(wide, monkeypatch, options):
     assert [isinstance(module.weight, PackedWeight) for module in fast] == [True, True, False]
     assert type(fast[2]) is nn.Linear and fast[2].weight is wide[2].weight
     left = next(line for line in lines(fast, "linear layer") if not line.applied)
-    assert left.reason == "not packed: 0.50 times as fast as torch's own here"
+    assert left.reason == "not packed: 0.50 times as fast as torch's own here with few rows"
 
 
 def seconds(monkeypatch, stock, fast):
@@ -146,18 +152,90 @@ def seconds(monkeypatch, stock, fast):
 
 
 def test_nothing_is_called_slower_that_was_only_disturbed(monkeypatch):
-    most = ROUNDS[-1]
-    calls = seconds(monkeypatch, [1.0] * most, [9.0] * (most - 1) + [0.5])
-    assert gains._time(lambda: 0, lambda: 1, 0.0).gain == 2.0 and len(calls) == 2 * most
-    calls = seconds(monkeypatch, [1.0] * most, [9.0] * most)
-    assert gains._time(lambda: 0, lambda: 1, 0.0).is_slower and len(calls) == 2 * most
+    """What wins and loses in turn is judged by its best time."""
+    turn = [9.0, 0.5] * PAIRS
+    calls = seconds(monkeypatch, [1.0] * PAIRS, turn[:PAIRS])
+    assert gains._time(lambda: 0, lambda: 1).gain == 2.0 and len(calls) == 2 * PAIRS
+    calls = seconds(monkeypatch, [1.0] * PAIRS, [2.0] * PAIRS)
+    assert gains._time(lambda: 0, lambda: 1).is_slower and len(calls) == 2 * LEAD
 
 
 def test_what_is_faster_is_called_little(monkeypatch):
     calls = seconds(monkeypatch, [1.0] * 5, [0.5] * 5)
-    assert gains._time(lambda: 0, lambda: 1, 0.0).gain == 2.0 and len(calls) == 2 * ROUNDS[0]
-    calls = seconds(monkeypatch, [1.0] * 5, [0.5] * 5)
-    assert gains._time(lambda: 0, lambda: 1, float("inf")).gain == 2.0 and len(calls) == 2 * ROUNDS[1]
+    assert gains._time(lambda: 0, lambda: 1).gain == 2.0 and len(calls) == 2 * LEAD
+    one_bad_pair = [9.0, *[0.5] * 10]
+    calls = seconds(monkeypatch, [1.0] * 11, one_bad_pair)
+    assert not gains._time(lambda: 0, lambda: 1).is_slower and len(calls) == 2 * (LEAD + 2)
+
+
+# With few, some and many rows
+
+
+def test_many_rows_are_measured_only_where_the_others_leave_a_doubt(monkeypatch, bert):
+    hfaccel.optimize(bert, inplace=True)
+    (layer, _) = fused(bert)
+    asked = []
+
+    def times(gain):
+        return lambda layer, regime, own_forward=False: asked.append(regime.name) or Times(gain, 1.0)
+
+    monkeypatch.setattr(gains, "_time_layer", times(2.0))
+    assert len(of_layers([layer])[id(layer)]) == 2
+    monkeypatch.setattr(gains, "_time_layer", times(1.1))
+    assert len(of_layers([layer])[id(layer)]) == 3
+    assert asked == ["few", "some", "few", "some", "many"]
+
+
+def in_regime(monkeypatch, name, own_forward):
+    """Fused layers are slower in this regime; their own forward on packed weights is as `own_forward`."""
+
+    def times(layer, regime, own_forward_runs=False):
+        return (own_forward if own_forward_runs else SLOWER) if regime.name == name else Times(1.2, 1.0)
+
+    monkeypatch.setattr(
+        gains, "_time_layer", lambda layer, regime, own_forward=False: times(layer, regime, own_forward)
+    )
+
+
+def run_rows(model, batch, length):
+    ids = torch.randint(5, 1000, (batch, length), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        return model(input_ids=ids).last_hidden_state
+
+
+@pytest.mark.parametrize(("name", "shape"), [("few", (1, 16)), ("some", (2, 60)), ("many", (3, 100))])
+def test_the_own_forward_runs_where_it_is_faster(bert, monkeypatch, tmp_path, name, shape):
+    in_regime(monkeypatch, name, FASTER)
+    fast = hfaccel.optimize(bert, backend="torch")
+    (line,) = lines(fast, "BERT layer")
+    assert line.applied and f"with {name} rows its own forward runs" in line.reason
+    with pytest.warns(RuntimeWarning):
+        hfaccel.save(fast, tmp_path)
+    for model in (fast, copy.deepcopy(fast), hfaccel.load(tmp_path)):
+        for other in ((1, 16), (2, 60), (3, 100)):
+            before = sum(hfaccel.report(model).stock_calls.values())
+            torch.testing.assert_close(run_rows(model, *other), run_rows(bert, *other), rtol=0, atol=1e-5)
+            calls = hfaccel.report(model).stock_calls
+            assert (sum(calls.values()) > before) == (other == shape)
+        assert set(calls) == {f"its own forward is faster here with {name} rows"}
+
+
+def test_a_layer_that_is_slower_on_packed_weights_too_is_what_it_was(bert, monkeypatch, batch):
+    expected = states(copy.deepcopy(bert), batch)
+    in_regime(monkeypatch, "some", SLOWER)
+    fast = hfaccel.optimize(bert, backend="torch")
+    (line,) = lines(fast, "BERT layer")
+    assert not line.applied and "0.50 times" in line.reason and "with some rows" in line.reason
+    linears = [module for module in fast.encoder.modules() if isinstance(module, nn.Linear)]
+    assert not fused(fast) and not any(isinstance(module.weight, PackedWeight) for module in linears)
+    torch.testing.assert_close(states(fast, batch), expected, rtol=0, atol=1e-5)
+
+
+def test_every_number_of_rows_has_a_regime():
+    assert [regime_of(rows).name for rows in (1, 48, 49, 256, 257, 10**9)] == [
+        *("few", "few", "some", "some", "many", "many")
+    ]
+    assert all(regime_of(each.batch * each.length) is each for each in REGIMES)
 
 
 # What is not measured
@@ -169,12 +247,21 @@ def test_without_time_nothing_is_measured_and_all_is_applied(bert, monkeypatch):
     assert len(fused(fast)) == 2 and all(line.gain is None for line in hfaccel.report(fast).outcomes)
 
 
-def test_the_largest_and_the_smallest_are_not_measured(wide, monkeypatch):
+def test_the_smallest_are_not_measured():
     assert of_linears([nn.Linear(64, 64)], lambda weight: Kind.FLOAT32) == {}
-    monkeypatch.setattr(gains, "LARGEST", 1000)
-    assert of_linears(wide, lambda weight: Kind.FLOAT32) == {}
-    fast = hfaccel.optimize(make_bert())
-    assert len(fused(fast)) == 2 and lines(fast, "BERT layer")[0].gain is None
+
+
+def test_of_the_largest_some_rows_are_measured(wide, monkeypatch):
+    monkeypatch.setattr(gains, "LARGEST", 1 << 17)
+    shapes = []
+    original = PackedWeight.pack.__func__
+    monkeypatch.setattr(
+        PackedWeight,
+        "pack",
+        classmethod(lambda cls, w, *rest: shapes.append(w.shape) or original(cls, w, *rest)),
+    )
+    assert of_linears(wide, lambda weight: Kind.FLOAT32).keys() == {id(module) for module in wide}
+    assert set(shapes) == {(256, 512)}
 
 
 # No trace
@@ -198,7 +285,8 @@ def test_measuring_leaves_no_trace(bert, batch):
 def test_gains_combine_by_time():
     assert combined([Times(9.0, 1.0), Times(1.0, 1.0)]) == 5.0
     assert combined([]) is None
-    assert not Times(1.0, 1.05).is_slower and Times(1.0, 1.2).is_slower and not Times().is_slower
+    assert not Times(1.0, 1.02).is_slower and Times(1.0, 1.2).is_slower and not Times().is_slower
+    assert Times(1.0, 1.01, 0, 3).is_slower and not Times(1.0, 1.01, 3, 0).is_slower
 
 
 def test_lines_of_one_gain_are_merged():
