@@ -26,8 +26,11 @@ class TorchBackend(Backend):
 
     def transform(self, model: nn.Module, options: Options) -> tuple[Outcome, ...]:
         kind = _wanted(options)
-        problem = "" if kind is None else engine.kernels_problem(kind)
-        outcomes = [] if not problem else [Outcome(f"precision {kind.label}", False, problem)]  # type: ignore[union-attr]
+        problem = "" if kind is None else engine.widening_problem(kind)
+        told = "" if kind is None else problem or engine.widening_gain(kind)
+        outcomes = [Outcome("kernels", True, f"those for {engine.set_in_use()}")]
+        if kind is not None and told:
+            outcomes.append(Outcome(f"precision {kind.label}", not problem, told))
         done = engine.transform(
             model,
             precision=engine.Precision(None if problem else kind),

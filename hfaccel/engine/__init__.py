@@ -5,6 +5,7 @@ from hfaccel.engine.kernels import Kind, kernels_problem, multiplies, panel, set
 from hfaccel.engine.linear import is_linear
 from hfaccel.engine.packed import PackedWeight, TransposedWeight
 from hfaccel.engine.transform import Precision, restore, stock_calls, transform
+from hfaccel.engine.widening import widening_gain, widening_problem
 
 __all__ = [
     "Form",
@@ -22,4 +23,6 @@ __all__ = [
     "set_in_use",
     "stock_calls",
     "transform",
+    "widening_gain",
+    "widening_problem",
 ]

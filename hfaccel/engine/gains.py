@@ -148,7 +148,7 @@ def _time_layer(layer: FusedLayer, regime: Regime, *, own_forward: bool = False)
     fast: Any = layer
     if own_forward:
         fast = SimpleNamespace(forward=functools.partial(layer.hfaccel_stock.forward, layer))
-    times = _time(
+    times = time_pairs(
         lambda: call(stock, family, hidden, mask, arguments),
         lambda: call(fast, family, hidden, mask, arguments),
     )
@@ -187,10 +187,10 @@ def _time_linear(module: Any, kind: Kind, count: int) -> Times:
     stock = module.forward
     if weight is not module.weight:
         stock = lambda rows: nn.functional.linear(rows, weight, bias)  # noqa: E731
-    return _time(lambda: stock(rows), lambda: linear(rows, packed, bias))
+    return time_pairs(lambda: stock(rows), lambda: linear(rows, packed, bias))
 
 
-def _time(stock: Call, fast: Call) -> Times:
+def time_pairs(stock: Call, fast: Call) -> Times:
     """Pairs of calls in turn, until one side leads."""
     times = Times()
     with torch.inference_mode():

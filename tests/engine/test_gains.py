@@ -155,17 +155,17 @@ def test_nothing_is_called_slower_that_was_only_disturbed(monkeypatch):
     """What wins and loses in turn is judged by its best time."""
     turn = [9.0, 0.5] * PAIRS
     calls = seconds(monkeypatch, [1.0] * PAIRS, turn[:PAIRS])
-    assert gains._time(lambda: 0, lambda: 1).gain == 2.0 and len(calls) == 2 * PAIRS
+    assert gains.time_pairs(lambda: 0, lambda: 1).gain == 2.0 and len(calls) == 2 * PAIRS
     calls = seconds(monkeypatch, [1.0] * PAIRS, [2.0] * PAIRS)
-    assert gains._time(lambda: 0, lambda: 1).is_slower and len(calls) == 2 * LEAD
+    assert gains.time_pairs(lambda: 0, lambda: 1).is_slower and len(calls) == 2 * LEAD
 
 
 def test_what_is_faster_is_called_little(monkeypatch):
     calls = seconds(monkeypatch, [1.0] * 5, [0.5] * 5)
-    assert gains._time(lambda: 0, lambda: 1).gain == 2.0 and len(calls) == 2 * LEAD
+    assert gains.time_pairs(lambda: 0, lambda: 1).gain == 2.0 and len(calls) == 2 * LEAD
     one_bad_pair = [9.0, *[0.5] * 10]
     calls = seconds(monkeypatch, [1.0] * 11, one_bad_pair)
-    assert not gains._time(lambda: 0, lambda: 1).is_slower and len(calls) == 2 * (LEAD + 2)
+    assert not gains.time_pairs(lambda: 0, lambda: 1).is_slower and len(calls) == 2 * (LEAD + 2)
 
 
 # With few, some and many rows

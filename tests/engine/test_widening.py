@@ -1,0 +1,62 @@
+"""int8 and bfloat16 on CPUs without instructions for them: taken where that is faster, and told."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import hfaccel
+from hfaccel.engine import widening
+from hfaccel.engine.kernels import Kind, kernels_problem, multiplies
+from hfaccel.engine.packed import PackedWeight
+
+pytestmark = pytest.mark.skipif(bool(kernels_problem()), reason=kernels_problem())
+
+OPTIONS = {Kind.BFLOAT16: {"dtype": torch.bfloat16}, Kind.INT8: {"quantization": "int8"}}
+
+
+@pytest.fixture
+def gains_are(monkeypatch):
+    """gains_are(few, some): as if the set in use multiplied float32 alone, this much slower."""
+
+    def patch(*gains):
+        monkeypatch.setattr(widening, "multiplies", lambda kind: kind is Kind.FLOAT32)
+        monkeypatch.setattr(widening, "widening_gains", lambda kind, threads: gains)
+
+    return patch
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+@pytest.mark.parametrize(
+    ("gains", "taken"),
+    [((2.0, 1.5), True), ((1.4, 0.92), True), ((1.0, 1.0), False), ((3.0, 0.8), False), ((0.9, 0.9), False)],
+)
+def test_what_is_not_faster_is_computed_in_float32(bert, batch, gains_are, kind, gains, taken):
+    gains_are(*gains)
+    fast = hfaccel.optimize(bert, backend="torch", **OPTIONS[kind])
+    kinds = {m.weight.kind for m in fast.modules() if isinstance(getattr(m, "weight", None), PackedWeight)}
+    assert (kind in kinds) is taken
+    (line,) = (line for line in hfaccel.report(fast).outcomes if line.subject == f"precision {kind.label}")
+    assert line.applied is taken
+    assert f"{gains[0]:.2f} times (with few rows) and {gains[1]:.2f} times (with some rows)" in line.reason
+    with torch.inference_mode():
+        got, expected = fast(**batch)[0], bert(**batch)[0]
+    mask = batch["attention_mask"].bool()
+    tolerance = {"rtol": 0, "atol": 0.1 if taken else 1e-5}
+    torch.testing.assert_close(got[mask], expected[mask], **tolerance)
+
+
+def test_what_the_cpu_multiplies_is_not_measured(monkeypatch, bert):
+    monkeypatch.setattr(widening, "widening_gains", None)  # not to be called
+    for kind in filter(multiplies, Kind):
+        assert widening.widening_problem(kind) == widening.widening_gain(kind) == ""
+    subjects = {line.subject for line in hfaccel.report(hfaccel.optimize(bert)).outcomes}
+    assert "kernels" in subjects and not any(subject.startswith("precision") for subject in subjects)
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_gains_are_measured_with_few_and_some_rows(kind):
+    random = torch.get_rng_state()
+    gains = widening.widening_gains.__wrapped__(kind, 1)
+    assert len(gains) == 2 and all(gain > 0 for gain in gains)
+    assert torch.equal(torch.get_rng_state(), random)
