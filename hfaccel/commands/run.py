@@ -49,6 +49,7 @@ def _as_text(launches: Sequence[Launch]) -> str:
         title = "plan" if len(launches) == 1 else f"plan of instance {number}"
         rows = [[c.knob, c.value, c.source, c.reason] for c in launch.plan.choices]
         parts.append(render(title, ["knob", "value", "source", "reason"], rows))
+    parts += dict.fromkeys(launch.advice for launch in launches if launch.advice)
     parts.append("the same without hfaccel (its children inherit the variables):")
     lines = [shell_line(launch, os.environ) for launch in launches]
     # In a shell several programs run at once with & between them, and wait.

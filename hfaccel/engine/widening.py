@@ -1,8 +1,8 @@
 """Whether int8 or bfloat16 pays where the CPU has no instruction for it, and weights are widened as they are
 read.
 
-Fewer bytes come from memory, but each weight costs instructions. What wins depends on the CPU: with AVX2 int8 is
-twice as fast as float32 on one and no faster on another. So a linear layer is measured, once in a process.
+Fewer bytes come from memory, but each weight costs instructions. What wins depends on the CPU: with AVX2 int8
+is twice as fast as float32 on one and no faster on another. So a linear layer is measured, once in a process.
 """
 
 from __future__ import annotations

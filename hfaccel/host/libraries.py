@@ -67,6 +67,8 @@ def preload_problem(path: str | Path) -> str | None:
             return elf_problem(file.read(20), os.uname().machine)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
+    except ValueError as error:  # no file can have this name
+        return f"cannot be read ({error})"
 
 
 def _is_usable(tree: Tree, path: str) -> bool:

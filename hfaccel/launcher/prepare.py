@@ -14,7 +14,7 @@ from hfaccel.apply.environ import SAVED, launch_environment
 from hfaccel.apply.preload import preload_trial
 from hfaccel.errors import ScriptError, UsageError
 from hfaccel.host import HostFacts, Library, read_host
-from hfaccel.plan import Choice, Goal, Plan, Request, Slot, make_plan, place, rank_slot
+from hfaccel.plan import Choice, Goal, Plan, Request, Slot, advice, make_plan, place, rank_slot
 
 STARTED = "HFACCEL_RUN"  # PID of the process that hfaccel-run became
 INSTANCE, INSTANCES = "HFACCEL_INSTANCE", "HFACCEL_INSTANCES"
@@ -41,6 +41,7 @@ class Launch(NamedTuple):
     slot: Slot | None = None
     original_mask: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()  # what was tried and did not work
+    advice: str = ""  # which number of instances serves which goal here
 
     def changes(self, before: Mapping[str, str]) -> dict[str, str]:
         """The variables that differ from `before`, without hfaccel's own bookkeeping."""
@@ -56,6 +57,7 @@ class Launch(NamedTuple):
             "environment": self.changes(before),
             "plan": self.plan.to_dict(),
             "notes": list(self.notes),
+            "advice": self.advice,
         }
 
 
@@ -108,7 +110,8 @@ def _launch(
         variables |= {INSTANCE: str(slot.instance), INSTANCES: str(slot.instances)}
     if settings.optimize:
         variables[AUTO] = "1"
-    return Launch(command, variables, plan, slot, facts.limits.affinity, notes)
+    told = advice(facts, settings.request)
+    return Launch(command, variables, plan, slot, facts.limits.affinity, notes, told)
 
 
 def plan_with_working_preload(facts: HostFacts, goal: Goal) -> tuple[Plan, tuple[str, ...]]:

@@ -5,7 +5,7 @@ from hfaccel.plan.choice import Choice, Goal, Plan
 from hfaccel.plan.compute import MemoryPolicy
 from hfaccel.plan.knobs import KNOBS, Knob
 from hfaccel.plan.make import check_knobs, make_plan
-from hfaccel.plan.placement import Request, Slot, place, rank_slot
+from hfaccel.plan.placement import Request, Slot, advice, place, rank_slot
 
 __all__ = [
     "KNOBS",
@@ -17,6 +17,7 @@ __all__ = [
     "Plan",
     "Request",
     "Slot",
+    "advice",
     "check_knobs",
     "cpu_budget",
     "make_plan",

@@ -112,7 +112,11 @@ def memory_policy(facts: HostFacts, goal: Goal) -> Decision:
     used = topology.nodes_of(facts.limits.affinity)
     if len(used) != 1:
         where = format_number_list(used)
-        return None, f"threads run on nodes {where}: a page comes from the node that touches it first"
+        nodes = tuple(node.number for node in with_memory if node.number in used)
+        if len(nodes) < 2:
+            return None, f"threads run on nodes {where}, of which at most one has memory"
+        # One thread fills weights, so that first touch would leave them all on its node.
+        return MemoryPolicy("interleave", nodes), f"threads run on nodes {where} and read the same weights"
     nearest = _nearest(topology.nodes, used[0], with_memory)
     # Preferred and not bound: when the node is full, bound memory gets the process killed.
     return MemoryPolicy("preferred", (nearest,)), f"all threads run on node {used[0]}"

@@ -56,6 +56,25 @@ def place(facts: HostFacts, request: Request) -> tuple[Slot, ...]:
     return tuple(_slot(facts, request, index, parts) for index in range(len(parts)))
 
 
+MANY_CORES = 8
+
+
+def advice(facts: HostFacts, request: Request) -> str:
+    """Which number of instances serves which goal, on a host with many cores; "" on others."""
+    groups = _by_node(facts, _cores(facts, request))
+    cores = quota_threads(facts, sum(map(len, groups)))
+    if cores < MANY_CORES:
+        return ""
+    largest = min(cores, max(map(len, groups)))
+    # benchmarks/scaling.py --instances: BERT-base, bfloat16, (8,128)
+    return (
+        f"{cores} cores: one instance on {largest} cores of one node answers one request soonest; {cores} "
+        "instances of one core answer most requests a second, where each has its own batch (on 16 cores of "
+        "an Emerald Rapids they did 1.7 times the work of one process) and models share their weights "
+        "(hfaccel.load)"
+    )
+
+
 def rank_slot(facts: HostFacts, environment: Mapping[str, str]) -> Slot | None:
     """The place of this process among the ranks that torchrun or mpirun started on this machine."""
     pairs = ((environment.get(rank, ""), environment.get(size, "")) for rank, size in RANKS)

@@ -110,7 +110,8 @@ def nodes(*memory, **others):
     ("host", "policy", "why"),
     [
         (nodes(GIB, affinity=(0, 1, 2, 3)), None, "one NUMA node"),
-        (nodes(GIB, GIB, affinity=tuple(range(8))), None, "threads run on nodes 0-1"),
+        (nodes(GIB, GIB, affinity=tuple(range(8))), "interleave:0-1", "threads run on nodes 0-1"),
+        (nodes(GIB, GIB, 0, affinity=(0, 8)), None, "at most one has memory"),
         (nodes(GIB, GIB, affinity=(4, 5)), "preferred:1", "all threads run on node 1"),
         (nodes(GIB, GIB, affinity=(4, 5), memory_nodes=(0, 1)), "preferred:1", "all threads run on node 1"),
         (nodes(GIB, GIB, affinity=(4, 5), memory_nodes=(0,)), None, "one NUMA node"),

@@ -11,7 +11,7 @@ from topologies import check_slots, facts_of, few, hosts, make_topology, usable
 
 from hfaccel.errors import UsageError
 from hfaccel.host import read_host
-from hfaccel.plan import Request, place
+from hfaccel.plan import Request, advice, place
 
 HOSTS = Path(__file__).parent.parent / "hosts"
 XEON = read_host(HOSTS / "xeon-2-sockets.txt")  # two nodes of four cores, siblings 8 apart
@@ -228,3 +228,11 @@ def test_a_node_that_has_only_memory_is_refused():
 def test_a_node_and_cpus_of_another_are_refused():
     with pytest.raises(UsageError, match=r"\(these have: 0\), but got 1"):
         place(XEON, Request(nodes=(1,), cpus=(0, 1)))
+
+
+def test_many_cores_have_advice():
+    told = advice(XEON, Request())
+    assert told.startswith("8 cores: one instance on 4 cores of one node")
+    assert "8 instances of one core" in told
+    assert advice(XEON, Request(cpus=(0, 1))) == ""
+    assert advice(XEON._replace(limits=XEON.limits._replace(cpu_quota=2.0)), Request()) == ""
