@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from hfaccel import native
+from hfaccel.engine.exchange import exchange
 from hfaccel.engine.kernels import Activation, Kind, kernels_problem
-from hfaccel.engine.packed import PackedWeight, exchange
+from hfaccel.engine.packed import PackedWeight
+from hfaccel.errors import HfaccelError
 from hfaccel.memory import Arena
 
 # In layers narrower than this torch's own path is as fast (benchmarks/linear.py).
@@ -205,7 +208,24 @@ def pack(module: Any, arena: Arena, kind: Kind = Kind.FLOAT32) -> str:
 
 def unpack(module: PackedModule) -> None:
     """Undo `pack`: its own class, with an ordinary weight, bit for bit the one that was packed in float32."""
-    if isinstance(module.weight, PackedWeight):
-        module.weight.make_dense()
-    layer: nn.Module = module
-    layer.__class__ = module.hfaccel_stock
+    unpack_all([module])
+
+
+def unpack_all(modules: Sequence[PackedModule]) -> None:
+    """The same for several layers. Where one cannot be unpacked all stay packed; HfaccelError says why."""
+    unpacked: list[tuple[torch.Tensor, PackedWeight]] = []
+    try:
+        for module in modules:
+            weight = module.weight
+            if isinstance(weight, PackedWeight):
+                unpacked.append((weight, weight.make_dense()))
+    except (RuntimeError, MemoryError) as error:
+        for weight, packed in unpacked:
+            exchange(weight, packed)
+        raise HfaccelError(
+            f"restore() exchanges every packed weight, but one cannot be ({error}); the model stays as it "
+            "was. Delete what refers to its parameters, or optimize a copy"
+        ) from error
+    for module in modules:
+        layer: nn.Module = module
+        layer.__class__ = module.hfaccel_stock

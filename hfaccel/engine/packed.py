@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
+from hfaccel.engine.exchange import exchange
 from hfaccel.engine.kernels import Kind, kernels_problem
 from hfaccel.memory import Arena
 
@@ -228,7 +229,7 @@ class PackedWeight(nn.Parameter):
             self.overwrite(values)
         else:
             with torch.inference_mode(False):
-                exchange(self, nn.Parameter(values, self.requires_grad))
+                exchange(self, nn.Parameter(values, self.requires_grad), PACKED_ATTRIBUTES)
 
     @classmethod
     def pack(
@@ -290,10 +291,13 @@ class PackedWeight(nn.Parameter):
         with torch.inference_mode(False):  # detach() cannot hand out a tensor made in inference mode
             return type(self)(memory, self.kind, (self.shape[0], self.shape[1]), self.dtype, wanted)
 
-    def make_dense(self) -> None:
-        """Become an ordinary parameter with these values; whoever holds this one holds that."""
+    def make_dense(self) -> PackedWeight:
+        """Become an ordinary parameter with these values; whoever holds this one holds that. Returns what is
+        packed still: exchanged once more, the two are what they were."""
         with torch.inference_mode(False):
-            exchange(self, nn.Parameter(self.unpack(), self.requires_grad))
+            packed: Any = nn.Parameter(self.unpack(), self.requires_grad)
+            exchange(self, packed, PACKED_ATTRIBUTES)
+        return packed  # type: ignore[no-any-return]
 
     def share_memory_(self) -> PackedWeight:
         """Other processes see a weight in the ordinary layout: packed bytes mean nothing to them."""
@@ -404,16 +408,6 @@ def _written(func: Any, args: tuple[Any, ...]) -> Iterator[PackedWeight]:
             for item in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(item, PackedWeight):
                     yield item
-
-
-def exchange(parameter: torch.Tensor, replacement: torch.Tensor) -> None:
-    """Give `parameter` the nature and values of `replacement`, and keep its identity, gradient and what
-    other code has attached to it. Raises RuntimeError where torch cannot (there are weak references)."""
-    gradient = parameter.grad
-    attached = {name: value for name, value in vars(parameter).items() if name not in PACKED_ATTRIBUTES}
-    vars(replacement).update(attached)
-    torch.utils.swap_tensors(parameter, replacement)
-    parameter.grad = gradient
 
 
 def _packed_anew(

@@ -16,7 +16,7 @@ from hfaccel.engine.families import Family
 from hfaccel.engine.gains import Times, combined, of_layers, of_linears
 from hfaccel.engine.kernels import Kind, kernels_problem
 from hfaccel.engine.layer import FusedLayer, fuse, unfuse
-from hfaccel.engine.linear import PackedModule, is_linear, linear_problem, pack, unpack, weight_class
+from hfaccel.engine.linear import PackedModule, is_linear, linear_problem, pack, unpack_all, weight_class
 from hfaccel.engine.losses import Verdict, try_int8
 from hfaccel.engine.packed import PackedWeight
 from hfaccel.engine.region import Region
@@ -95,7 +95,9 @@ def transform(
 
 
 def restore(model: nn.Module) -> None:
-    """Undo transform, in place: classes and memory layout as before, values untouched."""
+    """Undo transform, in place: classes and memory layout as before, values untouched. Raises HfaccelError,
+    and undoes nothing, where a weight cannot be unpacked."""
+    unpack_all([module for module in model.modules() if isinstance(module, PackedModule)])
     for module in model.modules():
         if isinstance(module, ShortModel):
             unshorten(module)
@@ -103,8 +105,6 @@ def restore(model: nn.Module) -> None:
             swap_back(module)
         elif isinstance(module, FusedLayer):
             unfuse(module)
-        elif isinstance(module, PackedModule):
-            unpack(module)
     restore_convolutions(model)
 
 
