@@ -25,6 +25,14 @@ class ModelError(HfaccelError, TypeError):
     exit_code = 2
 
 
+class StockPathError(HfaccelError, RuntimeError):
+    """With HFACCEL_STRICT=1: a call of an optimized model would have taken the model's own, slower path."""
+
+
+class StockPathWarning(UserWarning):
+    """A call of an optimized model took the model's own, slower path; once for each model and reason."""
+
+
 class ScriptError(HfaccelError):
     """The program that `hfaccel-run` should start cannot be started."""
 

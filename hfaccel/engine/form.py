@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from hfaccel.engine.convolution import KINDS, PreparedConvolution, convolution_problem, prepare
+from hfaccel.engine.counting import watch
 from hfaccel.engine.embeddings import FusedEmbeddings
 from hfaccel.engine.families import FAMILIES
 from hfaccel.engine.kernels import Kind
@@ -81,6 +82,7 @@ def reform(model: nn.Module, wanted: Form) -> None:
         fuse(layer, families[name], wanted.unpad)
     _swap_classes(model, wanted)
     _reform_convolutions(model, wanted)
+    watch(model)
 
 
 def _swap_classes(model: nn.Module, wanted: Form) -> None:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from hfaccel.engine.fallback import COUNTED
 from hfaccel.engine.kernels import Kind
 from hfaccel.engine.layer import FusedLayer, unfuse
 from hfaccel.engine.linear import PackedModule, fits, linear, unpack, weight_class
@@ -109,7 +110,7 @@ def _time_layer(layer: FusedLayer, until: float) -> Times | None:
         lambda: call(layer, family, hidden, mask, arguments),
         until,
     )
-    return None if layer.__dict__.pop("_hfaccel_calls", None) else times
+    return None if layer.__dict__.pop(COUNTED, None) else times
 
 
 def _stock_twin(layer: FusedLayer) -> nn.Module:

@@ -8,7 +8,6 @@ runs and the reason is counted.
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any
@@ -21,6 +20,7 @@ from hfaccel import native
 from hfaccel.engine.adapters import CALLS
 from hfaccel.engine.call import Call
 from hfaccel.engine.distances import Buckets
+from hfaccel.engine.fallback import COUNTED, GRADIENTS, TRAINS, UNPACKED, fall_back, forget
 from hfaccel.engine.families import Family, head_size, scale, split, vectors, window
 from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, kernels_problem
 from hfaccel.engine.linear import stock_reason
@@ -61,7 +61,7 @@ class Plan:
         self.kept: dict[int, torch.Tensor] = {}
         self.attention_kind = Kind.FLOAT32
         self.native: object | None = None
-        self.refusal = "a weight is not packed"
+        self.refusal = UNPACKED
         if all(memory is not None for memory in self.memories):
             try:
                 self.native = self._native(layer, family)
@@ -218,9 +218,9 @@ def is_hooked(layer: nn.Module) -> bool:
 def call_problem(module: nn.Module, hidden: torch.Tensor) -> str:
     """Why no kernel may compute this call of a fused module; "" where one may."""
     if module.training:
-        return "the model is in training mode"
+        return TRAINS
     if torch.is_grad_enabled():
-        return "gradients are enabled; torch.inference_mode is faster"
+        return GRADIENTS
     return stock_reason(hidden)
 
 
@@ -237,7 +237,7 @@ class FusedLayer(Swapped):
         run = self._prepare(hidden_states, args, kwargs)
         if not isinstance(run, str):
             return run(hidden_states)
-        self._hfaccel_stock_calls[run] += 1
+        fall_back(self, run)
         return super().forward(hidden_states, *args, **kwargs)
 
     def _prepare(self, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | str:
@@ -264,15 +264,10 @@ class FusedLayer(Swapped):
     def unpads(self) -> bool:
         return bool(self.__dict__.get("_hfaccel_unpad", True))
 
-    @property
-    def _hfaccel_stock_calls(self) -> Counter[str]:
-        calls: Counter[str] = self.__dict__.setdefault("_hfaccel_calls", Counter())
-        return calls
-
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())
         state.pop("_hfaccel_plan", None)  # addresses, which are found again when needed
-        state.pop("_hfaccel_calls", None)  # of this model, not of its copy
+        state.pop(COUNTED, None)  # of this model, not of its copy
         return state
 
 
@@ -284,6 +279,7 @@ def fuse(layer: nn.Module, family: Family, unpad: bool = True) -> None:
 
 def unfuse(layer: FusedLayer) -> None:
     """Undo `fuse`; the linear layers stay packed."""
-    for name in ("_hfaccel_plan", "_hfaccel_calls", "_hfaccel_unpad"):
+    forget(layer)
+    for name in ("_hfaccel_plan", "_hfaccel_unpad"):
         layer.__dict__.pop(name, None)
     swap_back(layer)

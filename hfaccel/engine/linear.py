@@ -10,6 +10,7 @@ from torch import nn
 
 from hfaccel import native
 from hfaccel.engine.exchange import exchange
+from hfaccel.engine.fallback import AUTOCAST, COUNTED, EMPTY, TRACED, TRAINS, UNPACKED, fall_back, forget
 from hfaccel.engine.kernels import Activation, Kind, kernels_problem
 from hfaccel.engine.packed import PackedWeight
 from hfaccel.errors import HfaccelError
@@ -23,15 +24,15 @@ COMPUTED = (torch.float32, torch.bfloat16)
 def stock_reason(tensor: torch.Tensor) -> str:
     """Why a call with this input must take torch's own path; "" where the kernels may run."""
     if type(tensor) is not torch.Tensor or is_traced():
-        return "traced, or given a subclass of torch.Tensor"
+        return TRACED
     if tensor.dtype not in COMPUTED:
         return f"computed in {str(tensor.dtype).removeprefix('torch.')}"
     if not tensor.is_cpu:
         return f"computed on {tensor.device.type}"
     if torch.is_autocast_enabled("cpu"):
-        return "under autocast"
+        return AUTOCAST
     if tensor.numel() == 0:
-        return "the input is empty"
+        return EMPTY
     return ""
 
 
@@ -91,9 +92,13 @@ class PackedModule(nn.Module):
     @torch.compiler.disable
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         weight = self.weight
-        if type(weight) is not self.hfaccel_weight or input.dim() < 1 or stock_reason(input):
+        problem = stock_reason(input)
+        if type(weight) is not self.hfaccel_weight:
+            problem = TRAINS if self.training else problem or UNPACKED
+        if problem:
+            fall_back(self, problem)
             return self._stock(input)
-        if input.shape[-1] != weight.packing.columns or not fits(self.bias):
+        if input.dim() < 1 or input.shape[-1] != weight.packing.columns or not fits(self.bias):
             return self._stock(input)  # raises torch's own error, or computes as torch does
         if torch.is_grad_enabled():
             result: torch.Tensor = _Linear.apply(input, weight, self.bias)
@@ -112,6 +117,11 @@ class PackedModule(nn.Module):
             weight.make_dense()
         super()._apply(fn, recurse)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        state.pop(COUNTED, None)  # of this model, not of its copy
+        return state
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Checkpoints hold ordinary tensors."""
@@ -228,4 +238,5 @@ def unpack_all(modules: Sequence[PackedModule]) -> None:
         ) from error
     for module in modules:
         layer: nn.Module = module
+        forget(layer)
         layer.__class__ = module.hfaccel_stock

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from hfaccel.engine.convolve import prepare_convolutions, restore_convolutions, select_convolutions
+from hfaccel.engine.counting import watch
 from hfaccel.engine.embeddings import FusedEmbeddings, embeddings_of
 from hfaccel.engine.families import Family
 from hfaccel.engine.gains import Times, combined, of_layers, of_linears
@@ -19,7 +19,6 @@ from hfaccel.engine.layer import FusedLayer, fuse, unfuse
 from hfaccel.engine.linear import PackedModule, is_linear, linear_problem, pack, unpack_all, weight_class
 from hfaccel.engine.losses import Verdict, try_int8
 from hfaccel.engine.packed import PackedWeight
-from hfaccel.engine.region import Region
 from hfaccel.engine.shortcut import ShortModel, shorten, unshorten
 from hfaccel.engine.smoothing import smooth_layers
 from hfaccel.engine.stack import FusedStack, stack_layers
@@ -91,6 +90,7 @@ def transform(
     outcomes.append(_pages(arena))
     if huge_pages:
         outcomes.append(_rest_of(model))
+    watch(model)
     return merge(outcomes)
 
 
@@ -106,15 +106,6 @@ def restore(model: nn.Module) -> None:
         elif isinstance(module, FusedLayer):
             unfuse(module)
     restore_convolutions(model)
-
-
-def stock_calls(model: nn.Module) -> Counter[str]:
-    """How often the model's fused layers and regions took the stock path, by reason."""
-    total: Counter[str] = Counter()
-    for module in model.modules():
-        if isinstance(module, FusedLayer | Region):
-            total.update(module._hfaccel_stock_calls)
-    return total
 
 
 def _select_layers(model: nn.Module, outcomes: list[Outcome]) -> Layers:
