@@ -1,7 +1,7 @@
 """The engine: how a model's own layers are computed faster, in place, with equal results."""
 
 from hfaccel.engine.counting import stock_calls
-from hfaccel.engine.form import Form, form, reform
+from hfaccel.engine.form import Form, form, form_problem, reform
 from hfaccel.engine.kernels import Kind, kernels_problem
 from hfaccel.engine.linear import is_linear
 from hfaccel.engine.packed import PackedWeight, TransposedWeight
@@ -14,6 +14,7 @@ __all__ = [
     "Precision",
     "TransposedWeight",
     "form",
+    "form_problem",
     "is_linear",
     "kernels_problem",
     "reform",

@@ -10,7 +10,7 @@ from torch import nn
 from hfaccel.engine.convolution import KINDS, PreparedConvolution, convolution_problem, prepare
 from hfaccel.engine.counting import watch
 from hfaccel.engine.embeddings import FusedEmbeddings
-from hfaccel.engine.families import FAMILIES
+from hfaccel.engine.families import FAMILIES, Family
 from hfaccel.engine.kernels import Kind
 from hfaccel.engine.layer import FusedLayer, fuse
 from hfaccel.engine.linear import PackedModule, packed_class
@@ -51,6 +51,18 @@ def form(model: nn.Module) -> Form:
     )
 
 
+def form_problem(model: nn.Module) -> str:
+    """Why `reform` could not make this model again; "" where it can."""
+    for path, module in model.named_modules():
+        if isinstance(module, FusedLayer) and not _is_packed(module.hfaccel_family, module):
+            return f"the weights of {path} are not packed now"
+    return ""
+
+
+def _is_packed(family: Family, layer: nn.Module) -> bool:
+    return all(type(linear.weight) is PackedWeight for linear in family.linears(layer))
+
+
 def _convolutions(model: nn.Module) -> dict[str, tuple[str, Sequence[str]]]:
     paths = {id(module): path for path, module in model.named_modules()}
     return {
@@ -77,7 +89,7 @@ def reform(model: nn.Module, wanted: Form) -> None:
         if name not in families:
             raise ValueError(f"a family must be one of {', '.join(families)}, but {path} has {name!r}")
         layer = model.get_submodule(path)
-        if not all(type(linear.weight) is PackedWeight for linear in families[name].linears(layer)):
+        if not _is_packed(families[name], layer):
             raise ValueError(f"the weights of {path} must be packed, but are not")
         fuse(layer, families[name], wanted.unpad)
     _swap_classes(model, wanted)

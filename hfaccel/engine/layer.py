@@ -121,10 +121,14 @@ class Plan:
         return self.snapshot is not None and self.snapshot.holds()
 
     def is_stale(self) -> bool:
-        """Whether a bias or norm was replaced or has moved, or one of which there is a copy has changed."""
+        """Whether a weight, bias or norm was replaced or has moved, or one of which there is a copy has
+        changed."""
         for (table, name, vector), before in zip(self.vectors, self.places, strict=True):
             if table.get(name) is not vector or (vector is not None and _has_changed(vector, before)):
                 return True
+        for linear, memory in zip(self.linears, self.memories, strict=True):
+            if getattr(linear._parameters.get("weight"), "memory", None) is not memory:
+                return True  # share_memory() moves it, .to() and training pack it anew
         return any(epsilon(norm) != before for norm, before in self.epsilons)
 
     def problem(self) -> str:
@@ -250,6 +254,12 @@ class FusedLayer(Swapped):
             return plan
         call = CALLS[self.hfaccel_family.adapter](plan, self.hfaccel_family)
         return call.read(hidden, args, kwargs, self.unpads) or call
+
+    def train(self, mode: bool = True) -> FusedLayer:
+        if mode:
+            self.__dict__.pop("_hfaccel_plan", None)  # it keeps the packed weights
+        super().train(mode)
+        return self
 
     def checked_plan(self) -> Plan | str:
         """What the kernels need, as the layer is now; or why they cannot run it."""

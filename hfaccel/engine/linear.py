@@ -13,12 +13,12 @@ from hfaccel.engine.exchange import exchange
 from hfaccel.engine.fallback import AUTOCAST, COUNTED, EMPTY, TRACED, TRAINS, UNPACKED, fall_back, forget
 from hfaccel.engine.kernels import Activation, Kind, kernels_problem
 from hfaccel.engine.packed import PackedWeight
+from hfaccel.engine.repacking import COMPUTED, WAS, pack_again, unpack_for_now, unpack_to_train
 from hfaccel.errors import HfaccelError
 from hfaccel.memory import Arena
 
 # In layers narrower than this torch's own path is as fast (benchmarks/linear.py).
 MIN_WIDTH = 64
-COMPUTED = (torch.float32, torch.bfloat16)
 
 
 def stock_reason(tensor: torch.Tensor) -> str:
@@ -111,11 +111,22 @@ class PackedModule(nn.Module):
         return result
 
     def _apply(self, fn: Any, recurse: bool = True) -> PackedModule:
-        """Where `.to()` and its like change the weight they get an ordinary one."""
-        weight = self.weight
+        """Where `.to()` and its like change the weight they get an ordinary one; what comes out is packed
+        again if the kernels take its type."""
+        weight = self._parameters.get("weight")
         if isinstance(weight, PackedWeight) and fn(weight) is not weight:
-            weight.make_dense()
+            unpack_for_now(self)
         super()._apply(fn, recurse)
+        pack_again(self, self.hfaccel_weight, exactly=False)
+        return self
+
+    def train(self, mode: bool = True) -> PackedModule:
+        """An optimizer reads and writes whole weights, many times between two evaluations."""
+        super().train(mode)
+        if mode:
+            unpack_to_train(self)
+        else:
+            pack_again(self, self.hfaccel_weight, exactly=True)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -239,4 +250,5 @@ def unpack_all(modules: Sequence[PackedModule]) -> None:
     for module in modules:
         layer: nn.Module = module
         forget(layer)
+        layer.__dict__.pop(WAS, None)
         layer.__class__ = module.hfaccel_stock

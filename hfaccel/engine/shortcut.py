@@ -64,6 +64,13 @@ class ShortModel(Swapped):
                 _seeking.release()
         return found
 
+    def train(self, mode: bool = True) -> ShortModel:
+        found = self.__dict__.get("_hfaccel_shortcut")
+        if mode and isinstance(found, Shortcut):
+            found.places = None  # they keep packed weights
+        super().train(mode)
+        return self
+
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())
         state.pop("_hfaccel_shortcut", None)  # of this model, not of its copy
@@ -78,16 +85,17 @@ class Shortcut:
         modules = list(_outside(model, recipe.layers))
         hooks = [table for each in modules for table in (each._forward_hooks, each._forward_pre_hooks)]
         self.unchanged = Snapshot(_held(model, modules), (*hooks, *GLOBAL_HOOKS), ())
-        self.places = Places(recipe)
+        self.places: Places | None = None
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the model returns for these arguments; None where its own forward has to say."""
         given = _given(self.recipe, args, kwargs)
         if given is None or not self.unchanged.holds():
             return None
-        if not self.places.unchanged.holds():
-            self.places = Places(self.recipe)
-        places, recipe, (batch, length) = self.places, self.recipe, given[0].shape
+        places = self.places
+        if places is None or not places.unchanged.holds():
+            places = self.places = Places(self.recipe)
+        recipe, (batch, length) = self.recipe, given[0].shape
         # Whatever Python does comes first: after the kernels it would find what it needs evicted once more.
         rows = torch.empty((batch, length, places.size), dtype=torch.float32)
         layers: Any = list(recipe.layers._modules.values())

@@ -14,11 +14,12 @@ from hfaccel.engine.counting import watch
 from hfaccel.engine.embeddings import FusedEmbeddings, embeddings_of
 from hfaccel.engine.families import Family
 from hfaccel.engine.gains import Times, combined, of_layers, of_linears
-from hfaccel.engine.kernels import Kind, kernels_problem
+from hfaccel.engine.kernels import Kind
 from hfaccel.engine.layer import FusedLayer, fuse, unfuse
 from hfaccel.engine.linear import PackedModule, is_linear, linear_problem, pack, unpack_all, weight_class
 from hfaccel.engine.losses import Verdict, try_int8
 from hfaccel.engine.packed import PackedWeight
+from hfaccel.engine.repacking import kind_of
 from hfaccel.engine.shortcut import ShortModel, shorten, unshorten
 from hfaccel.engine.smoothing import smooth_layers
 from hfaccel.engine.stack import FusedStack, stack_layers
@@ -42,8 +43,7 @@ class Precision:
             return self.exceptions[id(weight)]
         if self.wanted is not None:
             return self.wanted
-        half = weight.dtype is torch.bfloat16 and not kernels_problem(Kind.BFLOAT16)
-        return Kind.BFLOAT16 if half else Kind.FLOAT32
+        return kind_of(weight.dtype)
 
     @property
     def rounds(self) -> bool:
