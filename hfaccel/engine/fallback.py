@@ -29,6 +29,7 @@ TOLD = "_hfaccel_told"  # attribute of a module: its model's Told; a layer on tr
 REMEDIES = (
     (GRADIENTS, "call the model under torch.inference_mode()"),
     (TRACED, "call hfaccel.restore(model) before tracing or exporting it"),
+    (AUTOCAST, "hfaccel.optimize(model, dtype=torch.bfloat16) is faster, and needs no autocast"),
     (UNPACKED, "hfaccel.optimize(hfaccel.restore(model)) packs it again"),
     ("a weight was", "hfaccel.optimize(hfaccel.restore(model)) packs it again"),
     ("computed in", "give it float32 or bfloat16"),

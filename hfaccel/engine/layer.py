@@ -18,12 +18,13 @@ from torch.nn.modules import module
 
 from hfaccel import native
 from hfaccel.engine.adapters import CALLS
+from hfaccel.engine.autocast import is_bfloat16
 from hfaccel.engine.call import Call
 from hfaccel.engine.distances import Buckets
-from hfaccel.engine.fallback import COUNTED, GRADIENTS, TRAINS, UNPACKED, fall_back, forget
+from hfaccel.engine.fallback import AUTOCAST, COUNTED, GRADIENTS, TRAINS, UNPACKED, fall_back, forget
 from hfaccel.engine.families import Family, head_size, scale, split, vectors, window
 from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, kernels_problem
-from hfaccel.engine.linear import stock_reason
+from hfaccel.engine.linear import outside_graphs, stock_reason
 from hfaccel.engine.norms import EPSILONS, epsilon, native_norm
 from hfaccel.engine.packed import NO_MATRIX, Matrix, PackedWeight
 from hfaccel.engine.snapshot import Held, Place, Snapshot, place
@@ -36,6 +37,9 @@ GLOBAL_HOOKS = (module._global_forward_hooks, module._global_forward_pre_hooks)
 
 # How a config of transformers names its attention; it keeps that under a name that begins so.
 CHOICE = "_attn_implementation"
+
+# Attribute of a fused layer: the type of its own forward's result under autocast, as the first such call saw.
+AUTOCAST_GIVES = "_hfaccel_autocast_gives"
 
 
 class Plan:
@@ -225,7 +229,10 @@ def call_problem(module: nn.Module, hidden: torch.Tensor) -> str:
         return TRAINS
     if torch.is_grad_enabled():
         return GRADIENTS
-    return stock_reason(hidden)
+    problem = stock_reason(hidden)
+    if problem == AUTOCAST and isinstance(module, FusedLayer) and module.runs_under_autocast(hidden):
+        return ""
+    return problem
 
 
 class FusedLayer(Swapped):
@@ -236,13 +243,31 @@ class FusedLayer(Swapped):
         family: Family = self.hfaccel_key
         return family
 
-    @torch.compiler.disable
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self.training and torch.compiler.is_dynamo_compiling():
+            return super().forward(hidden_states, *args, **kwargs)
+        return self._hfaccel_run(hidden_states, *args, **kwargs)
+
+    @outside_graphs
+    def _hfaccel_run(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         run = self._prepare(hidden_states, args, kwargs)
         if not isinstance(run, str):
             return run(hidden_states)
+        if run == AUTOCAST and AUTOCAST_GIVES not in self.__dict__:
+            result = super().forward(hidden_states, *args, **kwargs)
+            self.__dict__[AUTOCAST_GIVES] = (result[0] if isinstance(result, tuple) else result).dtype
+            return result
         fall_back(self, run)
         return super().forward(hidden_states, *args, **kwargs)
+
+    def runs_under_autocast(self, hidden: torch.Tensor) -> bool:
+        """Whether the kernels may run there: they multiply in what is asked for, or smaller numbers,
+        and stock gave float32, as where the residual stream stays in that."""
+        if hidden.dtype is not torch.float32 or not is_bfloat16():
+            return False
+        weights = (linear._parameters.get("weight") for linear in self.hfaccel_family.linears(self))
+        rounded = all(getattr(weight, "kind", Kind.FLOAT32) is not Kind.FLOAT32 for weight in weights)
+        return rounded and self.__dict__.get(AUTOCAST_GIVES) is torch.float32
 
     def _prepare(self, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | str:
         """The call of the kernels, or why the stock forward must run."""
@@ -290,6 +315,6 @@ def fuse(layer: nn.Module, family: Family, unpad: bool = True) -> None:
 def unfuse(layer: FusedLayer) -> None:
     """Undo `fuse`; the linear layers stay packed."""
     forget(layer)
-    for name in ("_hfaccel_plan", "_hfaccel_unpad"):
+    for name in ("_hfaccel_plan", "_hfaccel_unpad", AUTOCAST_GIVES):
         layer.__dict__.pop(name, None)
     swap_back(layer)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hfaccel import native
+from hfaccel.engine.autocast import HALF, forget_half, is_bfloat16, under_autocast
 from hfaccel.engine.exchange import exchange
 from hfaccel.engine.fallback import AUTOCAST, COUNTED, EMPTY, TRACED, TRAINS, UNPACKED, fall_back, forget
 from hfaccel.engine.kernels import Activation, Kind, kernels_problem
@@ -29,11 +30,16 @@ def stock_reason(tensor: torch.Tensor) -> str:
         return f"computed in {str(tensor.dtype).removeprefix('torch.')}"
     if not tensor.is_cpu:
         return f"computed on {tensor.device.type}"
-    if torch.is_autocast_enabled("cpu"):
-        return AUTOCAST
     if tensor.numel() == 0:
         return EMPTY
-    return ""
+    return AUTOCAST if torch.is_autocast_enabled("cpu") else ""
+
+
+# torch.compile leaves what this decorates out of its graphs; with fullgraph=True the error shows the reason.
+outside_graphs = torch.compiler.disable(
+    reason="hfaccel's kernels are no part of torch's graphs; call hfaccel.restore(model) before "
+    "torch.compile(model, fullgraph=True)"
+)
 
 
 def is_traced() -> bool:
@@ -89,17 +95,26 @@ class PackedModule(nn.Module):
     weight: Any
     bias: Any
 
-    @torch.compiler.disable
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.training and torch.compiler.is_dynamo_compiling() and type(self.weight) is nn.Parameter:
+            return self._stock(input)  # what is trained is compiled as without hfaccel
+        result: torch.Tensor = self._multiply(input)
+        return result
+
+    @outside_graphs
+    def _multiply(self, input: torch.Tensor) -> torch.Tensor:
         weight = self.weight
         problem = stock_reason(input)
         if type(weight) is not self.hfaccel_weight:
             problem = TRAINS if self.training else problem or UNPACKED
-        if problem:
+        casts = problem == AUTOCAST and is_bfloat16() and not torch.is_grad_enabled()
+        if problem and not casts:
             fall_back(self, problem)
             return self._stock(input)
         if input.dim() < 1 or input.shape[-1] != weight.packing.columns or not fits(self.bias):
             return self._stock(input)  # raises torch's own error, or computes as torch does
+        if casts:
+            return under_autocast(self, input, linear)
         if torch.is_grad_enabled():
             result: torch.Tensor = _Linear.apply(input, weight, self.bias)
         else:
@@ -117,6 +132,7 @@ class PackedModule(nn.Module):
         if isinstance(weight, PackedWeight) and fn(weight) is not weight:
             unpack_for_now(self)
         super()._apply(fn, recurse)
+        forget_half(self)
         pack_again(self, self.hfaccel_weight, exactly=False)
         return self
 
@@ -124,6 +140,7 @@ class PackedModule(nn.Module):
         """An optimizer reads and writes whole weights, many times between two evaluations."""
         super().train(mode)
         if mode:
+            forget_half(self)
             unpack_to_train(self)
         else:
             pack_again(self, self.hfaccel_weight, exactly=True)
@@ -131,7 +148,8 @@ class PackedModule(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())
-        state.pop(COUNTED, None)  # of this model, not of its copy
+        for name in (COUNTED, HALF):  # of this model, not of its copy
+            state.pop(name, None)
         return state
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -250,5 +268,6 @@ def unpack_all(modules: Sequence[PackedModule]) -> None:
     for module in modules:
         layer: nn.Module = module
         forget(layer)
+        forget_half(layer)
         layer.__dict__.pop(WAS, None)
         layer.__class__ = module.hfaccel_stock

@@ -18,7 +18,7 @@ from hfaccel import native
 from hfaccel.engine.call import Call
 from hfaccel.engine.embeddings import Sum, is_watched, sum_problem
 from hfaccel.engine.layer import GLOBAL_HOOKS
-from hfaccel.engine.linear import PackedModule
+from hfaccel.engine.linear import PackedModule, outside_graphs
 from hfaccel.engine.norms import EPSILONS, NormKind, native_norm, norm_kind
 from hfaccel.engine.packed import NO_MATRIX, PackedWeight
 from hfaccel.engine.ragged import whole
@@ -39,6 +39,8 @@ class ShortModel(Swapped):
     hfaccel_keeps_name: ClassVar[bool] = True  # it is written into checkpoints
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling() and not self.training:
+            return _outside_of_graphs(self, args, kwargs)
         if not (self._hfaccel_is_changed() or torch.is_grad_enabled() or is_watched()):
             shortcut = self.shortcut()
             result = None if isinstance(shortcut, str) else shortcut(args, kwargs)
@@ -75,6 +77,12 @@ class ShortModel(Swapped):
         state = dict(super().__getstate__())
         state.pop("_hfaccel_shortcut", None)  # of this model, not of its copy
         return state
+
+
+@outside_graphs
+def _outside_of_graphs(model: ShortModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The whole call: what torch.compile makes of the few operations around the layers takes longer."""
+    return model(*args, **kwargs)
 
 
 class Shortcut:

@@ -304,15 +304,34 @@ def test_wrong_inputs_raise_what_stock_raises():
         linear(torch.randn(2, 256, dtype=torch.float64))
 
 
-def test_autocast_computes_in_bfloat16():
-    linear, values = packed_linear()
+@EACH
+@pytest.mark.parametrize("rows", [2, 100])
+def test_autocast_computes_in_bfloat16_without_unpacking_at_each_call(rows, make, monkeypatch):
+    linear, values = packed_linear(make=make)
+    stock, input = stock_linear(linear, values), torch.randn(rows, 256)
+    unpacked, original = [], PackedWeight.unpack
+    monkeypatch.setattr(PackedWeight, "unpack", lambda self: unpacked.append(1) or original(self))
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        got, expected = (
-            linear(torch.ones(2, 256)),
-            nn.functional.linear(torch.ones(2, 256), values, linear.bias),
-        )
-    assert got.dtype == torch.bfloat16
-    torch.testing.assert_close(got, expected)
+        expected = stock(input)
+        for _ in range(3):
+            got = linear(input)
+            assert got.dtype == expected.dtype == torch.bfloat16
+            torch.testing.assert_close(got, expected, rtol=0.02, atol=0.02)
+    assert len(unpacked) <= 1
+    with torch.no_grad():
+        linear.weight.mul_(2)
+        stock.weight.mul_(2)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(linear(input), stock(input), rtol=0.02, atol=0.02)
+
+
+def test_autocast_with_gradients_is_stock():
+    linear, values = packed_linear()
+    stock, input = stock_linear(linear, values), torch.randn(50, 256)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for each in (linear, stock):
+            each(input).float().square().mean().backward()
+    torch.testing.assert_close(linear.weight.grad, stock.weight.grad)
 
 
 @pytest.mark.parametrize(
