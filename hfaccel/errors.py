@@ -29,6 +29,14 @@ class KernelsMissing(HfaccelError, RuntimeError):
     """Something would be computed by kernels that this CPU, or this installation, does not have."""
 
 
+class StockPathError(HfaccelError, RuntimeError):
+    """With HFACCEL_STRICT=1: a call of an optimized model would have taken the model's own, slower path."""
+
+
+class StockPathWarning(UserWarning):
+    """A call of an optimized model took the model's own, slower path; once for each model and reason."""
+
+
 class ScriptError(HfaccelError):
     """The program that `hfaccel-run` should start cannot be started."""
 

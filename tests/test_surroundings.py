@@ -168,6 +168,54 @@ def test_a_hook_of_accelerate_on_a_part_is_called(model, batch):
 # torch.compile and modes
 
 
+def compiled(model, **settings):
+    """And a list to which the number of operations of each graph is added."""
+    graphs = []
+
+    def backend(module, inputs):
+        graphs.append(len(module.graph.nodes))
+        return module.forward
+
+    torch._dynamo.reset()
+    return torch.compile(model, backend=backend, **settings), graphs
+
+
+def test_a_compiled_model_breaks_no_graph_at_each_layer(batch):
+    fast = hfaccel.optimize(make_bert(hidden_size=64, intermediate_size=128, num_hidden_layers=5))
+    around, graphs = compiled(fast)
+    assert_near(states(around, batch), states(fast, batch))
+    encoder, hidden = fast.encoder, torch.randn(2, 9, 64)
+    inside, graphs_inside = compiled(encoder)
+    with torch.inference_mode():
+        assert torch.equal(inside(hidden)[0], encoder(hidden)[0])
+    assert len(graphs) <= 1 and len(graphs_inside) <= 1
+
+
+def test_one_graph_of_an_optimized_model_is_refused_with_the_remedy(model, batch):
+    fast = hfaccel.optimize(model)
+    for part, given in ((fast, batch), (fast.encoder, {"hidden_states": torch.randn(2, 9, 64)})):
+        with torch.inference_mode(), pytest.raises(RuntimeError, match=r"call hfaccel\.restore\(model\)"):
+            compiled(part, fullgraph=True)[0](**given)
+    around, graphs = compiled(hfaccel.restore(fast), fullgraph=True)
+    assert_near(states(around, batch), states(fast, batch))
+    assert len(graphs) == 1
+
+
+def test_a_model_in_training_is_compiled_as_stock(model, batch):
+    stock, fast = copy.deepcopy(model).train(), hfaccel.optimize(model).train()
+    for each in (stock, fast):
+        for module in each.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+    around, graphs = compiled(fast, fullgraph=True)
+    for each in (around, stock):
+        each(**batch)[0].square().mean().backward()
+    assert len(graphs) == 1
+    for parameter, expected in zip(fast.parameters(), stock.parameters(), strict=True):
+        if expected.grad is not None:
+            torch.testing.assert_close(parameter.grad, expected.grad, rtol=1e-3, atol=1e-6)
+
+
 def parts_compiled(model):
     for number, layer in enumerate(model.encoder.layer):
         model.encoder.layer[number] = torch.compile(layer, backend="eager")

@@ -1,10 +1,11 @@
 """The engine: how a model's own layers are computed faster, in place, with equal results."""
 
-from hfaccel.engine.form import Form, form, reform
+from hfaccel.engine.counting import stock_calls
+from hfaccel.engine.form import Form, form, form_problem, reform
 from hfaccel.engine.kernels import Kind, kernels_problem, multiplies, panel, set_in_use
 from hfaccel.engine.linear import is_linear
 from hfaccel.engine.packed import PackedWeight, TransposedWeight
-from hfaccel.engine.transform import Precision, restore, stock_calls, transform
+from hfaccel.engine.transform import Precision, restore, transform
 from hfaccel.engine.widening import widening_gain, widening_problem
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Precision",
     "TransposedWeight",
     "form",
+    "form_problem",
     "is_linear",
     "kernels_problem",
     "multiplies",

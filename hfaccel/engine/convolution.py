@@ -15,9 +15,10 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from hfaccel.engine.kernels import Kind, kernels_problem
-from hfaccel.engine.linear import COMPUTED, MIN_WIDTH, stock_reason
+from hfaccel.engine.linear import MIN_WIDTH, stock_reason
 from hfaccel.engine.prepared import Prepared, kind_of, sides
 from hfaccel.engine.region import current, is_watched
+from hfaccel.engine.repacking import COMPUTED
 
 KINDS = (nn.Conv1d, nn.Conv2d)
 

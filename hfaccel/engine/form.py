@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from hfaccel.engine.convolution import KINDS, PreparedConvolution, convolution_problem, prepare
+from hfaccel.engine.counting import watch
 from hfaccel.engine.embeddings import FusedEmbeddings
-from hfaccel.engine.families import FAMILIES
+from hfaccel.engine.families import FAMILIES, Family
 from hfaccel.engine.kernels import Kind
 from hfaccel.engine.layer import FusedLayer, fuse, run_stock
 from hfaccel.engine.linear import PackedModule, packed_class
@@ -53,6 +54,18 @@ def form(model: nn.Module) -> Form:
     )
 
 
+def form_problem(model: nn.Module) -> str:
+    """Why `reform` could not make this model again; "" where it can."""
+    for path, module in model.named_modules():
+        if isinstance(module, FusedLayer) and not _is_packed(module.hfaccel_family, module):
+            return f"the weights of {path} are not packed now"
+    return ""
+
+
+def _is_packed(family: Family, layer: nn.Module) -> bool:
+    return all(type(linear.weight) is PackedWeight for linear in family.linears(layer))
+
+
 def _convolutions(model: nn.Module) -> dict[str, tuple[str, Sequence[str]]]:
     paths = {id(module): path for path, module in model.named_modules()}
     return {
@@ -79,12 +92,13 @@ def reform(model: nn.Module, wanted: Form) -> None:
         if name not in families:
             raise ValueError(f"a family must be one of {', '.join(families)}, but {path} has {name!r}")
         layer = model.get_submodule(path)
-        if not all(type(linear.weight) is PackedWeight for linear in families[name].linears(layer)):
+        if not _is_packed(families[name], layer):
             raise ValueError(f"the weights of {path} must be packed, but are not")
         fuse(layer, families[name], wanted.unpad)
         run_stock(layer, tuple(wanted.slower.get(path, ())))  # type: ignore[arg-type]
     _swap_classes(model, wanted)
     _reform_convolutions(model, wanted)
+    watch(model)
 
 
 def _swap_classes(model: nn.Module, wanted: Form) -> None:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from hfaccel.engine.fallback import COUNTED
 from hfaccel.engine.kernels import Kind
 from hfaccel.engine.layer import FusedLayer, unfuse
 from hfaccel.engine.linear import PackedModule, fits, linear, unpack, weight_class
@@ -152,7 +153,7 @@ def _time_layer(layer: FusedLayer, regime: Regime, *, own_forward: bool = False)
         lambda: call(stock, family, hidden, mask, arguments),
         lambda: call(fast, family, hidden, mask, arguments),
     )
-    return None if layer.__dict__.pop("_hfaccel_calls", None) else times
+    return None if layer.__dict__.pop(COUNTED, None) else times
 
 
 def is_own_forward_slower(layer: FusedLayer, regime: Regime) -> bool:

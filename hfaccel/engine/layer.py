@@ -8,7 +8,6 @@ runs and the reason is counted.
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any
@@ -18,11 +17,13 @@ from torch import nn
 from torch.nn.modules import module
 
 from hfaccel.engine.adapters import CALLS
+from hfaccel.engine.autocast import is_bfloat16
 from hfaccel.engine.call import Call
 from hfaccel.engine.distances import Buckets
+from hfaccel.engine.fallback import AUTOCAST, COUNTED, GRADIENTS, SLOWER, TRAINS, UNPACKED, fall_back, forget
 from hfaccel.engine.families import Family, head_size, scale, split, vectors, window
 from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, kernels, multiplies
-from hfaccel.engine.linear import stock_reason
+from hfaccel.engine.linear import outside_graphs, stock_reason
 from hfaccel.engine.norms import EPSILONS, epsilon, native_norm
 from hfaccel.engine.packed import NO_MATRIX, Matrix, PackedWeight
 from hfaccel.engine.regimes import regime_of
@@ -36,6 +37,9 @@ GLOBAL_HOOKS = (module._global_forward_hooks, module._global_forward_pre_hooks)
 
 # How a config of transformers names its attention; it keeps that under a name that begins so.
 CHOICE = "_attn_implementation"
+
+# Attribute of a fused layer: the type of its own forward's result under autocast, as the first such call saw.
+AUTOCAST_GIVES = "_hfaccel_autocast_gives"
 
 
 class Plan:
@@ -61,7 +65,7 @@ class Plan:
         self.kept: dict[int, torch.Tensor] = {}
         self.attention_kind = Kind.FLOAT32
         self.native: object | None = None
-        self.refusal = "a weight is not packed"
+        self.refusal = UNPACKED
         if all(memory is not None for memory in self.memories):
             try:
                 self.native = self._native(layer, family)
@@ -120,10 +124,14 @@ class Plan:
         return self.snapshot is not None and self.snapshot.holds()
 
     def is_stale(self) -> bool:
-        """Whether a bias or norm was replaced or has moved, or one of which there is a copy has changed."""
+        """Whether a weight, bias or norm was replaced or has moved, or one of which there is a copy has
+        changed."""
         for (table, name, vector), before in zip(self.vectors, self.places, strict=True):
             if table.get(name) is not vector or (vector is not None and _has_changed(vector, before)):
                 return True
+        for linear, memory in zip(self.linears, self.memories, strict=True):
+            if getattr(linear._parameters.get("weight"), "memory", None) is not memory:
+                return True  # share_memory() moves it, .to() and training pack it anew
         return any(epsilon(norm) != before for norm, before in self.epsilons)
 
     def problem(self) -> str:
@@ -217,10 +225,13 @@ def is_hooked(layer: nn.Module) -> bool:
 def call_problem(module: nn.Module, hidden: torch.Tensor) -> str:
     """Why no kernel may compute this call of a fused module; "" where one may."""
     if module.training:
-        return "the model is in training mode"
+        return TRAINS
     if torch.is_grad_enabled():
-        return "gradients are enabled; torch.inference_mode is faster"
-    return stock_reason(hidden) or _slower_reason(module, hidden)
+        return GRADIENTS
+    problem = stock_reason(hidden)
+    if problem == AUTOCAST and isinstance(module, FusedLayer) and module.runs_under_autocast(hidden):
+        return ""
+    return problem or _slower_reason(module, hidden)
 
 
 def _slower_reason(module: nn.Module, hidden: torch.Tensor) -> str:
@@ -228,7 +239,7 @@ def _slower_reason(module: nn.Module, hidden: torch.Tensor) -> str:
     if not slower:
         return ""
     name = regime_of(hidden.numel() // hidden.shape[-1]).name
-    return f"its own forward is faster here with {name} rows" if name in slower else ""
+    return f"{SLOWER} with {name} rows" if name in slower else ""
 
 
 class FusedLayer(Swapped):
@@ -239,13 +250,31 @@ class FusedLayer(Swapped):
         family: Family = self.hfaccel_key
         return family
 
-    @torch.compiler.disable
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self.training and torch.compiler.is_dynamo_compiling():
+            return super().forward(hidden_states, *args, **kwargs)
+        return self._hfaccel_run(hidden_states, *args, **kwargs)
+
+    @outside_graphs
+    def _hfaccel_run(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         run = self._prepare(hidden_states, args, kwargs)
         if not isinstance(run, str):
             return run(hidden_states)
-        self._hfaccel_stock_calls[run] += 1
+        if run == AUTOCAST and AUTOCAST_GIVES not in self.__dict__:
+            result = super().forward(hidden_states, *args, **kwargs)
+            self.__dict__[AUTOCAST_GIVES] = (result[0] if isinstance(result, tuple) else result).dtype
+            return result
+        fall_back(self, run)
         return super().forward(hidden_states, *args, **kwargs)
+
+    def runs_under_autocast(self, hidden: torch.Tensor) -> bool:
+        """Whether the kernels may run there: they multiply in what is asked for, or smaller numbers,
+        and stock gave float32, as where the residual stream stays in that."""
+        if hidden.dtype is not torch.float32 or not is_bfloat16():
+            return False
+        weights = (linear._parameters.get("weight") for linear in self.hfaccel_family.linears(self))
+        rounded = all(getattr(weight, "kind", Kind.FLOAT32) is not Kind.FLOAT32 for weight in weights)
+        return rounded and self.__dict__.get(AUTOCAST_GIVES) is torch.float32
 
     def _prepare(self, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | str:
         """The call of the kernels, or why the stock forward must run."""
@@ -257,6 +286,12 @@ class FusedLayer(Swapped):
             return plan
         call = CALLS[self.hfaccel_family.adapter](plan, self.hfaccel_family)
         return call.read(hidden, args, kwargs, self.unpads) or call
+
+    def train(self, mode: bool = True) -> FusedLayer:
+        if mode:
+            self.__dict__.pop("_hfaccel_plan", None)  # it keeps the packed weights
+        super().train(mode)
+        return self
 
     def checked_plan(self) -> Plan | str:
         """What the kernels need, as the layer is now; or why they cannot run it."""
@@ -277,15 +312,10 @@ class FusedLayer(Swapped):
         regimes: tuple[str, ...] = self.__dict__.get("_hfaccel_slower", ())
         return regimes
 
-    @property
-    def _hfaccel_stock_calls(self) -> Counter[str]:
-        calls: Counter[str] = self.__dict__.setdefault("_hfaccel_calls", Counter())
-        return calls
-
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())
         state.pop("_hfaccel_plan", None)  # addresses, which are found again when needed
-        state.pop("_hfaccel_calls", None)  # of this model, not of its copy
+        state.pop(COUNTED, None)  # of this model, not of its copy
         return state
 
 
@@ -302,6 +332,7 @@ def run_stock(layer: FusedLayer, regimes: tuple[str, ...]) -> None:
 
 def unfuse(layer: FusedLayer) -> None:
     """Undo `fuse`; the linear layers stay packed."""
-    for name in ("_hfaccel_plan", "_hfaccel_calls", "_hfaccel_unpad", "_hfaccel_slower"):
+    forget(layer)
+    for name in ("_hfaccel_plan", "_hfaccel_unpad", "_hfaccel_slower", AUTOCAST_GIVES):
         layer.__dict__.pop(name, None)
     swap_back(layer)

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from hfaccel.engine.autocast import HALF, forget_half, is_bfloat16, under_autocast
+from hfaccel.engine.exchange import exchange
+from hfaccel.engine.fallback import AUTOCAST, COUNTED, EMPTY, TRACED, TRAINS, UNPACKED, fall_back, forget
 from hfaccel.engine.kernels import Activation, Kind, kernels, kernels_problem
-from hfaccel.engine.packed import PackedWeight, exchange
+from hfaccel.engine.packed import PackedWeight
+from hfaccel.engine.repacking import COMPUTED, WAS, pack_again, unpack_for_now, unpack_to_train
+from hfaccel.errors import HfaccelError
 from hfaccel.memory import Arena
 
 # In layers narrower than this torch's own path is as fast (benchmarks/linear.py).
 MIN_WIDTH = 64
-COMPUTED = (torch.float32, torch.bfloat16)
 
 
 def stock_reason(tensor: torch.Tensor) -> str:
     """Why a call with this input must take torch's own path; "" where the kernels may run."""
     if type(tensor) is not torch.Tensor or is_traced():
-        return "traced, or given a subclass of torch.Tensor"
+        return TRACED
     if tensor.dtype not in COMPUTED:
         return f"computed in {str(tensor.dtype).removeprefix('torch.')}"
     if not tensor.is_cpu:
         return f"computed on {tensor.device.type}"
-    if torch.is_autocast_enabled("cpu"):
-        return "under autocast"
     if tensor.numel() == 0:
-        return "the input is empty"
-    return ""
+        return EMPTY
+    return AUTOCAST if torch.is_autocast_enabled("cpu") else ""
+
+
+# torch.compile leaves what this decorates out of its graphs; with fullgraph=True the error shows the reason.
+outside_graphs = torch.compiler.disable(
+    reason="hfaccel's kernels are no part of torch's graphs; call hfaccel.restore(model) before "
+    "torch.compile(model, fullgraph=True)"
+)
 
 
 def is_traced() -> bool:
@@ -83,13 +93,26 @@ class PackedModule(nn.Module):
     weight: Any
     bias: Any
 
-    @torch.compiler.disable
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.training and torch.compiler.is_dynamo_compiling() and type(self.weight) is nn.Parameter:
+            return self._stock(input)  # what is trained is compiled as without hfaccel
+        result: torch.Tensor = self._multiply(input)
+        return result
+
+    @outside_graphs
+    def _multiply(self, input: torch.Tensor) -> torch.Tensor:
         weight = self.weight
-        if type(weight) is not self.hfaccel_weight or input.dim() < 1 or stock_reason(input):
+        problem = stock_reason(input)
+        if type(weight) is not self.hfaccel_weight:
+            problem = TRAINS if self.training else problem or UNPACKED
+        casts = problem == AUTOCAST and is_bfloat16() and not torch.is_grad_enabled()
+        if problem and not casts:
+            fall_back(self, problem)
             return self._stock(input)
-        if input.shape[-1] != weight.packing.columns or not fits(self.bias):
+        if input.dim() < 1 or input.shape[-1] != weight.packing.columns or not fits(self.bias):
             return self._stock(input)  # raises torch's own error, or computes as torch does
+        if casts:
+            return under_autocast(self, input, linear)
         if torch.is_grad_enabled():
             result: torch.Tensor = _Linear.apply(input, weight, self.bias)
         else:
@@ -101,12 +124,31 @@ class PackedModule(nn.Module):
         return result
 
     def _apply(self, fn: Any, recurse: bool = True) -> PackedModule:
-        """Where `.to()` and its like change the weight they get an ordinary one."""
-        weight = self.weight
+        """Where `.to()` and its like change the weight they get an ordinary one; what comes out is packed
+        again if the kernels take its type."""
+        weight = self._parameters.get("weight")
         if isinstance(weight, PackedWeight) and fn(weight) is not weight:
-            weight.make_dense()
+            unpack_for_now(self)
         super()._apply(fn, recurse)
+        forget_half(self)
+        pack_again(self, self.hfaccel_weight, exactly=False)
         return self
+
+    def train(self, mode: bool = True) -> PackedModule:
+        """An optimizer reads and writes whole weights, many times between two evaluations."""
+        super().train(mode)
+        if mode:
+            forget_half(self)
+            unpack_to_train(self)
+        else:
+            pack_again(self, self.hfaccel_weight, exactly=True)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        for name in (COUNTED, HALF):  # of this model, not of its copy
+            state.pop(name, None)
+        return state
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Checkpoints hold ordinary tensors."""
@@ -203,7 +245,27 @@ def pack(module: Any, arena: Arena, kind: Kind = Kind.FLOAT32) -> str:
 
 def unpack(module: PackedModule) -> None:
     """Undo `pack`: its own class, with an ordinary weight, bit for bit the one that was packed in float32."""
-    if isinstance(module.weight, PackedWeight):
-        module.weight.make_dense()
-    layer: nn.Module = module
-    layer.__class__ = module.hfaccel_stock
+    unpack_all([module])
+
+
+def unpack_all(modules: Sequence[PackedModule]) -> None:
+    """The same for several layers. Where one cannot be unpacked all stay packed; HfaccelError says why."""
+    unpacked: list[tuple[torch.Tensor, PackedWeight]] = []
+    try:
+        for module in modules:
+            weight = module.weight
+            if isinstance(weight, PackedWeight):
+                unpacked.append((weight, weight.make_dense()))
+    except (RuntimeError, MemoryError) as error:
+        for weight, packed in unpacked:
+            exchange(weight, packed)
+        raise HfaccelError(
+            f"restore() exchanges every packed weight, but one cannot be ({error}); the model stays as it "
+            "was. Delete what refers to its parameters, or optimize a copy"
+        ) from error
+    for module in modules:
+        layer: nn.Module = module
+        forget(layer)
+        forget_half(layer)
+        layer.__dict__.pop(WAS, None)
+        layer.__class__ = module.hfaccel_stock

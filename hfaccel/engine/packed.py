@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
+from hfaccel.engine.exchange import exchange
 from hfaccel.engine.kernels import Kind, kernels_problem, panel
 from hfaccel.memory import Arena
 
@@ -246,11 +248,13 @@ class PackedWeight(nn.Parameter):
     def data(self, values: torch.Tensor) -> None:
         """Values that are set, as peft does to merge safely, are packed in place of the old; those of another
         type or shape make this an ordinary parameter."""
+        if isinstance(values, PackedWeight) and values.memory is self.memory:
+            return  # as .to() does where nothing moves
         if values.shape == self.shape and values.dtype is self.dtype and values.is_cpu:
             self.overwrite(values)
         else:
             with torch.inference_mode(False):
-                exchange(self, nn.Parameter(values, self.requires_grad))
+                exchange(self, nn.Parameter(values, self.requires_grad), PACKED_ATTRIBUTES)
 
     @classmethod
     def pack(
@@ -324,15 +328,20 @@ class PackedWeight(nn.Parameter):
         with torch.inference_mode(False):  # detach() cannot hand out a tensor made in inference mode
             return type(self)(memory, self.kind, (self.shape[0], self.shape[1]), self.dtype, wanted)
 
-    def make_dense(self) -> None:
-        """Become an ordinary parameter with these values; whoever holds this one holds that."""
+    def make_dense(self) -> PackedWeight:
+        """Become an ordinary parameter with these values; whoever holds this one holds that. Returns what is
+        packed still: exchanged once more, the two are what they were."""
         with torch.inference_mode(False):
-            exchange(self, nn.Parameter(self.unpack(), self.requires_grad))
+            packed: Any = nn.Parameter(self.unpack(), self.requires_grad)
+            exchange(self, packed, PACKED_ATTRIBUTES)
+        return packed  # type: ignore[no-any-return]
 
     def share_memory_(self) -> PackedWeight:
-        """Other processes see a weight in the ordinary layout: packed bytes mean nothing to them."""
-        self.make_dense()
-        return self.share_memory_()  # by now torch.Tensor's
+        """Move the packed bytes into memory that other processes see, as `reduce_packed` sends them."""
+        if not self.memory.is_shared():
+            with torch.inference_mode(False):
+                self.memory = self.memory.clone().share_memory_()
+        return self
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -396,7 +405,7 @@ class PackedWeight(nn.Parameter):
         raise RuntimeError(NO_ADDRESS)
 
     def is_shared(self) -> bool:
-        return False
+        return bool(self.memory.is_shared())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedWeight:
         if id(self) not in memo:
@@ -440,16 +449,6 @@ def _written(func: Any, args: tuple[Any, ...]) -> Iterator[PackedWeight]:
                     yield item
 
 
-def exchange(parameter: torch.Tensor, replacement: torch.Tensor) -> None:
-    """Give `parameter` the nature and values of `replacement`, and keep its identity, gradient and what
-    other code has attached to it. Raises RuntimeError where torch cannot (there are weak references)."""
-    gradient = parameter.grad
-    attached = {name: value for name, value in vars(parameter).items() if name not in PACKED_ATTRIBUTES}
-    vars(replacement).update(attached)
-    torch.utils.swap_tensors(parameter, replacement)
-    parameter.grad = gradient
-
-
 def _packed_anew(
     dense: torch.Tensor,
     kind: Kind,
@@ -463,6 +462,25 @@ def _packed_anew(
         return parameter
     arena = Arena(cls.layout_of(kind, dense.shape).nbytes, pages="default")
     return cls.pack(parameter, arena, kind, factors)
+
+
+def reduce_packed(weight: PackedWeight) -> Any:
+    """For multiprocessing's pickler, which moves what is sent into shared memory, as of any tensor."""
+    attached = {name: value for name, value in vars(weight).items() if name not in PACKED_ATTRIBUTES}
+    shape = (weight.shape[0], weight.shape[1])
+    packed = weight.share_memory_().memory, weight.kind, shape, weight.dtype, weight.requires_grad
+    return _attached, (type(weight), packed, attached)
+
+
+def _attached(cls: type[PackedWeight], packed: tuple[Any, ...], attached: dict[str, Any]) -> nn.Parameter:
+    """In the process that gets the weight."""
+    weight = cls.attach(*packed)
+    vars(weight).update(attached)
+    return weight
+
+
+for _class in (PackedWeight, TransposedWeight):
+    ForkingPickler.register(_class, reduce_packed)
 
 
 def packed_bytes(weight: torch.Tensor, kind: Kind = Kind.FLOAT32) -> int:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections import Counter
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch import nn
 from torch.nn.modules import module as global_hooks
 from torch.utils._pytree import tree_leaves, tree_map
 
+from hfaccel.engine.fallback import COUNTED, GRADIENTS, TRAINS, fall_back, forget
 from hfaccel.engine.linear import stock_reason
 
 _thread = threading.local()
@@ -74,14 +74,14 @@ class Derived(nn.Module):
 
     def underive(self) -> None:
         """Be of the former class again."""
-        for name in ("_hfaccel_calls", "_hfaccel_off"):
-            self.__dict__.pop(name, None)
+        forget(self)
+        self.__dict__.pop("_hfaccel_off", None)
         module: nn.Module = self
         module.__class__ = self.hfaccel_stock
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())
-        state.pop("_hfaccel_calls", None)  # of this model, not of its copy
+        state.pop(COUNTED, None)  # of this model, not of its copy
         return state
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -121,26 +121,21 @@ class Region(Derived):
                 problem = f"the call failed channels last ({str(error).splitlines()[0]})"
                 result = super().forward(*args, **kwargs)
                 self.__dict__["_hfaccel_off"] = problem
-                self._hfaccel_stock_calls[problem] += 1
+                fall_back(self, problem)
                 return result
-        self._hfaccel_stock_calls[problem] += 1
+        fall_back(self, problem)
         return super().forward(*args, **kwargs)
 
     def _problem(self, args: Any, kwargs: Any) -> str:
         if self.training:
-            return "the model is in training mode"
+            return TRAINS
         if torch.is_grad_enabled():
-            return "gradients are enabled; torch.inference_mode is faster"
+            return GRADIENTS
         if _all_watched():
             return "a hook is registered for all modules"
         tensors = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
         images = [tensor for tensor in tensors if tensor.dim() >= 2 and tensor.is_floating_point()]
         return next(filter(None, map(stock_reason, images)), "")
-
-    @property
-    def _hfaccel_stock_calls(self) -> Counter[str]:
-        calls: Counter[str] = self.__dict__.setdefault("_hfaccel_calls", Counter())
-        return calls
 
 
 def _channels_last(value: Any) -> Any:

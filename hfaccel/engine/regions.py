@@ -20,6 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
 from hfaccel.engine.convolution import KINDS, convolution_problem, prepare
+from hfaccel.engine.fallback import stock_calls_of
 from hfaccel.engine.kernels import Kind
 from hfaccel.engine.prepared import VECTORS, is_activation, is_norm
 from hfaccel.engine.region import Follower, Region, derive
@@ -160,8 +161,8 @@ def _difference(expected: object, stock: nn.Module, followers: Followers, image:
         got = fast(image.clone())
     except Exception as error:  # noqa: BLE001 (a layout that a foreign forward does not take)
         return f"it fails channels last ({type(error).__name__})"
-    if isinstance(fast, Region) and fast._hfaccel_stock_calls:
-        return next(iter(fast._hfaccel_stock_calls))
+    if isinstance(fast, Region) and stock_calls_of(fast):
+        return next(iter(stock_calls_of(fast)))
     wanted, given = (
         [leaf for leaf in tree_leaves(each) if isinstance(leaf, torch.Tensor)] for each in (expected, got)
     )

@@ -18,7 +18,7 @@ from hfaccel.engine.call import Call
 from hfaccel.engine.embeddings import Sum, is_watched, sum_problem
 from hfaccel.engine.kernels import kernels
 from hfaccel.engine.layer import GLOBAL_HOOKS
-from hfaccel.engine.linear import PackedModule
+from hfaccel.engine.linear import PackedModule, outside_graphs
 from hfaccel.engine.norms import EPSILONS, NormKind, native_norm, norm_kind
 from hfaccel.engine.packed import NO_MATRIX, PackedWeight
 from hfaccel.engine.ragged import whole
@@ -39,6 +39,8 @@ class ShortModel(Swapped):
     hfaccel_keeps_name: ClassVar[bool] = True  # it is written into checkpoints
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling() and not self.training:
+            return _outside_of_graphs(self, args, kwargs)
         if not (self._hfaccel_is_changed() or torch.is_grad_enabled() or is_watched()):
             shortcut = self.shortcut()
             result = None if isinstance(shortcut, str) else shortcut(args, kwargs)
@@ -64,10 +66,23 @@ class ShortModel(Swapped):
                 _seeking.release()
         return found
 
+    def train(self, mode: bool = True) -> ShortModel:
+        found = self.__dict__.get("_hfaccel_shortcut")
+        if mode and isinstance(found, Shortcut):
+            found.places = None  # they keep packed weights
+        super().train(mode)
+        return self
+
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())
         state.pop("_hfaccel_shortcut", None)  # of this model, not of its copy
         return state
+
+
+@outside_graphs
+def _outside_of_graphs(model: ShortModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The whole call: what torch.compile makes of the few operations around the layers takes longer."""
+    return model(*args, **kwargs)
 
 
 class Shortcut:
@@ -78,16 +93,17 @@ class Shortcut:
         modules = list(_outside(model, recipe.layers))
         hooks = [table for each in modules for table in (each._forward_hooks, each._forward_pre_hooks)]
         self.unchanged = Snapshot(_held(model, modules), (*hooks, *GLOBAL_HOOKS), ())
-        self.places = Places(recipe)
+        self.places: Places | None = None
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the model returns for these arguments; None where its own forward has to say."""
         given = _given(self.recipe, args, kwargs)
         if given is None or not self.unchanged.holds():
             return None
-        if not self.places.unchanged.holds():
-            self.places = Places(self.recipe)
-        places, recipe, (batch, length) = self.places, self.recipe, given[0].shape
+        places = self.places
+        if places is None or not places.unchanged.holds():
+            places = self.places = Places(self.recipe)
+        recipe, (batch, length) = self.recipe, given[0].shape
         # Whatever Python does comes first: after the kernels it would find what it needs evicted once more.
         rows = torch.empty((batch, length, places.size), dtype=torch.float32)
         layers: Any = list(recipe.layers._modules.values())

@@ -18,6 +18,7 @@ from torch import nn
 from hfaccel.engine.adapters import CALLS
 from hfaccel.engine.call import Call
 from hfaccel.engine.layer import GLOBAL_HOOKS, FusedLayer, Plan, call_problem, is_hooked
+from hfaccel.engine.linear import outside_graphs
 from hfaccel.engine.region import Region
 from hfaccel.engine.swapped import Swapped, shadow, swap
 from hfaccel.engine.trial import difference
@@ -35,6 +36,12 @@ class FusedStack(Swapped):
         return str(self.hfaccel_key)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.training and torch.compiler.is_dynamo_compiling():
+            return super().forward(*args, **kwargs)
+        return self._hfaccel_run(*args, **kwargs)
+
+    @outside_graphs
+    def _hfaccel_run(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or any(GLOBAL_HOOKS) or _collects(self, args, kwargs):
             return super().forward(*args, **kwargs)
         return self.hfaccel_stock.forward(together(self, self.hfaccel_list), *args, **kwargs)
@@ -70,10 +77,13 @@ def plans_of(layers: Sequence[nn.Module], hidden: torch.Tensor) -> list[Plan]:
     first = layers[0] if layers else None
     if not isinstance(first, FusedLayer) or call_problem(first, hidden):
         return []
+    casts = torch.is_autocast_enabled("cpu")
     for layer in layers:
         if not isinstance(layer, FusedLayer) or layer.hfaccel_family is not first.hfaccel_family:
             return []
         if layer.training or "forward" in vars(layer) or is_hooked(layer):
+            return []
+        if casts and not layer.runs_under_autocast(hidden):
             return []
         plan = layer.checked_plan()
         if isinstance(plan, str) or (plans and plan.window != plans[0].window):

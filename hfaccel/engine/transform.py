@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from hfaccel.engine.convolve import prepare_convolutions, restore_convolutions, select_convolutions
+from hfaccel.engine.counting import watch
 from hfaccel.engine.embeddings import FusedEmbeddings, embeddings_of
 from hfaccel.engine.families import Family
 from hfaccel.engine.gains import (
@@ -21,12 +21,12 @@ from hfaccel.engine.gains import (
     of_linears,
     slower,
 )
-from hfaccel.engine.kernels import Kind, kernels_problem
+from hfaccel.engine.kernels import Kind
 from hfaccel.engine.layer import FusedLayer, fuse, run_stock, unfuse
-from hfaccel.engine.linear import PackedModule, is_linear, linear_problem, pack, unpack, weight_class
+from hfaccel.engine.linear import PackedModule, is_linear, linear_problem, pack, unpack_all, weight_class
 from hfaccel.engine.losses import Verdict, try_int8
 from hfaccel.engine.packed import PackedWeight
-from hfaccel.engine.region import Region
+from hfaccel.engine.repacking import kind_of
 from hfaccel.engine.shortcut import ShortModel, shorten, unshorten
 from hfaccel.engine.smoothing import smooth_layers
 from hfaccel.engine.stack import FusedStack, stack_layers
@@ -50,8 +50,7 @@ class Precision:
             return self.exceptions[id(weight)]
         if self.wanted is not None:
             return self.wanted
-        half = weight.dtype is torch.bfloat16 and not kernels_problem(Kind.BFLOAT16)
-        return Kind.BFLOAT16 if half else Kind.FLOAT32
+        return kind_of(weight.dtype)
 
     @property
     def rounds(self) -> bool:
@@ -98,11 +97,14 @@ def transform(
     outcomes.append(_pages(arena))
     if huge_pages:
         outcomes.append(_rest_of(model))
+    watch(model)
     return merge(outcomes)
 
 
 def restore(model: nn.Module) -> None:
-    """Undo transform, in place: classes and memory layout as before, values untouched."""
+    """Undo transform, in place: classes and memory layout as before, values untouched. Raises HfaccelError,
+    and undoes nothing, where a weight cannot be unpacked."""
+    unpack_all([module for module in model.modules() if isinstance(module, PackedModule)])
     for module in model.modules():
         if isinstance(module, ShortModel):
             unshorten(module)
@@ -110,18 +112,7 @@ def restore(model: nn.Module) -> None:
             swap_back(module)
         elif isinstance(module, FusedLayer):
             unfuse(module)
-        elif isinstance(module, PackedModule):
-            unpack(module)
     restore_convolutions(model)
-
-
-def stock_calls(model: nn.Module) -> Counter[str]:
-    """How often the model's fused layers and regions took the stock path, by reason."""
-    total: Counter[str] = Counter()
-    for module in model.modules():
-        if isinstance(module, FusedLayer | Region):
-            total.update(module._hfaccel_stock_calls)
-    return total
 
 
 def _select_layers(model: nn.Module, outcomes: list[Outcome]) -> Layers:
@@ -196,7 +187,7 @@ def _judge(layers: list[nn.Module]) -> list[Outcome]:
         if own is None:
             outcomes.append(_left(found, subject, "not fused", "its own forward"))
             unfuse(layer)
-            _unpack_all(layer)
+            unpack_all([module for module in layer.modules() if isinstance(module, PackedModule)])
             continue
         run_stock(layer, own)
         reason = "runs as one function, without padding"
@@ -204,12 +195,6 @@ def _judge(layers: list[nn.Module]) -> list[Outcome]:
             reason += f"; with {' and '.join(own)} rows its own forward runs, which is faster here"
         outcomes.append(Outcome(subject, True, reason, gain=combined(found.values())))
     return outcomes
-
-
-def _unpack_all(layer: nn.Module) -> None:
-    for module in layer.modules():
-        if isinstance(module, PackedModule):
-            unpack(module)
 
 
 def _regimes_on_its_own(layer: FusedLayer, gains: Gains) -> tuple[str, ...] | None:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from hfaccel.engine.adapters import CALLS
+from hfaccel.engine.fallback import stock_calls_of
 from hfaccel.engine.families import Family, candidates, fusing_problem, head_size, window
 from hfaccel.engine.layer import FusedLayer, fuse
 from hfaccel.engine.linear import linear_problem, pack
@@ -79,8 +80,8 @@ def trial(layer: nn.Module, family: Family) -> str:
         if mask is not None and mask is masks[-1]:
             expected, got = (tree_map(_without_padding, each) for each in (expected, got))
         problem = difference(expected, got)
-        if isinstance(fused, FusedLayer) and fused._hfaccel_stock_calls:
-            problem = next(iter(fused._hfaccel_stock_calls))
+        if isinstance(fused, FusedLayer) and stock_calls_of(fused):
+            problem = next(iter(stock_calls_of(fused)))
         if problem:
             return problem
     return ""

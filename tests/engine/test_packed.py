@@ -166,7 +166,8 @@ def test_training_changes_the_weight_as_stock_does(make):
             optimizer.zero_grad()
             module(input).square().mean().backward()
             optimizer.step()
-    torch.testing.assert_close(linear.weight.detach().clone(), stock.weight.detach(), rtol=1e-4, atol=1e-4)
+    # A gradient near zero may have either sign, and AdamW's step is as long as the learning rate either way.
+    torch.testing.assert_close(linear.weight.detach().clone(), stock.weight.detach(), rtol=1e-4, atol=1e-3)
 
 
 def test_packing_and_unpacking_keep_gradient_and_attributes():
@@ -245,7 +246,7 @@ def test_assigning_another_weight_computes_with_it(make):
 
 
 @EACH
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_casting_gives_an_ordinary_weight(dtype, make):
     linear, values = packed_linear(make=make)
     linear.to(dtype)
@@ -259,10 +260,10 @@ def test_moving_nowhere_keeps_the_weight_packed(move):
     assert type(move(linear).weight) is PackedWeight
 
 
-def test_share_memory_gives_an_ordinary_shared_weight():
+def test_share_memory_shares_the_packed_bytes():
     linear, values = packed_linear()
     linear.share_memory()
-    assert linear.weight.is_shared() and torch.equal(linear.weight, values)
+    assert is_packed(linear) and linear.weight.is_shared() and torch.equal(linear.weight, values)
 
 
 def test_unpack_gives_the_original_back():
@@ -303,15 +304,34 @@ def test_wrong_inputs_raise_what_stock_raises():
         linear(torch.randn(2, 256, dtype=torch.float64))
 
 
-def test_autocast_computes_in_bfloat16():
-    linear, values = packed_linear()
+@EACH
+@pytest.mark.parametrize("rows", [2, 100])
+def test_autocast_computes_in_bfloat16_without_unpacking_at_each_call(rows, make, monkeypatch):
+    linear, values = packed_linear(make=make)
+    stock, input = stock_linear(linear, values), torch.randn(rows, 256)
+    unpacked, original = [], PackedWeight.unpack
+    monkeypatch.setattr(PackedWeight, "unpack", lambda self: unpacked.append(1) or original(self))
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        got, expected = (
-            linear(torch.ones(2, 256)),
-            nn.functional.linear(torch.ones(2, 256), values, linear.bias),
-        )
-    assert got.dtype == torch.bfloat16
-    torch.testing.assert_close(got, expected)
+        expected = stock(input)
+        for _ in range(3):
+            got = linear(input)
+            assert got.dtype == expected.dtype == torch.bfloat16
+            torch.testing.assert_close(got, expected, rtol=0.02, atol=0.02)
+    assert len(unpacked) <= 1
+    with torch.no_grad():
+        linear.weight.mul_(2)
+        stock.weight.mul_(2)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(linear(input), stock(input), rtol=0.02, atol=0.02)
+
+
+def test_autocast_with_gradients_is_stock():
+    linear, values = packed_linear()
+    stock, input = stock_linear(linear, values), torch.randn(50, 256)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for each in (linear, stock):
+            each(input).float().square().mean().backward()
+    torch.testing.assert_close(linear.weight.grad, stock.weight.grad)
 
 
 @pytest.mark.parametrize(

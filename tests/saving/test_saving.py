@@ -401,6 +401,14 @@ def test_a_save_that_fails_leaves_the_old_model(step, saved, bert, batch, monkey
     assert torch.equal(states(hfaccel.load(saved), batch), expected)
 
 
+def test_a_model_in_training_is_not_saved(checkpoint, tmp_path, batch):
+    fast = loaded(checkpoint)
+    with pytest.raises(ModelError, match=r"not packed now; call model.eval\(\) after training"):
+        hfaccel.save(fast.train(), tmp_path)
+    hfaccel.save(fast.eval(), tmp_path)
+    assert torch.equal(states(hfaccel.load(tmp_path), batch), states(fast, batch))
+
+
 def test_only_optimized_models_of_transformers_are_saved(bert, tmp_path):
     with pytest.raises(ModelError, match=r"call hfaccel.optimize\(model\) first"):
         hfaccel.save(bert, tmp_path)

@@ -1,0 +1,63 @@
+"""A parameter that becomes another tensor and stays the object that optimizers, ties and hooks hold.
+
+`torch.utils.swap_tensors` does the same, but refuses a parameter to which there are weak references, which
+stay right, and one that a graph still needs. Here such a graph keeps the tensor that it was made with, and
+hands that tensor's gradient over to the parameter.
+"""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+
+# Beside the parameter itself: the node that accumulates its gradient. More: a graph not run yet, or DDP.
+USERS = 2
+
+
+def is_in_use(parameter: torch.Tensor) -> bool:
+    """Whether something inside torch holds the values too: a graph that has saved them and was not run yet,
+    or DistributedDataParallel."""
+    return bool(parameter._use_count() > USERS)  # type: ignore[attr-defined]
+
+
+def exchange(parameter: torch.Tensor, replacement: torch.Tensor, own: tuple[str, ...] = ()) -> None:
+    """Give `parameter` the nature and values of `replacement`, and the other way round. The parameter keeps
+    its identity, gradient, hooks and what other code has attached to it, all but attributes named in `own`.
+
+    Exchanging the same two again undoes it. Raises RuntimeError, and changes nothing, where torch cannot
+    (something holds a weak reference of C++).
+    """
+    gradient, before = parameter.grad, parameter._backward_hooks
+    after = parameter._post_accumulate_grad_hooks
+    is_needed = parameter._use_count() > 1 and parameter.requires_grad  # type: ignore[attr-defined]
+    attached = {name: value for name, value in vars(parameter).items() if name not in own}
+    torch._C._swap_tensor_impl(parameter, replacement)
+    parameter.__class__, replacement.__class__ = replacement.__class__, parameter.__class__
+    inside = dict(vars(parameter)), dict(vars(replacement))
+    for tensor, attributes in zip((replacement, parameter), inside, strict=True):
+        vars(tensor).clear()
+        vars(tensor).update(attributes)
+    vars(parameter).update(attached)
+    replacement.grad, parameter.grad = None, gradient
+    parameter._backward_hooks, parameter._post_accumulate_grad_hooks = before, after
+    if is_needed:
+        _hand_over(replacement, parameter)
+
+
+def _hand_over(old: torch.Tensor, parameter: torch.Tensor) -> None:
+    """Let gradients that a graph accumulates in `old` go to the parameter, whose hooks see them there."""
+    found = weakref.ref(parameter)
+
+    def add(tensor: torch.Tensor) -> None:
+        gradient, target = tensor.grad, found()
+        tensor.grad = None
+        if target is None or gradient is None:
+            return
+        gradient = gradient.to(target.device, target.dtype)
+        target.grad = gradient if target.grad is None else target.grad + gradient
+        for hook in (target._post_accumulate_grad_hooks or {}).values():
+            hook(target)
+
+    old._post_accumulate_grad_hooks = None  # type: ignore[assignment]
+    old.register_post_accumulate_grad_hook(add)

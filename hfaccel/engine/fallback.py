@@ -1,0 +1,95 @@
+"""Calls that take a model's own path although a faster one was prepared: counted, told once, or refused."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from typing import Any
+
+from torch import nn
+
+from hfaccel.errors import StockPathError, StockPathWarning
+
+STRICT = "HFACCEL_STRICT"
+TRAINS = "the model is in training mode"
+GRADIENTS = "gradients are enabled; torch.inference_mode is faster"
+EMPTY = "the input is empty"
+AUTOCAST = "under autocast"
+TRACED = "traced, or given a subclass of torch.Tensor"
+UNPACKED = "a weight is not packed"
+SLOWER = "its own forward is faster here"  # as measured, with some numbers of rows
+
+WANTED = (TRAINS, EMPTY, SLOWER)  # there is nothing to be faster at
+SILENT = (*WANTED, GRADIENTS)  # what gradients cost is no surprise to those who train
+
+COUNTED = "_hfaccel_calls"  # attribute of a module: Counter of reasons
+TOLD = "_hfaccel_told"  # attribute of a module: its model's Told; a layer on trial has none
+
+# What a reason begins with -> what helps
+REMEDIES = (
+    (GRADIENTS, "call the model under torch.inference_mode()"),
+    (TRACED, "call hfaccel.restore(model) before tracing or exporting it"),
+    (AUTOCAST, "hfaccel.optimize(model, dtype=torch.bfloat16) is faster, and needs no autocast"),
+    (UNPACKED, "hfaccel.optimize(hfaccel.restore(model)) packs it again"),
+    ("a weight was", "hfaccel.optimize(hfaccel.restore(model)) packs it again"),
+    ("computed in", "give it float32 or bfloat16"),
+    ("a submodule has a hook", "remove the hook"),
+    ("a hook is", "remove the hook"),
+    ("the submodule", "hfaccel.optimize(hfaccel.restore(model)) looks at the model as it is now"),
+    ("output_attentions", "leave out output_attentions, which needs what the kernels never write down"),
+    ("the attention implementation", 'call model.set_attn_implementation("sdpa")'),
+)
+ELSEWHERE = "docs/troubleshooting.md tells what the kernels take"
+
+
+class Told:
+    """Of which reasons the user of one model was told. A copy of the model tells its own user."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.reasons: set[str] = set()
+
+    def __reduce__(self) -> Any:
+        return Told, (self.model,)
+
+
+def tell(part: nn.Module, told: Told) -> None:
+    """From now on tell when this part of a model falls back."""
+    part.__dict__[TOLD] = told
+
+
+def forget(part: nn.Module) -> None:
+    """Neither tell nor know that the part fell back."""
+    for name in (COUNTED, TOLD):
+        part.__dict__.pop(name, None)
+
+
+def stock_calls_of(part: nn.Module) -> Counter[str]:
+    calls: Counter[str] = part.__dict__.setdefault(COUNTED, Counter())
+    return calls
+
+
+def fall_back(part: nn.Module, reason: str) -> None:
+    """Count a call of `part` that takes the model's own path, and tell the user, once for each model and
+    reason. Raises StockPathError instead where HFACCEL_STRICT=1 is set."""
+    stock_calls_of(part)[reason] += 1
+    told: Told | None = part.__dict__.get(TOLD)
+    if told is None or reason.startswith(WANTED):
+        return
+    if is_strict():
+        raise StockPathError(f"with {STRICT}=1 every call must run on the kernels, but {_text(told, reason)}")
+    key = reason.partition("(")[0]  # what follows are numbers of this call
+    if reason not in SILENT and key not in told.reasons:
+        told.reasons.add(key)
+        text = f"{_text(told, reason)}. Told once; hfaccel.report(model).stock_calls counts"
+        warnings.warn(text, StockPathWarning, stacklevel=3)
+
+
+def is_strict() -> bool:
+    return os.environ.get(STRICT, "") not in ("", "0")
+
+
+def _text(told: Told, reason: str) -> str:
+    remedy = next((text for start, text in REMEDIES if reason.startswith(start)), ELSEWHERE)
+    return f"a layer of {told.model} took its own, slower path: {reason}. Remedy: {remedy}"
