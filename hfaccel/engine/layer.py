@@ -141,6 +141,7 @@ class Plan:
         yield from self.vectors
         for _, _, child in self.links:
             yield vars(child), "forward", vars(child).get("forward")
+            yield vars(child), "training", False
         for linear in self.linears:
             weight = linear.weight
             yield linear._parameters, "weight", weight
@@ -167,6 +168,8 @@ class Plan:
                 return f"the submodule {name} was replaced"
             if "forward" in child.__dict__ and _is_replaced(child):  # as accelerate's hooks have it
                 return f"the forward of the submodule {name} was replaced"
+            if child.training:  # Monte Carlo dropout trains nothing but the dropouts
+                return f"the submodule {name} is in training mode"
         for hooks in self.hooks:
             if _has_foreign(hooks):
                 return "a submodule has a hook"

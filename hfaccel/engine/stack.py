@@ -35,7 +35,9 @@ class FusedStack(Swapped):
         return str(self.hfaccel_key)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or any(GLOBAL_HOOKS) or _collects(self, args, kwargs):
+        if self.training or torch.compiler.is_compiling() or any(GLOBAL_HOOKS):
+            return super().forward(*args, **kwargs)  # in training mode the loop may leave out layers
+        if _collects(self, args, kwargs):
             return super().forward(*args, **kwargs)
         return self.hfaccel_stock.forward(together(self, self.hfaccel_list), *args, **kwargs)
 

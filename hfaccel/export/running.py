@@ -94,13 +94,13 @@ class Running:
         return self.broken or self._change()
 
     def _change(self) -> str:
-        """What is no longer as it was exported. All but hooks is for good."""
+        """What is no longer as it was exported. All but hooks and training mode is for good."""
         # After a copy or a pickle nothing is known: somebody may have written to it before its first call.
         changed = Watch.VALUES if self.watch is None else self.watch.problem()
         if changed == Watch.VALUES and fingerprint(self.model) == self.job.weights:
             self.watch = Watch(self.model)  # new, or written with equal values
             return ""
-        if changed and changed != Watch.HOOK:
+        if changed and changed not in (Watch.HOOK, Watch.TRAINING):
             self.broken = changed
         return changed
 
