@@ -20,12 +20,14 @@ from torch.nn.modules import module
 from hfaccel import native
 from hfaccel.engine.adapters import CALLS
 from hfaccel.engine.call import Call
+from hfaccel.engine.code import trusted
 from hfaccel.engine.distances import Buckets
 from hfaccel.engine.families import Family, head_size, scale, split, vectors, window
 from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, kernels_problem
 from hfaccel.engine.linear import stock_reason
 from hfaccel.engine.norms import EPSILONS, epsilon, native_norm
 from hfaccel.engine.packed import NO_MATRIX, Matrix, PackedWeight
+from hfaccel.engine.settings import Setting, setting_problem, settings_of
 from hfaccel.engine.snapshot import Held, Place, Snapshot, place
 from hfaccel.engine.swapped import Swapped, swap, swap_back
 
@@ -46,6 +48,13 @@ class Plan:
         self.config = getattr(self.attention, "config", None)
         self.window = window(self.attention)
         self.links = list(_links(layer))
+        self.parts = [child for _, _, child in self.links]
+        self.code = trusted((layer, *self.parts))
+        self.settings: tuple[Setting, ...] = vars(layer).get("_hfaccel_settings", ())
+        self.own = [name for path, name, _ in self.settings if not path and name != "__class__"]
+        self.own_values: list[
+            Any
+        ] = []  # of the layer itself, of which the snapshot must not hold the attributes
         self.hooks = [
             hooks for _, _, child in self.links for hooks in (child._forward_hooks, child._forward_pre_hooks)
         ]
@@ -84,7 +93,7 @@ class Plan:
             gate, up = (matrix(*piece) for piece in split(attrgetter(family.gate_up)(layer), 2))
         else:
             gate, up = part(family.gate), part(family.up)
-        size = head_size(self.attention) or 0
+        size = head_size(self.attention) or 1
         self.attention_kind = attention_kind(Kind(query[0]))
         down = part(family.down)
         activation = ACTIVATIONS[type(attrgetter(family.activation)(layer)).__name__]
@@ -116,9 +125,15 @@ class Plan:
             return None
         return self.kept.setdefault(id(vector), vector.detach().float())
 
-    def is_as_before(self) -> bool:
+    def is_as_before(self, layer: nn.Module) -> bool:
         """Whether all is as it was when `problem` last found none: quickly, for nearly every call asks it."""
-        return self.snapshot is not None and self.snapshot.holds()
+        return (
+            self.snapshot is not None and self._own_values(layer) == self.own_values and self.snapshot.holds()
+        )
+
+    def _own_values(self, layer: nn.Module) -> list[Any]:
+        attributes = vars(layer)
+        return [len(attributes), *map(attributes.get, self.own)]
 
     def is_stale(self) -> bool:
         """Whether a bias or norm was replaced or has moved, or one of which there is a copy has changed."""
@@ -127,21 +142,28 @@ class Plan:
                 return True
         return any(epsilon(norm) != before for norm, before in self.epsilons)
 
-    def problem(self) -> str:
+    def problem(self, layer: nn.Module) -> str:
         """Why the stock forward must run; "" for none."""
-        problem = self._problem()
+        problem = self._problem() or setting_problem(layer, self.settings)
         if not problem:
             vectors = (vector for _, _, vector in self.vectors if vector is not None)
-            self.snapshot = Snapshot(self._held(), (*self.hooks, *GLOBAL_HOOKS), vectors)
+            hooks = (*self.hooks, *GLOBAL_HOOKS)
+            self.snapshot = Snapshot(self._held(layer), hooks, vectors, self.parts)
+            self.own_values = self._own_values(layer)
         return problem
 
-    def _held(self) -> Iterator[Held]:
+    def _held(self, layer: nn.Module) -> Iterator[Held]:
         """Where `is_stale` and `problem` look."""
         yield from self.links
         yield from self.vectors
-        for _, _, child in self.links:
-            yield vars(child), "forward", vars(child).get("forward")
+        for child in self.parts:
             yield vars(child), "training", False
+            if "forward" in vars(child):
+                yield vars(child), "forward", vars(child)["forward"]
+        of_parts = {path: vars(part) for path, part in layer.named_modules() if path}
+        for path, name, _ in self.settings:
+            if path and name != "__class__":
+                yield of_parts[path], name, of_parts[path].get(name)
         for linear in self.linears:
             weight = linear.weight
             yield linear._parameters, "weight", weight
@@ -251,17 +273,23 @@ class FusedLayer(Swapped):
         plan = self.checked_plan()
         if isinstance(plan, str):
             return plan
+        if not plan.code.holds():
+            return plan.code.problem()
         call = CALLS[self.hfaccel_family.adapter](plan, self.hfaccel_family)
         return call.read(hidden, args, kwargs, self.unpads) or call
 
     def checked_plan(self) -> Plan | str:
-        """What the kernels need, as the layer is now; or why they cannot run it."""
+        """What the kernels need, as the layer is now; or why they cannot run it. Whether its code is
+        still the one that agreed is asked apart: all layers of a kind have the same."""
         plan: Plan | None = self.__dict__.get("_hfaccel_plan")
-        if plan is not None and plan.is_as_before():
+        if plan is not None and plan.is_as_before(self):
             return plan
         if plan is None or plan.is_stale():
+            problem = setting_problem(self, self.__dict__.get("_hfaccel_settings", ()))
+            if problem:  # a plan would be made of the wrong numbers
+                return problem
             plan = self.__dict__["_hfaccel_plan"] = Plan(self, self.hfaccel_family)
-        return plan.problem() or plan
+        return plan.problem(self) or plan
 
     @property
     def unpads(self) -> bool:
@@ -283,10 +311,11 @@ def fuse(layer: nn.Module, family: Family, unpad: bool = True) -> None:
     """Run the layer as one function. Its linear layers must be packed."""
     swap(layer, FusedLayer, family)
     layer.__dict__["_hfaccel_unpad"] = unpad
+    layer.__dict__["_hfaccel_settings"] = tuple(settings_of(layer))
 
 
 def unfuse(layer: FusedLayer) -> None:
     """Undo `fuse`; the linear layers stay packed."""
-    for name in ("_hfaccel_plan", "_hfaccel_calls", "_hfaccel_unpad"):
+    for name in ("_hfaccel_plan", "_hfaccel_calls", "_hfaccel_unpad", "_hfaccel_settings"):
         layer.__dict__.pop(name, None)
     swap_back(layer)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from hfaccel import native
+from hfaccel.engine.code import Code, code_of
 from hfaccel.engine.kernels import Activation, Kind, kernels_problem
 from hfaccel.engine.packed import PackedWeight, exchange
 from hfaccel.memory import Arena
@@ -82,6 +83,7 @@ class PackedModule(nn.Module):
 
     hfaccel_stock: ClassVar[type[nn.Module]]
     hfaccel_weight: ClassVar[type[PackedWeight]] = PackedWeight
+    hfaccel_code: ClassVar[Code]  # of the layer's own class
     weight: Any
     bias: Any
 
@@ -92,6 +94,8 @@ class PackedModule(nn.Module):
             return self._stock(input)
         if input.shape[-1] != weight.packing.columns or not fits(self.bias):
             return self._stock(input)  # raises torch's own error, or computes as torch does
+        if not self.hfaccel_code.holds():
+            return self._stock(input)
         if torch.is_grad_enabled():
             result: torch.Tensor = _Linear.apply(input, weight, self.bias)
         else:
@@ -119,6 +123,7 @@ class PackedModule(nn.Module):
 
 class PackedLinear(PackedModule, nn.Linear):
     hfaccel_stock = nn.Linear
+    hfaccel_code = code_of([nn.Linear])
 
 
 def packed_class(module: nn.Module) -> type[PackedModule] | None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from hfaccel import native
 from hfaccel.engine.call import Call
+from hfaccel.engine.code import current
 from hfaccel.engine.embeddings import Sum, is_watched, sum_problem
 from hfaccel.engine.layer import GLOBAL_HOOKS
 from hfaccel.engine.linear import PackedModule
@@ -23,6 +24,7 @@ from hfaccel.engine.norms import EPSILONS, NormKind, native_norm, norm_kind
 from hfaccel.engine.packed import NO_MATRIX, PackedWeight
 from hfaccel.engine.ragged import whole
 from hfaccel.engine.recipe import NoRecipe, Recipe, Source, is_candidate, named_ids, ordinary_ids, recipe_of
+from hfaccel.engine.settings import own_settings
 from hfaccel.engine.snapshot import Held, Snapshot
 from hfaccel.engine.stack import plans_of
 from hfaccel.engine.swapped import Swapped, swap, swap_back
@@ -41,7 +43,8 @@ class ShortModel(Swapped):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not (self._hfaccel_is_changed() or torch.is_grad_enabled() or is_watched()):
             shortcut = self.shortcut()
-            result = None if isinstance(shortcut, str) else shortcut(args, kwargs)
+            usable = not isinstance(shortcut, str) and shortcut.config is self.__dict__.get("config")
+            result = shortcut(args, kwargs) if usable else None  # type: ignore[operator]
             if result is not None:
                 return result
         return super().__call__(*args, **kwargs)
@@ -77,13 +80,15 @@ class Shortcut:
         self.recipe = recipe
         modules = list(_outside(model, recipe.layers))
         hooks = [table for each in modules for table in (each._forward_hooks, each._forward_pre_hooks)]
-        self.unchanged = Snapshot(_held(model, modules), (*hooks, *GLOBAL_HOOKS), ())
+        self.config = model.config
+        self.code = current(modules)  # which the trial of this shortcut will run
+        self.unchanged = Snapshot(_held(model, modules), (*hooks, *GLOBAL_HOOKS), (), modules[1:])
         self.places = Places(recipe)
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the model returns for these arguments; None where its own forward has to say."""
         given = _given(self.recipe, args, kwargs)
-        if given is None or not self.unchanged.holds():
+        if given is None or not self.unchanged.holds() or not self.code.holds():
             return None
         if not self.places.unchanged.holds():
             self.places = Places(self.recipe)
@@ -250,6 +255,7 @@ def _held(model: nn.Module, modules: list[nn.Module]) -> Iterator[Held]:
         if each is not model:
             yield vars(each), "forward", None
             yield vars(each), "training", False
+            yield from ((vars(each), name, value) for name, value in own_settings(each))
     config = vars(model.config)
     yield from ((config, name, value) for name, value in config.items())
 
