@@ -27,6 +27,7 @@ from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, kernels_proble
 from hfaccel.engine.linear import stock_reason
 from hfaccel.engine.norms import EPSILONS, epsilon, native_norm
 from hfaccel.engine.packed import NO_MATRIX, Matrix, PackedWeight
+from hfaccel.engine.padding import is_computed
 from hfaccel.engine.settings import Setting, setting_problem, settings_of
 from hfaccel.engine.snapshot import Held, Place, Snapshot, place
 from hfaccel.engine.swapped import Swapped, swap, swap_back
@@ -293,7 +294,8 @@ class FusedLayer(Swapped):
 
     @property
     def unpads(self) -> bool:
-        return bool(self.__dict__.get("_hfaccel_unpad", True))
+        """Whether padding is left out, in this call where there is one."""
+        return bool(self.__dict__.get("_hfaccel_unpad", True)) and not is_computed()
 
     @property
     def _hfaccel_stock_calls(self) -> Counter[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, ClassVar, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -22,12 +22,13 @@ from hfaccel.engine.layer import GLOBAL_HOOKS
 from hfaccel.engine.linear import PackedModule
 from hfaccel.engine.norms import EPSILONS, NormKind, native_norm, norm_kind
 from hfaccel.engine.packed import NO_MATRIX, PackedWeight
+from hfaccel.engine.padding import PaddedModel
 from hfaccel.engine.ragged import whole
 from hfaccel.engine.recipe import NoRecipe, Recipe, Source, is_candidate, named_ids, ordinary_ids, recipe_of
 from hfaccel.engine.settings import own_settings
 from hfaccel.engine.snapshot import Held, Snapshot
 from hfaccel.engine.stack import plans_of
-from hfaccel.engine.swapped import Swapped, swap, swap_back
+from hfaccel.engine.swapped import swap, swap_back
 from hfaccel.engine.trial import difference
 
 NOT_SOUGHT = "it was not looked for yet"
@@ -35,10 +36,8 @@ _seeking = threading.Lock()
 TENSORS = ("input_ids", "attention_mask", "token_type_ids")
 
 
-class ShortModel(Swapped):
+class ShortModel(PaddedModel):
     """Mixed into a model's class: it takes its shortcut where that can be taken."""
-
-    hfaccel_keeps_name: ClassVar[bool] = True  # it is written into checkpoints
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not (self._hfaccel_is_changed() or torch.is_grad_enabled() or is_watched()):
@@ -268,7 +267,10 @@ def shorten(model: nn.Module) -> list[tuple[nn.Module, str]]:
         if is_candidate(module):
             shortcut = _find(module)
             if not isinstance(shortcut, str):
-                swap(module, ShortModel)
+                unpads = isinstance(module, PaddedModel)
+                if isinstance(module, PaddedModel):
+                    swap_back(module)
+                swap(module, ShortModel, unpads)
                 module.__dict__["_hfaccel_shortcut"] = shortcut
             verdicts.append((module, shortcut if isinstance(shortcut, str) else ""))
     return verdicts

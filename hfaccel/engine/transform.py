@@ -19,6 +19,7 @@ from hfaccel.engine.layer import FusedLayer, fuse, unfuse
 from hfaccel.engine.linear import PackedModule, is_linear, linear_problem, pack, unpack, weight_class
 from hfaccel.engine.losses import Verdict, try_int8
 from hfaccel.engine.packed import PackedWeight
+from hfaccel.engine.padding import PaddedModel, watch_padding
 from hfaccel.engine.region import Region
 from hfaccel.engine.shortcut import ShortModel, shorten, unshorten
 from hfaccel.engine.smoothing import smooth_layers
@@ -84,6 +85,8 @@ def transform(
     for layer, family in layers:
         fuse(layer, family, unpad)
     outcomes += _judge([layer for layer, _ in layers])
+    if unpad:
+        outcomes += watch_padding(model, [layer for layer, _ in layers if isinstance(layer, FusedLayer)])
     outcomes += prepare_convolutions(convolutions, precision.kind)
     outcomes.extend(_embeddings(module, problem) for module, problem in embeddings_of(model))
     outcomes.extend(_stacked(module, problem) for module, problem in stack_layers(model))
@@ -99,7 +102,7 @@ def restore(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, ShortModel):
             unshorten(module)
-        elif isinstance(module, FusedStack | FusedEmbeddings):
+        elif isinstance(module, FusedStack | FusedEmbeddings | PaddedModel):
             swap_back(module)
         elif isinstance(module, FusedLayer):
             unfuse(module)
@@ -179,7 +182,8 @@ def _judge(layers: list[nn.Module]) -> list[Outcome]:
             reason = f"not fused: {found.gain:.2f} times as fast as its own forward here"
             outcomes.append(Outcome(subject, False, reason, gain=found.gain))
         else:
-            outcomes.append(Outcome(subject, True, "runs as one function, without padding", gain=gain))
+            padding = "without padding" if layer.unpads else "with padding"
+            outcomes.append(Outcome(subject, True, f"runs as one function, {padding}", gain=gain))
     return outcomes
 
 
