@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from hfaccel import native
 from hfaccel.engine.code import Code, code_of
@@ -21,7 +22,7 @@ COMPUTED = (torch.float32, torch.bfloat16)
 def stock_reason(tensor: torch.Tensor) -> str:
     """Why a call with this input must take torch's own path; "" where the kernels may run."""
     if type(tensor) is not torch.Tensor or is_traced():
-        return "traced, or given a subclass of torch.Tensor"
+        return "traced or transformed, or given a subclass of torch.Tensor"
     if tensor.dtype not in COMPUTED:
         return f"computed in {str(tensor.dtype).removeprefix('torch.')}"
     if not tensor.is_cpu:
@@ -34,8 +35,14 @@ def stock_reason(tensor: torch.Tensor) -> str:
 
 
 def is_traced() -> bool:
-    """Whether something records every operation of torch, of which a kernel is none."""
-    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    """Whether something records or transforms every operation of torch, of which a kernel is none: a tracer,
+    torch.func (whose tensors have no address), forward-mode differentiation."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+    )
 
 
 def linear(

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from hfaccel.engine.linear import is_traced
 from hfaccel.engine.swapped import Swapped, swap
 from hfaccel.outcome import Outcome
 
@@ -60,8 +61,8 @@ class PaddedModel(Swapped):
             return super().forward(*args, **kwargs)
 
     def _hfaccel_reads_padding(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        if not self.hfaccel_key or torch.is_grad_enabled() or is_computed():  # layers then compute it anyway
-            return False
+        if not self.hfaccel_key or torch.is_grad_enabled() or is_traced() or is_computed():
+            return False  # layers compute it anyway
         if why_always(self):
             return True
         ids, mask = _given(self.hfaccel_stock, args, kwargs)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hfaccel.engine.linear import is_traced
 from hfaccel.export.engine import Engine, Job, Session
 from hfaccel.export.fingerprint import fingerprint
 from hfaccel.export.interface import DEFAULTS, stock_forward
@@ -87,6 +88,8 @@ class Running:
             return "gradients are enabled; torch.inference_mode is faster"
         if torch.is_autocast_enabled("cpu"):
             return "autocast is enabled"
+        if is_traced():
+            return "traced or transformed"
         config: Any = self.model.config
         for name in ("output_attentions", "output_hidden_states"):
             if getattr(config, name, False):
