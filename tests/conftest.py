@@ -48,6 +48,7 @@ def batch():
     ids = torch.randint(5, 1000, (3, 17), generator=torch.Generator().manual_seed(1))
     mask = torch.ones(3, 17, dtype=torch.long)
     mask[1, 9:] = 0
+    ids[1, 9:] = 0
     return {"input_ids": ids, "attention_mask": mask}
 
 

@@ -75,3 +75,18 @@ def test_saving_saves_what_it_was(stock, fast, tmp_path):
     assert_close(
         sentences.SentenceTransformer(str(tmp_path), device="cpu").encode(TEXTS), stock.encode(TEXTS)
     )
+
+
+def test_queries_that_are_filled_up_are_scored_as_in_stock(minilm_path):
+    """ColBERT's: [MASK] tokens under the mask have vectors that count."""
+    from sentence_transformers import MultiVectorEncoder
+    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+    from sentence_transformers.sentence_transformer.modules import Transformer
+
+    expansion = {"strategy": "fixed", "attend": False, "length": 32}
+    modules = [Transformer(minilm_path, query_expansion=expansion), MultiVectorMask()]
+    stock = MultiVectorEncoder(modules=modules, device="cpu").eval()
+    fast = hfaccel.optimize(copy.deepcopy(stock))
+    for texts_of, encode in ((["what does a fox eat", "oil"], "encode_query"), (TEXTS, "encode_document")):
+        expected, got = (getattr(model, encode)(texts_of) for model in (stock, fast))
+        assert_close(list(got), list(expected))

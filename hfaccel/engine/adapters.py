@@ -148,10 +148,10 @@ class Disentangled(Call):
         distances, embeddings = self.given["relative_pos"], self.given["rel_embeddings"]
         if embeddings.dim() != 2 or len(embeddings) < 2 * attention.pos_ebd_size:
             return f"the relative embeddings have the shape {tuple(embeddings.shape)}"
-        index = bucket_index(distances, length, attention.pos_ebd_size, id(plan))
+        index = bucket_index(distances, length, attention.pos_ebd_size)
         if isinstance(index, str):
             return index
-        buckets = buckets_of(attention, embeddings, plan.buckets, plan.attention_kind, id(plan))
+        buckets = buckets_of(attention, embeddings, plan.buckets, plan.attention_kind)
         self.relative = (*buckets.addresses, index.data_ptr(), length - 1)
         self.kept, plan.buckets = (index, buckets), buckets
         return ""
@@ -160,7 +160,7 @@ class Disentangled(Call):
         if mask is None:
             return "no attention mask was passed"
         batch, length, _ = hidden.shape
-        found = read_mask(mask, batch, length, unpad=unpad, reader=id(self.plan), pairs=True)
+        found = read_mask(mask, batch, length, unpad=unpad, pairs=True)
         if isinstance(found, str):
             return found
         self.sequences = found

@@ -95,7 +95,7 @@ class Call:
         if mask is None:
             self.sequences = whole(batch, length)
             return ""
-        found = read_mask(mask, batch, length, self.plan.window, unpad, reader=id(self.plan))
+        found = read_mask(mask, batch, length, self.plan.window, unpad)
         if isinstance(found, str):
             return found
         self.sequences = found

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from hfaccel.engine.code import trusted
 from hfaccel.engine.kernels import Kind, kernels_problem
 from hfaccel.engine.linear import MIN_WIDTH, stock_reason
 from hfaccel.engine.prepared import Prepared, kind_of, sides
@@ -36,6 +37,8 @@ class PreparedConvolution(_ConvNd):
         if run is None and not self._pays(input):
             return super().forward(input)  # type: ignore[no-any-return]
         followers = self._usable_followers() if run is not None else ()
+        if not trusted((self, *followers)).holds():
+            return super().forward(input)  # type: ignore[no-any-return]
         prepared = self._prepared(followers)
         if not prepared.fits(input):
             return super().forward(input)  # type: ignore[no-any-return]
@@ -96,11 +99,11 @@ class PreparedConvolution(_ConvNd):
 
 
 class PreparedConv1d(PreparedConvolution, nn.Conv1d):
-    pass
+    hfaccel_stock = nn.Conv1d
 
 
 class PreparedConv2d(PreparedConvolution, nn.Conv2d):
-    pass
+    hfaccel_stock = nn.Conv2d
 
 
 def _is_channels_last(input: torch.Tensor) -> bool:
@@ -159,6 +162,7 @@ def prepare(module: _ConvNd, wanted: Kind, followers: tuple[nn.Module, ...] = ()
     module.__class__ = PreparedConv1d if isinstance(module, nn.Conv1d) else PreparedConv2d
     module.__dict__["_hfaccel_wanted"] = int(wanted)
     module.__dict__["_hfaccel_followers"] = followers
+    trusted((module, *followers))
 
 
 def unprepare(module: PreparedConvolution) -> None:

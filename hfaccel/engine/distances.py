@@ -22,10 +22,10 @@ _indices: LastSeen[torch.Tensor | str] = LastSeen()
 _embeddings: LastSeen[torch.Tensor] = LastSeen()
 
 
-def bucket_index(relative: torch.Tensor, length: int, span: int, reader: int) -> torch.Tensor | str:
+def bucket_index(relative: torch.Tensor, length: int, span: int) -> torch.Tensor | str:
     """(2 length - 1,) int32: the bucket of key - query, from 1 - length on, where buckets are counted from
     the last one; or why `relative`, (..., query, key), cannot be said so."""
-    return _indices.get(relative, (length, span), reader, lambda: _bucket_index(relative, length, span))
+    return _indices.get(relative, (length, span), lambda: _bucket_index(relative, length, span))
 
 
 def _bucket_index(relative: torch.Tensor, length: int, span: int) -> torch.Tensor | str:
@@ -79,13 +79,11 @@ class Buckets:
         return keys, queries, self.count
 
 
-def buckets_of(
-    attention: Any, embeddings: torch.Tensor, known: Buckets | None, kind: Kind, reader: int
-) -> Buckets:
+def buckets_of(attention: Any, embeddings: torch.Tensor, known: Buckets | None, kind: Kind) -> Buckets:
     """`known`, if it was made of these embeddings, (buckets, hidden size), and of the module's weights as
     they are now; otherwise anew, for attention that multiplies in `kind`."""
     own = None if known is None else known.embeddings
-    settled = _embeddings.get(embeddings, (), reader, lambda: _same(embeddings, own))
+    settled = _embeddings.get(embeddings, (), lambda: _same(embeddings, own))
     projections = _projections(attention)
     parameters = [each for module in projections if module is not None for each in module.parameters()]
     if known is not None and known.embeddings is settled and _hold(known.stamps, parameters):

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
+from hfaccel.engine.code import trust, trusted
 from hfaccel.engine.kernels import kernels, kernels_problem
 from hfaccel.engine.layer import GLOBAL_HOOKS
 from hfaccel.engine.linear import is_traced
@@ -31,7 +32,7 @@ class FusedEmbeddings(Swapped):
     """Mixed into the class of a module that looks up, adds and norms: it does so in one pass."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.training or torch.is_grad_enabled() or is_watched():
+        if self.training or torch.is_grad_enabled() or is_watched() or not trusted(self.children()).holds():
             return super().forward(*args, **kwargs)
         return self.hfaccel_stock.forward(shadow(self, _stand_ins(self)), *args, **kwargs)
 
@@ -235,4 +236,7 @@ def _trial(module: nn.Module) -> str:
         return "its norm is not given a sum of embeddings in float32"
     if not isinstance(expected, torch.Tensor):
         return f"its forward returns a {type(expected).__name__}"
-    return difference(expected, got)
+    problem = difference(expected, got)
+    if not problem:
+        trust(module.children())
+    return problem

@@ -16,7 +16,7 @@ TRAINS = "the model is in training mode"
 GRADIENTS = "gradients are enabled; torch.inference_mode is faster"
 EMPTY = "the input is empty"
 AUTOCAST = "under autocast"
-TRACED = "traced, or given a subclass of torch.Tensor"
+TRACED = "traced or transformed, or given a subclass of torch.Tensor"
 UNPACKED = "a weight is not packed"
 SLOWER = "its own forward is faster here"  # as measured, with some numbers of rows
 

@@ -15,6 +15,7 @@ from hfaccel.engine.kernels import Kind
 from hfaccel.engine.layer import FusedLayer, fuse, run_stock
 from hfaccel.engine.linear import PackedModule, packed_class
 from hfaccel.engine.packed import PackedWeight
+from hfaccel.engine.padding import PaddedModel
 from hfaccel.engine.region import Follower, Region, derive
 from hfaccel.engine.shortcut import ShortModel
 from hfaccel.engine.stack import FusedStack
@@ -34,6 +35,7 @@ class Form:
     models: Sequence[str] = ()  # paths of those that have a shortcut; "" is the whole
     # path of a fused layer -> regimes in which its own forward runs
     slower: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    padded: Sequence[str] = ()  # paths of other models that tell their layers when padding counts
 
 
 def form(model: nn.Module) -> Form:
@@ -51,6 +53,11 @@ def form(model: nn.Module) -> Form:
         tuple(path for path, module in model.named_modules() if isinstance(module, FusedEmbeddings)),
         tuple(path for path, module in model.named_modules() if isinstance(module, ShortModel)),
         {path: layer.slower for path, layer in layers.items() if layer.slower},
+        tuple(
+            path
+            for path, module in model.named_modules()
+            if isinstance(module, PaddedModel) and not isinstance(module, ShortModel)
+        ),
     )
 
 
@@ -107,7 +114,9 @@ def _swap_classes(model: nn.Module, wanted: Form) -> None:
     for path in wanted.embeddings:
         swap(model.get_submodule(path), FusedEmbeddings)
     for path in wanted.models:
-        swap(model.get_submodule(path), ShortModel)
+        swap(model.get_submodule(path), ShortModel, wanted.unpad)
+    for path in wanted.padded:
+        swap(model.get_submodule(path), PaddedModel, True)
 
 
 def _reform_convolutions(model: nn.Module, wanted: Form) -> None:

@@ -19,6 +19,7 @@ from torch.nn.modules import module
 from hfaccel.engine.adapters import CALLS
 from hfaccel.engine.autocast import is_bfloat16
 from hfaccel.engine.call import Call
+from hfaccel.engine.code import trusted
 from hfaccel.engine.distances import Buckets
 from hfaccel.engine.fallback import AUTOCAST, COUNTED, GRADIENTS, SLOWER, TRAINS, UNPACKED, fall_back, forget
 from hfaccel.engine.families import Family, head_size, scale, split, vectors, window
@@ -26,7 +27,9 @@ from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, kernels, multi
 from hfaccel.engine.linear import outside_graphs, stock_reason
 from hfaccel.engine.norms import EPSILONS, epsilon, native_norm
 from hfaccel.engine.packed import NO_MATRIX, Matrix, PackedWeight
+from hfaccel.engine.padding import is_computed
 from hfaccel.engine.regimes import regime_of
+from hfaccel.engine.settings import Setting, setting_problem, settings_of
 from hfaccel.engine.snapshot import Held, Place, Snapshot, place
 from hfaccel.engine.swapped import Swapped, swap, swap_back
 
@@ -50,6 +53,13 @@ class Plan:
         self.config = getattr(self.attention, "config", None)
         self.window = window(self.attention)
         self.links = list(_links(layer))
+        self.parts = [child for _, _, child in self.links]
+        self.code = trusted((layer, *self.parts))
+        self.settings: tuple[Setting, ...] = vars(layer).get("_hfaccel_settings", ())
+        self.own = [name for path, name, _ in self.settings if not path and name != "__class__"]
+        self.own_values: list[
+            Any
+        ] = []  # of the layer itself, of which the snapshot must not hold the attributes
         self.hooks = [
             hooks for _, _, child in self.links for hooks in (child._forward_hooks, child._forward_pre_hooks)
         ]
@@ -88,7 +98,7 @@ class Plan:
             gate, up = (matrix(*piece) for piece in split(attrgetter(family.gate_up)(layer), 2))
         else:
             gate, up = part(family.gate), part(family.up)
-        size = head_size(self.attention) or 0
+        size = head_size(self.attention) or 1
         self.attention_kind = attention_kind(Kind(query[0]))
         down = part(family.down)
         activation = ACTIVATIONS[type(attrgetter(family.activation)(layer)).__name__]
@@ -119,9 +129,15 @@ class Plan:
             return None
         return self.kept.setdefault(id(vector), vector.detach().float())
 
-    def is_as_before(self) -> bool:
+    def is_as_before(self, layer: nn.Module) -> bool:
         """Whether all is as it was when `problem` last found none: quickly, for nearly every call asks it."""
-        return self.snapshot is not None and self.snapshot.holds()
+        return (
+            self.snapshot is not None and self._own_values(layer) == self.own_values and self.snapshot.holds()
+        )
+
+    def _own_values(self, layer: nn.Module) -> list[Any]:
+        attributes = vars(layer)
+        return [len(attributes), *map(attributes.get, self.own)]
 
     def is_stale(self) -> bool:
         """Whether a weight, bias or norm was replaced or has moved, or one of which there is a copy has
@@ -134,20 +150,28 @@ class Plan:
                 return True  # share_memory() moves it, .to() and training pack it anew
         return any(epsilon(norm) != before for norm, before in self.epsilons)
 
-    def problem(self) -> str:
+    def problem(self, layer: nn.Module) -> str:
         """Why the stock forward must run; "" for none."""
-        problem = self._problem()
+        problem = self._problem() or setting_problem(layer, self.settings)
         if not problem:
             vectors = (vector for _, _, vector in self.vectors if vector is not None)
-            self.snapshot = Snapshot(self._held(), (*self.hooks, *GLOBAL_HOOKS), vectors)
+            hooks = (*self.hooks, *GLOBAL_HOOKS)
+            self.snapshot = Snapshot(self._held(layer), hooks, vectors, self.parts)
+            self.own_values = self._own_values(layer)
         return problem
 
-    def _held(self) -> Iterator[Held]:
+    def _held(self, layer: nn.Module) -> Iterator[Held]:
         """Where `is_stale` and `problem` look."""
         yield from self.links
         yield from self.vectors
-        for _, _, child in self.links:
-            yield vars(child), "forward", vars(child).get("forward")
+        for child in self.parts:
+            yield vars(child), "training", False
+            if "forward" in vars(child):
+                yield vars(child), "forward", vars(child)["forward"]
+        of_parts = {path: vars(part) for path, part in layer.named_modules() if path}
+        for path, name, _ in self.settings:
+            if path and name != "__class__":
+                yield of_parts[path], name, of_parts[path].get(name)
         for linear in self.linears:
             weight = linear.weight
             yield linear._parameters, "weight", weight
@@ -174,6 +198,8 @@ class Plan:
                 return f"the submodule {name} was replaced"
             if "forward" in child.__dict__ and _is_replaced(child):  # as accelerate's hooks have it
                 return f"the forward of the submodule {name} was replaced"
+            if child.training:  # Monte Carlo dropout trains nothing but the dropouts
+                return f"the submodule {name} is in training mode"
         for hooks in self.hooks:
             if _has_foreign(hooks):
                 return "a submodule has a hook"
@@ -284,6 +310,8 @@ class FusedLayer(Swapped):
         plan = self.checked_plan()
         if isinstance(plan, str):
             return plan
+        if not plan.code.holds():
+            return plan.code.problem()
         call = CALLS[self.hfaccel_family.adapter](plan, self.hfaccel_family)
         return call.read(hidden, args, kwargs, self.unpads) or call
 
@@ -294,17 +322,22 @@ class FusedLayer(Swapped):
         return self
 
     def checked_plan(self) -> Plan | str:
-        """What the kernels need, as the layer is now; or why they cannot run it."""
+        """What the kernels need, as the layer is now; or why they cannot run it. Whether its code is
+        still the one that agreed is asked apart: all layers of a kind have the same."""
         plan: Plan | None = self.__dict__.get("_hfaccel_plan")
-        if plan is not None and plan.is_as_before():
+        if plan is not None and plan.is_as_before(self):
             return plan
         if plan is None or plan.is_stale():
+            problem = setting_problem(self, self.__dict__.get("_hfaccel_settings", ()))
+            if problem:  # a plan would be made of the wrong numbers
+                return problem
             plan = self.__dict__["_hfaccel_plan"] = Plan(self, self.hfaccel_family)
-        return plan.problem() or plan
+        return plan.problem(self) or plan
 
     @property
     def unpads(self) -> bool:
-        return bool(self.__dict__.get("_hfaccel_unpad", True))
+        """Whether padding is left out, in this call where there is one."""
+        return bool(self.__dict__.get("_hfaccel_unpad", True)) and not is_computed()
 
     @property
     def slower(self) -> tuple[str, ...]:
@@ -323,6 +356,7 @@ def fuse(layer: nn.Module, family: Family, unpad: bool = True) -> None:
     """Run the layer as one function. Its linear layers must be packed."""
     swap(layer, FusedLayer, family)
     layer.__dict__["_hfaccel_unpad"] = unpad
+    layer.__dict__["_hfaccel_settings"] = tuple(settings_of(layer))
 
 
 def run_stock(layer: FusedLayer, regimes: tuple[str, ...]) -> None:
@@ -333,6 +367,6 @@ def run_stock(layer: FusedLayer, regimes: tuple[str, ...]) -> None:
 def unfuse(layer: FusedLayer) -> None:
     """Undo `fuse`; the linear layers stay packed."""
     forget(layer)
-    for name in ("_hfaccel_plan", "_hfaccel_unpad", "_hfaccel_slower", AUTOCAST_GIVES):
+    for name in ("_hfaccel_plan", "_hfaccel_unpad", "_hfaccel_slower", "_hfaccel_settings", AUTOCAST_GIVES):
         layer.__dict__.pop(name, None)
     swap_back(layer)

@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from hfaccel.engine.autocast import HALF, forget_half, is_bfloat16, under_autocast
+from hfaccel.engine.code import Code, code_of
 from hfaccel.engine.exchange import exchange
 from hfaccel.engine.fallback import AUTOCAST, COUNTED, EMPTY, TRACED, TRAINS, UNPACKED, fall_back, forget
 from hfaccel.engine.kernels import Activation, Kind, kernels, kernels_problem
@@ -42,8 +44,14 @@ outside_graphs = torch.compiler.disable(
 
 
 def is_traced() -> bool:
-    """Whether something records every operation of torch, of which a kernel is none."""
-    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    """Whether something records or transforms every operation of torch, of which a kernel is none: a tracer,
+    torch.func (whose tensors have no address), forward-mode differentiation."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+    )
 
 
 def linear(
@@ -90,6 +98,7 @@ class PackedModule(nn.Module):
 
     hfaccel_stock: ClassVar[type[nn.Module]]
     hfaccel_weight: ClassVar[type[PackedWeight]] = PackedWeight
+    hfaccel_code: ClassVar[Code]  # of the layer's own class
     weight: Any
     bias: Any
 
@@ -111,6 +120,8 @@ class PackedModule(nn.Module):
             return self._stock(input)
         if input.dim() < 1 or input.shape[-1] != weight.packing.columns or not fits(self.bias):
             return self._stock(input)  # raises torch's own error, or computes as torch does
+        if not self.hfaccel_code.holds():
+            return self._stock(input)
         if casts:
             return under_autocast(self, input, linear)
         if torch.is_grad_enabled():
@@ -159,6 +170,7 @@ class PackedModule(nn.Module):
 
 class PackedLinear(PackedModule, nn.Linear):
     hfaccel_stock = nn.Linear
+    hfaccel_code = code_of([nn.Linear])
 
 
 def packed_class(module: nn.Module) -> type[PackedModule] | None:

@@ -356,7 +356,8 @@ class PackedWeight(nn.Parameter):
             if not isinstance(value, PackedWeight):
                 return value
             if id(value) not in dense:
-                dense[id(value)] = value.unpack()
+                with torch.inference_mode(False):  # of an ordinary weight, views are no inference tensors
+                    dense[id(value)] = value.unpack()
             return dense[id(value)]
 
         result = func(*tree_map(to_dense, args), **tree_map(to_dense, kwargs or {}))

@@ -51,19 +51,17 @@ def read_mask(
     length: int,
     window: int = -1,
     unpad: bool = True,
-    reader: int = 0,
     pairs: bool = False,
 ) -> Sequences | str:
     """The sequences that `mask` describes, or why it is none that only hides padding.
 
     `mask`: (batch or 1, 1, length or 1, length), True or 0 where a token is seen. `window`: how far the
     layer's tokens see at most, which the mask then has to say too. `unpad=False`: padding is computed.
-    `reader`: a number that differs from layer to layer. `pairs`: 1 where both tokens are real (DeBERTa).
+    `pairs`: 1 where both tokens are real (DeBERTa).
     """
     return _masks.get(
         mask,
         (batch, length, window, unpad, pairs),
-        reader,
         lambda: (
             _read_pairs(mask, batch, length, unpad) if pairs else _read(mask, batch, length, window, unpad)
         ),

@@ -9,23 +9,26 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, ClassVar, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
 
 from hfaccel.engine.call import Call
+from hfaccel.engine.code import current
 from hfaccel.engine.embeddings import Sum, is_watched, sum_problem
 from hfaccel.engine.kernels import kernels
 from hfaccel.engine.layer import GLOBAL_HOOKS
 from hfaccel.engine.linear import PackedModule, outside_graphs
 from hfaccel.engine.norms import EPSILONS, NormKind, native_norm, norm_kind
 from hfaccel.engine.packed import NO_MATRIX, PackedWeight
+from hfaccel.engine.padding import PaddedModel
 from hfaccel.engine.ragged import whole
 from hfaccel.engine.recipe import NoRecipe, Recipe, Source, is_candidate, named_ids, ordinary_ids, recipe_of
+from hfaccel.engine.settings import own_settings
 from hfaccel.engine.snapshot import Held, Snapshot
 from hfaccel.engine.stack import plans_of
-from hfaccel.engine.swapped import Swapped, swap, swap_back
+from hfaccel.engine.swapped import swap, swap_back
 from hfaccel.engine.trial import difference
 
 NOT_SOUGHT = "it was not looked for yet"
@@ -33,17 +36,16 @@ _seeking = threading.Lock()
 TENSORS = ("input_ids", "attention_mask", "token_type_ids")
 
 
-class ShortModel(Swapped):
+class ShortModel(PaddedModel):
     """Mixed into a model's class: it takes its shortcut where that can be taken."""
-
-    hfaccel_keeps_name: ClassVar[bool] = True  # it is written into checkpoints
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_dynamo_compiling() and not self.training:
             return _outside_of_graphs(self, args, kwargs)
         if not (self._hfaccel_is_changed() or torch.is_grad_enabled() or is_watched()):
             shortcut = self.shortcut()
-            result = None if isinstance(shortcut, str) else shortcut(args, kwargs)
+            usable = not isinstance(shortcut, str) and shortcut.config is self.__dict__.get("config")
+            result = shortcut(args, kwargs) if usable else None  # type: ignore[operator]
             if result is not None:
                 return result
         return super().__call__(*args, **kwargs)
@@ -92,13 +94,15 @@ class Shortcut:
         self.recipe = recipe
         modules = list(_outside(model, recipe.layers))
         hooks = [table for each in modules for table in (each._forward_hooks, each._forward_pre_hooks)]
-        self.unchanged = Snapshot(_held(model, modules), (*hooks, *GLOBAL_HOOKS), ())
+        self.config = model.config
+        self.code = current(modules)  # which the trial of this shortcut will run
+        self.unchanged = Snapshot(_held(model, modules), (*hooks, *GLOBAL_HOOKS), (), modules[1:])
         self.places: Places | None = None
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the model returns for these arguments; None where its own forward has to say."""
         given = _given(self.recipe, args, kwargs)
-        if given is None or not self.unchanged.holds():
+        if given is None or not self.unchanged.holds() or not self.code.holds():
             return None
         places = self.places
         if places is None or not places.unchanged.holds():
@@ -264,6 +268,7 @@ def _held(model: nn.Module, modules: list[nn.Module]) -> Iterator[Held]:
         if each is not model:
             yield vars(each), "forward", None
             yield vars(each), "training", False
+            yield from ((vars(each), name, value) for name, value in own_settings(each))
     config = vars(model.config)
     yield from ((config, name, value) for name, value in config.items())
 
@@ -276,7 +281,10 @@ def shorten(model: nn.Module) -> list[tuple[nn.Module, str]]:
         if is_candidate(module):
             shortcut = _find(module)
             if not isinstance(shortcut, str):
-                swap(module, ShortModel)
+                unpads = isinstance(module, PaddedModel)
+                if isinstance(module, PaddedModel):
+                    swap_back(module)
+                swap(module, ShortModel, unpads)
                 module.__dict__["_hfaccel_shortcut"] = shortcut
             verdicts.append((module, shortcut if isinstance(shortcut, str) else ""))
     return verdicts

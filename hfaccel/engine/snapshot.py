@@ -7,6 +7,7 @@ from operator import is_
 from typing import Any
 
 import torch
+from torch import nn
 
 # Under this name this table holds this; None: nothing.
 Held = tuple[dict[str, Any], str, Any]
@@ -22,10 +23,19 @@ class Snapshot:
     """
 
     def __init__(
-        self, held: Iterable[Held], hooks: Iterable[dict[int, Any]], vectors: Iterable[torch.Tensor]
+        self,
+        held: Iterable[Held],
+        hooks: Iterable[dict[int, Any]],
+        vectors: Iterable[torch.Tensor],
+        modules: Iterable[nn.Module] = (),
     ) -> None:
-        """`hooks`: by numbers that are given only once, as torch registers them."""
+        """`hooks`: by numbers that are given only once, as torch registers them. `modules`: of these
+        classes, and with as many attributes."""
         held = list(held)
+        self._modules = list(modules)
+        self._types = list(map(type, self._modules))
+        self._attributes = list(map(vars, self._modules))
+        self._counts = list(map(len, self._attributes))
         self._tables = [table for table, _, _ in held]
         self._names = [name for _, name, _ in held]
         self._values = [value for _, _, value in held]
@@ -41,6 +51,8 @@ class Snapshot:
         """Whether all of it still is so."""
         return (
             all(map(is_, map(dict.get, self._tables, self._names), self._values))
+            and list(map(len, self._attributes)) == self._counts
+            and list(map(type, self._modules)) == self._types
             and not any(self._empty)
             and all(tuple(table) == numbers for table, numbers in self._hooked)
             and list(map(torch.Tensor.data_ptr, self._vectors)) == self._addresses

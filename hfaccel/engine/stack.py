@@ -17,6 +17,7 @@ from torch import nn
 
 from hfaccel.engine.adapters import CALLS
 from hfaccel.engine.call import Call
+from hfaccel.engine.code import trust, trusted
 from hfaccel.engine.layer import GLOBAL_HOOKS, FusedLayer, Plan, call_problem, is_hooked
 from hfaccel.engine.linear import outside_graphs
 from hfaccel.engine.region import Region
@@ -42,7 +43,9 @@ class FusedStack(Swapped):
 
     @outside_graphs
     def _hfaccel_run(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or any(GLOBAL_HOOKS) or _collects(self, args, kwargs):
+        if self.training or torch.compiler.is_compiling() or any(GLOBAL_HOOKS):
+            return super().forward(*args, **kwargs)  # in training mode the loop may leave out layers
+        if _collects(self, args, kwargs) or not trusted([self]).holds():
             return super().forward(*args, **kwargs)
         return self.hfaccel_stock.forward(together(self, self.hfaccel_list), *args, **kwargs)
 
@@ -89,7 +92,7 @@ def plans_of(layers: Sequence[nn.Module], hidden: torch.Tensor) -> list[Plan]:
         if isinstance(plan, str) or (plans and plan.window != plans[0].window):
             return []
         plans.append(plan)
-    return plans
+    return plans if all(code.holds() for code in {plan.code for plan in plans}) else []
 
 
 def _collects(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -118,6 +121,7 @@ def stack_layers(model: nn.Module) -> list[tuple[nn.Module, str]]:
         if name:
             problem = _trial(module, name)
             if not problem:
+                trust([module])
                 swap(module, FusedStack, name)
             verdicts.append((module, problem))
     return verdicts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -48,8 +49,19 @@ def _class(mixin: type[Swapped], stock: type[nn.Module], key: Any) -> type[nn.Mo
         if mixin.hfaccel_keeps_name:
             name = stock.__name__
             members |= {"__module__": stock.__module__, "__qualname__": stock.__qualname__}
+            members["forward"] = _with_signature(mixin.forward, stock.forward)
         _classes[mixin, stock, key] = type(name, (mixin, stock), members)
     return _classes[mixin, stock, key]
+
+
+def _with_signature(forward: Any, stock: Any) -> Any:
+    """transformers asks for the arguments of a model's forward."""
+
+    @functools.wraps(stock)
+    def same(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return forward(self, *args, **kwargs)
+
+    return same
 
 
 def _new(mixin: type[Swapped], stock: type[nn.Module], key: Any) -> nn.Module:

@@ -26,6 +26,7 @@ from hfaccel.engine.layer import FusedLayer, fuse, run_stock, unfuse
 from hfaccel.engine.linear import PackedModule, is_linear, linear_problem, pack, unpack_all, weight_class
 from hfaccel.engine.losses import Verdict, try_int8
 from hfaccel.engine.packed import PackedWeight
+from hfaccel.engine.padding import PaddedModel, watch_padding
 from hfaccel.engine.repacking import kind_of
 from hfaccel.engine.shortcut import ShortModel, shorten, unshorten
 from hfaccel.engine.smoothing import smooth_layers
@@ -90,6 +91,8 @@ def transform(
     for layer, family in layers:
         fuse(layer, family, unpad)
     outcomes += _judge([layer for layer, _ in layers])
+    if unpad:
+        outcomes += watch_padding(model, [layer for layer, _ in layers if isinstance(layer, FusedLayer)])
     outcomes += prepare_convolutions(convolutions, precision.kind)
     outcomes.extend(_embeddings(module, problem) for module, problem in embeddings_of(model))
     outcomes.extend(_stacked(module, problem) for module, problem in stack_layers(model))
@@ -108,7 +111,7 @@ def restore(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, ShortModel):
             unshorten(module)
-        elif isinstance(module, FusedStack | FusedEmbeddings):
+        elif isinstance(module, FusedStack | FusedEmbeddings | PaddedModel):
             swap_back(module)
         elif isinstance(module, FusedLayer):
             unfuse(module)
@@ -181,16 +184,16 @@ def _judge(layers: list[nn.Module]) -> list[Outcome]:
     outcomes = []
     for layer in fused:
         found, subject = gains.get(id(layer), {}), f"{layer.hfaccel_family.name} layer"
-        if id(found) not in settled:
+        if found and id(found) not in settled:
             settled[id(found)] = _regimes_on_its_own(layer, found)
-        own = settled[id(found)]
+        own = settled[id(found)] if found else ()
         if own is None:
             outcomes.append(_left(found, subject, "not fused", "its own forward"))
             unfuse(layer)
             unpack_all([module for module in layer.modules() if isinstance(module, PackedModule)])
             continue
         run_stock(layer, own)
-        reason = "runs as one function, without padding"
+        reason = f"runs as one function, {'without' if layer.unpads else 'with'} padding"
         if own:
             reason += f"; with {' and '.join(own)} rows its own forward runs, which is faster here"
         outcomes.append(Outcome(subject, True, reason, gain=combined(found.values())))

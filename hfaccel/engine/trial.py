@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from hfaccel.engine.adapters import CALLS
+from hfaccel.engine.code import trust, trust_again
 from hfaccel.engine.fallback import stock_calls_of
 from hfaccel.engine.families import Family, candidates, fusing_problem, head_size, window
 from hfaccel.engine.layer import FusedLayer, fuse
@@ -34,7 +35,10 @@ def match(layer: nn.Module, trials: Trials | None = None) -> tuple[Family | None
         if not problem:
             key = kind_of(family, layer)
             if key not in trials:
+                before = trust(layer.modules())
                 trials[key] = trial(layer, family)
+                if trials[key]:
+                    trust_again(before)
             problem = trials[key]
         if not problem:
             return family, ""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hfaccel.engine.linear import is_traced
 from hfaccel.export.engine import Engine, Job, Session
 from hfaccel.export.fingerprint import fingerprint
 from hfaccel.export.interface import DEFAULTS, stock_forward
@@ -87,6 +88,8 @@ class Running:
             return "gradients are enabled; torch.inference_mode is faster"
         if torch.is_autocast_enabled("cpu"):
             return "autocast is enabled"
+        if is_traced():
+            return "traced or transformed"
         config: Any = self.model.config
         for name in ("output_attentions", "output_hidden_states"):
             if getattr(config, name, False):
@@ -94,13 +97,13 @@ class Running:
         return self.broken or self._change()
 
     def _change(self) -> str:
-        """What is no longer as it was exported. All but hooks is for good."""
+        """What is no longer as it was exported. All but hooks and training mode is for good."""
         # After a copy or a pickle nothing is known: somebody may have written to it before its first call.
         changed = Watch.VALUES if self.watch is None else self.watch.problem()
         if changed == Watch.VALUES and fingerprint(self.model) == self.job.weights:
             self.watch = Watch(self.model)  # new, or written with equal values
             return ""
-        if changed and changed != Watch.HOOK:
+        if changed and changed not in (Watch.HOOK, Watch.TRAINING):
             self.broken = changed
         return changed
 

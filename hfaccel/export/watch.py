@@ -22,6 +22,7 @@ class Watch:
     VALUES: ClassVar[str] = "weights were changed after the export; optimize the model again"
     PARTS: ClassVar[str] = "a part of the model was replaced or cast after the export; optimize it again"
     HOOK: ClassVar[str] = "a submodule has a hook"
+    TRAINING: ClassVar[str] = "a submodule is in training mode"
 
     def __init__(self, model: nn.Module) -> None:
         self.links = list(_links(model))
@@ -29,6 +30,7 @@ class Watch:
         self.floating = [tensor for tensor in self.tensors if tensor.is_floating_point()]
         self.types = self._types()
         self.values = self._values()
+        self.modules = [vars(part) for _, _, part in self.links if isinstance(part, nn.Module)]
         self.hooks = [
             hooks
             for module in model.modules()
@@ -48,6 +50,8 @@ class Watch:
         for hooks in self.hooks:
             if hooks and any(hook.__module__ != HARMLESS_HOOKS for hook in hooks.values()):
                 return self.HOOK
+        if any(module["training"] for module in self.modules):  # Monte Carlo dropout
+            return self.TRAINING
         return ""
 
     def _types(self) -> list[torch.dtype]:

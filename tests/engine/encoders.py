@@ -105,6 +105,8 @@ def inputs(name, side="right", length=17, seed=0):
     mask[1, length // 2 :] = 0
     mask[2, 1:] = 0
     mask = mask.flip(1) if side == "left" else mask
+    if side != "none":
+        ids = ids.masked_fill(mask == 0, _made(name).config.pad_token_id or 0)
     return {"input_ids": ids} | ({} if side == "none" else {"attention_mask": mask})
 
 

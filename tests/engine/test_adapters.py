@@ -225,27 +225,43 @@ def test_other_relative_positions_run_stock(reason):
 def test_the_index_finds_the_bucket_of_every_pair(length, span, clip):
     place = torch.arange(length)
     distances = (place[:, None] - place[None, :]).clamp(-clip, clip)
-    index = bucket_index(distances[None], length, span, reader=0)
+    index = bucket_index(distances[None], length, span)
     assert index.dtype is torch.int32 and len(index) == 2 * length - 1
     bucket = (distances + span).clamp(0, 2 * span - 1)
     of_pairs = index.long()[place[None, :] - place[:, None] + length - 1]
     assert torch.equal(2 * span - 1 - of_pairs, bucket)
 
 
-def test_what_was_made_of_the_last_tensor_is_made_again_when_it_may_have_changed():
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize(
+    "change", [lambda t: t.add_(1), lambda t: t.detach().numpy().fill(7)], ids=["in torch", "in numpy"]
+)
+@pytest.mark.parametrize("shape", [(3,), (4, 6), (2, 1)])
+def test_what_was_made_of_the_last_tensor_is_made_again_when_its_values_changed(inference, change, shape):
     seen, made = LastSeen(), []
 
-    def get(tensor, reader):
-        return seen.get(tensor, (), reader, lambda: made.append(tensor.sum().item()) or len(made))
+    def get(tensor):
+        return seen.get(tensor, (), lambda: made.append(tensor.sum().item()) or len(made))
 
+    with torch.inference_mode(inference):
+        tensor = torch.ones(shape)
+        views = [tensor, tensor.expand(5, *shape)]
+    for number, view in enumerate(views):
+        assert [get(view) for _ in range(3)] == [2 * number + 1] * 3
+        with torch.inference_mode(inference):
+            change(tensor)
+        assert [get(view) for _ in range(3)] == [2 * number + 2] * 3
+        with torch.inference_mode(inference):
+            tensor.fill_(1)
+    assert get(torch.ones(3)) == 5
+
+
+def test_nothing_is_kept_of_a_tensor_that_is_gone():
+    seen = LastSeen()
     tensor = torch.ones(3)
-    assert [get(tensor, reader) for reader in (1, 2, 1)] == [1, 1, 1]
-    tensor.add_(1)
-    assert get(tensor, 2) == 2
-    with torch.inference_mode():
-        fresh = torch.ones(3)
-    assert [get(fresh, reader) for reader in (1, 2, 1, 2)] == [3, 3, 4, 4]
-    assert get(torch.ones(3), 3) == 5
+    seen.get(tensor, (), lambda: "made")
+    del tensor
+    assert seen._last is None
 
 
 # T5

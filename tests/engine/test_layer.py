@@ -40,7 +40,7 @@ FUSED = ["Bert", "Roberta", "XLMRoberta", "Camembert", "Electra", "DistilBert", 
 def test_families_are_fused_with_equal_results(kind, side, batch):
     model = make(kind)
     if side == "left":
-        batch["attention_mask"] = batch["attention_mask"].flip(1)
+        batch = {name: each.flip(1) for name, each in batch.items()}
     if side == "none":
         del batch["attention_mask"]
     expected = states(copy.deepcopy(model), batch)
@@ -179,6 +179,40 @@ def test_training_mode_runs_stock_with_dropout(bert, batch):
     assert not torch.equal(first, fast(**batch)[0])
     fast.eval()
     assert "the model is in training mode" in hfaccel.report(fast).stock_calls
+
+
+# Parts whose dropouts are trained alone, in a model in evaluation mode: Monte Carlo dropout.
+DROPOUTS = {"all": "", "embeddings": "embeddings", "one layer": "encoder.layer.1"}
+DROPOUTS |= {"one dropout": "encoder.layer.0.output.dropout"}
+
+
+@pytest.mark.parametrize("path", DROPOUTS.values(), ids=DROPOUTS)
+@pytest.mark.parametrize("padded", [False, True])
+def test_dropouts_alone_in_training_mode_drop_what_they_drop_in_stock(bert, batch, path, padded):
+    stock, fast = copy.deepcopy(bert), hfaccel.optimize(bert)
+    given = batch if padded else {"input_ids": batch["input_ids"]}
+    before = states(fast, given)
+    for model in (stock, fast):
+        for module in model.get_submodule(path).modules():
+            if isinstance(module, nn.Dropout):
+                module.train()
+    for seed in range(2):
+        expected, got = (torch.manual_seed(seed) and states(model, given) for model in (stock, fast))
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+        assert not torch.allclose(got, before, atol=1e-2)
+    for model in (stock, fast):
+        model.eval()
+    torch.testing.assert_close(states(fast, given), before, rtol=0, atol=0)
+
+
+def test_an_attention_alone_in_training_mode_drops_scores(bert, batch):
+    stock, fast = copy.deepcopy(bert), hfaccel.optimize(bert)
+    states(fast, batch)
+    for model in (stock, fast):
+        model.encoder.layer[0].attention.self.training = True  # which is all that it looks at
+    expected, got = (torch.manual_seed(0) and states(model, batch) for model in (stock, fast))
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+    assert "the submodule self is in training mode" in hfaccel.report(fast).stock_calls
 
 
 def test_gradients_equal_stock(bert, batch):

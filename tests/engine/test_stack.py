@@ -140,6 +140,19 @@ def test_gradients_and_training_take_the_stock_path(bert):
     assert bert(**given)[0].requires_grad
 
 
+def test_a_loop_in_training_mode_leaves_out_the_layers_that_stock_leaves_out():
+    """As an encoder of sounds does, with its layers in evaluation mode."""
+    stock = make("wav2vec2")
+    stock.config.layerdrop = 0.5
+    fast, given = hfaccel.optimize(copy.deepcopy(stock)), inputs("wav2vec2", "none")
+    for model in (stock, fast):
+        model.encoder.training = True
+        model.encoder.dropout.p = 0.0
+    for seed in range(6):
+        expected, got = (torch.manual_seed(seed) and run(model, given) for model in (stock, fast))
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
 def test_copies_pickles_and_restored_models(bert, calls):
     given = inputs("BERT")
     expected = run(bert, given)

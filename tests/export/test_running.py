@@ -210,6 +210,18 @@ def test_gradients_training_and_autocast(model, batch):
     ]
 
 
+def test_a_dropout_alone_in_training_mode_drops(model, batch):
+    before = states(model, batch)
+    model.encoder.layer[0].output.dropout.train()
+    torch.manual_seed(0)
+    assert not torch.allclose(states(model, batch), before, atol=1e-2)
+    assert "a submodule is in training mode" in export.running(model).calls
+    model.eval()
+    calls = export.running(model).calls.total()
+    torch.testing.assert_close(states(model, batch), before)
+    assert export.running(model).calls.total() == calls
+
+
 def test_a_configuration_that_asks_for_more(model, batch):
     model.config.output_hidden_states = True
     check(model, "config.output_hidden_states is set", **batch)

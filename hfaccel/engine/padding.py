@@ -1,0 +1,136 @@
+"""Which calls of a model may leave out padding: those in which nobody reads what stands there.
+
+A fused layer leaves out the tokens that no token sees, and gives zeros in their places. Who is given those
+has to know them for padding:
+
+- A model of texts is given ids and a mask of the same shape: what the mask hides is padding if it is the
+  padding token. Other tokens under the mask (ColBERT's query expansion) are read although no other token
+  sees them. Without ids, or with a mask of another shape, nobody can tell.
+- A model of sounds is given a mask of samples, and gives frames. Its caller has no mask of frames and reads
+  all of them: a CTC head's are decoded, others are averaged.
+- Answers to questions are sought by comparing all positions.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from hfaccel.engine.linear import is_traced
+from hfaccel.engine.swapped import Swapped, swap
+from hfaccel.outcome import Outcome
+
+IDS, MASK = "input_ids", "attention_mask"
+COMPARING = "QuestionAnswering"  # in the names of classes whose results are compared across positions
+
+_thread = threading.local()
+
+
+def is_computed() -> bool:
+    """Whether this thread is in a call that has to compute padding."""
+    return getattr(_thread, "depth", 0) > 0
+
+
+@contextmanager
+def computed() -> Iterator[None]:
+    _thread.depth = getattr(_thread, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _thread.depth -= 1
+
+
+class PaddedModel(Swapped):
+    """Mixed into the class of a model with fused layers: it tells them when padding counts. Its key says
+    whether they leave it out at all."""
+
+    hfaccel_keeps_name: ClassVar[bool] = True  # it is written into checkpoints
+
+    @torch.compiler.disable(recursive=False)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # sentence-transformers calls it directly
+        if not self._hfaccel_reads_padding(args, kwargs):
+            return super().forward(*args, **kwargs)
+        with computed():
+            return super().forward(*args, **kwargs)
+
+    def _hfaccel_reads_padding(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        if not self.hfaccel_key or torch.is_grad_enabled() or is_traced() or is_computed():
+            return False  # layers compute it anyway
+        if why_always(self):
+            return True
+        ids, mask = _given(self.hfaccel_stock, args, kwargs)
+        return mask is not None and not hides_padding_alone(ids, mask, padding_id(self))
+
+
+def why_always(model: Any) -> str:
+    """Why every call of this model has to compute padding; "" where its ids tell."""
+    if COMPARING in type(model).__name__:
+        return "answers are sought at every position"
+    if getattr(model, "main_input_name", IDS) != IDS:
+        return "its results have other positions than its mask"
+    return ""
+
+
+def padding_id(model: Any) -> int | None:
+    padding: int | None = getattr(model.config, "pad_token_id", None)
+    return getattr(model.get_input_embeddings(), "padding_idx", None) if padding is None else padding
+
+
+def hides_padding_alone(ids: Any, mask: Any, padding: int | None) -> bool:
+    """Whether the mask hides nothing but the padding token, and that is known."""
+    if padding is None or not isinstance(ids, torch.Tensor) or not isinstance(mask, torch.Tensor):
+        return False
+    return ids.shape == mask.shape and not bool(((mask == 0) & (ids != padding)).any())
+
+
+def _given(stock: type[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """Ids and mask."""
+    values = [kwargs.get(name) for name in (IDS, MASK)]
+    for number, place in enumerate(_places(stock.forward) if args else ()):
+        if place < len(args):
+            values[number] = args[place]
+    return values[0], values[1]
+
+
+@lru_cache(maxsize=256)
+def _places(forward: Any) -> tuple[int, int]:
+    """Of ids and mask among the positional arguments."""
+    names = [*inspect.signature(forward).parameters][1:]
+    ids, mask = (names.index(name) if name in names else len(names) for name in (IDS, MASK))
+    return ids, mask
+
+
+def watch_padding(model: nn.Module, layers: list[nn.Module]) -> list[Outcome]:
+    """Let the models around these fused layers tell when padding counts; what the report says of them."""
+    outcomes = []
+    for each in _models(model, layers):
+        swap(each, PaddedModel, True)
+        why, padding = why_always(each), padding_id(each)
+        reason = f"padding is computed: {why}"
+        if not why:
+            reason = f"padding is left out where the mask hides nothing but the padding token, {padding}"
+        if not why and padding is None:
+            reason = "padding is computed: it has no pad_token_id"
+        outcomes.append(Outcome(type(each).__name__, True, reason))
+    return outcomes
+
+
+def _models(model: nn.Module, layers: list[nn.Module]) -> list[nn.Module]:
+    """Those next to the layers, which get the ids; and those around them that always read padding."""
+    inside = {id(layer) for layer in layers}
+    around = [
+        each
+        for each in model.modules()
+        if hasattr(each, "save_pretrained")
+        and not isinstance(each, Swapped)
+        and any(id(part) in inside for part in each.modules())
+    ]
+    next_to = [each for each in around if not any(part in around for part in list(each.modules())[1:])]
+    return [each for each in around if each in next_to or COMPARING in type(each).__name__]
