@@ -13,6 +13,7 @@ import torch
 from conftest import replace
 
 from hfaccel import configuration, native
+from hfaccel.apply import openmp
 from hfaccel.errors import UsageError
 from hfaccel.host import read_host
 from hfaccel.plan import KNOBS, cpu_budget
@@ -39,6 +40,9 @@ class Arena:
     def reserve_heap(self, size):
         return size
 
+    def memory_policy(self):
+        return "default", ()
+
 
 @pytest.fixture
 def machine(monkeypatch):
@@ -62,6 +66,7 @@ def machine(monkeypatch):
     monkeypatch.setattr(native, "arena", Arena())
     monkeypatch.setattr(os, "sched_setaffinity", set_affinity)
     monkeypatch.setattr(torch, "set_num_interop_threads", lambda number: None)
+    monkeypatch.setattr(openmp, "threads_set", lambda: 0)  # other tests have set some
     for name in ("keep_affinity_over_import", "survive_forks", "give_children_affinity"):
         monkeypatch.setattr(configuration.hooks, name, hook(name))
     yield state
@@ -171,6 +176,14 @@ def test_a_configuration_is_plain_data(configure):
     described = json.loads(json.dumps(configure(threads=1).to_dict()))
     assert set(described) == {"facts", "plan", "applied"}
     assert {row["subject"] for row in described["applied"]} == APPLIED
+
+
+def test_a_memory_policy_that_the_program_or_numactl_has_set_stays(configure, machine, monkeypatch):
+    machine["facts"] = replace(XEON, limits=replace(XEON.limits, affinity=(0, 1)))  # on one node of two
+    monkeypatch.setattr(native.arena, "memory_policy", lambda: ("bind", (0, 1)))
+    choice = configure().plan["memory_policy"]
+    assert (choice.value, choice.source) == (None, "program")
+    assert choice.reason == "memory policy bind:0,1 is the program's own and kept"
 
 
 # The hooks that go with it
@@ -303,6 +316,42 @@ def test_the_memory_policy_is_the_kernels(real):
 
 def test_the_affinity_is_the_kernels(real):
     assert [state["mask"] for state in real["states"]][1:] == [MASK[:1]] * 3
+
+
+PROGRAM = """
+import json, os
+import torch
+torch.set_num_threads({number})
+import hfaccel
+def state(done):
+    return [torch.get_num_threads(), done.plan["threads"].source, done.plan["threads"].reason]
+states = [state(hfaccel.configure()), state(hfaccel.configure(huge_pages="off"))]
+model = hfaccel.optimize(torch.nn.Sequential(torch.nn.Linear(64, 64)).eval())
+reported = [row.reason for row in hfaccel.report(model).configuration.outcomes if row.subject == "threads"]
+asked = state(hfaccel.configure(threads=3))
+print(json.dumps({{"states": states, "reported": reported, "asked": asked}}))
+"""
+
+
+@pytest.mark.parametrize("number", [1, BUDGET.threads, BUDGET.threads + 1])
+def test_threads_that_the_program_has_set_stay(number):
+    """They win over the rule, also where the number is the one that torch begins with."""
+    found = answer(start(PROGRAM.format(number=number)))
+    reason = f"torch.set_num_threads({number}) is the program's own and kept"
+    assert found["states"] == [[number, "program", reason]] * 2
+    assert found["reported"] == [reason]
+    assert found["asked"][:2] == [3, "user"]
+
+
+def test_mkls_variable_counts_as_openmps_does():
+    """torch begins with the number that it names."""
+    script = """
+import json, torch, hfaccel
+choice = hfaccel.configure().plan["threads"]
+print(json.dumps([torch.get_num_threads(), choice.source, choice.reason]))
+"""
+    found = answer(start(script, MKL_NUM_THREADS="1"))
+    assert found == [1, "environment", "MKL_NUM_THREADS=1 is set and kept"]
 
 
 @needs_two_cores

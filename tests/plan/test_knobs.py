@@ -71,6 +71,15 @@ def test_threads_follow_the_quota():
     assert choice.reason == "the CPU quota of 2.5 allows 2 of 8 cores"
 
 
+def test_what_the_program_has_set_wins_over_variables_and_rules_and_loses_to_what_is_asked_for():
+    goal = Goal("process", program={"threads": "torch.set_num_threads(3)"})
+    for environment in ({}, {"OMP_NUM_THREADS": "5"}):
+        choice = choose("threads", goal._replace(environment=environment))
+        assert (choice.value, choice.source) == (None, "program")
+        assert choice.reason == "torch.set_num_threads(3) is the program's own and kept"
+    assert choose("threads", goal._replace(overrides={"threads": 2})).value == 2
+
+
 def test_there_is_one_interop_thread():
     assert choose("interop_threads", PROCESS).value == 1
 
