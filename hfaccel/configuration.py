@@ -48,7 +48,7 @@ def configure(**overrides: Any) -> Configuration:
 
     Ranks that torchrun or mpirun started on one machine (LOCAL_RANK, LOCAL_WORLD_SIZE) share its cores
     between them. Child processes get the affinity mask that this process had before, unless you ask for
-    `affinity` yourself; a forked child computes with one thread instead of hanging in OpenMP.
+    `affinity` yourself; a forked child starts threads of its own instead of hanging in OpenMP.
 
     Raises UsageError for an unknown knob or value; what the system refuses is an Outcome with its reason.
     """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +26,57 @@ def _scopes() -> Iterator[ctypes.CDLL]:
     torch = sys.modules.get("torch")
     if torch is not None:
         yield ctypes.CDLL(torch._C.__file__)
+
+
+def runtime() -> ctypes.CDLL | None:
+    """The OpenMP library that serves torch, out of all that are mapped; None where torch has none."""
+    function = torch_function("omp_get_max_threads")
+    if function is None:
+        return None
+    found = _Place()
+    ctypes.CDLL(None).dladdr(ctypes.cast(function, ctypes.c_void_p), ctypes.byref(found))
+    return ctypes.CDLL(os.fsdecode(found.file))
+
+
+class _Place(ctypes.Structure):
+    """Dl_info of dlfcn.h."""
+
+    _fields_ = (
+        ("file", ctypes.c_char_p),
+        ("base", ctypes.c_void_p),
+        ("symbol", ctypes.c_char_p),
+        ("address", ctypes.c_void_p),
+    )
+
+
+# Forks
+
+END_THREADS = "omp_pause_resource_all"  # of OpenMP 5.0: GCC 9
+alone = ""  # why this process, a forked child, can only compute with one thread
+
+
+@functools.cache
+def let_forks_end_threads() -> str:
+    """Let every fork of libc first end the OpenMP threads of the thread that forks.
+
+    A child has that thread alone. It then starts OpenMP threads as a new process does, and so does the
+    parent when it computes again. Returns why that cannot be done; "" where it is, or need not be.
+    """
+    library = runtime()
+    if library is None or hasattr(library, "__kmpc_fork_call"):
+        return ""  # Intel's and LLVM's start anew in a child by themselves
+    register = getattr(ctypes.CDLL(None), "__register_atfork", None)
+    end = getattr(library, END_THREADS, None)
+    if register is None or end is None:
+        missing = "no __register_atfork" if register is None else f"no {END_THREADS}, which GCC 9 brought"
+        return f"its OpenMP runtime cannot be restarted (there is {missing})"
+    # The handler is GNU's function itself: Python cannot run there, because a program in C that forks may not
+    # hold the interpreter's lock. It ignores its argument, so that it can be called without one.
+    register(ctypes.cast(end, ctypes.c_void_p), None, None, None)
+    return ""
+
+
+# The number of threads
 
 
 def threads_set() -> int:

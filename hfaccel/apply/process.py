@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from hfaccel import native
+from hfaccel.apply import openmp
 from hfaccel.host import Library, format_number_list
 from hfaccel.outcome import Outcome
 from hfaccel.plan import MemoryPolicy, Plan
@@ -92,6 +93,8 @@ def _reserve_heap(retained: int) -> str:
 def _apply_threads(threads: int) -> Outcome:
     import torch
 
+    if openmp.alone and threads > 1:
+        return Outcome("threads", False, openmp.alone)
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     return Outcome("threads", True, f"torch computes with {threads}")
