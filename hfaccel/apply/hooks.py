@@ -11,6 +11,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from hfaccel.portable import affinity, set_affinity
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing alone takes 5 ms
     from importlib.machinery import ModuleSpec
@@ -97,14 +99,14 @@ def keep_affinity_over_import(module: str = "torch") -> None:
     With one of BINDING set, an OpenMP runtime moves the thread that loads it to one CPU, and everything
     that this thread starts later inherits that.
     """
-    mask = os.sched_getaffinity(0)
+    mask = affinity()
     if any(os.environ.get(name) for name in BINDING):
         after_import(module, lambda: _set_affinity(mask))
 
 
 def _set_affinity(mask: set[int]) -> None:
     with contextlib.suppress(OSError):  # a container may forbid it, or have lost these CPUs meanwhile
-        os.sched_setaffinity(0, mask)
+        set_affinity(mask)
 
 
 def give_children_affinity(mask: set[int]) -> None:
@@ -117,7 +119,7 @@ def give_children_affinity(mask: set[int]) -> None:
 
     def with_mask(start: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*arguments: Any, **keywords: Any) -> Any:
-            own = os.sched_getaffinity(0)
+            own = affinity()
             _set_affinity(mask)
             try:
                 return start(*arguments, **keywords)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from hfaccel import native
 from hfaccel.host.facts import Processor
 from hfaccel.host.tree import Tree, is_number
+from hfaccel.portable import machine
 
 
 class Flag(NamedTuple):
@@ -107,7 +108,7 @@ def read_processor(tree: Tree) -> Processor:
     usable, withheld = _usable(tree, [flag for flag in ISA_FLAGS if flag.name in listed])
     vendor = "ARM" if arm else fields.get("vendor_id", "")
     return Processor(
-        architecture=tree.probe("machine", lambda: os.uname().machine),
+        architecture=tree.probe("machine", machine),
         vendor=vendor,
         model_name=fields.get("model name", ""),
         codename=_arm_core(fields) if arm else codename(vendor, family, model, stepping),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from torch import nn
 
 from hfaccel.memory.arena import ALIGNMENT, HUGE_PAGE, padded
 from hfaccel.memory.pack import is_plain
+from hfaccel.portable import affinity
 from hfaccel.threads import Pool
 
 PAGE = 4096  # bytes
@@ -139,7 +139,7 @@ def digest(region: torch.Tensor) -> str:
     words: Any = region.numpy().view("int64").reshape(-1, PAGE // 8)
     chunks = [words[start : start + CHUNK] for start in range(0, len(words), CHUNK)]
     found = hashlib.blake2b(digest_size=16)
-    with Pool(min(8, len(os.sched_getaffinity(0))), "hfaccel-digest") as threads:
+    with Pool(min(8, len(affinity())), "hfaccel-digest") as threads:
         for sums in [threads.submit(functools.partial(chunk.sum, axis=1)) for chunk in chunks]:
             found.update(sums.result().tobytes())
     return found.hexdigest()
