@@ -17,6 +17,7 @@ from hfaccel.apply import openmp
 from hfaccel.errors import UsageError
 from hfaccel.host import read_host
 from hfaccel.plan import KNOBS, cpu_budget
+from hfaccel.plan.memory import usable_memory
 
 XEON = read_host(Path(__file__).parent.parent / "hosts/xeon-2-sockets.txt")  # CPUs 0-15, siblings 8 apart
 APPLIED = {"affinity", "memory_policy", "allocator", "threads", "interop_threads"}
@@ -316,6 +317,41 @@ def test_the_memory_policy_is_the_kernels(real):
 
 def test_the_affinity_is_the_kernels(real):
     assert [state["mask"] for state in real["states"]][1:] == [MASK[:1]] * 3
+
+
+WORKERS = """
+import json, multiprocessing, sys
+
+def work(together, queue):
+    together.wait()
+    import hfaccel
+    queue.put(hfaccel.configure().plan["retained_memory"].value)
+    together.wait()
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    together, queue = context.Barrier(8), context.SimpleQueue()
+    workers = [context.Process(target=work, args=(together, queue)) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    values = [queue.get() for _ in workers]
+    for worker in workers:
+        worker.join()
+    print(json.dumps(values))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc")
+def test_spawned_workers_retain_together_what_one_process_may(tmp_path):
+    """Each may keep an eighth of the memory otherwise: all of it."""
+    script = tmp_path / "workers.py"
+    script.write_text(WORKERS)
+    done = subprocess.run(
+        [sys.executable, str(script)], env=CLEAN, capture_output=True, text=True, check=True
+    )
+    values = json.loads(done.stdout.splitlines()[-1])
+    assert len(set(values)) == 1
+    assert sum(values) <= max(8 << 20, usable_memory(read_host()) // 8)
 
 
 PROGRAM = """

@@ -13,7 +13,7 @@ from topologies import make_topology
 
 from hfaccel.errors import UsageError
 from hfaccel.host import Library, MemoryFacts, read_host
-from hfaccel.plan import KNOBS, Goal, MemoryPolicy, make_plan
+from hfaccel.plan import KNOBS, Goal, MemoryPolicy, Slot, make_plan
 
 FACTS = read_host(Path(__file__).parent.parent / "hosts/xeon-2-sockets.txt")  # CPUs 0-15, siblings 8 apart
 LAUNCH, PROCESS = Goal("launch"), Goal("process")
@@ -244,6 +244,27 @@ def test_an_eighth_of_what_may_be_used_is_retained(total, limit, value):
     choice = choose("retained_memory", memory=memory, limits=limits(memory_limit=limit))
     assert choice.value == value < 1 << 31  # glibc takes it as an int
     assert "an eighth" in choice.reason
+
+
+RANKED = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8"}
+
+
+@pytest.mark.parametrize(
+    ("siblings", "goal"),
+    [
+        (8, PROCESS),
+        (1, Goal("process", environment=RANKED)),
+        (2, Goal("process", environment=RANKED)),
+        (1, Goal("launch", slot=Slot(0, 8, (0,), 1, (0,), "instance 0 of 8"))),
+    ],
+)
+def test_processes_that_share_the_memory_share_what_is_retained(siblings, goal):
+    memory = MemoryFacts(8 * GIB, "madvise", "madvise", False)
+    choice = choose(
+        "retained_memory", goal, memory=memory, limits=limits(memory_limit=None, siblings=siblings)
+    )
+    assert choice.value == GIB // 8
+    assert choice.reason.endswith("there are 8 processes")
 
 
 # Rules for libraries
