@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -25,6 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hfaccel import portable
 from hfaccel.errors import UsageError
 
 MANIFEST = "manifest.json"
@@ -100,7 +100,7 @@ class Cache:
             for name in ("entries", "locks"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = locks.enter_context(self._lock_file(key))
-            fcntl.flock(lock, fcntl.LOCK_SH)  # readers share; only who makes it is alone
+            portable.flock(lock, portable.LOCK_SH)  # readers share; only who makes it is alone
         except OSError:
             if intact(target):  # read-only, or without locks: who made it here is done
                 return Entry(target, True)
@@ -116,12 +116,12 @@ class Cache:
         """Make the entry, or find that another process was first. Leaves the lock shared."""
         found = there = False
         while not there:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            portable.flock(lock, portable.LOCK_EX)
             found = intact(target)
             if not found:
                 self._fill(target, make)
                 self._evict(keep=target.name)
-            fcntl.flock(lock, fcntl.LOCK_SH)  # gives the other up first: it may be evicted in between
+            portable.flock(lock, portable.LOCK_SH)  # gives the other up first: it may be evicted in between
             there = target.exists()
         return found
 
@@ -131,7 +131,7 @@ class Cache:
         try:
             yield descriptor
         finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked child has the descriptor too
+            portable.flock(descriptor, portable.LOCK_UN)  # a forked child has the descriptor too
             os.close(descriptor)
 
     def _fill(self, target: Path, make: Make) -> None:
@@ -180,7 +180,7 @@ class Cache:
         """Remove it unless somebody uses that key or it is not ours to remove; whether it was removed."""
         try:
             with self._lock_file(key) as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                portable.flock(lock, portable.LOCK_EX | portable.LOCK_NB)
                 remove(path)
         except OSError:
             return False

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from hfaccel.apply import hooks
 from hfaccel.apply.process import apply_plan
+from hfaccel.apply.program import settings_of_program
 from hfaccel.host import HostFacts, read_host
 from hfaccel.outcome import Outcome
 from hfaccel.plan import Goal, Plan, Slot, make_plan, rank_slot
@@ -22,6 +24,7 @@ class Configuration:
     plan: Plan
     outcomes: tuple[Outcome, ...]
     slot: Slot | None = None  # its place among the ranks that were started on this machine
+    program: Mapping[str, str] = field(default_factory=dict)  # knob -> how the program had set it before
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -39,12 +42,13 @@ def configure(**overrides: Any) -> Configuration:
 
     Without arguments, a second call changes nothing and returns the first's answer. `overrides` are
     added to those of earlier calls, and only what they change is applied: knobs by name (docs/knobs.md),
-    for example `threads=4` or `allocator="default"`; they win over the environment and the rules. Call it
+    for example `threads=4` or `allocator="default"`; they win over the environment and the rules, and so
+    does what the program has set by itself before, such as torch.set_num_threads. Call it
     before threads are started: memory that they already hold keeps its old arenas.
 
     Ranks that torchrun or mpirun started on one machine (LOCAL_RANK, LOCAL_WORLD_SIZE) share its cores
     between them. Child processes get the affinity mask that this process had before, unless you ask for
-    `affinity` yourself; a forked child computes with one thread instead of hanging in OpenMP.
+    `affinity` yourself; a forked child starts threads of its own instead of hanging in OpenMP.
 
     Raises UsageError for an unknown knob or value; what the system refuses is an Outcome with its reason.
     """
@@ -54,11 +58,12 @@ def configure(**overrides: Any) -> Configuration:
         wanted = {**(_current.overrides if _current else {}), **overrides}
         # A rank keeps its place: later its own mask is smaller than its parent's.
         slot = _current.slot if _current else rank_slot(facts, os.environ)
-        plan = make_plan(facts, Goal("process", wanted, dict(os.environ), slot=slot))
+        program = _current.program if _current else settings_of_program(facts)
+        plan = make_plan(facts, Goal("process", wanted, dict(os.environ), slot=slot, program=program))
         if _current is None:
             _install_hooks(plan, facts, slot)
         outcomes = apply_plan(plan, _done(_current, plan, overrides) if _current else {})
-        _current = Configuration(facts, wanted, plan, tuple(outcomes), slot)
+        _current = Configuration(facts, wanted, plan, tuple(outcomes), slot, program)
     return _current
 
 

@@ -11,6 +11,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from hfaccel.portable import affinity, set_affinity
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing alone takes 5 ms
     from importlib.machinery import ModuleSpec
@@ -97,14 +99,14 @@ def keep_affinity_over_import(module: str = "torch") -> None:
     With one of BINDING set, an OpenMP runtime moves the thread that loads it to one CPU, and everything
     that this thread starts later inherits that.
     """
-    mask = os.sched_getaffinity(0)
+    mask = affinity()
     if any(os.environ.get(name) for name in BINDING):
         after_import(module, lambda: _set_affinity(mask))
 
 
 def _set_affinity(mask: set[int]) -> None:
     with contextlib.suppress(OSError):  # a container may forbid it, or have lost these CPUs meanwhile
-        os.sched_setaffinity(0, mask)
+        set_affinity(mask)
 
 
 def give_children_affinity(mask: set[int]) -> None:
@@ -117,7 +119,7 @@ def give_children_affinity(mask: set[int]) -> None:
 
     def with_mask(start: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*arguments: Any, **keywords: Any) -> Any:
-            own = os.sched_getaffinity(0)
+            own = affinity()
             _set_affinity(mask)
             try:
                 return start(*arguments, **keywords)
@@ -138,48 +140,33 @@ def give_children_affinity(mask: set[int]) -> None:
 # Forks
 
 FORKED = (
-    "hfaccel: this process forks after torch has started its threads. A child has none of them, and GNU's "
-    "OpenMP would wait for them for ever, so it computes with one thread. Start children with the spawn "
-    "method, or load the model in them (gunicorn: without --preload)"
+    "hfaccel: this process was forked from one that had imported torch, and {problem}: it would wait for "
+    "ever for threads that a child does not have. It computes with one thread; start children with the spawn "
+    "method, or import torch in them (gunicorn: without --preload)"
 )
 
 
 def survive_forks() -> None:
-    """Let a forked child of a process with OpenMP threads compute with one thread instead of hanging.
+    """Let forked children compute with threads of their own, whoever forks them: Python or a server in C.
 
-    Says so on standard error, once. Intel's runtime starts new threads in the child by itself.
+    A child has none of its parent's threads, and GNU's OpenMP would wait for them for ever. Where the
+    runtime cannot be helped, a child computes with one thread, and says so on standard error.
     """
-    others: set[str] = set()  # threads that importing torch starts, and not computing: OpenBLAS has some
-    state = {"threads": False, "told": False}
-    if "torch" not in sys.modules:
-        after_import("torch", lambda: others.update(_threads()))
-
-    def before() -> None:
-        state["threads"] = "torch" in sys.modules and _has_openmp_threads(others)
-        if state["threads"] and not state["told"]:
-            state["told"] = True
-            print(FORKED, file=sys.stderr, flush=True)
-
-    def in_child() -> None:
-        if state["threads"]:
-            sys.modules["torch"].set_num_threads(1)
-
-    os.register_at_fork(before=before, after_in_child=in_child)
+    if hasattr(os, "fork"):
+        after_import("torch", _let_forks_end_threads)
 
 
-def _has_openmp_threads(others: set[str]) -> bool:
-    """Whether there are threads beside Python's and these others, and they are not Intel's."""
-    import threading
+def _let_forks_end_threads() -> None:
+    from hfaccel.apply import openmp
 
-    python = {str(thread.native_id) for thread in threading.enumerate()}
-    try:
-        if not _threads() - python - others:
-            return False
-        with open("/proc/self/maps", encoding="utf-8") as maps:  # noqa: PTH123
-            return "libiomp5" not in maps.read()
-    except OSError:
-        return False  # no /proc: nothing to go by
+    problem = openmp.let_forks_end_threads()
+    if problem:
+        os.register_at_fork(after_in_child=lambda: _compute_alone(FORKED.format(problem=problem)))
 
 
-def _threads() -> set[str]:
-    return set(os.listdir("/proc/self/task"))  # noqa: PTH208
+def _compute_alone(reason: str) -> None:
+    from hfaccel.apply import openmp
+
+    openmp.alone = reason
+    print(reason, file=sys.stderr, flush=True)
+    sys.modules["torch"].set_num_threads(1)

@@ -8,9 +8,11 @@ from types import MappingProxyType
 from typing import Any
 
 from hfaccel import native
+from hfaccel.apply import openmp
 from hfaccel.host import Library, format_number_list
 from hfaccel.outcome import Outcome
 from hfaccel.plan import MemoryPolicy, Plan
+from hfaccel.portable import set_affinity
 
 # glibc's names and numbers (malloc.h).
 M_ARENA_MAX, M_MMAP_THRESHOLD, M_TOP_PAD, M_TRIM_THRESHOLD = -8, -3, -2, -1
@@ -41,7 +43,7 @@ def apply_plan(plan: Plan, done: Mapping[str, Outcome] = MappingProxyType({})) -
 
 def _apply_affinity(cpus: tuple[int, ...]) -> Outcome:
     try:
-        os.sched_setaffinity(0, cpus)
+        set_affinity(cpus)
     except OSError as error:
         return Outcome("affinity", False, f"sched_setaffinity({list(cpus)}) failed: {error.strerror}")
     return Outcome("affinity", True, f"bound to CPUs {format_number_list(cpus)}")
@@ -92,6 +94,8 @@ def _reserve_heap(retained: int) -> str:
 def _apply_threads(threads: int) -> Outcome:
     import torch
 
+    if openmp.alone and threads > 1:
+        return Outcome("threads", False, openmp.alone)
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     return Outcome("threads", True, f"torch computes with {threads}")

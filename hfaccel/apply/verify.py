@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from hfaccel import native
 from hfaccel.host import read_host
+from hfaccel.portable import affinity
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Finding:
 def verify() -> list[Finding]:
     facts = read_host()
     findings = [
-        Finding("affinity", _cpu_list(os.sched_getaffinity(0)), "sched_getaffinity"),
+        Finding("affinity", _cpu_list(affinity()), "sched_getaffinity"),
         Finding("allocator", allocator_in_use(), "the library that malloc resolves to"),
         Finding("OpenMP", openmp_runtimes(facts.mapped) or "none loaded", "/proc/self/maps"),
         Finding("huge pages", f"mode {facts.memory.thp}", "/sys/kernel/mm/transparent_hugepage"),

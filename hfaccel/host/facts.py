@@ -124,6 +124,7 @@ class Limits(NamedTuple):
     throttled: int | None = None  # periods in which the quota was used up, so far; None: not counted
     steal: float = 0.0  # share of CPU time since boot that the hypervisor gave to others
     locked_memory: int | None = None  # bytes that may be locked (RLIMIT_MEMLOCK); None: unlimited
+    siblings: int = 1  # processes of the same parent and program, this one among them: they share the limits
 
 
 class MemoryFacts(NamedTuple):

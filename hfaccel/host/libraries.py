@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hfaccel.host.facts import Library
 from hfaccel.host.tree import Tree
+from hfaccel.portable import machine
 
 # In order of preference, as measured: docs/method.md. mimalloc 2 (Debian's libmimalloc.so.2.0) faults
 # more than glibc does, so only version 3 is looked for.
@@ -64,7 +65,7 @@ def preload_problem(path: str | Path) -> str | None:
     """Why this file cannot be preloaded here; None: it can."""
     try:
         with Path(path).open("rb") as file:
-            return elf_problem(file.read(20), os.uname().machine)
+            return elf_problem(file.read(20), machine())
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     except ValueError as error:  # no file can have this name

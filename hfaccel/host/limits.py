@@ -42,6 +42,7 @@ def read_limits(tree: Tree, topology: Topology) -> Limits:
         parent_affinity=_parent_affinity(tree, topology),
         throttled=_throttled(tree),
         steal=_steal(tree),
+        siblings=_siblings(tree),
         locked_memory=_locked_memory(tree),
     )
 
@@ -198,6 +199,36 @@ def _steal(tree: Tree) -> float:
         if len(times) == 8 and sum(times) > 0:
             return round(times[7] / sum(times), 4)  # user nice system idle iowait irq softirq steal
     return 0.0
+
+
+def _siblings(tree: Tree) -> int:
+    count = tree.probe("siblings", lambda: str(_count_siblings()))
+    return max(1, int(count)) if is_number(count) else 1
+
+
+def _count_siblings() -> int:
+    """How many children of this process's parent run this Python; workers are there before they import."""
+    try:
+        own, parent = os.readlink("/proc/self/exe"), f"/proc/{os.getppid()}/task"  # noqa: PTH115
+        files = [f"{parent}/{thread}/children" for thread in os.listdir(parent)]  # noqa: PTH208
+        children = [child for file in files for child in _content(file).split()]
+    except OSError:  # no /proc, or the parent is somebody else's
+        return 1
+    return sum(_runs(child, own) for child in children)
+
+
+def _runs(process: str, program: str) -> bool:
+    """Whether it is that program; the helper that multiprocessing starts for itself computes nothing."""
+    try:
+        same = os.readlink(f"/proc/{process}/exe") == program  # noqa: PTH115
+        return same and "multiprocessing.resource_tracker" not in _content(f"/proc/{process}/cmdline")
+    except OSError:  # it has ended, or is somebody else's
+        return False
+
+
+def _content(path: str) -> str:
+    with open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+        return file.read()
 
 
 def _locked_memory(tree: Tree) -> int | None:

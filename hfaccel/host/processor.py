@@ -10,6 +10,7 @@ from hfaccel import native
 from hfaccel.host.facts import Processor
 from hfaccel.host.kernel_sets import MAX_ISA, cap_problem, usable_sets
 from hfaccel.host.tree import Tree, is_number
+from hfaccel.portable import machine
 
 
 class Flag(NamedTuple):
@@ -111,7 +112,7 @@ def read_processor(tree: Tree) -> Processor:
     if cap_problem(cap):
         tree.problems.append(cap_problem(cap))
     return Processor(
-        architecture=tree.probe("machine", lambda: os.uname().machine),
+        architecture=tree.probe("machine", machine),
         vendor=vendor,
         model_name=fields.get("model name", ""),
         codename=_arm_core(fields) if arm else codename(vendor, family, model, stepping),

@@ -7,6 +7,7 @@ import os
 from hfaccel.host.facts import Cache, HugePages, LogicalCpu, Node, Topology
 from hfaccel.host.processor import cpuinfo
 from hfaccel.host.tree import Tree, is_number, parse_number_list
+from hfaccel.portable import affinity
 
 CPUS = "/sys/devices/system/cpu"
 NODES = "/sys/devices/system/node"
@@ -138,7 +139,7 @@ def read_affinity(tree: Tree, topology: Topology) -> tuple[int, ...]:
     online = tuple(entry.cpu for entry in topology.cpus)
     allowed = status_list(tree, "/proc/self/status", "Cpus_allowed_list")
     if allowed is None and tree.is_live:
-        return tuple(sorted(os.sched_getaffinity(0)))
+        return tuple(sorted(affinity()))
     known = frozenset(online)
     return tuple(cpu for cpu in allowed or () if cpu in known) or online
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -11,6 +12,7 @@ from hfaccel.errors import HfaccelError, ModelError
 
 # Ranges closer than this are read as one: tensors in an arena lie a few bytes apart.
 GAP = 4096
+SMAPS = "/proc/self/smaps"
 
 
 def coverage(tensors: torch.nn.Module | Iterable[torch.Tensor]) -> float:
@@ -19,15 +21,31 @@ def coverage(tensors: torch.nn.Module | Iterable[torch.Tensor]) -> float:
 
     Raises HfaccelError where it cannot be read, ModelError for what is neither.
     """
-    if native.arena is None:
-        raise HfaccelError(f"coverage cannot be read: {native.MISSING}")
+    problem = coverage_problem()
+    if problem:
+        raise HfaccelError(f"coverage cannot be read: {problem}")
     ranges = merge(_ranges(tensors))
     huge = 0.0
     for start, end in ranges:
-        _, anonymous, file = native.arena.smaps(start, end - start)
+        _, anonymous, file = _smaps(start, end - start)
         huge += min(anonymous + file, end - start)
     total = sum(end - start for start, end in ranges)
     return huge / total if total else 0.0
+
+
+def coverage_problem() -> str:
+    """Why coverage cannot be read here; "" where it can."""
+    if native.arena is None:
+        return native.MISSING
+    return "" if os.access(SMAPS, os.R_OK) else f"{SMAPS} cannot be read"
+
+
+def _smaps(start: int, size: int) -> tuple[int, int, int]:
+    assert native.arena is not None
+    try:
+        return native.arena.smaps(start, size)
+    except OSError as error:
+        raise HfaccelError(f"coverage cannot be read: {SMAPS}: {error.strerror or error}") from error
 
 
 def _ranges(tensors: torch.nn.Module | Iterable[torch.Tensor]) -> Iterator[tuple[int, int]]:

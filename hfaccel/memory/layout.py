@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,8 @@ from torch import nn
 
 from hfaccel.memory.arena import ALIGNMENT, HUGE_PAGE, padded
 from hfaccel.memory.pack import is_plain
+from hfaccel.portable import affinity
+from hfaccel.threads import Pool
 
 PAGE = 4096  # bytes
 CHUNK = 4096  # pages that one thread sums at a time: numpy's working memory stays in the cache
@@ -138,7 +139,7 @@ def digest(region: torch.Tensor) -> str:
     words: Any = region.numpy().view("int64").reshape(-1, PAGE // 8)
     chunks = [words[start : start + CHUNK] for start in range(0, len(words), CHUNK)]
     found = hashlib.blake2b(digest_size=16)
-    with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as threads:
-        for sums in threads.map(lambda chunk: chunk.sum(axis=1), chunks):
-            found.update(sums.tobytes())
+    with Pool(min(8, len(affinity())), "hfaccel-digest") as threads:
+        for sums in [threads.submit(functools.partial(chunk.sum, axis=1)) for chunk in chunks]:
+            found.update(sums.result().tobytes())
     return found.hexdigest()

@@ -9,10 +9,11 @@ behind, or a process number used again, leads to a copy of one's own.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from hfaccel.portable import LOCK_EX, flock
 
 FOLDER = "HFACCEL_SHARED"  # set by hfaccel-run for several instances; removed with the last of them
 
@@ -46,7 +47,7 @@ def meet(folder: str, name: str, make: Callable[[], int], is_it: Callable[[int],
 def _locked(path: Path) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        flock(descriptor, LOCK_EX)
         yield descriptor
     finally:
         os.close(descriptor)  # and with it the lock

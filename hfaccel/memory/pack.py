@@ -12,7 +12,7 @@ from torch import nn
 from hfaccel import native
 from hfaccel.errors import ModelError
 from hfaccel.memory.arena import COLOUR, HUGE_PAGE, Arena, Pages, check_node, padded
-from hfaccel.memory.coverage import coverage
+from hfaccel.memory.coverage import coverage, coverage_problem
 
 ENOUGH = 0.98  # memory of which this share is on huge pages stays where it is
 LARGE = 32 << 20  # bytes from which on the ends of a tensor, on small pages, do not matter
@@ -53,7 +53,8 @@ def pack_(
     tensors = [*model.parameters(), *model.buffers()]
     movable = [tensor for tensor in tensors if is_plain(tensor)]
     storages = _storages(movable)
-    in_place = pages == "thp" and numa_node is None and not locked
+    unseen = coverage_problem()  # then nobody knows what has become huge where it lies
+    in_place = pages == "thp" and numa_node is None and not locked and not unseen
     stay = _made_huge_in_place(storages) if in_place else set()
     move = [storage for storage in storages if storage not in stay]
     size = sum(padded(storage.bytes.numel()) + COLOUR for storage in move)
@@ -64,7 +65,7 @@ def pack_(
         moved=sum(storage.bytes.numel() for storage in move),
         in_place=sum(storage.bytes.numel() for storage in stay),
         left=len(tensors) - len(movable),
-        problem=arena.problem,
+        problem="; ".join(filter(None, dict.fromkeys((arena.problem, unseen if pages == "thp" else "")))),
     )
 
 
@@ -114,8 +115,6 @@ def _move(storage: _Storage, arena: Arena) -> None:
 
 def _made_huge_in_place(storages: list[_Storage]) -> set[_Storage]:
     """Those that the kernel put on huge pages where they lie: nothing is copied, nothing held twice."""
-    if native.arena is None:
-        return set()
     large = [storage for storage in storages if _is_large(storage) and _collapsed(storage)]
     return {*large, *_huge_files([storage for storage in storages if storage not in large])}
 

@@ -7,13 +7,14 @@ import gc
 from collections.abc import Callable
 
 from hfaccel import native
+from hfaccel.host import Tree
 
 
 def release() -> int:
     """Give freed memory that the allocator keeps back to the system; returns how many bytes went.
 
-    The next forward faults its activations in again. For when a process goes idle, or has done its
-    largest batch. Serves glibc, mimalloc, jemalloc and tcmalloc.
+    That is 0 where there is no /proc to tell. The next forward faults its activations in again. For when a
+    process goes idle, or has done its largest batch. Serves glibc, mimalloc, jemalloc and tcmalloc.
     """
     gc.collect()
     before = _resident()
@@ -50,8 +51,7 @@ _ALLOCATORS: dict[str, Callable[[], None]] = {  # by the beginning of the librar
 
 def _resident() -> int:
     """Bytes of this process that are in memory."""
-    with open("/proc/self/smaps_rollup", encoding="utf-8") as file:  # noqa: PTH123
-        for line in file:
-            if line.startswith("Rss:"):
-                return int(line.split()[1]) * 1024
+    for line in Tree().lines("/proc/self/smaps_rollup"):
+        if line.startswith("Rss:"):
+            return int(line.split()[1]) * 1024
     return 0

@@ -8,7 +8,6 @@ pages concerned and is seen by nobody else. The memory goes when the last proces
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import io
 import os
@@ -16,7 +15,7 @@ import pickle
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from multiprocessing.reduction import DupFd, ForkingPickler
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
 import torch
@@ -31,7 +30,7 @@ from hfaccel.outcome import Outcome
 
 T = TypeVar("T")
 PACKED = ("memory", "kind", "packing")  # what a packed weight is attached by, and makes anew
-SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+F_ADD_SEALS, F_GET_SEALS, SEALS = 1033, 1034, 0b1111  # of linux/fcntl.h; all four seals
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,11 +126,15 @@ def _sealed_or_met(layout: Layout) -> tuple[int, str]:
 
 def sealed(size: int, write: Callable[[torch.Tensor], None]) -> int:
     """A descriptor of `size` bytes of memory that nobody can change any more, filled by `write`."""
+    if not hasattr(os, "memfd_create"):
+        raise OSError(errno.ENOTSUP, "this system has none that can be sealed (memfd_create)")
+    import fcntl
+
     descriptor = os.memfd_create("hfaccel-weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(descriptor, size)
         _fill(descriptor, size, write)
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
+        fcntl.fcntl(descriptor, F_ADD_SEALS, SEALS)
     except BaseException:
         os.close(descriptor)
         raise
@@ -157,8 +160,10 @@ def _name(layout: Layout, descriptor: int) -> str:
 
 def _is_it(descriptor: int, layout: Layout, name: str) -> bool:
     """Whether it is sealed memory with these bytes: who holds it may be anybody."""
+    import fcntl
+
     try:
-        seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+        seals = fcntl.fcntl(descriptor, F_GET_SEALS)
     except OSError as error:
         if error.errno == errno.EINVAL:  # a file of another kind
             return False
@@ -175,6 +180,8 @@ def _reduce(model: nn.Module) -> Any:
     known = _shared.get(model)
     if known is None or known.descriptor < 0:
         return model.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+    from multiprocessing.reduction import DupFd
+
     buffer = io.BytesIO()
     _Sender(buffer, model, known).dump(model)
     return _attach, (DupFd(known.descriptor), known.nbytes, buffer.getvalue())

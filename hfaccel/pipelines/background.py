@@ -5,29 +5,33 @@ end before control returns to the program, so the program never meets it, nor sh
 from __future__ import annotations
 
 import contextvars
-import ctypes
-import os
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import torch
 
+from hfaccel.apply.openmp import torch_function
+from hfaccel.threads import Pool
+
 
 class Background:
-    """Runs jobs one after the other in a thread that starts with the first and ends with this object."""
+    """Runs jobs one after the other in a thread that starts with the first and ends with this object.
 
-    def __init__(self) -> None:
-        self._executor: ThreadPoolExecutor | None = None
-        self._process = 0  # that has the thread: a forked child has none of its parent's
+    Where there can be no thread a job runs in line, before the model computes; `note` is told why, once.
+    """
+
+    def __init__(self, note: Callable[[str], object]) -> None:
+        self._pool, self._note, self._noted = Pool(1, "hfaccel-pipeline", _compute_serially), note, False
 
     def start(self, job: Callable[[], None]) -> Future[None]:
         """Begin `job` in the caller's context: context variables, gradients and inference mode."""
-        if self._executor is None or self._process != os.getpid():
-            self._process = os.getpid()
-            self._executor = ThreadPoolExecutor(1, "hfaccel-pipeline", initializer=_compute_serially)
         modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
         context = contextvars.copy_context()
-        return self._executor.submit(lambda: context.run(_in_modes, job, *modes))
+        started = self._pool.submit(lambda: context.run(_in_modes, job, *modes))
+        if self._pool.problem and not self._noted:
+            self._noted = True
+            self._note(f"inputs were prepared before the model computed, not beside it: {self._pool.problem}")
+        return started
 
 
 def _in_modes(job: Callable[[], None], gradients: bool, inference: bool) -> None:
@@ -43,6 +47,6 @@ def _compute_serially() -> None:
     the runtime's own function is for the calling thread.
     """
     torch.get_num_threads()  # torch sets a thread's number once, at its first question; ours must come after
-    runtime = getattr(ctypes.CDLL(None), "omp_set_num_threads", None)
-    if runtime is not None:
-        runtime(1)
+    set_threads = torch_function("omp_set_num_threads")
+    if set_threads is not None:
+        set_threads(1)

@@ -57,17 +57,17 @@ class Call:
         if not self.chunked:
             return self.pipe.postprocess(outputs[0], **self.postprocess)
         for output in outputs:
-            output.pop("is_last")
+            output.pop("is_last", None)  # after an interrupt it is gone
         return self.pipe.postprocess(outputs, **self.postprocess)
 
 
-def begin(call: Call, inputs: Any, tokens: int) -> Run:
-    """Start the loop over `inputs`, with at most `tokens` tokens in a batch."""
+def begin(call: Call, inputs: Any, tokens: int, note: Callable[[str], object]) -> Run:
+    """Start the loop over `inputs`, with at most `tokens` tokens in a batch; `note` as of Run."""
     steps = Steps(call.prepare, shape, call.compute, call.finish)
     sized = isinstance(inputs, Sized)
     by_number = sized and not call.chunked  # as transformers reads them
     read = map(inputs.__getitem__, range(len(inputs))) if by_number else iter(inputs)
-    return Run(read, steps, Limits(call.rows, tokens), streams=not sized)
+    return Run(read, steps, Limits(call.rows, tokens), streams=not sized, note=note)
 
 
 def shape(inputs: Any) -> Shape:

@@ -32,7 +32,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Steps:
-    """What a pipeline does with one input. Each may raise any Exception, which is given in its place."""
+    """What a pipeline does with one input. What it raises is given in its place: see `_interrupts`."""
 
     prepare: Callable[[Any], Iterator[tuple[Any, bool]]]  # input -> its model inputs; True with the last
     shape: Callable[[Any], Shape]  # of a model input
@@ -44,7 +44,22 @@ class Steps:
 class Failed:
     """Stands where a value would be."""
 
-    error: Exception
+    error: BaseException
+
+
+ASYNCHRONOUS = ("greenlet", "gevent", "eventlet")  # whose exceptions, if no Exception, come from outside
+
+
+def _interrupts(error: BaseException) -> bool:
+    """Whether an error tells the program, or a greenlet, to end: then it is raised at once.
+
+    Every other error is raised in the place of its input, whatever its class: a panic in a tokenizer that is
+    written in Rust is no Exception.
+    """
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return True
+    package = type(error).__module__.partition(".")[0]
+    return not isinstance(error, Exception) and package in ASYNCHRONOUS
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,7 @@ class Begun:
     """An input whose model inputs are being made; `count` of them are."""
 
     index: int
+    read: Any
     rest: Iterator[tuple[Any, bool]]
     count: int = 0
 
@@ -82,17 +98,29 @@ class Run(Iterator[Any]):
     """Results in the order of the inputs; an input's exception is raised in its place, and `next` goes on.
 
     `streams`: the inputs come from an iterator that may depend on the results. Such an iterator is read
-    as far as transformers would: without look-ahead where `limits.rows` is 1.
+    as far as transformers would: without look-ahead where `limits.rows` is 1. `note` is told why nothing
+    is done beside the model, where that cannot be. After an interrupt `next` goes on where it was.
     """
 
-    def __init__(self, inputs: Iterator[Any], steps: Steps, limits: Limits, *, streams: bool) -> None:
+    def __init__(
+        self,
+        inputs: Iterator[Any],
+        steps: Steps,
+        limits: Limits,
+        *,
+        streams: bool,
+        note: Callable[[str], object] = lambda reason: None,
+    ) -> None:
         self._inputs, self._steps, self._limits = inputs, steps, limits
         self._streams = streams
-        self._background = Background()
+        self._background = Background(note)
+        self._job: Future[None] | None = None  # that works beside the model
+        self._batch: list[Prepared] = []  # that the model computes
+        self._outputs: list[Any] | None = None  # of that batch
         self._read: deque[tuple[int, Any]] = deque()  # inputs not begun yet
         self._begun: Begun | None = None
         self._waiting: list[Prepared] = []
-        self._computed: list[tuple[Prepared, Any]] = []  # outputs, or Failed, without results yet
+        self._computed: deque[tuple[Prepared, Any]] = deque()  # outputs, or Failed, without results yet
         self._parts: dict[int, Parts] = {}
         self._done: dict[int, Any] = {}  # results, or Failed, not given yet
         self._number = 0  # inputs read
@@ -112,28 +140,35 @@ class Run(Iterator[Any]):
 
     def _step(self) -> bool:
         """One batch, with everything beside it. False where nothing is left to do."""
+        self._join()  # an interrupt may have left something to wait for
         if self._computed and not self._waiting:
             self._finish()  # before the next input is read: the program may be waiting for these
             return True
         self._fill()
         if not self._waiting:
             return self._given in self._done
-        batch = self._take()
-        count = self._count_ahead(batch)
-        self._read_ahead(0 if self._streams and self._limits.rows == 1 else count)
-        job = self._start(count)
-        outputs = None
         try:
-            outputs = self._compute(batch)
+            self._take()
+            count = self._count_ahead(self._batch)
+            self._read_ahead(0 if self._streams and self._limits.rows == 1 else count)
+            self._job = self._start(count)
+            self._outputs = self._compute(self._batch)
         finally:
-            if job is not None:
-                wait([job])
-            if outputs is None:  # interrupted: it is computed if the program goes on
-                self._waiting = [*(p for p in batch if not self._settled(p.index)), *self._waiting]
+            self._join()
+        return True
+
+    def _join(self) -> None:
+        """Wait for the job beside the model, and put away the batch: computed, or to be computed again."""
+        if self._job is not None:
+            wait([self._job])
+        job, batch, outputs = self._job, self._batch, self._outputs
+        if outputs is not None:
+            self._computed.extend(zip(batch, outputs, strict=True))
+        else:  # interrupted
+            self._waiting = [*(p for p in batch if not self._settled(p.index)), *self._waiting]
+        self._job, self._batch, self._outputs = None, [], None
         if job is not None:
             job.result()
-        self._computed = list(zip(batch, outputs, strict=True))
-        return True
 
     def _count_ahead(self, batch: list[Prepared]) -> int:
         tokens, free = sum(p.shape.length or 0 for p in batch), batch[0].shape.length is not None
@@ -170,7 +205,7 @@ class Run(Iterator[Any]):
             self._fail(index, read.error)
             return None
         self._parts[index] = Parts()
-        return Begun(index, self._steps.prepare(read))
+        return Begun(index, read, self._steps.prepare(read))
 
     def _make(self, begun: Begun) -> bool:
         """Make the next model input of an input. False where it has no other."""
@@ -185,7 +220,10 @@ class Run(Iterator[Any]):
                 return False
             inputs, is_last = made
             prepared = Prepared(index, begun.count, is_last, inputs, self._steps.shape(inputs))
-        except Exception as error:  # noqa: BLE001 - raised when it is this input's turn
+        except BaseException as error:  # raised when it is this input's turn
+            if _interrupts(error):
+                self._begin_again(begun)
+                raise
             self._fail(index, error)
             return False
         begun.count += 1
@@ -196,26 +234,38 @@ class Run(Iterator[Any]):
         self._waiting.append(prepared)
         return not is_last
 
+    def _begin_again(self, begun: Begun) -> None:
+        """An interrupted input is prepared anew: what makes its model inputs has ended."""
+        index = begun.index
+        self._begun = None
+        self._seen -= 1
+        self._waiting = [prepared for prepared in self._waiting if prepared.index != index]
+        self._read.appendleft((index, begun.read))
+
     def _finish(self) -> None:
-        computed, self._computed = self._computed, []
-        for prepared, output in computed:
+        while self._computed:
+            prepared, output = self._computed[0]
             index = prepared.index
             if isinstance(output, Failed):
                 self._fail(index, output.error)
             elif not self._settled(index):
                 self._parts[index].outputs[prepared.part] = output
                 self._complete(index)
+            self._computed.popleft()  # done: an interrupt before this does it again
 
     def _complete(self, index: int) -> None:
         if self._settled(index) or not self._parts[index].complete():
             return
-        outputs = self._parts.pop(index).outputs
+        outputs = self._parts[index].outputs
         try:
             self._done[index] = self._steps.finish([outputs[part] for part in sorted(outputs)])
-        except Exception as error:  # noqa: BLE001 - raised when it is this input's turn
+        except BaseException as error:  # raised when it is this input's turn
+            if _interrupts(error):
+                raise
             self._done[index] = Failed(error)
+        del self._parts[index]
 
-    def _fail(self, index: int, error: Exception) -> None:
+    def _fail(self, index: int, error: BaseException) -> None:
         """The first error of an input is its result; what else belongs to the input is dropped."""
         if not self._settled(index):
             self._done[index] = Failed(error)
@@ -248,7 +298,9 @@ class Run(Iterator[Any]):
             except StopIteration:
                 self._exhausted = True
                 return
-            except Exception as error:  # noqa: BLE001 - raised when it is this input's turn
+            except BaseException as error:  # raised when it is this input's turn
+                if _interrupts(error):
+                    raise
                 read = Failed(error)
             self._read.append((self._number, read))
             self._number += 1
@@ -258,7 +310,8 @@ class Run(Iterator[Any]):
         waiting_freely = bool(self._waiting) and self._waiting[0].shape.length is not None
         return not waiting_freely or self._number - self._given < span(self._limits.rows)
 
-    def _take(self) -> list[Prepared]:
+    def _take(self) -> None:
+        """Choose the next batch among those that wait."""
         first = self._waiting[0]
         if first.shape.length is None:
             fixed = itertools.takewhile(lambda prepared: prepared.shape.length is None, self._waiting)
@@ -270,8 +323,8 @@ class Run(Iterator[Any]):
             lengths = [p.shape.length for p in alike if p.shape.length is not None]
             batch = [alike[index] for index in next_batch(lengths, self._limits)]
         taken = set(map(id, batch))
+        self._batch = batch
         self._waiting = [prepared for prepared in self._waiting if id(prepared) not in taken]
-        return batch
 
     def _compute(self, batch: list[Prepared]) -> list[Any]:
         """Outputs of a batch. If it fails, of each input by itself: a bad input fails alone.
@@ -280,7 +333,9 @@ class Run(Iterator[Any]):
         """
         try:
             return self._steps.compute([prepared.inputs for prepared in batch])
-        except Exception as error:  # noqa: BLE001 - raised when it is this input's turn
+        except BaseException as error:  # raised when it is this input's turn
+            if _interrupts(error):
+                raise
             failed = Failed(error)
         if len(batch) == 1:
             return [failed]

@@ -53,12 +53,17 @@ class Scheduled(Pipeline):  # type: ignore[misc]
         stock = super().get_iterator(inputs, num_workers, batch_size, *parameters)
         reason = why_not(self) or _why_not_now(num_workers)
         if reason:
-            self.__dict__.setdefault("hfaccel_stock_calls", collections.Counter())[reason] += 1
+            self.hfaccel_count(reason)
             results = stock
         else:
             call = Call(self, stock.loader.loader.collate_fn, batch_size, *parameters)
-            results = Results(inputs, functools.partial(begin, call, inputs, self.hfaccel_tokens))
+            start = functools.partial(begin, call, inputs, self.hfaccel_tokens, self.hfaccel_count)
+            results = Results(inputs, start)
         return Watched(results, inputs) if _progress.get() else results
+
+    def hfaccel_count(self, reason: str) -> None:
+        """Count a call that ran otherwise than it should, for the report."""
+        self.__dict__.setdefault("hfaccel_stock_calls", collections.Counter())[reason] += 1
 
     def hfaccel_own(self, output: Any, length: int, longest: int) -> Any:
         """What of one row of a batch's output belongs to the row's own tokens; see tasks.py."""
@@ -100,7 +105,7 @@ def outcome(pipe: Any) -> Outcome:
 
 
 def stock_calls(pipe: Any) -> dict[str, int]:
-    """Reason -> calls that took transformers' own loop."""
+    """Reason -> calls that took transformers' own loop, or prepared inputs in line."""
     return dict(getattr(pipe, "hfaccel_stock_calls", {}))
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from hfaccel.host.facts import to_data
 from hfaccel.plan.placement import Slot
 
-Source = Literal["user", "environment", "profile", "rule"]
+Source = Literal["user", "program", "environment", "profile", "rule"]
 
 
 class Choice(NamedTuple):
@@ -57,7 +57,8 @@ class Goal(NamedTuple):
     `scope` "launch" plans a process that is yet to start, where libraries can still be preloaded and
     variables set; "process" plans the running one. `overrides` maps a knob to the value the user wants,
     `profile` to the one that was found by tuning, both in the words of that knob's row; `environment` is
-    the environment that the process has or would inherit; `slot` is its place among several instances.
+    the environment that the process has or would inherit; `slot` is its place among several instances;
+    `program` maps a knob that the running program has set by itself to how it did.
     """
 
     scope: Literal["launch", "process"] = "launch"
@@ -65,3 +66,4 @@ class Goal(NamedTuple):
     environment: Mapping[str, str] = MappingProxyType({})
     profile: Mapping[str, Any] = MappingProxyType({})
     slot: Slot | None = None
+    program: Mapping[str, str] = MappingProxyType({})

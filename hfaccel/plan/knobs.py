@@ -34,7 +34,7 @@ KNOBS = (
     Knob(
         "threads",
         "compute threads, 1 or more",
-        ("OMP_NUM_THREADS",),
+        ("OMP_NUM_THREADS", "MKL_NUM_THREADS"),  # torch asks MKL, where it has one
         compute.threads,
         compute.parse_threads,
         compute.export_threads,

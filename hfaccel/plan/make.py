@@ -1,4 +1,4 @@
-"""facts + goal -> plan. Precedence: user > existing environment > tuned profile > rule."""
+"""facts + goal -> plan. Precedence: user > program > existing environment > tuned profile > rule."""
 
 from __future__ import annotations
 
@@ -53,6 +53,8 @@ def _choose(knob: Knob, facts: HostFacts, goal: Goal) -> Choice:
     if goal.slot is not None and goal.slot.asked and knob.name in ("threads", "affinity"):
         value, reason = knob.rule(facts, goal)
         return Choice(knob.name, value, reason, "user")
+    if knob.name in goal.program:
+        return Choice(knob.name, None, f"{goal.program[knob.name]} is the program's own and kept", "program")
     for variable in knob.variables:
         value = goal.environment.get(variable)
         if value:

@@ -8,6 +8,7 @@ from hfaccel.errors import UsageError
 from hfaccel.host import HostFacts, Library, is_number, preload_problem, thp_mode, thp_problem
 from hfaccel.plan.choice import Goal
 from hfaccel.plan.compute import Decision, Values, Variables
+from hfaccel.plan.placement import ranks
 
 # Kept for a minute instead of a second after being freed: otherwise the gap between two requests is enough
 # for every page of the activations to be returned and faulted in again. Where little memory may be
@@ -85,8 +86,12 @@ def retained_memory(facts: HostFacts, goal: Goal) -> Decision:
     usable = usable_memory(facts)
     if usable == 0:
         return MAX_RETAINED, "the memory of this host is unknown"
-    share = max(1 << 20, min(MAX_RETAINED, usable // 8))
-    return share, f"an eighth of the {usable / 2**30:.1f} GiB that may be used, below 2 GiB"
+    processes = max(facts.limits.siblings, goal.slot.instances if goal.slot else 1, ranks(goal.environment))
+    share = max(1 << 20, min(MAX_RETAINED, usable // 8 // processes))
+    reason = f"an eighth of the {usable / 2**30:.1f} GiB that may be used, below 2 GiB"
+    if processes > 1:
+        reason = f"this one's share of {reason}: there are {processes} processes"
+    return share, reason
 
 
 def parse_retained_memory(value: Any, facts: HostFacts) -> int:

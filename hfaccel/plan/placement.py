@@ -75,6 +75,12 @@ def advice(facts: HostFacts, request: Request) -> str:
     )
 
 
+def ranks(environment: Mapping[str, str]) -> int:
+    """How many processes torchrun or mpirun started on this machine; 1 where it started none."""
+    sizes = (environment.get(size, "") for _, size in RANKS)
+    return max((int(size) for size in sizes if is_number(size)), default=1) or 1
+
+
 def rank_slot(facts: HostFacts, environment: Mapping[str, str]) -> Slot | None:
     """The place of this process among the ranks that torchrun or mpirun started on this machine."""
     pairs = ((environment.get(rank, ""), environment.get(size, "")) for rank, size in RANKS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from hfaccel.outcome import Outcome
 from hfaccel.saving import files, parts
 from hfaccel.saving.files import Unusable
 from hfaccel.saving.source import find_source, make_again
+from hfaccel.threads import Pool
 
 
 def save(model_or_pipeline: Any, directory: str | os.PathLike[str]) -> None:
@@ -103,8 +103,8 @@ def _mapped(folder: Path) -> Any:
     parts.check_made_for(manifest)
     weights = manifest["weights"]
     region = files.map_weights(folder, weights)
-    with ThreadPoolExecutor(1) as thread:
-        check = thread.submit(files.check_weights, region, weights)  # reads while the modules are made
+    with Pool(1, "hfaccel-load") as thread:
+        check = thread.submit(lambda: files.check_weights(region, weights))  # reads while modules are made
         model = parts.build(manifest, region)
         check.result()
     size = f"{weights['size'] / 2**20:.0f} MiB mapped from {folder} {parts.how_mapped(manifest)}"

@@ -11,7 +11,6 @@ the new one. All are checked before anything in them is used, and they hold numb
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ import torch
 
 from hfaccel.errors import HfaccelError
 from hfaccel.memory import Layout, digest, map_bytes
+from hfaccel.portable import LOCK_EX, flock
 
 MANIFEST, SOURCE, WEIGHTS = "manifest.json", "source.json", "weights-*.bin"
 TEMPORARY = ".new-"  # prefix of a file that is being written
@@ -37,7 +37,7 @@ def locked(folder: Path) -> Iterator[None]:
     """No other process writes to the folder meanwhile. Those that load need no lock."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        flock(descriptor, LOCK_EX)
         yield
     finally:
         os.close(descriptor)

@@ -13,9 +13,11 @@ import torch
 from conftest import replace
 
 from hfaccel import configuration, native
+from hfaccel.apply import openmp
 from hfaccel.errors import UsageError
 from hfaccel.host import read_host
 from hfaccel.plan import KNOBS, cpu_budget
+from hfaccel.plan.memory import usable_memory
 
 XEON = read_host(Path(__file__).parent.parent / "hosts/xeon-2-sockets.txt")  # CPUs 0-15, siblings 8 apart
 APPLIED = {"affinity", "memory_policy", "allocator", "threads", "interop_threads"}
@@ -38,6 +40,9 @@ class Arena:
 
     def reserve_heap(self, size):
         return size
+
+    def memory_policy(self):
+        return "default", ()
 
 
 @pytest.fixture
@@ -62,6 +67,7 @@ def machine(monkeypatch):
     monkeypatch.setattr(native, "arena", Arena())
     monkeypatch.setattr(os, "sched_setaffinity", set_affinity)
     monkeypatch.setattr(torch, "set_num_interop_threads", lambda number: None)
+    monkeypatch.setattr(openmp, "threads_set", lambda: 0)  # other tests have set some
     for name in ("keep_affinity_over_import", "survive_forks", "give_children_affinity"):
         monkeypatch.setattr(configuration.hooks, name, hook(name))
     yield state
@@ -171,6 +177,14 @@ def test_a_configuration_is_plain_data(configure):
     described = json.loads(json.dumps(configure(threads=1).to_dict()))
     assert set(described) == {"facts", "plan", "applied"}
     assert {row["subject"] for row in described["applied"]} == APPLIED
+
+
+def test_a_memory_policy_that_the_program_or_numactl_has_set_stays(configure, machine, monkeypatch):
+    machine["facts"] = replace(XEON, limits=replace(XEON.limits, affinity=(0, 1)))  # on one node of two
+    monkeypatch.setattr(native.arena, "memory_policy", lambda: ("bind", (0, 1)))
+    choice = configure().plan["memory_policy"]
+    assert (choice.value, choice.source) == (None, "program")
+    assert choice.reason == "memory policy bind:0,1 is the program's own and kept"
 
 
 # The hooks that go with it
@@ -303,6 +317,77 @@ def test_the_memory_policy_is_the_kernels(real):
 
 def test_the_affinity_is_the_kernels(real):
     assert [state["mask"] for state in real["states"]][1:] == [MASK[:1]] * 3
+
+
+WORKERS = """
+import json, multiprocessing, sys
+
+def work(together, queue):
+    together.wait()
+    import hfaccel
+    queue.put(hfaccel.configure().plan["retained_memory"].value)
+    together.wait()
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    together, queue = context.Barrier(8), context.SimpleQueue()
+    workers = [context.Process(target=work, args=(together, queue)) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    values = [queue.get() for _ in workers]
+    for worker in workers:
+        worker.join()
+    print(json.dumps(values))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc")
+def test_spawned_workers_retain_together_what_one_process_may(tmp_path):
+    """Each may keep an eighth of the memory otherwise: all of it."""
+    script = tmp_path / "workers.py"
+    script.write_text(WORKERS)
+    done = subprocess.run(
+        [sys.executable, str(script)], env=CLEAN, capture_output=True, text=True, check=True
+    )
+    values = json.loads(done.stdout.splitlines()[-1])
+    assert len(set(values)) == 1
+    assert sum(values) <= max(8 << 20, usable_memory(read_host()) // 8)
+
+
+PROGRAM = """
+import json, os
+import torch
+torch.set_num_threads({number})
+import hfaccel
+def state(done):
+    return [torch.get_num_threads(), done.plan["threads"].source, done.plan["threads"].reason]
+states = [state(hfaccel.configure()), state(hfaccel.configure(huge_pages="off"))]
+model = hfaccel.optimize(torch.nn.Sequential(torch.nn.Linear(64, 64)).eval())
+reported = [row.reason for row in hfaccel.report(model).configuration.outcomes if row.subject == "threads"]
+asked = state(hfaccel.configure(threads=3))
+print(json.dumps({{"states": states, "reported": reported, "asked": asked}}))
+"""
+
+
+@pytest.mark.parametrize("number", [1, BUDGET.threads, BUDGET.threads + 1])
+def test_threads_that_the_program_has_set_stay(number):
+    """They win over the rule, also where the number is the one that torch begins with."""
+    found = answer(start(PROGRAM.format(number=number)))
+    reason = f"torch.set_num_threads({number}) is the program's own and kept"
+    assert found["states"] == [[number, "program", reason]] * 2
+    assert found["reported"] == [reason]
+    assert found["asked"][:2] == [3, "user"]
+
+
+def test_mkls_variable_counts_as_openmps_does():
+    """torch begins with the number that it names."""
+    script = """
+import json, torch, hfaccel
+choice = hfaccel.configure().plan["threads"]
+print(json.dumps([torch.get_num_threads(), choice.source, choice.reason]))
+"""
+    found = answer(start(script, MKL_NUM_THREADS="1"))
+    assert found == [1, "environment", "MKL_NUM_THREADS=1 is set and kept"]
 
 
 @needs_two_cores

@@ -309,7 +309,7 @@ def limits_of(tree_of):
 
 
 def test_a_host_without_files_limits_nothing(limits_of):
-    assert limits_of({}) == ((0, 1, 2, 3), None, None, None, (), (), None, 0.0, None)
+    assert limits_of({}) == ((0, 1, 2, 3), None, None, None, (), (), None, 0.0, None, 1)
 
 
 def test_memory_may_come_from_the_nodes_that_the_kernel_shows(limits_of):

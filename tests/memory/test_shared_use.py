@@ -117,7 +117,7 @@ def test_tensors_of_an_arena_keep_their_values_over_release():
 
 
 def in_child(check):
-    """The exit code of a forked child that runs `check`. It computes with one thread, as a fork must."""
+    """The exit code of a forked child that runs `check`. It computes with one thread: no hooks here."""
     child = os.fork()
     if child == 0:
         code = 1

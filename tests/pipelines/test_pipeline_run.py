@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import signal
 import threading
@@ -10,7 +11,7 @@ import time
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hfaccel.pipelines.run import Run, Shape, Steps
@@ -38,7 +39,7 @@ class Trial:
         self.read += 1
         given = self.inputs[self.read - 1]
         if given[2] == "read":
-            raise LookupError(given[0])
+            raise failed(given[0], "read")
         return given
 
     def prepare(self, given):
@@ -46,7 +47,7 @@ class Trial:
         number, lengths, failure, at = given
         for part, length in enumerate(lengths):
             if failure == "prepare" and part == at:
-                raise ValueError(number)
+                raise failed(number, "prepare")
             yield (number, part, length, failure == "compute" and part == at), part == len(lengths) - 1
 
     def shape(self, inputs):
@@ -57,33 +58,41 @@ class Trial:
         self.threads["compute"].add(MAIN())
         self.batches.append(batch)
         if bad := [number for number, _, _, fails in batch if fails]:
-            raise ArithmeticError(bad[0])
+            raise failed(bad[0], "compute")
         return [(number, part) for number, part, _, _ in batch]
 
     def finish(self, outputs):
         self.threads["finish"].add(MAIN())
         if outputs and self.inputs[outputs[0][0]][2] == "finish":
-            raise OverflowError(outputs[0][0])
+            raise failed(outputs[0][0], "finish")
         return outputs
 
     def outcomes(self):
-        result = []
+        self.given = result = []
         while True:
             try:
                 result.append(next(self.run))
             except StopIteration:
                 return result
-            except (LookupError, ValueError, ArithmeticError) as error:
+            except (LookupError, ValueError, ArithmeticError, Panic) as error:
                 result.append((type(error), error.args[0]))
+
+
+class Panic(BaseException):
+    """As pyo3_runtime.PanicException is: no Exception."""
 
 
 FAILURES = {"read": LookupError, "prepare": ValueError, "compute": ArithmeticError, "finish": OverflowError}
 
 
+def failed(number, failure):
+    return Panic(number) if number % 3 == 1 else FAILURES[failure](number)
+
+
 def outcome(given):
     number, lengths, failure, _ = given
     if failure in FAILURES and (lengths or failure == "read"):
-        return FAILURES[failure], number
+        return type(failed(number, failure)), number
     return [(number, part) for part in range(len(lengths))]
 
 
@@ -206,7 +215,7 @@ def test_nothing_runs_beside_the_program():
     trial = Trial(plain(100), rows=4)
     for _ in range(100):
         next(trial.run)
-        assert trial.run._background._executor is None or trial.run._background._executor._work_queue.empty()
+        assert trial.run._job is None
 
 
 def test_batches_do_not_depend_on_timing():
@@ -239,7 +248,7 @@ def test_an_interrupt_leaves_nothing_running():
     )
     with pytest.raises(KeyboardInterrupt):
         next(run)
-    assert run._background._executor._work_queue.empty()
+    assert run._job is None
 
 
 def test_after_an_interrupt_nothing_is_lost():
@@ -260,6 +269,70 @@ def test_after_an_interrupt_nothing_is_lost():
         except KeyboardInterrupt:
             interrupts += 1
     assert results == [outcome(one) for one in plain(60)] and interrupts == 3
+
+
+class Interrupted(Trial):
+    """A Trial in which these steps, counted together, are interrupted before they do anything."""
+
+    def __init__(self, interrupts, *arguments, **settings):
+        self.interrupts, self.steps = interrupts, itertools.count()
+        super().__init__(*arguments, **settings)
+
+    def interrupt(self):
+        if error := self.interrupts.get(next(self.steps)):
+            raise error
+
+    def __next__(self):
+        self.interrupt()
+        return super().__next__()
+
+    def prepare(self, given):
+        for made in super().prepare(given):
+            self.interrupt()
+            yield made
+
+    def compute(self, batch):
+        self.interrupt()
+        return super().compute(batch)
+
+    def finish(self, outputs):
+        self.interrupt()
+        return super().finish(outputs)
+
+    def outcomes(self):
+        result = []
+        while True:
+            try:
+                return result + super().outcomes()
+            except (KeyboardInterrupt, SystemExit):
+                result += self.given
+
+
+@pytest.mark.parametrize("green", ["", "no thread is a thread here"])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    given=inputs(),
+    rows=st.integers(1, 6),
+    streams=st.booleans(),
+    interrupts=st.dictionaries(st.integers(0, 150), st.sampled_from([KeyboardInterrupt, SystemExit])),
+)
+def test_nothing_is_lost_wherever_an_interrupt_comes(monkeypatch, green, given, rows, streams, interrupts):
+    monkeypatch.setattr("hfaccel.threads.green_threads", lambda: green)
+    trial = Interrupted(interrupts, given, rows, streams=streams)
+    assert trial.outcomes() == [outcome(one) for one in given]
+
+
+def test_in_line_there_is_no_thread_and_the_reason_is_told_once(monkeypatch):
+    monkeypatch.setattr("hfaccel.threads.green_threads", lambda: "no thread is a thread here")
+    trial, told, before = Trial(plain(60), rows=4), [], threading.active_count()
+    steps = Steps(trial.prepare, trial.shape, trial.compute, trial.finish)
+    run = Run(iter(plain(60)), steps, Limits(4), streams=False, note=told.append)
+    assert list(run) == [outcome(one) for one in plain(60)]
+    assert trial.threads["prepare"] == trial.threads["finish"] == {MAIN()}
+    assert threading.active_count() == before
+    assert told == [
+        "inputs were prepared before the model computed, not beside it: no thread is a thread here"
+    ]
 
 
 def several(given):
@@ -325,7 +398,7 @@ def test_the_background_works_in_the_callers_modes_with_one_thread():
         found.append(torch.get_num_threads())
 
     threads = torch.get_num_threads()
-    background = Background()
+    background = Background(print)
     with torch.inference_mode():
         background.start(look).result()
     with torch.no_grad():

@@ -235,6 +235,50 @@ def test_a_bad_input_is_raised_in_its_place_and_the_rest_follows(fast):
     assert outcomes[5] is None
 
 
+class Panic(BaseException):
+    """As pyo3_runtime.PanicException is: no Exception."""
+
+
+class Texts(torch.utils.data.Dataset):
+    def __init__(self, given):
+        self.given = given
+
+    def __len__(self):
+        return len(self.given)
+
+    def __getitem__(self, number):
+        return self.given[number]
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("step", ["preprocess", "_forward"])
+def test_an_error_that_is_no_exception_stands_in_its_place(fast, monkeypatch, batch_size, streams, step):
+    """A tokenizer in Rust that panics, for one. Whatever else was computed is given."""
+    given = [text.replace("fox", "dog") for text in (TEXTS * 7)[:60]]
+    expected = fast(given)
+    given[40], original = "fox", getattr(fast, step)
+    fox = fast.tokenizer.convert_tokens_to_ids("fox")
+
+    def panicking(first, **settings):
+        if first == "fox" if step == "preprocess" else (first["input_ids"] == fox).any():
+            raise Panic
+        return original(first, **settings)
+
+    monkeypatch.setattr(fast, step, panicking)
+    inputs = (text for text in given) if streams else Texts(given)
+    results, outcomes = iter(fast(inputs, batch_size=batch_size)), []
+    for _ in range(60):
+        try:
+            outcomes.append(next(results))
+        except Panic:
+            outcomes.append(None)
+    with pytest.raises(StopIteration):
+        next(results)
+    assert [number for number, result in enumerate(outcomes) if result is None] == [40]
+    tiny.assert_same(outcomes[:40] + outcomes[41:], expected[:40] + expected[41:])
+
+
 def test_the_tokenizer_is_free_between_results(fast):
     for result in fast((text for text in TEXTS * 10), batch_size=4):
         assert fast.tokenizer("the cat", truncation=True, max_length=3)["input_ids"] and result

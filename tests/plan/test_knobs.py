@@ -13,7 +13,7 @@ from topologies import make_topology
 
 from hfaccel.errors import UsageError
 from hfaccel.host import Library, MemoryFacts, read_host
-from hfaccel.plan import KNOBS, Goal, MemoryPolicy, make_plan
+from hfaccel.plan import KNOBS, Goal, MemoryPolicy, Slot, make_plan
 
 FACTS = read_host(Path(__file__).parent.parent / "hosts/xeon-2-sockets.txt")  # CPUs 0-15, siblings 8 apart
 LAUNCH, PROCESS = Goal("launch"), Goal("process")
@@ -69,6 +69,15 @@ def test_threads_follow_the_quota():
     choice = choose("threads", limits=limits(cpu_quota=2.5))
     assert choice.value == 2
     assert choice.reason == "the CPU quota of 2.5 allows 2 of 8 cores"
+
+
+def test_what_the_program_has_set_wins_over_variables_and_rules_and_loses_to_what_is_asked_for():
+    goal = Goal("process", program={"threads": "torch.set_num_threads(3)"})
+    for environment in ({}, {"OMP_NUM_THREADS": "5"}):
+        choice = choose("threads", goal._replace(environment=environment))
+        assert (choice.value, choice.source) == (None, "program")
+        assert choice.reason == "torch.set_num_threads(3) is the program's own and kept"
+    assert choose("threads", goal._replace(overrides={"threads": 2})).value == 2
 
 
 def test_there_is_one_interop_thread():
@@ -236,6 +245,27 @@ def test_an_eighth_of_what_may_be_used_is_retained(total, limit, value):
     choice = choose("retained_memory", memory=memory, limits=limits(memory_limit=limit))
     assert choice.value == value < 1 << 31  # glibc takes it as an int
     assert "an eighth" in choice.reason
+
+
+RANKED = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8"}
+
+
+@pytest.mark.parametrize(
+    ("siblings", "goal"),
+    [
+        (8, PROCESS),
+        (1, Goal("process", environment=RANKED)),
+        (2, Goal("process", environment=RANKED)),
+        (1, Goal("launch", slot=Slot(0, 8, (0,), 1, (0,), "instance 0 of 8"))),
+    ],
+)
+def test_processes_that_share_the_memory_share_what_is_retained(siblings, goal):
+    memory = MemoryFacts(8 * GIB, "madvise", "madvise", False)
+    choice = choose(
+        "retained_memory", goal, memory=memory, limits=limits(memory_limit=None, siblings=siblings)
+    )
+    assert choice.value == GIB // 8
+    assert choice.reason.endswith("there are 8 processes")
 
 
 # Rules for libraries
