@@ -11,9 +11,14 @@ import pytest
 import torch
 from hypothesis import settings
 
+from hfaccel.engine import kernels_problem
+
 # No test asserts a time: machines that run tests are busy.
 settings.register_profile("hfaccel", deadline=None)
 settings.load_profile("hfaccel")
+
+# On a CPU for which there are no kernels, or with HFACCEL_MAX_ISA=none.
+needs_kernels = pytest.mark.skipif(bool(kernels_problem()), reason=kernels_problem())
 
 for folder in ("demo", "benchmarks"):
     sys.path.insert(0, str(Path(__file__).parent.parent / folder))

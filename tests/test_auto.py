@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from conftest import make_bert
+from conftest import make_bert, needs_kernels
 
 from hfaccel.apply.hooks import BINDING
 from hfaccel.host import read_host
@@ -215,6 +215,7 @@ def test_the_results_are_the_same(programs, name):
 
 
 @pytest.mark.parametrize("name", [*ON_MINILM, *PIPELINES, *COMPOSITES, SENTENCES, "convolutions"])
+@needs_kernels
 def test_the_model_is_optimized(programs, name):
     assert programs[1][0][name]["backend"] == "torch"
 
@@ -224,6 +225,7 @@ def test_a_model_of_models_is_optimized_as_a_whole(programs, name):
     assert programs[1][0][name]["parts"] == {}
 
 
+@needs_kernels
 def test_models_that_are_put_together_afterwards_are_optimized_each(programs):
     assert programs[1][0]["made of two"]["parts"] == {"encoder": "torch", "decoder": "torch"}
 
@@ -341,6 +343,7 @@ def late(models):
         ("broken", [None, 3]),
     ],
 )
+@needs_kernels
 def test_imported_after_transformers(late, what, expected):
     assert late[0][what] == expected
 

@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from conftest import make_bert
+from conftest import make_bert, needs_kernels
 
 import hfaccel
 from hfaccel.comparison import agreement
@@ -27,6 +27,7 @@ def test_padding_does_not_count(bert, batch):
     assert result.largest_difference < 1e-5
 
 
+@needs_kernels
 def test_precision_shows(bert, batch):
     int8 = hfaccel.compare(bert, hfaccel.optimize(bert, quantization="int8"), [batch], repeats=1)
     assert int8.largest_difference > 1e-4 and 0.99 < int8.least_cosine < 0.999999

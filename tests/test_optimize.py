@@ -9,13 +9,14 @@ import sys
 
 import pytest
 import torch
-from conftest import make_bert, states
+from conftest import make_bert, needs_kernels, states
 from torch import nn
 
 import hfaccel
 from hfaccel.errors import HfaccelError, ModelError, UsageError
 
 
+@needs_kernels
 def test_the_given_model_stays_usable(bert, batch):
     expected = states(bert, batch)
     kinds = {type(module) for module in bert.modules()} - {nn.Linear}
@@ -33,6 +34,7 @@ def test_there_is_one_copy_of_the_weights(bert):
     assert all(ours[name] is parameter for name, parameter in bert.named_parameters())
 
 
+@needs_kernels
 def test_inplace_changes_the_given_model(bert, batch):
     expected = states(bert, batch)
     assert hfaccel.optimize(bert, inplace=True) is bert
@@ -52,6 +54,7 @@ def test_twice_changes_nothing(bert):
     assert hfaccel.optimize(fast) is fast and hfaccel.report(fast).outcomes == record
 
 
+@needs_kernels
 def test_the_original_can_be_optimized_again(bert, batch):
     first, second = hfaccel.optimize(bert), hfaccel.optimize(bert)
     assert first is not second
@@ -97,6 +100,7 @@ def test_copies_are_optimized_too(bert, batch, way):
     assert torch.equal(states(fast, batch), expected)
 
 
+@needs_kernels
 def test_tied_weights_stay_tied(batch):
     from transformers import BertConfig, BertForMaskedLM
 
@@ -147,6 +151,7 @@ def test_real_text_gives_equal_embeddings(minilm_path):
     assert nn.functional.cosine_similarity(got.double(), expected.double()).min() > 0.999999
 
 
+@needs_kernels
 def test_pipelines_are_returned_as_pipelines(minilm_path):
     from transformers import pipeline
 
@@ -181,6 +186,7 @@ def unusable():
 
 
 @pytest.mark.parametrize("reason", unusable())
+@needs_kernels
 def test_models_left_as_they_are_have_a_reason(reason):
     model = unusable()[reason]
     classes = [type(module) for module in model.modules()]
@@ -193,11 +199,13 @@ def test_models_left_as_they_are_have_a_reason(reason):
         hfaccel.optimize(unusable()[reason], strict=True)
 
 
+@needs_kernels
 def test_a_refused_model_is_looked_at_again(bert):
     assert hfaccel.report(hfaccel.optimize(bert.train())).backend == ""
     assert hfaccel.report(hfaccel.optimize(bert.eval())).backend == "torch"
 
 
+@needs_kernels
 def test_a_model_around_others_trains_when_they_do(bert, batch):
     """SentenceTransformer switches to evaluation only in `encode`: made, it says that it trains."""
     around = nn.Sequential(bert, nn.Identity())
@@ -236,11 +244,13 @@ def test_settings_that_break_a_rule_are_refused(bert, settings):
         hfaccel.optimize(bert, **settings)
 
 
+@needs_kernels
 def test_huge_pages_can_be_off(bert):
     fast = hfaccel.optimize(bert, huge_pages="off")
     assert any(o.subject == "huge pages" and not o.applied for o in hfaccel.report(fast).outcomes)
 
 
+@needs_kernels
 def test_a_model_that_cannot_be_copied_says_so(bert):
     bert.lock = __import__("threading").Lock()
     with pytest.raises(ModelError, match="pass inplace=True"):
@@ -278,6 +288,7 @@ def test_a_compiled_model_gives_equal_results(bert, batch):
     torch.testing.assert_close(states(compiled, batch), expected, rtol=0, atol=1e-5)
 
 
+@needs_kernels
 def test_export_says_what_to_do(bert, batch):
     fast = hfaccel.optimize(bert)
     with pytest.raises(RuntimeError, match=r"hfaccel.restore\(model\) first"):
@@ -286,6 +297,7 @@ def test_export_says_what_to_do(bert, batch):
     assert exported is not None
 
 
+@needs_kernels
 def test_the_report_is_data_and_text(bert):
     import json
 

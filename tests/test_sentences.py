@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from conftest import needs_kernels
 
 import hfaccel
 from corpus import texts
@@ -39,6 +40,7 @@ def assert_close(got, expected):
     torch.testing.assert_close(torch.as_tensor(got), torch.as_tensor(expected), rtol=0, atol=1e-5)
 
 
+@needs_kernels
 def test_it_is_optimized_before_its_first_call(minilm_path):
     made = hfaccel.optimize(sentences.SentenceTransformer(minilm_path, device="cpu"))
     assert isinstance(made, sentences.SentenceTransformer)

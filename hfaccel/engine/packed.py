@@ -143,7 +143,8 @@ def _write_words(layout: Layout, words: torch.Tensor, memory: torch.Tensor) -> N
 
 def _read_words(layout: Layout, memory: torch.Tensor) -> torch.Tensor:
     """(rows, words) of int32."""
-    return layout.panels_of(memory).reshape(layout.panels * layout.panel, layout.words)[: layout.rows]
+    rows = layout.panels_of(memory).reshape(layout.panels * layout.panel, layout.words)
+    return rows[: layout.rows].contiguous()
 
 
 def laid_out_anew(layout: Layout, memory: torch.Tensor) -> torch.Tensor:
@@ -469,7 +470,8 @@ def reduce_packed(weight: PackedWeight) -> Any:
     """For multiprocessing's pickler, which moves what is sent into shared memory, as of any tensor."""
     attached = {name: value for name, value in vars(weight).items() if name not in PACKED_ATTRIBUTES}
     shape = (weight.shape[0], weight.shape[1])
-    packed = weight.share_memory_().memory, weight.kind, shape, weight.dtype, weight.requires_grad
+    memory, panel_size = weight.share_memory_().memory, weight.packing.panel
+    packed = memory, weight.kind, shape, weight.dtype, panel_size, weight.requires_grad
     return _attached, (type(weight), packed, attached)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import states
+from conftest import needs_kernels, states
 from contract import CONTRACT
 
 import hfaccel
@@ -180,6 +180,7 @@ def test_an_unknown_backend_names_the_known_ones():
         by_name("nonsense")
 
 
+@needs_kernels
 def test_only_what_needs_no_preparation_is_taken_unmeasured(bert):
     assert [backend.name for backend in BACKENDS if not backend.preparation] == ["torch", "eager"]
     assert hfaccel.report(hfaccel.optimize(bert)).backend == "torch"

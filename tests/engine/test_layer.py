@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conftest import at_once, make_bert, states
+from conftest import at_once, make_bert, needs_kernels, states
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -15,6 +15,8 @@ import hfaccel
 from hfaccel.engine.layer import FusedLayer
 from hfaccel.engine.transform import transform
 from hfaccel.engine.trial import match, trial
+
+pytestmark = needs_kernels
 
 
 def make(kind, **settings):

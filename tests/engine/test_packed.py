@@ -9,6 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from conftest import needs_kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -18,6 +19,8 @@ from hfaccel.engine.kernels import Kind
 from hfaccel.engine.linear import PackedLinear, linear_problem, pack, unpack, weight_class
 from hfaccel.engine.packed import PackedWeight, packed_bytes
 from hfaccel.memory import Arena
+
+pytestmark = needs_kernels
 
 
 def conv1d(inputs, outputs):

@@ -8,6 +8,7 @@ import itertools
 
 import pytest
 import torch
+from conftest import needs_kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -114,6 +115,7 @@ def test_tensors_below_two_megabytes_fill_huge_pages():
 
 
 @pytest.mark.skipif(not thp_is_on(), reason="transparent huge pages are off on this machine")
+@needs_kernels
 def test_an_optimized_model_is_on_huge_pages(bert, batch):
     import hfaccel
 

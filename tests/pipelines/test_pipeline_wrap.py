@@ -9,7 +9,7 @@ import threading
 import pytest
 import tiny
 import torch
-from conftest import at_once
+from conftest import at_once, needs_kernels
 from tiny import one_thread  # noqa: F401 - a fixture
 from torch.utils.data import IterableDataset
 from transformers import TextClassificationPipeline, pipeline
@@ -92,6 +92,7 @@ def test_the_function_makes_the_same_pipeline(stock, tmp_path):
     assert hfaccel.report(made).outcomes
 
 
+@needs_kernels
 def test_the_function_leaves_a_given_model_alone(stock):
     model = tiny.bert("BertForSequenceClassification")
     classes = [type(part) for part in model.modules() if type(part).__name__ == "BertLayer"]
