@@ -12,7 +12,7 @@ help:
 	@echo "make test    run all tests"
 	@echo "make test-backends  the contract over every backend, openvino and inductor too (minutes)"
 	@echo "make test-ipex      the same for ipex, in an environment of its own with torch 2.8 (7 GB)"
-	@echo "make check   lint, types, formatting, C tests under sanitizers"
+	@echo "make check   lint, types, formatting, C tests under sanitizers, and of Arm's kernels under qemu"
 	@echo "make bench   measure every figure of benchmarks/README.md (about 30 minutes)"
 	@echo "make bench-memory  every allocator on the kernel list's workload, with a picture (about an hour)"
 	@echo "make bench-backends  hfaccel against every engine on the same work (about an hour)"
@@ -48,6 +48,18 @@ check: $(INSTALLED)
 	$(BIN)/clang-format --dry-run --Werror native/*.[ch] native/kernels/*.[ch] native/kernels/sets/*/*.[ch] native/tests/*.[ch]
 	$(MAKE) native-test SANITIZE=address,undefined
 	$(MAKE) native-test SANITIZE=thread
+	$(MAKE) native-test-arm
+
+# Needs Debian's gcc-aarch64-linux-gnu and qemu-user.
+.PHONY: native-test-arm
+native-test-arm: $(INSTALLED)
+ifeq ($(and $(shell command -v aarch64-linux-gnu-gcc),$(shell command -v qemu-aarch64)),)
+	@echo "the kernels for Arm are not tested: aarch64-linux-gnu-gcc or qemu-aarch64 is missing"
+else
+	$(BIN)/cmake -S native -B build/native-arm -DHFACCEL_TESTS=ON -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/native/aarch64.cmake
+	$(BIN)/cmake --build build/native-arm
+	$(BIN)/ctest --test-dir build/native-arm --output-on-failure -R kernels
+endif
 
 .PHONY: native-test
 native-test: $(INSTALLED)

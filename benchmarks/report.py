@@ -60,11 +60,10 @@ def save(name: str, rows: list[dict[str, Any]], folder: Path = RESULTS) -> Path:
 
 
 def kernels_in_use() -> str:
-    """The name of the kernel set that hfaccel uses in this process; "unknown" where it does not tell."""
-    from hfaccel.engine import kernels
+    """The instruction set whose kernels hfaccel uses in this process; "none" where there are none."""
+    from hfaccel.engine import set_in_use
 
-    told = getattr(kernels, "set_in_use", None)
-    return str(told()) if told else "unknown"
+    return set_in_use() or "none"
 
 
 def _subject(row: dict[str, Any]) -> tuple[Any, ...]:

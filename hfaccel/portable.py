@@ -6,18 +6,15 @@ import errno
 import os
 from collections.abc import Iterable
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 LOCK_SH, LOCK_EX, LOCK_NB, LOCK_UN = 1, 2, 4, 8  # sys/file.h, on Linux and macOS
 
 
 def flock(descriptor: int, operation: int) -> None:
     """Lock an open file. Raises OSError where it is refused, or the system has no such locks."""
-    if fcntl is None:
-        raise OSError(errno.ENOTSUP, "this system has no file locks (flock)")
+    try:
+        import fcntl  # an extension, which hfaccel-run does not load into the program
+    except ImportError:  # Windows
+        raise OSError(errno.ENOTSUP, "this system has no file locks (flock)") from None
     fcntl.flock(descriptor, operation)
 
 

@@ -193,15 +193,6 @@ def test_results_name_the_host_the_versions_and_the_kernel_set(measured, tmp_pat
     assert document["rows"][0]["facts"]["hfaccel fp32"]["kernels"] == "avx2"
 
 
-def test_the_kernel_set_is_unknown_where_hfaccel_does_not_tell(monkeypatch):
-    from hfaccel.engine import kernels
-
-    monkeypatch.delattr(kernels, "set_in_use", raising=False)
-    assert report.kernels_in_use() == "unknown"
-    monkeypatch.setattr(kernels, "set_in_use", lambda: "avx2_vnni", raising=False)
-    assert report.kernels_in_use() == "avx2_vnni"
-
-
 def test_a_row_has_the_median_of_the_ratios_within_turns(tmp_path):
     case = tmp_path / "case.py"
     case.write_text(

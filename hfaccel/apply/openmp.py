@@ -23,9 +23,9 @@ def _scopes() -> Iterator[ctypes.CDLL]:
     if sys.platform == "win32":  # it has no global scope, and its libraries export none of these functions
         return
     yield ctypes.CDLL(None)
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        yield ctypes.CDLL(torch._C.__file__)
+    extension = sys.modules.get("torch._C")  # not there for another module that is called torch
+    if extension is not None and extension.__file__:
+        yield ctypes.CDLL(extension.__file__)
 
 
 def runtime() -> ctypes.CDLL | None:

@@ -57,6 +57,7 @@ class Told:
 def tell(part: nn.Module, told: Told) -> None:
     """From now on tell when this part of a model falls back."""
     part.__dict__[TOLD] = told
+    stock_calls_of(part)  # the attribute is there from now on: a part that falls back is still what it was
 
 
 def forget(part: nn.Module) -> None:

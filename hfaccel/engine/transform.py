@@ -96,11 +96,11 @@ def transform(
     outcomes += prepare_convolutions(convolutions, precision.kind)
     outcomes.extend(_embeddings(module, problem) for module, problem in embeddings_of(model))
     outcomes.extend(_stacked(module, problem) for module, problem in stack_layers(model))
+    watch(model)  # before shortcuts, which hold only while no module gets or loses an attribute
     outcomes.extend(_shortened(module, problem) for module, problem in shorten(model))
     outcomes.append(_pages(arena))
     if huge_pages:
         outcomes.append(_rest_of(model))
-    watch(model)
     return merge(outcomes)
 
 
