@@ -20,7 +20,7 @@ settings.load_profile("hfaccel")
 # On a CPU for which there are no kernels, or with HFACCEL_MAX_ISA=none.
 needs_kernels = pytest.mark.skipif(bool(kernels_problem()), reason=kernels_problem())
 
-for folder in ("demo", "benchmarks"):
+for folder in ("demo", "benchmarks", "tests/engine"):
     sys.path.insert(0, str(Path(__file__).parent.parent / folder))
 
 

@@ -5,6 +5,7 @@ from hfaccel.engine.form import Form, form, form_problem, reform
 from hfaccel.engine.kernels import Kind, kernels_problem, multiplies, panel, set_in_use
 from hfaccel.engine.linear import is_linear
 from hfaccel.engine.packed import PackedWeight, TransposedWeight
+from hfaccel.engine.settings import plain_settings
 from hfaccel.engine.transform import Precision, restore, transform
 from hfaccel.engine.widening import widening_gain, widening_problem
 
@@ -20,6 +21,7 @@ __all__ = [
     "kernels_problem",
     "multiplies",
     "panel",
+    "plain_settings",
     "reform",
     "restore",
     "set_in_use",

@@ -179,8 +179,10 @@ def _stand_ins(module: nn.Module) -> dict[str, Any]:
     """Of the children as they are now: one may have been replaced since the last call, or have got a hook."""
     result: dict[str, Any] = {}
     for name, child in module._modules.items():
-        if child is None or child._forward_hooks or child._forward_pre_hooks or "forward" in vars(child):
+        if child is None:
             continue
+        if child._forward_hooks or child._forward_pre_hooks or "forward" in vars(child):
+            return {}  # it is to be given tensors, not sums that were noted
         if type(child) is nn.Embedding and child.max_norm is None:
             result[name] = Lookup(child)
         elif norm_kind(child) in (NormKind.LAYER, NormKind.RMS):

@@ -63,7 +63,10 @@ def form(model: nn.Module) -> Form:
 
 def form_problem(model: nn.Module) -> str:
     """Why `reform` could not make this model again; "" where it can."""
+    inside = {id(module) for module in model.modules()}
     for path, module in model.named_modules():
+        if isinstance(module, PreparedConvolution) and not inside.issuperset(map(id, module.followers)):
+            return f"a part whose work {path} does was taken away"
         if isinstance(module, FusedLayer) and not _is_packed(module.hfaccel_family, module):
             return f"the weights of {path} are not packed now"
     return ""

@@ -114,7 +114,8 @@ class PackedModule(nn.Module):
         problem = stock_reason(input)
         if type(weight) is not self.hfaccel_weight:
             problem = TRAINS if self.training else problem or UNPACKED
-        casts = problem == AUTOCAST and is_bfloat16() and not torch.is_grad_enabled()
+        is_packed = isinstance(weight, PackedWeight)
+        casts = is_packed and problem == AUTOCAST and is_bfloat16() and not torch.is_grad_enabled()
         if problem and not casts:
             fall_back(self, problem)
             return self._stock(input)

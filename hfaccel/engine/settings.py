@@ -20,6 +20,8 @@ _TORCHS = frozenset(vars(nn.Module()))
 
 Setting = tuple[str, str, Any]  # path of the part, name of the attribute, value
 _NOTHING = object()
+# Of training, and what rotary positions note of the texts that they have seen.
+PASSING = ("gradient_checkpointing", "max_seq_len_cached")
 
 
 def settings_of(module: nn.Module) -> Iterator[Setting]:
@@ -27,6 +29,24 @@ def settings_of(module: nn.Module) -> Iterator[Setting]:
     for path, part in module.named_modules():
         yield path, "__class__", stock_class(part)
         yield from ((path, name, value) for name, value in own_settings(part))
+
+
+def plain_settings(module: nn.Module) -> dict[str, Any]:
+    """What the forwards of the module and its parts read beside tensors, by place; classes by their names,
+    because torch makes some for single modules. What begins with _ is bookkeeping."""
+    settings: dict[str, Any] = {}
+    for path, part in module.named_modules():
+        cls = stock_class(part)
+        settings[f"{path}.__class__"] = f"{cls.__module__}.{cls.__qualname__}"
+        found = [*own_settings(part), *((name, vars(part).get(name)) for name in EPSILONS)]
+        settings |= {f"{path}.{name}": value for name, value in found if _is_kept(name, value)}
+    return settings
+
+
+def _is_kept(name: str, value: Any) -> bool:
+    if value is None or name.startswith("_") or name in PASSING:
+        return False
+    return isinstance(value, (*PLAIN, *FUNCTIONS))
 
 
 def own_settings(part: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -32,6 +32,7 @@ from hfaccel.engine.swapped import swap, swap_back
 from hfaccel.engine.trial import difference
 
 NOT_SOUGHT = "it was not looked for yet"
+TRAINS = "a part of it is in training mode"  # a trial would draw from the program's random numbers
 _seeking = threading.Lock()
 TENSORS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -63,9 +64,11 @@ class ShortModel(PaddedModel):
             found = self.__dict__["_hfaccel_shortcut"] = NOT_SOUGHT
         elif found is NOT_SOUGHT and _seeking.acquire(blocking=False):  # never waits: a fork may hold it
             try:
-                found = self.__dict__["_hfaccel_shortcut"] = _find(self)
+                found = _find(self)
             finally:
                 _seeking.release()
+            if found is not TRAINS:
+                self.__dict__["_hfaccel_shortcut"] = found
         return found
 
     def train(self, mode: bool = True) -> ShortModel:
@@ -297,6 +300,8 @@ def unshorten(model: ShortModel) -> None:
 
 
 def _find(model: nn.Module) -> Shortcut | str:
+    if any(each.training for each in model.modules()):
+        return TRAINS
     if any(
         each._forward_hooks or each._forward_pre_hooks or "forward" in vars(each) for each in model.modules()
     ):

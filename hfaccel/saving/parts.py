@@ -86,7 +86,7 @@ def describe(model: Any, record: Record, layout: Layout) -> dict[str, Any]:
             for of_one in _grouped(named)
         ],
     }
-    _check_equal_structure(manifest, named)
+    _check_equal_structure(manifest, model, named)
     return manifest
 
 
@@ -145,15 +145,25 @@ def _generation(model: Any) -> dict[str, Any] | None:
     return None if config is None else dict(json.loads(config.to_json_string(use_diff=False)))
 
 
-def _check_equal_structure(manifest: dict[str, Any], named: dict[str, torch.Tensor]) -> None:
-    """A part that was added or replaced by hand would not come back."""
-    again = {name: tuple(tensor.shape) for name, tensor in names(_skeleton(manifest)).items()}
+def _check_equal_structure(manifest: dict[str, Any], model: Any, named: dict[str, torch.Tensor]) -> None:
+    """A part that was added, replaced or changed by hand would not come back."""
+    skeleton = _skeleton(manifest)
+    again = {name: tuple(tensor.shape) for name, tensor in names(skeleton).items()}
     saved = {name: tuple(tensor.shape) for name, tensor in named.items()}
     if again != saved:
         other = sorted(name for name in {*again, *saved} if again.get(name) != saved.get(name))
         raise ModelError(
             "a model must have the parts that its config says to be saved, but these tensors differ: "
             + ", ".join(other[:5])
+        )
+    made, changed = engine.plain_settings(skeleton), engine.plain_settings(model)
+    other = [name for name, value in made.items() if changed.get(name) != value]
+    # Numbers that appeared are notes of the model's own (Funnel's of the last length).
+    other += [name for name, value in changed.items() if name not in made and callable(value)]
+    if other:
+        raise ModelError(
+            "a model must be as its config says to be saved, but these classes or attributes of its parts "
+            f"differ: {', '.join(name.lstrip('.') for name in sorted(other)[:5])}; set them back"
         )
 
 

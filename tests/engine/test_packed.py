@@ -328,6 +328,20 @@ def test_autocast_computes_in_bfloat16_without_unpacking_at_each_call(rows, make
             torch.testing.assert_close(linear(input), stock(input), rtol=0.02, atol=0.02)
 
 
+@EACH
+@pytest.mark.parametrize("way", ["half", "load"])
+def test_autocast_with_a_weight_that_is_not_packed_is_stock(way, make):
+    linear, values = packed_linear(make=make)
+    stock, input = stock_linear(linear, values), torch.randn(50, 256)
+    for each in (linear.eval(), stock.eval()):
+        if way == "half":
+            each.to(torch.float16)
+        else:
+            each.load_state_dict({name: v + 1 for name, v in each.state_dict().items()}, assign=True)
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(linear(input), stock(input))
+
+
 def test_autocast_with_gradients_is_stock():
     linear, values = packed_linear()
     stock, input = stock_linear(linear, values), torch.randn(50, 256)

@@ -340,6 +340,24 @@ def test_changes_of_the_model_count(bert, change, called):
         changed(bert, change)
 
 
+def test_a_copy_with_a_dropout_in_training_mode_draws_what_stock_draws(bert):
+    """And looks for its shortcut when that is over."""
+    stock, copied = make("BERT"), copy.deepcopy(bert)
+    for model in (stock, copied):
+        model.encoder.layer[0].output.dropout.train()
+    for _ in range(3):
+        results = []
+        for model in (stock, copied):
+            torch.manual_seed(0)
+            with torch.inference_mode():
+                results.append(model(IDS))
+        same(*results)
+    stock.eval(), copied.eval()
+    with torch.inference_mode():
+        same(copied(IDS), stock(IDS))
+    assert isinstance(copied.shortcut(), Shortcut)
+
+
 def test_gradients_training_and_autocast_run_the_forward(bert, taken):
     bert(IDS)[0].sum().backward()
     assert bert.embeddings.word_embeddings.weight.grad is not None

@@ -424,6 +424,34 @@ def test_only_optimized_models_of_transformers_are_saved(bert, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+CHANGED = {
+    "a class": lambda model: setattr(model.pooler, "activation", nn.Sigmoid()),
+    "a number": lambda model: setattr(model.encoder.layer[1].attention.self, "scaling", 0.9),
+    "a norm's number": lambda model: setattr(model.embeddings.LayerNorm, "eps", 0.5),
+    "a function": lambda model: setattr(
+        model.encoder.layer[0].intermediate.intermediate_act_fn, "act", torch.relu
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
+def test_a_part_that_was_changed_is_not_lost(change, bert, tmp_path):
+    fast = hfaccel.optimize(bert)
+    change(fast)
+    with pytest.raises(ModelError, match=r"classes or attributes of its parts differ: .*set them back"):
+        hfaccel.save(fast, tmp_path / "x")
+
+
+def test_a_part_that_belonged_to_a_convolution_is_not_lost(tmp_path):
+    sizes = dict(embedding_size=16, hidden_sizes=[16, 32, 64, 64], depths=[1] * 4)
+    fast = hfaccel.optimize(transformers.ResNetModel(transformers.ResNetConfig(**sizes)).eval())
+    first = fast.embedder.embedder
+    assert first.convolution.followers
+    first.activation = nn.Sigmoid()
+    with pytest.raises(ModelError, match=r"whose work embedder\.embedder\.convolution does was taken away"):
+        hfaccel.save(fast, tmp_path / "x")
+
+
 @pytest.mark.parametrize("name", [".", "nothing", "file"])
 def test_only_saved_models_are_loaded(name, tmp_path):
     (tmp_path / "file").touch()
