@@ -53,8 +53,13 @@ class PaddedModel(Swapped):
 
     hfaccel_keeps_name: ClassVar[bool] = True  # it is written into checkpoints
 
-    @torch.compiler.disable(recursive=False)
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # sentence-transformers calls it directly
+        if self.training and torch.compiler.is_dynamo_compiling():
+            return super().forward(*args, **kwargs)  # what is trained is compiled as without hfaccel
+        return self._hfaccel_forward(*args, **kwargs)
+
+    @torch.compiler.disable(recursive=False)
+    def _hfaccel_forward(self, *args: Any, **kwargs: Any) -> Any:
         if not self._hfaccel_reads_padding(args, kwargs):
             return super().forward(*args, **kwargs)
         with computed():
