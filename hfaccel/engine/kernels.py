@@ -75,8 +75,8 @@ def kernels() -> native.Kernels:
     return loaded
 
 
-def kernels_problem(kind: Kind = Kind.FLOAT32) -> str:
-    """Why the kernels cannot multiply numbers of this kind here; "" where they can."""
+def kernels_problem() -> str:
+    """Why no kernels can be used here; "" where some can."""
     loaded, _, problem = _loaded()
     return problem if loaded is None else _use_torch_threads()
 

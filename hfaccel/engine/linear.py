@@ -218,7 +218,7 @@ class _Linear(torch.autograd.Function):
         )
 
 
-def linear_problem(module: Any, kind: Kind = Kind.FLOAT32) -> str:
+def linear_problem(module: Any) -> str:
     """Why this layer is not packed; "" where it is."""
     weight = module.weight
     if isinstance(module, PackedModule) and type(weight) is module.hfaccel_weight:
@@ -233,7 +233,7 @@ def linear_problem(module: Any, kind: Kind = Kind.FLOAT32) -> str:
         "its weight was made in inference mode, where parameters cannot be exchanged": weight.is_inference(),
         "its weight is in memory shared with other processes": weight.is_cpu and weight.is_shared(),
         f"narrower than {MIN_WIDTH}: torch's own path is as fast": min(weight.shape) < MIN_WIDTH,
-        kernels_problem(kind): bool(kernels_problem(kind)),
+        kernels_problem(): bool(kernels_problem()),
     }
     return next((problem for problem, applies in problems.items() if applies), "")
 

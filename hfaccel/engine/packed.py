@@ -300,7 +300,7 @@ class PackedWeight(nn.Parameter):
         """Of packed bytes that another process made. An ordinary parameter where no kernel can use them; a
         copy in another layout where the kernels here read another."""
         layout = replace(cls.layout_of(kind, shape), panel=panel_size)
-        if kernels_problem(kind):
+        if kernels_problem():
             with torch.no_grad():
                 return nn.Parameter(cls.turn(read(layout, memory, dtype)).contiguous(), requires_grad)
         own = memory if panel_size == panel() else laid_out_anew(layout, memory)
@@ -460,7 +460,7 @@ def _packed_anew(
 ) -> nn.Parameter:
     """For unpickling: packed again where this machine can, otherwise an ordinary parameter."""
     parameter = nn.Parameter(dense, requires_grad)
-    if kernels_problem(kind):
+    if kernels_problem():
         return parameter
     arena = Arena(cls.layout_of(kind, dense.shape).nbytes, pages="default")
     return cls.pack(parameter, arena, kind, factors)

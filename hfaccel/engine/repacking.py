@@ -29,7 +29,7 @@ class Was:
 
 def kind_of(dtype: torch.dtype) -> Kind:
     """In which numbers a weight is packed where nothing else is asked for."""
-    half = dtype is torch.bfloat16 and not kernels_problem(Kind.BFLOAT16)
+    half = dtype is torch.bfloat16 and not kernels_problem()
     return Kind.BFLOAT16 if half else Kind.FLOAT32
 
 

@@ -43,10 +43,8 @@ def check_made_for(manifest: dict[str, Any]) -> None:
         raise Unusable(
             "it was made for " + ", ".join(f"{key} {saved.get(key)} (here: {here[key]})" for key in other)
         )
-    for tensor in manifest["tensors"]:
-        problem = tensor["packed"] and engine.kernels_problem(engine.Kind[tensor["packed"].upper()])
-        if problem:
-            raise Unusable(problem)
+    if engine.kernels_problem() and any(tensor["packed"] for tensor in manifest["tensors"]):
+        raise Unusable(engine.kernels_problem())
 
 
 def how_mapped(manifest: dict[str, Any]) -> str:

@@ -24,9 +24,8 @@ from hfaccel.engine.linear import linear_problem, pack, packed_class, unpack
 from hfaccel.engine.packed import PackedWeight, TransposedWeight
 from hfaccel.memory import Arena
 
-problems = [kernels_problem(kind) for kind in Kind]
-if any(problems):
-    pytest.skip(next(filter(None, problems)), allow_module_level=True)
+if kernels_problem():
+    pytest.skip(kernels_problem(), allow_module_level=True)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 EACH = pytest.mark.parametrize(

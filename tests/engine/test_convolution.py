@@ -46,7 +46,6 @@ def fast_detector():
 
 
 PRECISIONS = {Kind.FLOAT32: {}, Kind.BFLOAT16: {"dtype": torch.bfloat16}, Kind.INT8: {"quantization": "int8"}}
-PRECISIONS = {kind: options for kind, options in PRECISIONS.items() if not kernels_problem(kind)}
 # Largest distance from stock, relative to the length of the result.
 TOLERANCE = {Kind.FLOAT32: 1e-5, Kind.BFLOAT16: 0.02, Kind.INT8: 0.03}
 

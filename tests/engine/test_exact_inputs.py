@@ -16,8 +16,8 @@ from hfaccel.engine.packed import EXACT, PackedWeight
 from hfaccel.engine.smoothing import exceptions
 from hfaccel.memory import Arena
 
-if kernels_problem(Kind.INT8):
-    pytest.skip(kernels_problem(Kind.INT8), allow_module_level=True)
+if kernels_problem():
+    pytest.skip(kernels_problem(), allow_module_level=True)
 
 ROWS, COLUMNS = 70, 90
 

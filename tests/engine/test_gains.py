@@ -23,7 +23,7 @@ from hfaccel.outcome import Outcome, merge
 if kernels_problem():
     pytest.skip(kernels_problem(), allow_module_level=True)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.measured]
 
 SLOWER, FASTER = Times(1.0, 2.0), Times(3.0, 1.0)
 
@@ -84,7 +84,7 @@ def test_gains_of_linear_layers(wide, monkeypatch):
     assert line.gain == 4.0 and line.count == 3  # 5, 5 and 2 seconds instead of 1, 1 and 1
 
 
-@pytest.mark.parametrize("kind", [kind for kind in Kind if not kernels_problem(kind)])
+@pytest.mark.parametrize("kind", Kind)
 def test_each_kind_is_measured(wide, kind):
     times = of_linears(wide, lambda weight: kind)
     assert times.keys() == {id(module) for module in wide}

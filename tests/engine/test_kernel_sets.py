@@ -11,13 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import needs_kernels
 from torch import nn
 from transformers import BertConfig, BertModel
 
 import hfaccel
 from hfaccel import native
 from hfaccel.engine import kernels
-from hfaccel.engine.gains import Times
 from hfaccel.engine.kernels import Kind, kernels_problem, set_in_use
 from hfaccel.engine.packed import PackedWeight, TransposedWeight, laid_out_anew, read
 from hfaccel.errors import KernelsMissing
@@ -27,7 +27,6 @@ from hfaccel.memory import Arena
 SETS = [name for name in read_host().processor.kernel_sets if native.load_kernels([name])[0]]
 TOLERANCES = {"float32": 3e-6, "bfloat16": 2e-2, "int8": 3e-2}
 OPTIONS = {"float32": {}, "bfloat16": {"dtype": torch.bfloat16}, "int8": {"quantization": "int8"}}
-KERNELS = pytest.mark.skipif(bool(kernels_problem()), reason=kernels_problem())
 
 # Heads and hidden sizes that are whole steps of a set and parts of one; lengths around the height of tiles.
 PROGRAM = """
@@ -66,11 +65,6 @@ def run(program, *arguments, isa):
     return done.stdout
 
 
-@pytest.fixture
-def packed_even_if_slower(monkeypatch):
-    monkeypatch.setattr(Times, "is_slower", False)
-
-
 @pytest.mark.parametrize("name", [*SETS, "none"])
 def test_all_sets_agree_with_stock(tmp_path, name):
     run(PROGRAM, tmp_path / "results", isa=name)
@@ -81,7 +75,7 @@ def test_all_sets_agree_with_stock(tmp_path, name):
             torch.testing.assert_close(got, results["stock", *case], rtol=0, atol=TOLERANCES[kind])
 
 
-@KERNELS
+@needs_kernels
 @pytest.mark.parametrize("kind", Kind)
 @pytest.mark.parametrize("shape", [(33, 5), (70, 33), (64, 96), (100, 130)])
 @pytest.mark.parametrize("cls", [PackedWeight, TransposedWeight])
@@ -103,7 +97,7 @@ def test_a_weight_keeps_its_numbers_in_another_layout(monkeypatch, kind, shape, 
         assert type(attached) is cls and torch.equal(attached.memory, moved)
 
 
-@KERNELS
+@needs_kernels
 @pytest.mark.parametrize("here", SETS)
 def test_a_saved_model_moves_between_sets(tmp_path, here):
     torch.manual_seed(0)
@@ -133,7 +127,7 @@ for name, atol in {TOLERANCES!r}.items():
     assert told.count("as they are" if same else f"kernels for {set_in_use()} read") == 3
 
 
-@KERNELS
+@needs_kernels
 def test_a_pickled_weight_is_dense_where_there_are_no_kernels(tmp_path):
     torch.manual_seed(0)
     fast = hfaccel.optimize(nn.Linear(96, 64).eval(), backend="torch")
@@ -177,8 +171,7 @@ def test_a_cap_is_told(isa, reason):
     assert reason in " ".join(run(program, isa=isa).replace("│", " ").split())
 
 
-@KERNELS
-@pytest.mark.usefixtures("packed_even_if_slower")
+@needs_kernels
 def test_float32_loses_no_more_than_torchs():
     """Numbers of many sizes, against float64. AMX multiplies float32 in three parts."""
     torch.manual_seed(0)
@@ -192,8 +185,7 @@ def test_float32_loses_no_more_than_torchs():
     assert error <= 2 * (plain - right).abs().max().item()
 
 
-@KERNELS
-@pytest.mark.usefixtures("packed_even_if_slower")
+@needs_kernels
 def test_what_is_not_finite_stays_so():
     x = torch.randn(100, 96)
     x[3, 4], x[5, 6], x[7, 8] = math.nan, math.inf, -math.inf

@@ -19,9 +19,8 @@ from hfaccel.engine.layer import FusedLayer
 from hfaccel.engine.packed import PackedWeight
 from hfaccel.errors import ModelError, UsageError
 
-problems = [kernels_problem(kind) for kind in Kind]
-if any(problems):
-    pytest.skip(next(filter(None, problems)), allow_module_level=True)
+if kernels_problem():
+    pytest.skip(kernels_problem(), allow_module_level=True)
 
 FLOAT32, BF16, INT8 = {}, {"dtype": torch.bfloat16}, {"quantization": "int8"}
 ROUNDED = pytest.mark.parametrize("options", [BF16, INT8], ids=["bfloat16", "int8"])

@@ -31,8 +31,8 @@ def packed(model):
 
 
 def rounding(kind):
-    if kernels_problem(kind):
-        pytest.skip(kernels_problem(kind))
+    if kernels_problem():
+        pytest.skip(kernels_problem())
     return {"dtype": torch.bfloat16} if kind is Kind.BFLOAT16 else {"quantization": "int8"}
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import needs_kernels
 
 import hfaccel
 from hfaccel.engine import widening
-from hfaccel.engine.kernels import Kind, kernels_problem, multiplies
+from hfaccel.engine.kernels import Kind, multiplies
 from hfaccel.engine.packed import PackedWeight
 
-pytestmark = pytest.mark.skipif(bool(kernels_problem()), reason=kernels_problem())
+pytestmark = [pytest.mark.measured, needs_kernels]
 
 OPTIONS = {Kind.BFLOAT16: {"dtype": torch.bfloat16}, Kind.INT8: {"quantization": "int8"}}
 
