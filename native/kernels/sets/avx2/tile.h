@@ -4,8 +4,10 @@
 
 #include "gemm.h"
 
-#define EACH_ROWS(CASE, kind)                                                                                \
+// clang-format off: it moves these lines at every run
+#define EACH_ROWS(CASE, kind) \
   CASE(kind, 1) CASE(kind, 2) CASE(kind, 3) CASE(kind, 4) CASE(kind, 5) CASE(kind, 6)
+// clang-format on
 
 INLINE vec panel_part(const enum kind kind, const size_t part, const uint32_t *words)
 {

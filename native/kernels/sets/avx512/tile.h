@@ -4,10 +4,11 @@
 
 #include "gemm.h"
 
-#define EACH_ROWS(CASE, kind)                                                                                \
-  CASE(kind, 1)                                                                                              \
-  CASE(kind, 2) CASE(kind, 3) CASE(kind, 4) CASE(kind, 5) CASE(kind, 6) CASE(kind, 7) CASE(kind, 8)          \
-      CASE(kind, 9) CASE(kind, 10) CASE(kind, 11) CASE(kind, 12) CASE(kind, 13) CASE(kind, 14)
+// clang-format off: it moves these lines at every run
+#define EACH_ROWS(CASE, kind) \
+  CASE(kind, 1) CASE(kind, 2) CASE(kind, 3) CASE(kind, 4) CASE(kind, 5) CASE(kind, 6) CASE(kind, 7) \
+  CASE(kind, 8) CASE(kind, 9) CASE(kind, 10) CASE(kind, 11) CASE(kind, 12) CASE(kind, 13) CASE(kind, 14)
+// clang-format on
 
 INLINE vec panel_part(const enum kind kind, const size_t part, const uint32_t *words)
 {
