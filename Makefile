@@ -57,14 +57,14 @@ ifeq ($(and $(shell command -v aarch64-linux-gnu-gcc),$(shell command -v qemu-aa
 	@echo "the kernels for Arm are not tested: aarch64-linux-gnu-gcc or qemu-aarch64 is missing"
 else
 	$(BIN)/cmake -S native -B build/native-arm -DHFACCEL_TESTS=ON -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/native/aarch64.cmake
-	$(BIN)/cmake --build build/native-arm
+	$(BIN)/cmake --build build/native-arm --parallel $(shell nproc)
 	$(BIN)/ctest --test-dir build/native-arm --output-on-failure -R kernels
 endif
 
 .PHONY: native-test
 native-test: $(INSTALLED)
 	$(BIN)/cmake -S native -B build/native-$(SANITIZE) -DHFACCEL_TESTS=ON -DHFACCEL_SANITIZE=$(SANITIZE)
-	$(BIN)/cmake --build build/native-$(SANITIZE)
+	$(BIN)/cmake --build build/native-$(SANITIZE) --parallel $(shell nproc)
 	$(BIN)/ctest --test-dir build/native-$(SANITIZE) --output-on-failure
 
 bench: $(INSTALLED)
