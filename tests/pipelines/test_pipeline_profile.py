@@ -54,8 +54,8 @@ def test_transformers_pads_and_waits_more(stock, fast, found):
     before = hfaccel.profile(stock, TEXTS, batch_size=8)
     assert found.padding < 0.6 * before.padding
     assert before.prepare.waited == pytest.approx(before.prepare.total)
-    many = hfaccel.profile(fast, TEXTS * 20, batch_size=8)  # few are prepared before the model gets its turn
-    assert many.prepare.waited <= many.prepare.total  # equal where the machine is busy: no time is asserted
+    runs = (hfaccel.profile(fast, TEXTS * 20, batch_size=8) for _ in range(5))  # a busy machine may hide one
+    assert any(many.prepare.waited < many.prepare.total for many in runs)
 
 
 @pytest.mark.parametrize("name", tiny.CASES)
