@@ -47,6 +47,19 @@ class Arena(Protocol):
     def requestable_state(self) -> int: ...
 
 
+class Comparison(Protocol):
+    """What hfaccel._snapshot offers: each argument is a tuple, all of one length."""
+
+    def items_are(
+        self, tables: tuple[dict[str, Any], ...], names: tuple[str, ...], values: tuple[Any, ...]
+    ) -> bool: ...
+    def attributes_are(
+        self, owners: tuple[Any, ...], names: tuple[str, ...], values: tuple[Any, ...]
+    ) -> bool: ...
+    def types_are(self, objects: tuple[Any, ...], types: tuple[type, ...]) -> bool: ...
+    def sizes_are(self, tables: tuple[dict[Any, Any], ...], sizes: tuple[int, ...]) -> bool: ...
+
+
 class Kernels(Protocol):
     """What hfaccel._kernels_SET offers, for each instruction set. Tensors are passed as addresses."""
 
@@ -94,6 +107,7 @@ def _load(name: str, cost: str) -> tuple[Any, str]:
 
 arena: Arena | None
 arena, MISSING = _load("_arena", "weights stay on 4 KiB pages and glibc keeps its defaults")
+comparison: Comparison | None = _load("_snapshot", "calls of fused models take longer")[0]
 
 
 def load_kernels(names: Iterable[str]) -> tuple[Kernels | None, str, str]:

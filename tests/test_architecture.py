@@ -30,7 +30,7 @@ FLOORS = (
     ("plan",),
     ("host", "cache"),
     ("errors", "outcome", "native", "tables", "threads", "portable"),
-    ("_arena",),  # an extension; those of the kernels are loaded by name (native.py)
+    ("_arena", "_snapshot"),  # extensions; those of the kernels are loaded by name (native.py)
 )
 FLOOR = {unit: number for number, floor in enumerate(FLOORS) for unit in floor}
 

@@ -9,12 +9,12 @@ names in its code, and looking is comparing what stands under those names.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import repeat
-from operator import is_
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 from torch import nn
+
+from hfaccel.engine.snapshot import columns, comparison
 
 ENTRIES = ("__call__", "_call_impl", "forward")
 INTERFACE = ("_global_mapping", "_local_mapping")  # tables of functions, by the name of an implementation
@@ -32,21 +32,19 @@ class Code:
     def __init__(self, classes: frozenset[type[nn.Module]]) -> None:
         self.classes = classes
         reached = _Reached(classes)
-        self._owners, self._attributes, self._functions = _columns(reached.of_classes.values())
-        self._tables, self._names, self._values = _columns(reached.of_tables.values())
+        self._attributes = columns(reached.of_classes.values())
+        self._items = columns(reached.of_tables.values())
 
     def holds(self) -> bool:
-        """Whether all of it still is so: in some 40 nanoseconds for each name."""
-        return all(
-            map(is_, map(getattr, self._owners, self._attributes, repeat(None)), self._functions)
-        ) and all(map(is_, map(dict.get, self._tables, self._names), self._values))
+        """Whether all of it still is so."""
+        return comparison.attributes_are(*self._attributes) and comparison.items_are(*self._items)
 
     def problem(self) -> str:
         """What is no longer as it was; "" for nothing."""
-        for owner, name, function in zip(self._owners, self._attributes, self._functions, strict=True):
+        for owner, name, function in zip(*self._attributes, strict=True):
             if getattr(owner, name, None) is not function:
                 return f"{owner.__name__}.{name} was replaced"
-        for table, name, value in zip(self._tables, self._names, self._values, strict=True):
+        for table, name, value in zip(*self._items, strict=True):
             if table.get(name) is not value:
                 return f"{table.get('__name__', 'the attention function')}.{name} was replaced"
         return ""
@@ -94,11 +92,6 @@ def code_of(classes: Iterable[type[nn.Module]]) -> Code:
     classes = frozenset(classes)
     code = _known.get(classes)
     return _known.setdefault(classes, Code(classes)) if code is None else code
-
-
-def _columns(rows: Iterable[tuple[Any, str, Any]]) -> tuple[list[Any], list[str], list[Any]]:
-    rows = list(rows)
-    return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
 
 
 class _Reached:
