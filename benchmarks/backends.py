@@ -168,7 +168,7 @@ def main() -> int:
         print(*dict.fromkeys(map(interpreter, options.engines)), sep="\n")
         return 0
     options.processor = read_host().processor
-    os.environ.update(caps.apply(options.isa))
+    caps.enforce(options.isa, options.processor)
     precisions, left_out = caps.precisions_here(options.precisions, options.processor.isa, options.isa)
     print(left_out, file=sys.stderr, flush=True, end="\n" * bool(left_out))
     rows = []

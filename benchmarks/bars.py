@@ -61,7 +61,7 @@ README = (
 AMX = tuple(
     bar._replace(least={cell: round(KEPT * value, 3) for cell, value in bar.least.items()}) for bar in README
 )
-BARS = {"avx2": AVX2, "avx2_vnni": AVX2, "amx": AMX}  # by kernel set
+BARS = {"avx2_fp32": AVX2, "avx2_vnni": AVX2, "amx": AMX}  # by kernel set
 
 
 def best(ratios: Mapping[str, float], rivals: Iterable[str]) -> tuple[str, float] | None:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import masked
 from environments import interpreter
 from hfaccel.bench import Side, compare
 from hfaccel.errors import HfaccelError
@@ -32,11 +33,7 @@ CAPS: dict[str, dict[str, str]] = {
     },
 }
 # Engine and precision that stay above a cap of AVX2 all the same, and why.
-MLAS = "MLAS multiplies there, which asks the CPU and reads no variable"
 UNHELD = {
-    ("onnxruntime", "fp32"): MLAS,
-    ("onnxruntime", "int8"): MLAS,
-    ("openvino", "fp32"): MLAS,
     ("ipex", "fp32"): "not looked into",
     ("ipex", "bf16"): "not looked into",
 }
@@ -86,6 +83,14 @@ def apply(isa: str | None, environment: Mapping[str, str] = os.environ) -> dict[
     return dict(wanted)
 
 
+def enforce(isa: str | None, processor: Processor) -> None:
+    """Cap this process and those that it starts from now on: by variables, and by copies of the libraries
+    that read none (masked.py)."""
+    os.environ.update(apply(isa))
+    if isa and _has_avx512(processor):
+        os.environ.update(masked.variables())
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--isa", choices=list(CAPS), default="avx2")
@@ -119,7 +124,7 @@ def measure(engine: str, precision: str, folder: str, options: argparse.Namespac
             (interpreter(engine),),
             {"OMP_NUM_THREADS": "1", **variables},
         )
-        for name, variables in (("capped", CAPS[options.isa]), ("as it is", {}))
+        for name, variables in (("capped", CAPS[options.isa] | masked.variables()), ("as it is", {}))
     )
     taken = compare(capped, free, pairs=options.pairs)
     kernels = str(taken.base_samples[0]["facts"].get("kernels", ""))

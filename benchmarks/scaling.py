@@ -188,7 +188,7 @@ def parse() -> argparse.Namespace:
 
 def prepare(options: argparse.Namespace) -> None:
     """Cap the instructions, and leave out what cannot be measured here, with the reason."""
-    os.environ.update(caps.apply(options.isa))
+    caps.enforce(options.isa, options.host.processor)
     flags = options.host.processor.isa
     options.precisions, left_out = caps.precisions_here(options.precisions, flags, options.isa)
     options.engines, absent = engines_here(options.engines)

@@ -74,9 +74,9 @@ def test_a_case_of_one_cell_is_named_once():
 @pytest.mark.parametrize(("ratio", "end"), [(1.2, 0), (0.9, 1)])
 def test_the_bars_are_those_of_the_kernels_that_were_used(ratio, end, capsys):
     cells = dict.fromkeys(BERT, ratio)
-    rows = [row("hfaccel fp32", dict.fromkeys(BERT, 1.0), kernels="avx2"), row("openvino fp32", cells)]
+    rows = [row("hfaccel fp32", dict.fromkeys(BERT, 1.0), kernels="avx2_fp32"), row("openvino fp32", cells)]
     assert judge(rows) == end
-    assert "bars of the kernel set avx2" in capsys.readouterr().out
+    assert "bars of the kernel set avx2_fp32" in capsys.readouterr().out
 
 
 def test_without_bars_for_the_kernels_nothing_is_missed_and_that_is_told(capsys):

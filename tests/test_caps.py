@@ -39,7 +39,7 @@ def test_what_no_variable_holds_is_marked_where_the_cpu_has_more(engine, precisi
 
 def test_instructions_that_only_a_variable_hides_are_there_for_those_that_do_not_read_it():
     hidden = AVX2._replace(withheld=("avx512f: ONEDNN_MAX_CPU_ISA=AVX2",))
-    assert not_capped("onnxruntime", "fp32", "avx2", hidden)
+    assert not_capped("ipex", "fp32", "avx2", hidden)
 
 
 @pytest.mark.parametrize("kernels", ["avx2", "avx2_vnni"])
