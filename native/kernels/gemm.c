@@ -49,26 +49,32 @@ static struct ahead share_of(const uint32_t *next_panel, size_t words, size_t ti
   return (struct ahead){(const char *)next_panel + part * tile, part / LINES, 64 / tiles};
 }
 
-INLINE void tile(const enum kind kind, const size_t rows, const uint32_t *a, size_t stride,
-                 const uint32_t *panel, size_t words, float *out, size_t out_stride, struct ahead ahead)
+/* How a panel lies in memory: as it was packed, or with each word widened once for many tiles. */
+enum form { PACKED, WIDENED };
+
+INLINE void tile(const enum kind kind, const enum form form, const size_t rows, const uint32_t *a,
+                 size_t stride, const uint32_t *panel, size_t words, float *out, size_t out_stride,
+                 struct ahead ahead)
 {
   vec sums[VECTOR_ROWS][VECTORS]; /* of int32 for int8: one type for all keeps them in registers */
 #pragma GCC unroll 14
   for (size_t r = 0; r < rows; r++)
     for (size_t v = 0; v < VECTORS; v++)
       sums[r][v] = vec_zero();
-  for (size_t k = 0; k < words; k++, panel += PANEL, a += words_per_word(kind)) {
+  const size_t parts = form == WIDENED ? 1 : words_per_word(kind);
+  for (size_t k = 0; k < words; k++, panel += PANEL, a += parts) {
     for (size_t line = 0; line < LINES; line++) {
       PREFETCH(panel + AHEAD * PANEL + line * 16, NEAR);
       PREFETCH(ahead.next + line * ahead.apart, FAR);
     }
     ahead.next += ahead.step;
 #pragma GCC unroll 2
-    for (size_t part = 0; part < words_per_word(kind); part++) {
+    for (size_t part = 0; part < parts; part++) {
       vec b[VECTORS];
 #pragma GCC unroll 4
       for (size_t v = 0; v < VECTORS; v++)
-        b[v] = panel_part(kind, part, panel + v * LANES);
+        b[v] = form == WIDENED ? vec_load((const float *)panel + v * LANES)
+                               : panel_part(kind, part, panel + v * LANES);
 #pragma GCC unroll 14
       for (size_t r = 0; r < rows; r++)
         multiply(kind, sums[r], a + r * stride + part, b);
@@ -83,22 +89,24 @@ INLINE void tile(const enum kind kind, const size_t rows, const uint32_t *a, siz
 // clang-format off: it moves these lines at every run
 #define CASE(kind, rows)                                                                             \
   case rows:                                                                                         \
-    tile(kind, rows, a, stride, panel, words, sums, sums_stride, ahead);                             \
+    tile(kind, form, rows, a, stride, panel, words, sums, sums_stride, ahead);                       \
     break;
 /* One unrolled loop for each number of rows. */
-#define TILE(name, kind)                                                                             \
+#define TILE(name, kind, panels)                                                                     \
   static __attribute__((noinline)) void name(size_t rows, const uint32_t *a, size_t stride,          \
                                              const uint32_t *panel, size_t words, float *sums,       \
                                              size_t sums_stride, struct ahead ahead)                 \
   {                                                                                                  \
+    const enum form form = panels;                                                                   \
     switch (rows) {                                                                                  \
       EACH_ROWS(CASE, kind)                                                                          \
     }                                                                                                \
   }
 // clang-format on
-TILE(tile_f32, KIND_F32)
-TILE(tile_bf16, KIND_BF16)
-TILE(tile_i8, KIND_I8)
+TILE(tile_f32, KIND_F32, PACKED)
+TILE(tile_bf16, KIND_BF16, PACKED)
+TILE(tile_i8, KIND_I8, PACKED)
+TILE(tile_widened, KIND_I8, WIDENED)
 
 static void (*const tiles_of[KINDS])(size_t, const uint32_t *, size_t, const uint32_t *, size_t, float *,
                                      size_t, struct ahead) = {tile_f32, tile_bf16, tile_i8};
@@ -118,24 +126,52 @@ void gemm_tile(const struct tiles *tiles, const struct tile *tile, const uint32_
   tiles_of[tiles->kind](rows, a, stride, panel, words, sums, sums_stride, nothing);
 }
 
+/* From how many tiles on a panel of int8 is widened once for all of them: for each anew costs a ninth of the
+ * vector instructions. */
+enum { WIDENED_TILES = 4 };
+/* Words of the longest panel that is: 128 KiB of 16-bit integers, from the second-level cache. */
+enum { WIDENED_WORDS = DOT_I8 ? 0 : 1024 };
+
+static int is_widened_once(const struct matrix *matrix, size_t tiles)
+{
+  return !DOT_I8 && matrix->kind == KIND_I8 && tiles >= WIDENED_TILES && matrix->words <= WIDENED_WORDS;
+}
+
+/* wide[2 words][PANEL] */
+static void widen(const uint32_t *panel, size_t words, uint32_t *wide)
+{
+  for (size_t k = 0; k < words; k++, panel += PANEL)
+    for (size_t part = 0; part < words_per_word(KIND_I8); part++, wide += PANEL)
+      for (size_t v = 0; v < VECTORS; v++)
+        vec_store((float *)wide + v * LANES, panel_part(KIND_I8, part, panel + v * LANES));
+}
+
 static void gemm_by_vectors(const struct matrix *matrix, const struct operand *operand, size_t rows,
                             size_t first, size_t last, const struct result *result)
 {
   const struct tiles tiles = tiles_begin(matrix->kind, rows);
+  const int widened = is_widened_once(matrix, tiles.count);
+  const size_t words = widened ? words_per_word(KIND_I8) * matrix->words : matrix->words;
   float sums[VECTOR_ROWS * PANEL] __attribute__((aligned(64)));
-  for (size_t p = first; p < last; p++)
+  uint32_t wide[2 * WIDENED_WORDS * PANEL + 1] __attribute__((aligned(64)));
+  for (size_t p = first; p < last; p++) {
+    const uint32_t *packed = matrix->panels + p * matrix->words * PANEL;
+    if (widened)
+      widen(packed, matrix->words, wide);
     for (size_t t = 0; t < tiles.count; t++) {
       const struct done done = {tile_at(&tiles, t), p * PANEL};
       const size_t begin = done.tile.begin, end = done.tile.end;
-      const uint32_t *panel = matrix->panels + p * matrix->words * PANEL;
       /* behind the last panel often lies the next matrix; to ask for memory that does not exist is no error
        */
-      const struct ahead ahead = share_of(panel + matrix->words * PANEL, matrix->words, t, tiles.count);
+      struct ahead ahead = share_of(packed + matrix->words * PANEL, matrix->words, t, tiles.count);
+      ahead.step /= widened ? words_per_word(KIND_I8) : 1;
       expect(result, begin, end, p * PANEL);
-      tiles_of[matrix->kind](end - begin, operand->words + begin * operand->stride, operand->stride, panel,
-                             matrix->words, sums, PANEL, ahead);
+      (widened ? tile_widened : tiles_of[matrix->kind])(end - begin, operand->words + begin * operand->stride,
+                                                        operand->stride, widened ? wide : packed, words, sums,
+                                                        PANEL, ahead);
       finish_rows(matrix, operand, result, &done, begin, end, sums);
     }
+  }
 }
 
 void gemm(const struct matrix *matrix, const struct operand *operand, size_t rows, size_t first, size_t last,
