@@ -17,6 +17,7 @@ from hfaccel.apply.verify import Finding, verify
 from hfaccel.backends import BACKENDS, Backend, Options, by_name
 from hfaccel.configuration import Configuration, configure
 from hfaccel.errors import HfaccelError, ModelError, UsageError
+from hfaccel.generators import kept_as_found
 from hfaccel.outcome import Outcome
 from hfaccel.plan.memory import parse_huge_pages
 from hfaccel.selection import BUDGET, select
@@ -135,7 +136,8 @@ def optimize(
     configuration = configure() if num_threads is None else configure(threads=num_threads)
     pages = wanted_pages or configuration.plan["huge_pages"].value
     options = Options(pages != "off", dtype, quantization, unpad is not False, samples)
-    fast = _optimize_model(model, chosen, options, inplace=inplace, strict=strict, budget=budget)
+    with kept_as_found():
+        fast = _optimize_model(model, chosen, options, inplace=inplace, strict=strict, budget=budget)
     if model is model_or_pipeline:
         return cast(T, fast)
     if not isinstance(model, nn.Module):  # another engine's model, as it is
