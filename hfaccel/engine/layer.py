@@ -386,8 +386,9 @@ class FusedLayer(Swapped):
         return state
 
 
-def fuse(layer: nn.Module, family: Family, unpad: bool = True) -> None:
-    """Run the layer as one function. Its linear layers must be packed."""
+def fuse(layer: nn.Module, family: Family, unpad: bool | str = "auto") -> None:
+    """Run the layer as one function. Its linear layers must be packed. `unpad`: whether padding is left out;
+    "auto": except in calls that have to compute it."""
     swap(layer, FusedLayer, family)
     layer.__dict__["_hfaccel_unpad"] = unpad
     layer.__dict__["_hfaccel_settings"] = tuple(settings_of(layer))

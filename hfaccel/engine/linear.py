@@ -122,6 +122,7 @@ class PackedModule(nn.Module):
         if input.dim() < 1 or input.shape[-1] != weight.packing.columns or not fits(self.bias):
             return self._stock(input)  # raises torch's own error, or computes as torch does
         if not self.hfaccel_code.holds():
+            fall_back(self, self.hfaccel_code.problem())
             return self._stock(input)
         if casts:
             return under_autocast(self, input, linear)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import gc
 import multiprocessing
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -177,3 +180,25 @@ def test_share_memory_keeps_the_weights_packed_and_workers_have_the_same_bytes(m
     assert count == len(names) and not stock_calls
     torch.testing.assert_close(torch.tensor(result), expected, rtol=0, atol=1e-6)
     assert not fast.encoder.layer[0].output.dense.weight.detach().any()  # as of any shared tensor
+
+
+def test_gradients_that_processes_exchange_are_those_of_stock(tmp_path):
+    """DistributedDataParallel over gloo, two processes with other texts each, two steps."""
+    script = Path(__file__).with_name("ddp_worker.py")
+    for way in ("stock", "fast"):
+        workers = [
+            subprocess.Popen([sys.executable, str(script), str(rank), str(tmp_path), way])
+            for rank in range(2)
+        ]
+        assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    found = {
+        (way, rank): torch.load(tmp_path / f"{way}-{rank}.pt")
+        for way in ("stock", "fast")
+        for rank in range(2)
+    }
+    for rank in range(2):
+        stock, fast = found["stock", rank], found["fast", rank]
+        assert stock["gradients"].keys() == fast["gradients"].keys()
+        torch.testing.assert_close(fast["gradients"], stock["gradients"], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(fast["result"], stock["result"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(found["fast", 0]["gradients"], found["fast", 1]["gradients"], rtol=0, atol=0)
