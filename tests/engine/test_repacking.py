@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
 import multiprocessing
+import os
 import subprocess
 import sys
 import weakref
@@ -19,6 +21,8 @@ from transformers import GPT2Config, GPT2Model
 import hfaccel
 from hfaccel.engine.kernels import Kind, kernels_problem
 from hfaccel.engine.packed import PackedWeight
+from hfaccel.host import read_host
+from hfaccel.plan.budget import cpu_budget
 
 if kernels_problem():
     pytest.skip(kernels_problem(), allow_module_level=True)
@@ -202,3 +206,23 @@ def test_gradients_that_processes_exchange_are_those_of_stock(tmp_path):
         torch.testing.assert_close(fast["gradients"], stock["gradients"], rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(fast["result"], stock["result"], rtol=0, atol=1e-4)
     torch.testing.assert_close(found["fast", 0]["gradients"], found["fast", 1]["gradients"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("way", "variables", "expected"),
+    [
+        ("alone", {}, lambda cores: max(1, cores // 2)),
+        ("set", {}, lambda cores: 3),
+        ("alone", {"OMP_NUM_THREADS": "2"}, lambda cores: 2),
+    ],
+    ids=["rule", "torch.set_num_threads", "OMP_NUM_THREADS"],
+)
+def test_children_that_share_a_model_share_the_cores(way, variables, expected):
+    """Unless the program or the environment says with how many threads they compute."""
+    script = Path(__file__).with_name("shared_cores.py")
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, str(script), "2", way], env=environment | variables, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["children"] == [expected(cpu_budget(read_host()).threads)] * 2
