@@ -73,8 +73,8 @@ class Batcher(Generic[In, Out]):
     Overloaded. `call_tokens`: what a call costs beside its tokens, in tokens; as much padding is accepted to
     spare one. The default suits float32 encoders; int8 wants more, a padding-free model as many as
     `max_tokens`. `idle_release`: seconds without a request after which the memory that the allocator keeps
-    for the next batch goes back to the system; None: never. `size`: an item's tokens. `prepare`: what becomes of an item before its size is asked, such
-    as its tokens; runs in a second thread.
+    for the next batch goes back to the system; None: never. `size`: an item's tokens. `prepare`: what
+    becomes of an item before its size is asked, such as its tokens; runs in a second thread.
 
     A batcher belongs to the event loop that it is first used in. Raises UsageError for a limit that breaks
     its rule.
