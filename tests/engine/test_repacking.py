@@ -21,7 +21,9 @@ from transformers import GPT2Config, GPT2Model
 import hfaccel
 from hfaccel.engine.kernels import Kind, kernels_problem
 from hfaccel.engine.packed import PackedWeight
+from hfaccel.engine.repacking import ARENA
 from hfaccel.host import read_host
+from hfaccel.memory import padded
 from hfaccel.plan.budget import cpu_budget
 
 if kernels_problem():
@@ -226,3 +228,17 @@ def test_children_that_share_a_model_share_the_cores(way, variables, expected):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["children"] == [expected(cpu_budget(read_host()).threads)] * 2
+
+
+def test_what_is_packed_again_lies_side_by_side(model, batch):
+    fast = hfaccel.optimize(model)
+    fast.train().eval()
+    weights = [each for each in fast.parameters() if isinstance(each, PackedWeight)]
+    assert len({id(getattr(each.memory, ARENA)) for each in weights}) == 1 < len(weights)
+    places = sorted((each.memory.data_ptr(), each.memory.numel()) for each in weights)
+    ends = [address + padded(size) for address, size in places]
+    assert ends[:-1] == [address for address, _ in places[1:]]
+    arena = weakref.ref(getattr(weights[0].memory, ARENA))
+    del fast, model, weights
+    gc.collect()
+    assert arena() is None
