@@ -17,6 +17,7 @@ from hfaccel.apply.verify import Finding, verify
 from hfaccel.backends import BACKENDS, Backend, Options, by_name
 from hfaccel.configuration import Configuration, configure
 from hfaccel.errors import HfaccelError, ModelError, UsageError
+from hfaccel.generators import kept_as_found
 from hfaccel.outcome import Outcome
 from hfaccel.plan.memory import parse_huge_pages
 from hfaccel.selection import BUDGET, select
@@ -45,6 +46,7 @@ class Report:
     configuration: Configuration
     verified: tuple[Finding, ...]
     stock_calls: dict[str, int]  # reason -> calls of a layer or pipeline that took the model's own path
+    padded_calls: dict[str, int]  # reason -> calls of the model that had padding, and computed it
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -54,6 +56,7 @@ class Report:
             "configuration": self.configuration.to_dict(),
             "verified": [finding.to_dict() for finding in self.verified],
             "stock_calls": self.stock_calls,
+            "padded_calls": self.padded_calls,
         }
 
     def __str__(self) -> str:
@@ -80,6 +83,9 @@ class Report:
         if self.stock_calls:
             rows = [[count, reason] for reason, count in self.stock_calls.items()]
             tables.append(render("calls on the stock path", ["calls", "reason"], rows))
+        if self.padded_calls:
+            rows = [[count, reason] for reason, count in self.padded_calls.items()]
+            tables.append(render("calls that computed padding", ["calls", "reason"], rows))
         return "\n".join(tables)
 
 
@@ -112,9 +118,10 @@ def optimize(
     `dtype`: None multiplies in the checkpoint's type, torch.bfloat16 in bfloat16; residual stream, norms
     and sums stay float32, and so do the results. `quantization`: "int8" multiplies in int8, weights
     rounded per output channel, activations per token; layers that would lose too much, tried on `sample` or
-    else without data, stay in bfloat16. `unpad`: "auto" and True leave padding out of the
-    computation where nobody can mistake it for results, hidden states of padding are zero then (texts in
-    which the mask hides nothing but the padding token); False always computes it.
+    else without data, stay in bfloat16. `unpad`: "auto" leaves padding out of the computation where nobody
+    can mistake it for results (texts in which the mask hides nothing but the padding token; no answers to
+    questions, which are sought at every position); True leaves out whatever the mask hides, for callers who
+    read nothing there; False computes it. Hidden states of what is left out are zero.
     `backend`: "auto" or a name from `hfaccel.backends.BACKENDS`. With a `sample` of typical inputs (what a
     tokenizer returned as tensors, or several of those) "auto" measures all that are installed on this
     model for about `budget` seconds and remembers the fastest; without, it takes hfaccel's own engine.
@@ -134,8 +141,9 @@ def optimize(
     model = model_of(model_or_pipeline)
     configuration = configure() if num_threads is None else configure(threads=num_threads)
     pages = wanted_pages or configuration.plan["huge_pages"].value
-    options = Options(pages != "off", dtype, quantization, unpad is not False, samples)
-    fast = _optimize_model(model, chosen, options, inplace=inplace, strict=strict, budget=budget)
+    options = Options(pages != "off", dtype, quantization, unpad, samples)
+    with kept_as_found():
+        fast = _optimize_model(model, chosen, options, inplace=inplace, strict=strict, budget=budget)
     if model is model_or_pipeline:
         return cast(T, fast)
     if not isinstance(model, nn.Module):  # another engine's model, as it is
@@ -221,6 +229,7 @@ def report(model_or_pipeline: Any) -> Report:
         configuration=configure(),
         verified=(*verify(), *_weights_on_huge_pages(model)),
         stock_calls=stock_calls,
+        padded_calls=by_name(record.backend).padded_calls(model) if record.backend else {},
     )
 
 

@@ -29,7 +29,7 @@ FLOORS = (
     ("memory", "apply"),
     ("plan",),
     ("host", "cache"),
-    ("errors", "outcome", "native", "tables", "threads", "portable"),
+    ("errors", "outcome", "native", "tables", "threads", "portable", "generators"),
     ("_arena", "_snapshot"),  # extensions; those of the kernels are loaded by name (native.py)
 )
 FLOOR = {unit: number for number, floor in enumerate(FLOORS) for unit in floor}

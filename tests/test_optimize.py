@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_bert, needs_kernels, states
@@ -42,10 +44,30 @@ def test_inplace_changes_the_given_model(bert, batch):
     assert hfaccel.report(bert).backend == "torch"
 
 
-def test_the_programs_random_numbers_are_left_alone(bert):
-    state = torch.get_rng_state()
-    hfaccel.optimize(bert)
-    assert torch.equal(torch.get_rng_state(), state)
+class Drawing(nn.Module):
+    """Draws from every generator that a program has."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+    def forward(self, image):
+        random.random(), np.random.rand()
+        return self.second(nn.functional.dropout(self.first(image), 0.1, training=True))
+
+
+@pytest.mark.parametrize("dropout", [False, True], ids=["evaluation", "Monte Carlo dropout"])
+def test_the_programs_random_numbers_are_left_alone(bert, dropout):
+    for part in bert.modules():
+        part.training = dropout and isinstance(part, nn.Dropout)
+    numbers, drawing = [], Drawing().eval()
+    for optimizes in (False, True):
+        torch.manual_seed(1), np.random.seed(1), random.seed(1)
+        torch.rand(3), torch.randn(1), np.random.randn(), random.gauss(0, 1)  # which keeps a second number
+        if optimizes:
+            hfaccel.optimize(bert), hfaccel.optimize(drawing)
+        numbers.append((torch.randn(3).tolist(), np.random.randn(), random.gauss(0, 1), random.random()))
+    assert numbers[0] == numbers[1]
 
 
 def test_twice_changes_nothing(bert):

@@ -43,7 +43,7 @@ class Options:
     huge_pages: bool = True
     dtype: torch.dtype | None = None  # of multiplications; None: the checkpoint's
     quantization: str | None = None  # "int8"
-    unpad: bool = True  # whether padding may be left out of the computation
+    unpad: bool | str = "auto"  # whether padding is left out; "auto": where nobody can read it
     samples: tuple[Mapping[str, torch.Tensor], ...] = ()  # typical inputs; the first stands for the shapes
 
     @property
@@ -70,6 +70,10 @@ class Backend(ABC):
 
     def stock_calls(self, model: nn.Module) -> dict[str, int]:
         """Calls that took the model's own path although it was transformed: reason -> count."""
+        return {}
+
+    def padded_calls(self, model: nn.Module) -> dict[str, int]:
+        """Calls that had padding and computed it although it is left out elsewhere: reason -> count."""
         return {}
 
     def runs(self, candidate: Any) -> bool:

@@ -46,6 +46,9 @@ class TorchBackend(Backend):
     def stock_calls(self, model: nn.Module) -> dict[str, int]:
         return dict(engine.stock_calls(model))
 
+    def padded_calls(self, model: nn.Module) -> dict[str, int]:
+        return dict(engine.padded_calls(model))
+
 
 def _wanted(options: Options) -> engine.Kind | None:
     if options.quantization == "int8":

@@ -1,6 +1,6 @@
 """The engine: how a model's own layers are computed faster, in place, with equal results."""
 
-from hfaccel.engine.counting import stock_calls
+from hfaccel.engine.counting import padded_calls, stock_calls
 from hfaccel.engine.form import Form, form, form_problem, reform
 from hfaccel.engine.kernels import Kind, kernels_problem, multiplies, panel, set_in_use
 from hfaccel.engine.linear import is_linear
@@ -20,6 +20,7 @@ __all__ = [
     "is_linear",
     "kernels_problem",
     "multiplies",
+    "padded_calls",
     "panel",
     "plain_settings",
     "reform",

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from hfaccel.engine.code import trusted
+from hfaccel.engine.fallback import COUNTED, fall_back, forget
 from hfaccel.engine.kernels import Kind, kernels_problem
 from hfaccel.engine.linear import MIN_WIDTH, stock_reason
 from hfaccel.engine.prepared import Prepared, kind_of, sides
@@ -37,7 +38,9 @@ class PreparedConvolution(_ConvNd):
         if run is None and not self._pays(input):
             return super().forward(input)  # type: ignore[no-any-return]
         followers = self._usable_followers() if run is not None else ()
-        if not trusted((self, *followers)).holds():
+        code = trusted((self, *followers))
+        if not code.holds():
+            fall_back(self, code.problem())
             return super().forward(input)  # type: ignore[no-any-return]
         prepared = self._prepared(followers)
         if not prepared.fits(input):
@@ -95,6 +98,7 @@ class PreparedConvolution(_ConvNd):
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())
         state.pop("_hfaccel_prepared", None)  # made again when needed
+        state.pop(COUNTED, None)  # of this model, not of its copy
         return state
 
 
@@ -166,6 +170,7 @@ def prepare(module: _ConvNd, wanted: Kind, followers: tuple[nn.Module, ...] = ()
 
 
 def unprepare(module: PreparedConvolution) -> None:
+    forget(module)
     for name in ("_hfaccel_wanted", "_hfaccel_followers", "_hfaccel_prepared"):
         module.__dict__.pop(name, None)
     stock: nn.Module = module

@@ -6,17 +6,31 @@ from collections import Counter
 
 from torch import nn
 
+from hfaccel.engine.convolution import PreparedConvolution
+from hfaccel.engine.embeddings import FusedEmbeddings
 from hfaccel.engine.fallback import Told, stock_calls_of, tell
 from hfaccel.engine.layer import FusedLayer
 from hfaccel.engine.linear import PackedModule
+from hfaccel.engine.padding import PaddedModel, padded_calls_of
 from hfaccel.engine.region import Region
+
+PARTS = (FusedLayer, Region, PackedModule, PreparedConvolution, FusedEmbeddings)
 
 
 def stock_calls(model: nn.Module) -> Counter[str]:
-    """How often the model's fused layers, regions and packed linear layers took the stock path, by reason."""
+    """How often parts of the model took the stock path, by reason."""
     total: Counter[str] = Counter()
     for part in _parts(model):
         total.update(stock_calls_of(part))
+    return total
+
+
+def padded_calls(model: nn.Module) -> Counter[str]:
+    """How many calls of the model had padding, and computed it, by reason."""
+    total: Counter[str] = Counter()
+    for part in model.modules():
+        if isinstance(part, PaddedModel):
+            total.update(padded_calls_of(part))
     return total
 
 
@@ -28,4 +42,4 @@ def watch(model: nn.Module) -> None:
 
 
 def _parts(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if isinstance(module, FusedLayer | Region | PackedModule)]
+    return [module for module in model.modules() if isinstance(module, PARTS)]

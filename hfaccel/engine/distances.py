@@ -89,7 +89,7 @@ def buckets_of(attention: Any, embeddings: torch.Tensor, known: Buckets | None, 
     if known is not None and known.embeddings is settled and _hold(known.stamps, parameters):
         return known
     count = 2 * attention.pos_ebd_size
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
         keys, queries = (
             None if module is None else _panels(module(settled[:count]), attention.attention_head_size, kind)
             for module in projections

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from hfaccel.engine.code import trust, trusted
+from hfaccel.engine.fallback import COUNTED, fall_back
 from hfaccel.engine.kernels import kernels, kernels_problem
 from hfaccel.engine.layer import GLOBAL_HOOKS
 from hfaccel.engine.linear import is_traced
@@ -32,9 +33,18 @@ class FusedEmbeddings(Swapped):
     """Mixed into the class of a module that looks up, adds and norms: it does so in one pass."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.training or torch.is_grad_enabled() or is_watched() or not trusted(self.children()).holds():
+        if self.training or torch.is_grad_enabled() or is_watched():
+            return super().forward(*args, **kwargs)
+        code = trusted(self.children())
+        if not code.holds():
+            fall_back(self, code.problem())
             return super().forward(*args, **kwargs)
         return self.hfaccel_stock.forward(shadow(self, _stand_ins(self)), *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        state.pop(COUNTED, None)  # of this model, not of its copy
+        return state
 
 
 class Lookup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections import Counter
 from typing import Any
@@ -39,6 +40,16 @@ REMEDIES = (
     ("the submodule", "hfaccel.optimize(hfaccel.restore(model)) looks at the model as it is now"),
     ("output_attentions", "leave out output_attentions, which needs what the kernels never write down"),
     ("the attention implementation", 'call model.set_attn_implementation("sdpa")'),
+)
+# Packages whose frames lie between a program and the layer.
+BETWEEN = (
+    "hfaccel",
+    "torch",
+    "transformers",
+    "sentence_transformers",
+    "contextlib",
+    "threading",
+    "concurrent",
 )
 ELSEWHERE = "docs/troubleshooting.md tells what the kernels take"
 
@@ -84,7 +95,18 @@ def fall_back(part: nn.Module, reason: str) -> None:
     if reason not in SILENT and key not in told.reasons:
         told.reasons.add(key)
         text = f"{_text(told, reason)}. Told once; hfaccel.report(model).stock_calls counts"
-        warnings.warn(text, StockPathWarning, stacklevel=3)
+        warnings.warn(text, StockPathWarning, stacklevel=_level_of_user())
+
+
+def _level_of_user() -> int:
+    """The stacklevel at which `fall_back` points at the program's own line, and not at one of those that call
+    the layer for it. What Python's parameter skip_file_prefixes does, which begins with 3.12."""
+    level, frame = 1, sys._getframe(1)
+    while (frame.f_globals.get("__name__") or "").partition(".")[0] in BETWEEN:
+        if frame.f_back is None:  # a thread that one of them has started
+            return 1
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def is_strict() -> bool:

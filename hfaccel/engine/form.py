@@ -27,7 +27,7 @@ class Form:
     layers: dict[str, str]  # path of a fused layer -> name of its family
     stacks: dict[str, str]  # path of a module that runs its layers at once -> name of their list
     linears: Sequence[str]  # paths of packed linear layers
-    unpad: bool
+    unpad: bool | str  # whether padding is left out; "auto": where the calls of models tell that it may be
     # path of a prepared convolution -> its kind, and the paths of what it does besides
     convolutions: Mapping[str, tuple[str, Sequence[str]]] = field(default_factory=dict)
     regions: Sequence[str] = ()
@@ -47,7 +47,7 @@ def form(model: nn.Module) -> Form:
         {path: layer.hfaccel_family.name for path, layer in layers.items()},
         {path: module.hfaccel_list for path, module in stacks.items()},
         tuple(linears),
-        all(layer.unpads for layer in layers.values()),
+        next((layer.__dict__["_hfaccel_unpad"] for layer in layers.values()), "auto"),
         _convolutions(model),
         tuple(path for path, module in model.named_modules() if isinstance(module, Region)),
         tuple(path for path, module in model.named_modules() if isinstance(module, FusedEmbeddings)),
@@ -117,7 +117,7 @@ def _swap_classes(model: nn.Module, wanted: Form) -> None:
     for path in wanted.embeddings:
         swap(model.get_submodule(path), FusedEmbeddings)
     for path in wanted.models:
-        swap(model.get_submodule(path), ShortModel, wanted.unpad)
+        swap(model.get_submodule(path), ShortModel, wanted.unpad == "auto")
     for path in wanted.padded:
         swap(model.get_submodule(path), PaddedModel, True)
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules import module
 
 from hfaccel.engine.adapters import CALLS
-from hfaccel.engine.autocast import is_bfloat16
+from hfaccel.engine.autocast import forget_laid_out, is_bfloat16, is_rounded, rounded
 from hfaccel.engine.call import Call
 from hfaccel.engine.code import trusted
 from hfaccel.engine.distances import Buckets
@@ -41,14 +41,18 @@ GLOBAL_HOOKS = (module._global_forward_hooks, module._global_forward_pre_hooks)
 # How a config of transformers names its attention; it keeps that under a name that begins so.
 CHOICE = "_attn_implementation"
 
+# Attributes of a fused layer: its Plan, and the one for calls under autocast where that is another.
+PLAN, ROUNDED_PLAN = "_hfaccel_plan", "_hfaccel_rounded_plan"
 # Attribute of a fused layer: the type of its own forward's result under autocast, as the first such call saw.
 AUTOCAST_GIVES = "_hfaccel_autocast_gives"
 
 
 class Plan:
-    """What the kernels need of one layer, looked up once, and whether that still is the layer's."""
+    """What the kernels need of one layer, looked up once, and whether that still is the layer's.
 
-    def __init__(self, layer: nn.Module, family: Family) -> None:
+    `rounds`: for calls under autocast, with weights that are rounded for those."""
+
+    def __init__(self, layer: nn.Module, family: Family, rounds: bool = False) -> None:
         self.attention = attrgetter(family.attention)(layer)
         self.config = getattr(self.attention, "config", None)
         self.window = window(self.attention)
@@ -67,12 +71,18 @@ class Plan:
         # A part may have been wrapped since (by peft, for one): then it has no packed weight.
         weights = [linear._parameters.get("weight") for linear in self.linears]
         self.memories = [getattr(weight, "memory", None) for weight in weights]
+        self.copied = [
+            memory for memory in self.memories if rounds and memory is not None and not memory.is_inference()
+        ]
+        self.versions = [memory._version for memory in self.copied]
+        self.rounds = rounds
         self.vectors = [(table, name, table.get(name)) for table, name in vectors(family, layer)]
         self.places = [place(vector) for _, _, vector in self.vectors]
         self.epsilons = [(norm, epsilon(norm)) for norm in family.norms(layer)]
         self.snapshot: Snapshot | None = None  # of the last time that nothing kept the kernels from running
         self.buckets: Buckets | None = None  # of the last call, where distances have scores
         self.kept: dict[int, torch.Tensor] = {}
+        self.kept_weights: dict[int, PackedWeight] = {}  # by the id of what it was rounded from
         self.attention_kind = Kind.FLOAT32
         self.native: object | None = None
         self.refusal = UNPACKED
@@ -84,8 +94,11 @@ class Plan:
 
     def _native(self, layer: nn.Module, family: Family) -> object:
         def matrix(linear: nn.Linear, rows: slice | None = None) -> Matrix:
-            assert isinstance(linear.weight, PackedWeight)
-            return linear.weight.matrix(self._float32(linear.bias), rows)
+            weight = linear.weight
+            assert isinstance(weight, PackedWeight)
+            if self.rounds:
+                weight = self.kept_weights.setdefault(id(weight), rounded(weight))
+            return weight.matrix(self._float32(linear.bias), rows)
 
         def part(path: str) -> Matrix:
             return matrix(attrgetter(path)(layer)) if path else NO_MATRIX
@@ -137,7 +150,7 @@ class Plan:
 
     def _own_values(self, layer: nn.Module) -> list[Any]:
         attributes = vars(layer)
-        return [len(attributes), *map(attributes.get, self.own)]
+        return [len(attributes), *map(attributes.get, self.own), *(each._version for each in self.copied)]
 
     def is_stale(self) -> bool:
         """Whether a weight, bias or norm was replaced or has moved, or one of which there is a copy has
@@ -148,6 +161,8 @@ class Plan:
         for linear, memory in zip(self.linears, self.memories, strict=True):
             if getattr(linear._parameters.get("weight"), "memory", None) is not memory:
                 return True  # share_memory() moves it, .to() and training pack it anew
+        if [memory._version for memory in self.copied] != self.versions:
+            return True
         return any(epsilon(norm) != before for norm, before in self.epsilons)
 
     def problem(self, layer: nn.Module) -> str:
@@ -211,6 +226,10 @@ class Plan:
 def _is_replaced(module: nn.Module) -> bool:
     """Whether the module's forward is not its class' own; accelerate puts that back as an attribute."""
     return getattr(module.forward, "__func__", None) is not type(module).forward
+
+
+def _is_rounded(weight: Any) -> bool:
+    return isinstance(weight, PackedWeight) and is_rounded(weight)
 
 
 def _has_changed(vector: torch.Tensor, before: Place) -> bool:
@@ -288,26 +307,36 @@ class FusedLayer(Swapped):
             return run(hidden_states)
         if run == AUTOCAST and AUTOCAST_GIVES not in self.__dict__:
             result = super().forward(hidden_states, *args, **kwargs)
-            self.__dict__[AUTOCAST_GIVES] = (result[0] if isinstance(result, tuple) else result).dtype
+            self._learn((result[0] if isinstance(result, tuple) else result).dtype)
             return result
         fall_back(self, run)
         return super().forward(hidden_states, *args, **kwargs)
 
     def runs_under_autocast(self, hidden: torch.Tensor) -> bool:
-        """Whether the kernels may run there: they multiply in what is asked for, or smaller numbers,
-        and stock gave float32, as where the residual stream stays in that."""
+        """Whether the kernels may run there: stock gave float32, as where the residual stream is that."""
         if hidden.dtype is not torch.float32 or not is_bfloat16():
             return False
-        weights = (linear._parameters.get("weight") for linear in self.hfaccel_family.linears(self))
-        rounded = all(getattr(weight, "kind", Kind.FLOAT32) is not Kind.FLOAT32 for weight in weights)
-        return rounded and self.__dict__.get(AUTOCAST_GIVES) is torch.float32
+        return self.__dict__.get(AUTOCAST_GIVES) is torch.float32 and all(
+            isinstance(weight, PackedWeight) and not (is_rounded(weight) and weight.memory.is_inference())
+            for weight in self._weights()
+        )
+
+    def _weights(self) -> Iterator[Any]:
+        return (linear._parameters.get("weight") for linear in self.hfaccel_family.linears(self))
+
+    def _learn(self, dtype: torch.dtype) -> None:
+        """What the layer's own forward gives under autocast."""
+        self.__dict__[AUTOCAST_GIVES] = dtype
+        for weight in self._weights() if dtype is torch.float32 else ():
+            if isinstance(weight, PackedWeight):
+                forget_laid_out(weight)
 
     def _prepare(self, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | str:
         """The call of the kernels, or why the stock forward must run."""
         problem = call_problem(self, hidden)
         if problem:
             return problem
-        plan = self.checked_plan()
+        plan = self.checked_plan(torch.is_autocast_enabled("cpu"))
         if isinstance(plan, str):
             return plan
         if not plan.code.holds():
@@ -317,21 +346,25 @@ class FusedLayer(Swapped):
 
     def train(self, mode: bool = True) -> FusedLayer:
         if mode:
-            self.__dict__.pop("_hfaccel_plan", None)  # it keeps the packed weights
+            for name in (PLAN, ROUNDED_PLAN):  # they keep the packed weights
+                self.__dict__.pop(name, None)
         super().train(mode)
         return self
 
-    def checked_plan(self) -> Plan | str:
+    def checked_plan(self, casts: bool = False) -> Plan | str:
         """What the kernels need, as the layer is now; or why they cannot run it. Whether its code is
-        still the one that agreed is asked apart: all layers of a kind have the same."""
-        plan: Plan | None = self.__dict__.get("_hfaccel_plan")
+        still the one that agreed is asked apart: all layers of a kind have the same. `casts`: under
+        autocast."""
+        rounds = casts and any(map(_is_rounded, self._weights()))
+        name = ROUNDED_PLAN if rounds else PLAN
+        plan: Plan | None = self.__dict__.get(name)
         if plan is not None and plan.is_as_before(self):
             return plan
         if plan is None or plan.is_stale():
             problem = setting_problem(self, self.__dict__.get("_hfaccel_settings", ()))
             if problem:  # a plan would be made of the wrong numbers
                 return problem
-            plan = self.__dict__["_hfaccel_plan"] = Plan(self, self.hfaccel_family)
+            plan = self.__dict__[name] = Plan(self, self.hfaccel_family, rounds)
         return plan.problem(self) or plan
 
     @property
@@ -347,13 +380,15 @@ class FusedLayer(Swapped):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())
-        state.pop("_hfaccel_plan", None)  # addresses, which are found again when needed
+        for name in (PLAN, ROUNDED_PLAN):  # addresses, which are found again when needed
+            state.pop(name, None)
         state.pop(COUNTED, None)  # of this model, not of its copy
         return state
 
 
-def fuse(layer: nn.Module, family: Family, unpad: bool = True) -> None:
-    """Run the layer as one function. Its linear layers must be packed."""
+def fuse(layer: nn.Module, family: Family, unpad: bool | str = "auto") -> None:
+    """Run the layer as one function. Its linear layers must be packed. `unpad`: whether padding is left out;
+    "auto": except in calls that have to compute it."""
     swap(layer, FusedLayer, family)
     layer.__dict__["_hfaccel_unpad"] = unpad
     layer.__dict__["_hfaccel_settings"] = tuple(settings_of(layer))
@@ -367,6 +402,7 @@ def run_stock(layer: FusedLayer, regimes: tuple[str, ...]) -> None:
 def unfuse(layer: FusedLayer) -> None:
     """Undo `fuse`; the linear layers stay packed."""
     forget(layer)
-    for name in ("_hfaccel_plan", "_hfaccel_unpad", "_hfaccel_slower", "_hfaccel_settings", AUTOCAST_GIVES):
+    of_calls = (PLAN, ROUNDED_PLAN, AUTOCAST_GIVES)
+    for name in (*of_calls, "_hfaccel_unpad", "_hfaccel_slower", "_hfaccel_settings"):
         layer.__dict__.pop(name, None)
     swap_back(layer)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 
-from hfaccel.engine.autocast import HALF, forget_half, is_bfloat16, under_autocast
+from hfaccel.engine.autocast import is_bfloat16, under_autocast
 from hfaccel.engine.code import Code, code_of
 from hfaccel.engine.exchange import exchange
 from hfaccel.engine.fallback import AUTOCAST, COUNTED, EMPTY, TRACED, TRAINS, UNPACKED, fall_back, forget
@@ -122,6 +122,7 @@ class PackedModule(nn.Module):
         if input.dim() < 1 or input.shape[-1] != weight.packing.columns or not fits(self.bias):
             return self._stock(input)  # raises torch's own error, or computes as torch does
         if not self.hfaccel_code.holds():
+            fall_back(self, self.hfaccel_code.problem())
             return self._stock(input)
         if casts:
             return under_autocast(self, input, linear)
@@ -142,7 +143,6 @@ class PackedModule(nn.Module):
         if isinstance(weight, PackedWeight) and fn(weight) is not weight:
             unpack_for_now(self)
         super()._apply(fn, recurse)
-        forget_half(self)
         pack_again(self, self.hfaccel_weight, exactly=False)
         return self
 
@@ -150,7 +150,6 @@ class PackedModule(nn.Module):
         """An optimizer reads and writes whole weights, many times between two evaluations."""
         super().train(mode)
         if mode:
-            forget_half(self)
             unpack_to_train(self)
         else:
             pack_again(self, self.hfaccel_weight, exactly=True)
@@ -158,8 +157,7 @@ class PackedModule(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())
-        for name in (COUNTED, HALF):  # of this model, not of its copy
-            state.pop(name, None)
+        state.pop(COUNTED, None)  # of this model, not of its copy
         return state
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -279,6 +277,5 @@ def unpack_all(modules: Sequence[PackedModule]) -> None:
     for module in modules:
         layer: nn.Module = module
         forget(layer)
-        forget_half(layer)
         layer.__dict__.pop(WAS, None)
         layer.__class__ = module.hfaccel_stock

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
+from hfaccel.apply.children import share_cores
 from hfaccel.engine.exchange import exchange
 from hfaccel.engine.kernels import Kind, kernels_problem, panel
 from hfaccel.memory import Arena
@@ -477,6 +478,7 @@ def reduce_packed(weight: PackedWeight) -> Any:
 
 def _attached(cls: type[PackedWeight], packed: tuple[Any, ...], attached: dict[str, Any]) -> nn.Parameter:
     """In the process that gets the weight."""
+    share_cores()
     weight = cls.attach(*packed)
     vars(weight).update(attached)
     return weight

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -29,6 +30,10 @@ from hfaccel.outcome import Outcome
 
 IDS, MASK = "input_ids", "attention_mask"
 COMPARING = "QuestionAnswering"  # in the names of classes whose results are compared across positions
+
+# Attribute of a model: Counter of reasons why calls computed padding.
+PADDED = "_hfaccel_padded"
+UNKNOWN = "the mask hides more than the padding token, or is not of the shape of input_ids"
 
 _thread = threading.local()
 
@@ -60,18 +65,38 @@ class PaddedModel(Swapped):
 
     @torch.compiler.disable(recursive=False)
     def _hfaccel_forward(self, *args: Any, **kwargs: Any) -> Any:
-        if not self._hfaccel_reads_padding(args, kwargs):
+        reason = self._hfaccel_reads_padding(args, kwargs)
+        if not reason:
             return super().forward(*args, **kwargs)
+        padded_calls_of(self)[reason] += 1
         with computed():
             return super().forward(*args, **kwargs)
 
-    def _hfaccel_reads_padding(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def _hfaccel_reads_padding(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """Why padding, which this call has, is computed; "" where it is not, or by the model's own path."""
         if not self.hfaccel_key or torch.is_grad_enabled() or is_traced() or is_computed():
-            return False  # layers compute it anyway
-        if why_always(self):
-            return True
+            return ""
         ids, mask = _given(self.hfaccel_stock, args, kwargs)
-        return mask is not None and not hides_padding_alone(ids, mask, padding_id(self))
+        if mask is None:
+            return ""
+        why = why_always(self)
+        if why:
+            return why if _hides(mask) else ""
+        return "" if hides_padding_alone(ids, mask, padding_id(self)) else UNKNOWN
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        state.pop(PADDED, None)  # of this model, not of its copy
+        return state
+
+
+def padded_calls_of(model: nn.Module) -> Counter[str]:
+    calls: Counter[str] = model.__dict__.setdefault(PADDED, Counter())
+    return calls
+
+
+def forget_padded(model: nn.Module) -> None:
+    model.__dict__.pop(PADDED, None)
 
 
 def why_always(model: Any) -> str:
@@ -93,6 +118,11 @@ def hides_padding_alone(ids: Any, mask: Any, padding: int | None) -> bool:
     if padding is None or not isinstance(ids, torch.Tensor) or not isinstance(mask, torch.Tensor):
         return False
     return ids.shape == mask.shape and not bool(((mask == 0) & (ids != padding)).any())
+
+
+def _hides(mask: Any) -> bool:
+    """Whether the mask, which may be of any kind, hides something."""
+    return not isinstance(mask, torch.Tensor) or mask.dim() != 2 or bool((mask == 0).any())
 
 
 def _given(stock: type[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -117,6 +147,7 @@ def watch_padding(model: nn.Module, layers: list[nn.Module]) -> list[Outcome]:
     outcomes = []
     for each in _models(model, layers):
         swap(each, PaddedModel, True)
+        padded_calls_of(each)  # there from now on: shortcuts hold while no module gets an attribute
         why, padding = why_always(each), padding_id(each)
         reason = f"padding is computed: {why}"
         if not why:

@@ -128,7 +128,7 @@ def trial(module: nn.Module) -> Followers | str:
         return f"it cannot be copied for a trial ({type(error).__name__})"
     problem = "it has no convolution"
     for image in _images(stock):
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad():
             verdict = _try(stock, image)
         if not isinstance(verdict, str):
             return verdict

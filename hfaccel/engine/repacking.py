@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +14,14 @@ from torch import nn
 from hfaccel.engine.exchange import exchange, is_in_use
 from hfaccel.engine.kernels import Kind, kernels_problem
 from hfaccel.engine.packed import PackedWeight
-from hfaccel.memory import Arena
+from hfaccel.memory import Arena, padded
 from hfaccel.memory.arena import HUGE_PAGE
 
 WAS = "_hfaccel_was"  # attribute of a layer whose weight was packed and is not now
 COMPUTED = (torch.float32, torch.bfloat16)
 LARGE = 4 * HUGE_PAGE  # from here on rounding up to huge pages wastes little
+SHARED = 32 * HUGE_PAGE  # of an arena for smaller ones; nothing of it is touched before it is taken
+ARENA = "_hfaccel_arena"  # attribute of packed bytes: the arena has room for more for as long as they live
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,9 @@ def pack_again(module: nn.Module, cls: type[PackedWeight], *, exactly: bool) -> 
     if weight is None or not _can_be_packed(weight):
         return
     kind = kind_of(weight.dtype) if was.kind is None else was.kind
-    packed = cls.pack(weight, _arena(cls.layout_of(kind, weight.shape).nbytes), kind, was.factors)
+    arena = _arena(padded(cls.layout_of(kind, weight.shape).nbytes))
+    packed = cls.pack(weight, arena, kind, was.factors)
+    setattr(packed.memory, ARENA, arena)
     if exactly and was.kind is not None and not _is_near(packed, weight):
         return
     with torch.inference_mode(False):
@@ -80,5 +87,20 @@ def _is_near(packed: PackedWeight, weight: torch.Tensor) -> bool:
 
 
 def _arena(size: int) -> Arena:
+    """Room for a weight: beside those that were packed before it, as all of a model are by one `eval()`."""
+    if size >= LARGE:
+        return _new_arena(size)
+    last: Callable[[], Arena | None] = getattr(_thread, "last", lambda: None)
+    arena = last()
+    if arena is None or arena.room < size:
+        arena = _new_arena(SHARED)
+        _thread.last = weakref.ref(arena)
+    return arena
+
+
+def _new_arena(size: int) -> Arena:
     with torch.inference_mode(False):
-        return Arena(size, pages="thp" if size >= LARGE else "default")
+        return Arena(size, pages="thp")
+
+
+_thread = threading.local()  # `last`: the arena that this thread has packed into

@@ -22,7 +22,7 @@ from hfaccel.engine.layer import GLOBAL_HOOKS
 from hfaccel.engine.linear import PackedModule, outside_graphs
 from hfaccel.engine.norms import EPSILONS, NormKind, native_norm, norm_kind
 from hfaccel.engine.packed import NO_MATRIX, PackedWeight
-from hfaccel.engine.padding import PaddedModel
+from hfaccel.engine.padding import PaddedModel, forget_padded
 from hfaccel.engine.ragged import whole
 from hfaccel.engine.recipe import NoRecipe, Recipe, Source, is_candidate, named_ids, ordinary_ids, recipe_of
 from hfaccel.engine.settings import own_settings
@@ -296,6 +296,7 @@ def shorten(model: nn.Module) -> list[tuple[nn.Module, str]]:
 def unshorten(model: ShortModel) -> None:
     """Undo `shorten`."""
     model.__dict__.pop("_hfaccel_shortcut", None)
+    forget_padded(model)
     swap_back(model)
 
 

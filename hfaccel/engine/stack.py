@@ -88,7 +88,7 @@ def plans_of(layers: Sequence[nn.Module], hidden: torch.Tensor) -> list[Plan]:
             return []
         if casts and not layer.runs_under_autocast(hidden):
             return []
-        plan = layer.checked_plan()
+        plan = layer.checked_plan(casts)
         if isinstance(plan, str) or (plans and plan.window != plans[0].window):
             return []
         plans.append(plan)

@@ -12,6 +12,7 @@ from torch import nn
 from hfaccel.engine.convolve import prepare_convolutions, restore_convolutions, select_convolutions
 from hfaccel.engine.counting import watch
 from hfaccel.engine.embeddings import FusedEmbeddings, embeddings_of
+from hfaccel.engine.fallback import forget
 from hfaccel.engine.families import Family
 from hfaccel.engine.gains import (
     Gains,
@@ -26,7 +27,7 @@ from hfaccel.engine.layer import FusedLayer, fuse, run_stock, unfuse
 from hfaccel.engine.linear import PackedModule, is_linear, linear_problem, pack, unpack_all, weight_class
 from hfaccel.engine.losses import Verdict, try_int8
 from hfaccel.engine.packed import PackedWeight
-from hfaccel.engine.padding import PaddedModel, watch_padding
+from hfaccel.engine.padding import PaddedModel, forget_padded, watch_padding
 from hfaccel.engine.repacking import kind_of
 from hfaccel.engine.shortcut import ShortModel, shorten, unshorten
 from hfaccel.engine.smoothing import smooth_layers
@@ -64,11 +65,12 @@ def transform(
     *,
     precision: Precision | None = None,
     huge_pages: bool = True,
-    unpad: bool = True,
+    unpad: bool | str = "auto",
     samples: Sequence[Mapping[str, torch.Tensor]] = (),
 ) -> tuple[Outcome, ...]:
     """Fuse and pack what pays, in place. Parameters keep shape, values (up to the precision asked for)
-    and, where no value is rounded, identity. `samples`: typical inputs, on which int8 is tried."""
+    and, where no value is rounded, identity. `unpad`: whether padding is left out; "auto": where the calls of
+    models tell that it may be (engine.padding). `samples`: typical inputs, on which int8 is tried."""
     precision = precision or Precision()
     outcomes: list[Outcome] = []
     layers = _select_layers(model, outcomes)
@@ -91,8 +93,14 @@ def transform(
     for layer, family in layers:
         fuse(layer, family, unpad)
     outcomes += _judge([layer for layer, _ in layers])
-    if unpad:
+    if unpad == "auto":
         outcomes += watch_padding(model, [layer for layer, _ in layers if isinstance(layer, FusedLayer)])
+    elif unpad and layers:
+        outcomes.append(
+            Outcome(
+                type(model).__name__, True, "padding is left out of every call, as asked for by unpad=True"
+            )
+        )
     outcomes += prepare_convolutions(convolutions, precision.kind)
     outcomes.extend(_embeddings(module, problem) for module, problem in embeddings_of(model))
     outcomes.extend(_stacked(module, problem) for module, problem in stack_layers(model))
@@ -112,6 +120,8 @@ def restore(model: nn.Module) -> None:
         if isinstance(module, ShortModel):
             unshorten(module)
         elif isinstance(module, FusedStack | FusedEmbeddings | PaddedModel):
+            forget(module)
+            forget_padded(module)
             swap_back(module)
         elif isinstance(module, FusedLayer):
             unfuse(module)

@@ -52,6 +52,11 @@ class Arena:
         buffer: Any = torch.empty(size, dtype=torch.uint8).numpy() if region is None else region
         self._buffer, self._size = buffer, memoryview(buffer).nbytes  # of whole pages
 
+    @property
+    def room(self) -> int:
+        """Bytes that a tensor can still be taken of."""
+        return max(0, self._size - padded(self.used))
+
     def _reserve(self, size: int, pages: str, node: int | None, locked: bool) -> native.Region | None:
         if native.arena is None:
             self.problem = native.MISSING

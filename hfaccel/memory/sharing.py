@@ -92,7 +92,8 @@ def _share(model: nn.Module) -> Shared:
         raise
     # Tensors that were there before must not be kept by what fused layers know of them.
     for module in model.modules():
-        module.__dict__.pop("_hfaccel_plan", None)
+        for name in ("_hfaccel_plan", "_hfaccel_rounded_plan"):
+            module.__dict__.pop(name, None)
     done = Shared(
         Outcome("shared weights", True, f"{layout.size / 2**20:.0f} MiB in {whose}"),
         layout.size,

@@ -12,6 +12,7 @@ from torch import nn
 from hfaccel import engine
 from hfaccel.configuration import configure
 from hfaccel.errors import HfaccelError, ModelError, UsageError, check_path
+from hfaccel.generators import kept_as_found
 from hfaccel.memory import lay_out
 from hfaccel.optimization import model_of, record_of
 from hfaccel.outcome import Outcome
@@ -45,7 +46,8 @@ def save(model_or_pipeline: Any, directory: str | os.PathLike[str]) -> None:
             f"save() takes a model whose weights are packed, but {problem}; call model.eval() after "
             "training, or hfaccel.optimize(hfaccel.restore(model))"
         )
-    source, problem = find_source(model, record, engine.form(model).unpad)
+    with kept_as_found():
+        source, problem = find_source(model, record, engine.form(model).unpad)
     if source is None:
         warnings.warn(
             "what is saved cannot be made again where it is damaged, or of other versions or another CPU: "
@@ -54,7 +56,7 @@ def save(model_or_pipeline: Any, directory: str | os.PathLike[str]) -> None:
             stacklevel=2,
         )
     folder.mkdir(parents=True, exist_ok=True)
-    with files.locked(folder):
+    with files.locked(folder), kept_as_found():
         _write(folder, model, source)
 
 
@@ -99,6 +101,11 @@ def _write(folder: Path, model: nn.Module, source: dict[str, Any] | None) -> Non
 
 
 def _mapped(folder: Path) -> Any:
+    with kept_as_found():
+        return _model_over(folder)
+
+
+def _model_over(folder: Path) -> Any:
     manifest = files.read_document(folder / files.MANIFEST)
     parts.check_made_for(manifest)
     weights = manifest["weights"]
@@ -115,7 +122,8 @@ def _mapped(folder: Path) -> Any:
 def _made_again(folder: Path, reason: str) -> Any:
     try:
         source = files.read_document(folder / files.SOURCE)
-        model = make_again(source)
+        with kept_as_found():
+            model = make_again(source)
     except HfaccelError as error:
         raise HfaccelError(
             f"the model in {folder} cannot be used: {reason}; nor made again: {error}. "

@@ -19,7 +19,7 @@ from hfaccel.optimization import Record, mark, record_of
 from hfaccel.outcome import Outcome
 from hfaccel.saving.files import Unusable
 
-FORMAT = 4  # rises with every change of these files, and of how engine.packed lays out weights
+FORMAT = 5  # rises with every change of these files, and of how engine.packed lays out weights
 ATTENTION = ("sdpa", "eager")  # others would be fetched from a hub
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -71,8 +72,9 @@ class Batcher(Generic[In, Out]):
     what arrives while the one before is computed. `max_queue`: requests that may wait; one more raises
     Overloaded. `call_tokens`: what a call costs beside its tokens, in tokens; as much padding is accepted to
     spare one. The default suits float32 encoders; int8 wants more, a padding-free model as many as
-    `max_tokens`. `size`: an item's tokens. `prepare`: what becomes of an item before its size is asked, such
-    as its tokens; runs in a second thread.
+    `max_tokens`. `idle_release`: seconds without a request after which the memory that the allocator keeps
+    for the next batch goes back to the system; None: never. `size`: an item's tokens. `prepare`: what
+    becomes of an item before its size is asked, such as its tokens; runs in a second thread.
 
     A batcher belongs to the event loop that it is first used in. Raises UsageError for a limit that breaks
     its rule.
@@ -87,6 +89,7 @@ class Batcher(Generic[In, Out]):
         max_delay: float = 0.0,
         max_queue: int = 256,
         call_tokens: int = 16,
+        idle_release: float | None = 60.0,
         size: Callable[[Any], int] = len,
         prepare: Callable[[In], Any] | None = None,
     ) -> None:
@@ -97,6 +100,12 @@ class Batcher(Generic[In, Out]):
             check_count(name, value)
         if not isinstance(max_delay, int | float) or not 0 <= max_delay < threading.TIMEOUT_MAX:
             raise UsageError(f"`max_delay >= 0` seconds must hold, but got {max_delay!r}; 0.005 is 5 ms")
+        if idle_release is not None and not (
+            isinstance(idle_release, int | float) and 0 < idle_release < threading.TIMEOUT_MAX
+        ):
+            raise UsageError(
+                f"`idle_release > 0` seconds must hold, but got {idle_release!r}; None keeps the memory"
+            )
         for name, given in (("function", function), ("size", size), ("prepare", prepare or len)):
             check_function(name, given)
         self._function, self._size, self._prepare = function, size, prepare
@@ -104,10 +113,12 @@ class Batcher(Generic[In, Out]):
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="hfaccel-serve")
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="hfaccel-prepare")
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._idle_release = idle_release
         # Only the loop's thread touches these.
         self._pending = self._accepted = self._cancelled = self._refused = 0
         self._idle = asyncio.Event()  # nothing is pending
         self._idle.set()
+        self._release: asyncio.TimerHandle | None = None  # runs while nothing is pending
         # Both threads touch these, under the lock.
         self._changed = threading.Condition()
         self._queue: list[Request] = []  # accepted and not yet in a batch, in order of arrival
@@ -146,6 +157,7 @@ class Batcher(Generic[In, Out]):
         with self._changed:
             self._closing = True
             self._changed.notify()
+        self._stay_awake()
         if self._loop is None or not self._loop.is_closed():  # who waited in a closed loop has ended with it
             await self._idle.wait()
         for executor in (self._preparer, self._worker):
@@ -181,6 +193,7 @@ class Batcher(Generic[In, Out]):
         if refusal is not None:
             self._refused += 1
             raise refusal
+        self._stay_awake()
         self._accepted += 1
         self._pending += 1
         self._idle.clear()
@@ -215,6 +228,14 @@ class Batcher(Generic[In, Out]):
         self._pending -= 1
         if self._pending == 0:
             self._idle.set()
+            if self._idle_release is not None and not self._closing:
+                assert self._loop is not None
+                self._release = self._loop.call_later(self._idle_release, self._worker.submit, release)
+
+    def _stay_awake(self) -> None:
+        if self._release is not None:
+            self._release.cancel()
+            self._release = None
 
     # In the worker thread
 
@@ -251,6 +272,14 @@ class Batcher(Generic[In, Out]):
             self._queue = [request for request in self._queue if request not in taken]
             self._running = len(batch)
             return batch
+
+
+def release() -> None:
+    """Give the system what the allocator keeps; that belongs to torch's work, and is little without it."""
+    if "torch" in sys.modules:
+        from hfaccel import memory  # which imports torch
+
+        memory.release()
 
 
 def check_function(name: str, given: Any) -> None:

@@ -250,6 +250,15 @@ def test_layers_of_other_models_look_too(monkeypatch, kind):
         torch.testing.assert_close(fast(input), stock(input), rtol=0, atol=1e-5)
         monkeypatch.setattr(owner, "forward", turned(owner.forward))
         torch.testing.assert_close(fast(input), stock(input), rtol=0, atol=1e-4)
+    if kind != "norm after it":  # which is called as it is
+        assert f"{owner.__name__}.forward was replaced" in hfaccel.report(fast).stock_calls
+
+
+def test_embeddings_whose_code_was_replaced_are_counted(monkeypatch, bert, batch):
+    fast = hfaccel.optimize(bert)
+    monkeypatch.setattr(nn.Embedding, "forward", turned(nn.Embedding.forward))
+    states(fast, batch)
+    assert hfaccel.report(fast).stock_calls["Embedding.forward was replaced"] == 1
 
 
 def test_a_replaced_function_has_a_name(monkeypatch):

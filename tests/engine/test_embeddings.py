@@ -147,6 +147,22 @@ def test_changes_of_the_parts_count(sums):
     assert sums == [3]
 
 
+def test_a_hook_before_a_part_changes_what_it_is_given(sums):
+    stock, ids = make("BERT"), inputs("BERT", side="none")
+    model = copy.deepcopy(stock)
+    transform(model)
+    for each in (stock, model):
+        each.embeddings.word_embeddings.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+        each.embeddings.register_forward_pre_hook(
+            lambda module, args, kwargs: (args, kwargs | {"input_ids": kwargs["input_ids"].flip(1)}),
+            with_kwargs=True,
+        )
+    ids["input_ids"] = ids["input_ids"].clamp(max=498)
+    sums.clear()
+    torch.testing.assert_close(run(model, ids), run(stock, ids), rtol=0, atol=1e-4)
+    assert not sums
+
+
 def test_a_hook_on_a_part_is_called(bert, sums):
     seen = []
     handle = bert.embeddings.LayerNorm.register_forward_hook(lambda *_: seen.append(1))

@@ -32,6 +32,17 @@ def texts(call):
     return [str(each.message) for each in caught if each.category is StockPathWarning]
 
 
+def test_the_warning_points_at_the_programs_own_line(fast, batch):
+    """And not at one of torch's or transformers', through which the layer is called."""
+    hook(fast)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        states(fast, batch)
+    (found,) = (each for each in caught if each.category is StockPathWarning)
+    assert found.filename == states.__code__.co_filename
+    assert found.lineno in range(states.__code__.co_firstlineno, states.__code__.co_firstlineno + 10)
+
+
 def hook(model):
     model.encoder.layer[0].output.dense.register_forward_hook(lambda *_: None)
 

@@ -174,3 +174,46 @@ def test_copies_pickles_and_restored_models(name):
         assert type(each).__name__ == type(stock).__name__
         assert inspect.signature(each.forward) == inspect.signature(stock.forward)
     assert type(hfaccel.restore(fast)) is type(stock)
+
+
+def padded(model):
+    return hfaccel.report(model).padded_calls
+
+
+def test_calls_that_compute_padding_are_counted_with_the_reason():
+    stock, given = made("BertForQuestionAnswering", **TEXT), inputs("BERT")
+    whole = inputs("BERT", side="none")
+    fast = hfaccel.optimize(stock)
+    fast(**given)
+    assert padded(fast) == {}  # with gradients the whole model takes its own path, as the other count says
+    for each in (given, given, whole, whole | {"attention_mask": torch.ones_like(whole["input_ids"])}):
+        results(fast, each)
+    assert padded(fast) == {"answers are sought at every position": 2}
+    assert "answers are sought at every position" in str(hfaccel.report(fast))
+    assert padded(copy.deepcopy(fast)) == {}
+    bert = hfaccel.optimize(make("BERT"))
+    with torch.inference_mode():
+        bert(**given)
+        assert padded(bert) == {}
+        bert(given["input_ids"].masked_fill(given["attention_mask"] == 0, 7), given["attention_mask"])
+    assert list(padded(bert).values()) == [1]
+
+
+@pytest.mark.parametrize("kind", ["BertForQuestionAnswering", "Wav2Vec2ForCTC"])
+def test_who_asks_for_it_has_padding_left_out_where_it_would_be_computed(kind):
+    sizes, name = (TEXT, "BERT") if kind.startswith("Bert") else (WIDE, "wav2vec2")
+    stock, given = made(kind, **sizes), inputs(name)
+    fast = hfaccel.optimize(copy.deepcopy(stock), unpad=True)
+    for model in (fast, copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        with torch.inference_mode():
+            expected, got = (
+                each(**given, output_hidden_states=True).hidden_states[-1] for each in (stock, model)
+            )
+        real = given["attention_mask"].bool()
+        if real.shape != got.shape[:2]:
+            lengths = stock._get_feat_extract_output_lengths(given["attention_mask"].sum(-1))
+            real = torch.arange(got.shape[1])[None] < lengths[:, None]
+        torch.testing.assert_close(got[real], expected[real], rtol=0, atol=1e-4)
+        assert expected[~real].abs().max() > 0.1 and not got[~real].any()
+        assert padded(model) == {}
+    assert "as asked for by unpad=True" in reasons(fast)

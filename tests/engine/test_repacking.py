@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
 import multiprocessing
+import os
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +21,10 @@ from transformers import GPT2Config, GPT2Model
 import hfaccel
 from hfaccel.engine.kernels import Kind, kernels_problem
 from hfaccel.engine.packed import PackedWeight
+from hfaccel.engine.repacking import ARENA
+from hfaccel.host import read_host
+from hfaccel.memory import padded
+from hfaccel.plan.budget import cpu_budget
 
 if kernels_problem():
     pytest.skip(kernels_problem(), allow_module_level=True)
@@ -177,3 +186,59 @@ def test_share_memory_keeps_the_weights_packed_and_workers_have_the_same_bytes(m
     assert count == len(names) and not stock_calls
     torch.testing.assert_close(torch.tensor(result), expected, rtol=0, atol=1e-6)
     assert not fast.encoder.layer[0].output.dense.weight.detach().any()  # as of any shared tensor
+
+
+def test_gradients_that_processes_exchange_are_those_of_stock(tmp_path):
+    """DistributedDataParallel over gloo, two processes with other texts each, two steps."""
+    script = Path(__file__).with_name("ddp_worker.py")
+    for way in ("stock", "fast"):
+        workers = [
+            subprocess.Popen([sys.executable, str(script), str(rank), str(tmp_path), way])
+            for rank in range(2)
+        ]
+        assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    found = {
+        (way, rank): torch.load(tmp_path / f"{way}-{rank}.pt")
+        for way in ("stock", "fast")
+        for rank in range(2)
+    }
+    for rank in range(2):
+        stock, fast = found["stock", rank], found["fast", rank]
+        assert stock["gradients"].keys() == fast["gradients"].keys()
+        torch.testing.assert_close(fast["gradients"], stock["gradients"], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(fast["result"], stock["result"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(found["fast", 0]["gradients"], found["fast", 1]["gradients"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("way", "variables", "expected"),
+    [
+        ("alone", {}, lambda cores: max(1, cores // 2)),
+        ("set", {}, lambda cores: 3),
+        ("alone", {"OMP_NUM_THREADS": "2"}, lambda cores: 2),
+    ],
+    ids=["rule", "torch.set_num_threads", "OMP_NUM_THREADS"],
+)
+def test_children_that_share_a_model_share_the_cores(way, variables, expected):
+    """Unless the program or the environment says with how many threads they compute."""
+    script = Path(__file__).with_name("shared_cores.py")
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, str(script), "2", way], env=environment | variables, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["children"] == [expected(cpu_budget(read_host()).threads)] * 2
+
+
+def test_what_is_packed_again_lies_side_by_side(model, batch):
+    fast = hfaccel.optimize(model)
+    fast.train().eval()
+    weights = [each for each in fast.parameters() if isinstance(each, PackedWeight)]
+    assert len({id(getattr(each.memory, ARENA)) for each in weights}) == 1 < len(weights)
+    places = sorted((each.memory.data_ptr(), each.memory.numel()) for each in weights)
+    ends = [address + padded(size) for address, size in places]
+    assert ends[:-1] == [address for address, _ in places[1:]]
+    arena = weakref.ref(getattr(weights[0].memory, ARENA))
+    del fast, model, weights
+    gc.collect()
+    assert arena() is None

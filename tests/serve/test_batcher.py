@@ -439,3 +439,43 @@ def test_a_batcher_of_a_closed_loop_closes():
     gate.open()
     run(batcher.close())
     task._log_destroy_pending = False
+
+
+@pytest.mark.parametrize("idle_release", [0.05, None])
+def test_an_idle_batcher_gives_back_what_the_allocator_keeps(monkeypatch, idle_release):
+    """Once for each time that it goes idle, in the thread that computes, and not while a request runs."""
+    released = threading.Semaphore(0)
+    names = []
+
+    def release():
+        names.append(threading.current_thread().name)
+        released.release()
+
+    monkeypatch.setattr("hfaccel.serve.batcher.release", release)
+
+    async def main():
+        gate = Gate()
+        async with Batcher(gate, idle_release=idle_release) as batcher:
+            (task,) = await start(batcher, 1)
+            await gate.runs()
+            await asyncio.sleep(0.2)
+            assert not names
+            gate.open()
+            await task
+            if idle_release is None:
+                await asyncio.sleep(0.2)
+                assert not names
+                return
+            assert await asyncio.to_thread(released.acquire, timeout=PATIENCE)
+            await batcher(2)
+            assert await asyncio.to_thread(released.acquire, timeout=PATIENCE)
+            await asyncio.sleep(0.2)
+        assert len(names) == 2 and all(name.startswith("hfaccel-serve") for name in names)
+
+    run(main())
+
+
+@pytest.mark.parametrize("idle_release", [0, -1, "soon", float("nan")])
+def test_a_time_of_idleness_must_be_one(idle_release):
+    with pytest.raises(UsageError, match="idle_release > 0"):
+        Batcher(one, idle_release=idle_release)

@@ -1,0 +1,25 @@
+"""The generators of random numbers that a program draws from, left as they are found."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def kept_as_found() -> Iterator[None]:
+    """What runs inside may draw from torch's generator of the CPU, numpy's and Python's: afterwards each is
+    where it was. Models draw when they are made, and when a part of them is in training mode."""
+    numpy = sys.modules.get("numpy.random")
+    states = torch.get_rng_state(), random.getstate(), numpy.get_state() if numpy else None
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        if numpy:
+            numpy.set_state(states[2])
