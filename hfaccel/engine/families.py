@@ -29,6 +29,14 @@ class Adapter(Enum):
     UMT5 = "UMT5"
     DEBERTA = "DeBERTa"
     UNMASKED = "YOLOS"
+    MASKED = "LayoutLM"
+    EAGER = "MarkupLM"
+    EAGER_UNMASKED = "BLIP"
+    BIASED = "LayoutLMv3"
+
+
+# Whose attention is transformers' own, chosen by a config; others bring their own.
+WITH_CONFIG = (Adapter.NONE, Adapter.UNMASKED, Adapter.MASKED, Adapter.EAGER, Adapter.EAGER_UNMASKED)
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,7 @@ class Family:
     gate_up: str = ""
     norm_first: bool = False
     rotary: bool = False  # the forward takes position_embeddings
+    causal: bool = False  # the forward takes is_causal, and then no token sees those after it
     adapter: Adapter = Adapter.NONE
 
     @property
@@ -89,6 +98,23 @@ FAMILIES = (
         activation="intermediate.intermediate_act_fn",
         down="output.dense",
         output_norm="output.LayerNorm",
+    ),
+    *(
+        Family(
+            adapter.value,
+            attention="attention.self",
+            query="attention.self.query",
+            key="attention.self.key",
+            value="attention.self.value",
+            attention_output="attention.output.dense",
+            attention_norm="attention.output.LayerNorm",
+            up="intermediate.dense",
+            activation="intermediate.intermediate_act_fn",
+            down="output.dense",
+            output_norm="output.LayerNorm",
+            adapter=adapter,
+        )
+        for adapter in (Adapter.MASKED, Adapter.EAGER, Adapter.BIASED)
     ),
     Family(
         "DistilBERT",
@@ -187,19 +213,36 @@ FAMILIES = (
         norm_first=True,
         adapter=Adapter.UNMASKED,
     ),
+    *(
+        Family(
+            name,
+            attention="self_attn",
+            query="self_attn.q_proj",
+            key="self_attn.k_proj",
+            value="self_attn.v_proj",
+            attention_output="self_attn.out_proj",
+            attention_norm="layer_norm1",
+            up="mlp.fc1",
+            activation="mlp.activation_fn",
+            down="mlp.fc2",
+            output_norm="layer_norm2",
+            norm_first=True,
+            causal=causal,
+        )
+        for name, causal in (("CLIP", True), ("CLIP, never causal", False))
+    ),
     Family(
-        "CLIP",
+        "BLIP",
         attention="self_attn",
-        query="self_attn.q_proj",
-        key="self_attn.k_proj",
-        value="self_attn.v_proj",
-        attention_output="self_attn.out_proj",
+        qkv="self_attn.qkv",
+        attention_output="self_attn.projection",
         attention_norm="layer_norm1",
         up="mlp.fc1",
         activation="mlp.activation_fn",
         down="mlp.fc2",
         output_norm="layer_norm2",
         norm_first=True,
+        adapter=Adapter.EAGER_UNMASKED,
     ),
     *(
         Family(
@@ -299,7 +342,7 @@ def fusing_problem(family: Family, layer: nn.Module) -> str:
         return f"the activation {type(activation).__name__} cannot be fused"
     if getattr(layer, "is_decoder", False) or getattr(attention, "is_causal", False):
         return "it is a decoder's layer"
-    if family.adapter in (Adapter.NONE, Adapter.UNMASKED) and not hasattr(attention, "config"):
+    if family.adapter in WITH_CONFIG and not hasattr(attention, "config"):
         return "its attention does not use transformers' attention interface"
     width = linears[0].out_features // (3 if family.qkv else 1)
     size = head_size(attention)
