@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.usefixtures("one_thread"), needs_kernels]
 
 VOCABULARY, LONGEST, PADDING = 120, 20, 1
 TEXT = dict(vocab_size=VOCABULARY, hidden_size=64, num_hidden_layers=2, num_attention_heads=4)
-TEXT |= dict(intermediate_size=128, pad_token_id=PADDING, bos_token_id=0, eos_token_id=2, num_labels=3)
+TEXT |= dict(intermediate_size=128, pad_token_id=PADDING, bos_token_id=0, eos_token_id=2)
 DISTIL = dict(vocab_size=VOCABULARY, dim=64, n_layers=2, n_heads=4, hidden_dim=128, pad_token_id=PADDING)
 T5 = dict(vocab_size=VOCABULARY, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
 T5 |= dict(pad_token_id=PADDING, decoder_start_token_id=0, eos_token_id=2)
@@ -57,7 +57,9 @@ SOUNDS = [(kind, head) for kind in ("Wav2Vec2", "Hubert") for head in SOUND_HEAD
 def pair(kind, head):
     """The stock model and the optimized one."""
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**(KINDS[kind][0] if kind in KINDS else SOUND))
+    sizes = KINDS[kind][0] if kind in KINDS else SOUND
+    labels = {"num_labels": 2 if head == "ForQuestionAnswering" else 3}
+    config = getattr(transformers, f"{kind}Config")(**sizes, **labels)
     stock = random_vectors(getattr(transformers, f"{kind}{head}")(config))
     fast = hfaccel.optimize(copy.deepcopy(stock))
     assert any(isinstance(module, FusedLayer) for module in fast.modules())

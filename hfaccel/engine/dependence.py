@@ -16,7 +16,7 @@ from torch import nn
 from hfaccel.engine.fallback import COUNTED
 from hfaccel.engine.layer import FusedLayer
 from hfaccel.engine.padding import UNPADS, all_around, computed, models_around, padding_id, why_always
-from hfaccel.engine.recipe import ordinary_ids
+from hfaccel.engine.recipe import named_ids, ordinary_ids
 from hfaccel.engine.stack import unwatched
 from hfaccel.engine.trial import difference
 
@@ -51,14 +51,13 @@ def _depends(model: nn.Module, inner: nn.Module) -> bool | None:
     return None
 
 
-def _arguments(inner: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+def _arguments(inner: Any) -> Iterator[dict[str, torch.Tensor]]:
     """As texts, as choices and for a decoder too."""
     ids = ordinary_ids(inner, BATCH, LENGTH)
-    config: Any = inner.config
     mask = torch.ones_like(ids)
     mask[0, REAL:] = 0
-    end = getattr(config, "eos_token_id", None)
-    if isinstance(end, int):  # some heads read at the end of a text, of which there has to be one
+    end = getattr(inner.config, "eos_token_id", None)
+    if end in named_ids(inner):  # some heads read at the end of a text, of which there has to be one
         ids[:, REAL - 1] = end
     ids = ids.masked_fill(mask == 0, padding_id(inner) or 0)
     given = {"input_ids": ids, "attention_mask": mask}

@@ -60,7 +60,8 @@ class Family:
     gate_up: str = ""
     norm_first: bool = False
     rotary: bool = False  # the forward takes position_embeddings
-    causal: bool = False  # the forward takes is_causal, and then no token sees those after it
+    causal: bool = False  # the forward may take is_causal, and then no token sees those after it
+    marks: tuple[str, ...] = ()  # attributes that the attention has, where the parts are those of others too
     adapter: Adapter = Adapter.NONE
 
     @property
@@ -101,7 +102,7 @@ FAMILIES = (
     ),
     *(
         Family(
-            adapter.value,
+            name,
             attention="attention.self",
             query="attention.self.query",
             key="attention.self.key",
@@ -113,8 +114,13 @@ FAMILIES = (
             down="output.dense",
             output_norm="output.LayerNorm",
             adapter=adapter,
+            marks=marks,
         )
-        for adapter in (Adapter.MASKED, Adapter.EAGER, Adapter.BIASED)
+        for name, adapter, marks in (
+            ("LayoutLM", Adapter.MASKED, ()),
+            ("LayoutLMv3", Adapter.BIASED, ("has_spatial_attention_bias",)),
+            ("eager BERT", Adapter.EAGER, ()),
+        )
     ),
     Family(
         "DistilBERT",
@@ -213,23 +219,20 @@ FAMILIES = (
         norm_first=True,
         adapter=Adapter.UNMASKED,
     ),
-    *(
-        Family(
-            name,
-            attention="self_attn",
-            query="self_attn.q_proj",
-            key="self_attn.k_proj",
-            value="self_attn.v_proj",
-            attention_output="self_attn.out_proj",
-            attention_norm="layer_norm1",
-            up="mlp.fc1",
-            activation="mlp.activation_fn",
-            down="mlp.fc2",
-            output_norm="layer_norm2",
-            norm_first=True,
-            causal=causal,
-        )
-        for name, causal in (("CLIP", True), ("CLIP, never causal", False))
+    Family(
+        "CLIP",
+        attention="self_attn",
+        query="self_attn.q_proj",
+        key="self_attn.k_proj",
+        value="self_attn.v_proj",
+        attention_output="self_attn.out_proj",
+        attention_norm="layer_norm1",
+        up="mlp.fc1",
+        activation="mlp.activation_fn",
+        down="mlp.fc2",
+        output_norm="layer_norm2",
+        norm_first=True,
+        causal=True,
     ),
     Family(
         "BLIP",
@@ -323,10 +326,12 @@ def candidates(layer: nn.Module) -> Iterator[Family]:
     for family in FAMILIES:
         try:
             family.linears(layer), family.norms(layer)
-            attrgetter(family.activation)(layer), attrgetter(family.attention)(layer)
+            attrgetter(family.activation)(layer)
+            attention = attrgetter(family.attention)(layer)
         except AttributeError:
             continue
-        yield family
+        if all(hasattr(attention, mark) for mark in family.marks):
+            yield family
 
 
 def fusing_problem(family: Family, layer: nn.Module) -> str:

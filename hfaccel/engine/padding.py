@@ -32,7 +32,7 @@ from hfaccel.outcome import Outcome
 IDS, MASK = "input_ids", "attention_mask"
 COMPARING = "QuestionAnswering"  # in the names of classes whose results are compared across positions
 UNPADS = "_hfaccel_unpad"  # attribute of a fused layer: whether it leaves out padding where it may
-DEPENDS = "its results depend on it, or nobody can tell"
+DEPENDS = "its results depend on it, its layers cannot leave it out, or nobody can tell"
 
 _thread = threading.local()
 

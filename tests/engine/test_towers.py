@@ -19,7 +19,7 @@ if kernels_problem():
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LAYERS = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128)
-WORDS = dict(vocab_size=300, max_position_embeddings=32, pad_token_id=1, bos_token_id=0, eos_token_id=2)
+WORDS = dict(vocab_size=300, max_position_embeddings=64, pad_token_id=1, bos_token_id=0, eos_token_id=2)
 IMAGE = {**LAYERS, "image_size": 32, "patch_size": 8}
 TEXT = {**LAYERS, **WORDS, "projection_size": 64}
 FAMILIES = {
@@ -131,7 +131,9 @@ def test_images_are_told_apart_without_examples(kind):
     """The pipeline for zero-shot classification, on random weights."""
     image = pytest.importorskip("PIL.Image").new("RGB", (40, 40), (200, 30, 30))
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "photo", "of", "cat", "dog", "."]
-    tokens = transformers.BertTokenizerFast(vocab={word: place for place, word in enumerate(words)})
+    vocabulary = {word: place for place, word in enumerate(words)}
+    names = ["input_ids", "attention_mask"]
+    tokens = transformers.BertTokenizerFast(vocab=vocabulary, model_input_names=names)
     size = {"height": 32, "width": 32}
     processor = transformers.CLIPImageProcessor(size=size, crop_size=size)
     made_of = dict(tokenizer=tokens, image_processor=processor)
