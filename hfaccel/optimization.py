@@ -114,7 +114,7 @@ def optimize(
     rounded per output channel, activations per token; layers that would lose too much, tried on `sample` or
     else without data, stay in bfloat16. `unpad`: "auto" and True leave padding out of the
     computation where nobody can mistake it for results, hidden states of padding are zero then (texts in
-    which the mask hides nothing but the padding token); False always computes it.
+    which the mask hides nothing but the padding token, behind the text); False always computes it.
     `backend`: "auto" or a name from `hfaccel.backends.BACKENDS`. With a `sample` of typical inputs (what a
     tokenizer returned as tensors, or several of those) "auto" measures all that are installed on this
     model for about `budget` seconds and remembers the fastest; without, it takes hfaccel's own engine.

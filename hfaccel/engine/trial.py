@@ -69,13 +69,7 @@ def trial(layer: nn.Module, family: Family) -> str:
 
     For as long as the trial takes there is one layer's packed weights beside the model.
     """
-    stock, fused = _in_float32(layer), _in_float32(layer)
-    for linear in family.linears(fused):
-        if not isinstance(linear.weight, PackedWeight):
-            arena = Arena(padded(packed_bytes(linear.weight)), pages="default")
-            linear.weight = PackedWeight.pack(linear.weight, arena)  # not in place: the parameter is shared
-            pack(linear, arena)
-    fuse(fused, family)
+    stock, fused = _in_float32(layer), _fused(layer, family)
     hidden, masks, arguments = sample(fused, family)
     for mask, more in _calls(family, masks):
         with torch.inference_mode():
@@ -95,6 +89,18 @@ def trial(layer: nn.Module, family: Family) -> str:
         if problem:
             return problem
     return ""
+
+
+def _fused(layer: nn.Module, family: Family) -> nn.Module:
+    """A fused copy."""
+    fused = _in_float32(layer)
+    for linear in family.linears(fused):
+        if not isinstance(linear.weight, PackedWeight):
+            arena = Arena(padded(packed_bytes(linear.weight)), pages="default")
+            linear.weight = PackedWeight.pack(linear.weight, arena)  # not in place: the parameter is shared
+            pack(linear, arena)
+    fuse(fused, family)
+    return fused
 
 
 def _calls(
