@@ -119,9 +119,10 @@ def optimize(
     and sums stay float32, and so do the results. `quantization`: "int8" multiplies in int8, weights
     rounded per output channel, activations per token; layers that would lose too much, tried on `sample` or
     else without data, stay in bfloat16. `unpad`: "auto" leaves padding out of the computation where nobody
-    can mistake it for results (texts in which the mask hides nothing but the padding token; no answers to
-    questions, which are sought at every position); True leaves out whatever the mask hides, for callers who
-    read nothing there; False computes it. Hidden states of what is left out are zero.
+    can mistake it for results: in texts whose mask hides nothing but the padding token, behind the text; not
+    where answers to questions are sought, at every position, or results depend on padding. True leaves out
+    whatever the mask hides, for callers who read nothing there; False computes it. Hidden states of what is
+    left out are zero.
     `backend`: "auto" or a name from `hfaccel.backends.BACKENDS`. With a `sample` of typical inputs (what a
     tokenizer returned as tensors, or several of those) "auto" measures all that are installed on this
     model for about `budget` seconds and remembers the fastest; without, it takes hfaccel's own engine.

@@ -146,6 +146,20 @@ if importlib.util.find_spec("sentence_transformers"):
     from sentence_transformers import SentenceTransformer
     sentences = SentenceTransformer(minilm)
     keep("sentence-transformers", sentences[0].auto_model, torch.tensor(sentences.encode(texts)))
+
+    from sentence_transformers import CrossEncoder, MultiVectorEncoder, SparseEncoder
+    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+    from sentence_transformers.sentence_transformer.modules import Transformer
+    from sentence_transformers.sparse_encoder.modules import MLMTransformer, SpladePooling
+    torch.manual_seed(0)  # MiniLM has neither head
+    pairs = CrossEncoder(minilm, num_labels=1)
+    keep("pairs", pairs.model, torch.tensor(pairs.predict([texts, texts[::-1], texts[:1] * 2])))
+    sparse = SparseEncoder(modules=[MLMTransformer(minilm), SpladePooling()])
+    keep("sparse vectors", sparse[0].auto_model, sparse.encode(texts).to_dense())
+    expansion = {"strategy": "fixed", "attend": False, "length": 32}
+    tokens = MultiVectorEncoder(modules=[Transformer(minilm, query_expansion=expansion), MultiVectorMask()])
+    vectors = [*tokens.encode_query(texts), *tokens.encode_document(texts)]
+    keep("vectors of tokens", tokens[0].auto_model, torch.cat([torch.as_tensor(each) for each in vectors]))
 results["wrapped"] = [hasattr(BertModel.from_pretrained, "__wrapped__"), hasattr(pipeline, "__wrapped__")]
 print(json.dumps(results))
 """
@@ -154,10 +168,12 @@ PIPELINES = ["pipeline by path", "pipeline by object"]
 COMPOSITES = ["encoder and decoder", "vision and decoder"]
 OTHERS = ["made of two", "convolutions", "trained"]
 HAS_SENTENCES = importlib.util.find_spec("sentence_transformers") is not None
-SENTENCES = pytest.param(
-    "sentence-transformers",
-    marks=pytest.mark.skipif(not HAS_SENTENCES, reason="sentence-transformers is not installed"),
-)
+SENTENCES = [
+    pytest.param(
+        name, marks=pytest.mark.skipif(not HAS_SENTENCES, reason="sentence-transformers is not installed")
+    )
+    for name in ("sentence-transformers", "pairs", "sparse vectors", "vectors of tokens")
+]
 
 
 def make_models(folder):
@@ -207,14 +223,14 @@ def programs(minilm_path, models):
     return stock, auto
 
 
-@pytest.mark.parametrize("name", [*ON_MINILM, *PIPELINES, *COMPOSITES, *OTHERS, SENTENCES])
+@pytest.mark.parametrize("name", [*ON_MINILM, *PIPELINES, *COMPOSITES, *OTHERS, *SENTENCES])
 def test_the_results_are_the_same(programs, name):
     stock, auto = (torch.tensor(results[name]["values"]) for results, _ in programs)
     assert stock.numel() and stock.isfinite().all()
     torch.testing.assert_close(auto, stock, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*ON_MINILM, *PIPELINES, *COMPOSITES, SENTENCES, "convolutions"])
+@pytest.mark.parametrize("name", [*ON_MINILM, *PIPELINES, *COMPOSITES, *SENTENCES, "convolutions"])
 @needs_kernels
 def test_the_model_is_optimized(programs, name):
     assert programs[1][0][name]["backend"] == "torch"

@@ -5,15 +5,17 @@ Only for widely used models whose attention is not transformers' own, or gets po
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 
 from hfaccel.engine.call import Call, Mask
+from hfaccel.engine.capturing import collected
 from hfaccel.engine.distances import bucket_index, buckets_of
 from hfaccel.engine.families import Adapter, Family, head_size
-from hfaccel.engine.ragged import read_mask
+from hfaccel.engine.ragged import read_mask, whole
 
 if TYPE_CHECKING:
     from hfaccel.engine.layer import Plan
@@ -46,9 +48,8 @@ class PassedBias(Call):
     def sample(
         layer: nn.Module, family: Family, padding: torch.Tensor, generator: torch.Generator
     ) -> tuple[list[Mask], dict[str, Any]]:
-        hides = torch.where(padding, HIDDEN, 0.0)[:, None, None, :]
         bias = _random_bias(layer, family, padding, generator)
-        return [None, hides], {"position_bias": bias.expand(len(padding), -1, -1, -1)}
+        return [None, _added(padding)], {"position_bias": bias.expand(len(padding), -1, -1, -1)}
 
 
 class FirstBias(PassedBias):
@@ -202,6 +203,131 @@ class Unmasked(Call):
         return [None], {}
 
 
+class Masked(Call):
+    """LayoutLM: its attention does not say that it is not causal. Without a mask transformers takes it for
+    causal, so that a mask is always passed."""
+
+    __slots__ = ()
+
+    def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
+        return "no attention mask was passed" if mask is None else super().see(hidden, mask, unpad)
+
+    @staticmethod
+    def sample(
+        layer: nn.Module, family: Family, padding: torch.Tensor, generator: torch.Generator
+    ) -> tuple[list[Mask], dict[str, Any]]:
+        return [_added(torch.zeros_like(padding)), _added(padding)], {}
+
+
+class Eager(Call):
+    """MarkupLM: transformers has no other attention for it than eager, which adds masks to scores, and gives
+    them back where attentions are asked for."""
+
+    __slots__ = ()
+    implementation: ClassVar[str] = "eager"
+
+    def complete(self, hidden: torch.Tensor) -> str:
+        names = collected()
+        if names is None or any(name.endswith("attentions") for name in names):
+            return "attentions are collected"
+        return super().complete(hidden)
+
+    def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
+        if mask is not None and not mask.is_floating_point():
+            return f"the attention mask is of {mask.dtype}, which eager attention adds to the scores"
+        return super().see(hidden, mask, unpad)
+
+    @staticmethod
+    def sample(
+        layer: nn.Module, family: Family, padding: torch.Tensor, generator: torch.Generator
+    ) -> tuple[list[Mask], dict[str, Any]]:
+        return [None, _added(padding)], {}
+
+
+class EagerUnmasked(Eager):
+    """BLIP's images, which have no padding."""
+
+    __slots__ = ()
+    masked: ClassVar[bool] = False
+
+    def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
+        return super().see(hidden, mask, unpad) if mask is None else "an attention mask was passed"
+
+    sample = staticmethod(Unmasked.sample)
+
+
+class TextBias(Eager):
+    """LayoutLMv3: biases of distances between words and between their places on a page, which differ from
+    text to text. The mask, which has holes where an image follows a padded text, is added to them. Texts run
+    one after another: they are long."""
+
+    __slots__ = ("biases", "given")
+    unpads: ClassVar[bool] = False
+
+    def __init__(self, plan: Plan, family: Family) -> None:
+        super().__init__(plan, family)
+        self.given: dict[str, torch.Tensor] = {}
+        self.biases: torch.Tensor  # (batch, heads, length, length)
+
+    def take_argument(self, hidden: torch.Tensor, name: str, value: Any) -> str:
+        if name not in ("rel_pos", "rel_2d_pos"):
+            return f"{name} was passed"
+        self.given[name] = value
+        return ""
+
+    def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
+        batch, length, _ = hidden.shape
+        attention: Any = self.plan.attention
+        names = [BIASES[0]] if attention.has_relative_attention_bias else []
+        if names and attention.has_spatial_attention_bias:
+            names = [*BIASES]
+        if any(name not in self.given for name in names):
+            return "no relative positions were passed"
+        heads = attention.num_attention_heads
+        bias = torch.zeros(batch, heads, length, length)
+        shape = bias.shape
+        for name in names:
+            if not _fits(self.given[name], shape):
+                return f"{name} has the shape {tuple(self.given[name].shape)}"
+            bias += self.given[name]
+        bias /= math.sqrt(head_size(attention) or 1)
+        if mask is not None:
+            if not mask.is_floating_point() or not _fits(mask, shape):
+                return f"the attention mask is of {mask.dtype} and has the shape {tuple(mask.shape)}"
+            bias += mask
+        self.biases, self.sequences = bias, whole(1, length)
+        return ""
+
+    def compute(self, layers: tuple[object, ...], rows: torch.Tensor, output: torch.Tensor) -> None:
+        for number, bias in enumerate(self.biases):
+            self.bias = bias
+            super().compute(layers, rows[number : number + 1], output[number : number + 1])
+
+    @staticmethod
+    def sample(
+        layer: nn.Module, family: Family, padding: torch.Tensor, generator: torch.Generator
+    ) -> tuple[list[Mask], dict[str, Any]]:
+        biases = [
+            torch.cat([_random_bias(layer, family, padding, generator) for _ in padding]) for _ in BIASES
+        ]
+        return [None, _added(padding)], dict(zip(BIASES, biases, strict=True))
+
+
+BIASES = ("rel_pos", "rel_2d_pos")
+
+
+def _fits(tensor: torch.Tensor, shape: torch.Size) -> bool:
+    """Whether it can be added to what has this shape, (batch, heads, length, length)."""
+    return tensor.dim() == 4 and all(
+        each in (1, size) for each, size in zip(tensor.shape, shape, strict=True)
+    )
+
+
+def _added(padding: torch.Tensor) -> torch.Tensor:
+    """The mask (batch, 1, 1, length) that hides these when it is added to scores."""
+    return torch.where(padding, HIDDEN, 0.0)[:, None, None, :]
+
+
 # How layers of each adapter are called.
 CALLS: dict[Adapter, type[Call]] = {
     Adapter.NONE: Call,
@@ -210,4 +336,8 @@ CALLS: dict[Adapter, type[Call]] = {
     Adapter.UMT5: OwnBias,
     Adapter.DEBERTA: Disentangled,
     Adapter.UNMASKED: Unmasked,
+    Adapter.MASKED: Masked,
+    Adapter.EAGER: Eager,
+    Adapter.EAGER_UNMASKED: EagerUnmasked,
+    Adapter.BIASED: TextBias,
 }

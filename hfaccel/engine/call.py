@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -19,14 +20,23 @@ if TYPE_CHECKING:
 HARMLESS_ARGUMENTS = frozenset({"position_ids", "use_cache", "return_dict", "output_hidden_states"})
 
 Mask = torch.Tensor | None
-MASK = "attention_mask"  # the name of that argument
+MASK, CAUSAL = "attention_mask", "is_causal"  # names of arguments
+
+
+@lru_cache(maxsize=16)
+def hides_later(length: int) -> torch.Tensor:
+    """(1, length, length), for all heads: a bias that hides from each token those after it."""
+    with torch.inference_mode(False):
+        return torch.full((length, length), torch.finfo(torch.float32).min).triu(1)[None]
 
 
 class Call:
     """Of a layer that takes hidden states, a mask and perhaps rotary positions, and gives hidden states.
     Other layers have subclasses (`hfaccel.engine.adapters`)."""
 
-    __slots__ = ("bias", "cosines", "family", "plan", "relative", "sequences", "sines")
+    __slots__ = ("bias", "causal", "cosines", "family", "plan", "relative", "sequences", "sines")
+    implementation: ClassVar[str] = "sdpa"  # of attention, by the name in the config
+    unpads: ClassVar[bool] = True  # it can leave out padding
     positional: ClassVar[tuple[str, ...]] = ()  # names of the arguments after the mask
     padding_sees_all: ClassVar[bool] = False  # evenly, where it is computed
     masked: ClassVar[bool] = True  # the layer's forward takes a mask
@@ -36,7 +46,8 @@ class Call:
         self.plan = plan
         self.family = family
         self.sequences: Sequences
-        self.bias: torch.Tensor | None = None  # (heads, length, length), float32
+        self.bias: torch.Tensor | None = None  # (heads or 1, length, length), float32
+        self.causal = False  # is_causal was passed
         self.cosines: torch.Tensor | None = None
         self.sines: torch.Tensor | None = None
         self.relative: tuple[int, int, int, int, int] | None = None  # of native/kernels/relative.h
@@ -73,6 +84,9 @@ class Call:
         """One argument that is not None; why it is out of the ordinary."""
         if name == "position_embeddings" and self.family.rotary:
             return self._rotate(hidden, value)
+        if name == CAUSAL and self.family.causal:
+            self.causal = True
+            return ""
         return f"{name} was passed"
 
     def complete(self, hidden: torch.Tensor) -> str:
@@ -92,13 +106,14 @@ class Call:
     def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
         """What the mask says; why that is out of the ordinary."""
         batch, length, _ = hidden.shape
-        if mask is None:
-            self.sequences = whole(batch, length)
-            return ""
-        found = read_mask(mask, batch, length, self.plan.window, unpad)
+        found: Sequences | str = whole(batch, length)
+        if mask is not None:
+            found = read_mask(mask, batch, length, self.plan.window, unpad, causal=self.causal)
         if isinstance(found, str):
             return found
         self.sequences = found
+        if found.causal or (self.causal and mask is None):  # a mask says so itself
+            self.bias = hides_later(length)
         return ""
 
     def give(self, result: torch.Tensor) -> Any:
@@ -129,7 +144,7 @@ class Call:
             *sequences.addresses,
             sequences.window,
             0 if bias is None else bias.data_ptr(),
-            0 if bias is None else bias.stride(0),
+            0 if bias is None or len(bias) == 1 else bias.stride(0),
             0 if bias is None else bias.stride(1),
             0 if cosines is None else cosines.data_ptr(),
             0 if sines is None else sines.data_ptr(),

@@ -29,6 +29,14 @@ class Adapter(Enum):
     UMT5 = "UMT5"
     DEBERTA = "DeBERTa"
     UNMASKED = "YOLOS"
+    MASKED = "LayoutLM"
+    EAGER = "MarkupLM"
+    EAGER_UNMASKED = "BLIP"
+    BIASED = "LayoutLMv3"
+
+
+# Whose attention is transformers' own, chosen by a config; others bring their own.
+WITH_CONFIG = (Adapter.NONE, Adapter.UNMASKED, Adapter.MASKED, Adapter.EAGER, Adapter.EAGER_UNMASKED)
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,8 @@ class Family:
     gate_up: str = ""
     norm_first: bool = False
     rotary: bool = False  # the forward takes position_embeddings
+    causal: bool = False  # the forward may take is_causal, and then no token sees those after it
+    marks: tuple[str, ...] = ()  # attributes that the attention has, where the parts are those of others too
     adapter: Adapter = Adapter.NONE
 
     @property
@@ -89,6 +99,28 @@ FAMILIES = (
         activation="intermediate.intermediate_act_fn",
         down="output.dense",
         output_norm="output.LayerNorm",
+    ),
+    *(
+        Family(
+            name,
+            attention="attention.self",
+            query="attention.self.query",
+            key="attention.self.key",
+            value="attention.self.value",
+            attention_output="attention.output.dense",
+            attention_norm="attention.output.LayerNorm",
+            up="intermediate.dense",
+            activation="intermediate.intermediate_act_fn",
+            down="output.dense",
+            output_norm="output.LayerNorm",
+            adapter=adapter,
+            marks=marks,
+        )
+        for name, adapter, marks in (
+            ("LayoutLM", Adapter.MASKED, ()),
+            ("LayoutLMv3", Adapter.BIASED, ("has_spatial_attention_bias",)),
+            ("eager BERT", Adapter.EAGER, ()),
+        )
     ),
     Family(
         "DistilBERT",
@@ -200,6 +232,20 @@ FAMILIES = (
         down="mlp.fc2",
         output_norm="layer_norm2",
         norm_first=True,
+        causal=True,
+    ),
+    Family(
+        "BLIP",
+        attention="self_attn",
+        qkv="self_attn.qkv",
+        attention_output="self_attn.projection",
+        attention_norm="layer_norm1",
+        up="mlp.fc1",
+        activation="mlp.activation_fn",
+        down="mlp.fc2",
+        output_norm="layer_norm2",
+        norm_first=True,
+        adapter=Adapter.EAGER_UNMASKED,
     ),
     *(
         Family(
@@ -280,10 +326,12 @@ def candidates(layer: nn.Module) -> Iterator[Family]:
     for family in FAMILIES:
         try:
             family.linears(layer), family.norms(layer)
-            attrgetter(family.activation)(layer), attrgetter(family.attention)(layer)
+            attrgetter(family.activation)(layer)
+            attention = attrgetter(family.attention)(layer)
         except AttributeError:
             continue
-        yield family
+        if all(hasattr(attention, mark) for mark in family.marks):
+            yield family
 
 
 def fusing_problem(family: Family, layer: nn.Module) -> str:
@@ -299,7 +347,7 @@ def fusing_problem(family: Family, layer: nn.Module) -> str:
         return f"the activation {type(activation).__name__} cannot be fused"
     if getattr(layer, "is_decoder", False) or getattr(attention, "is_causal", False):
         return "it is a decoder's layer"
-    if family.adapter in (Adapter.NONE, Adapter.UNMASKED) and not hasattr(attention, "config"):
+    if family.adapter in WITH_CONFIG and not hasattr(attention, "config"):
         return "its attention does not use transformers' attention interface"
     width = linears[0].out_features // (3 if family.qkv else 1)
     size = head_size(attention)

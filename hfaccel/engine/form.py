@@ -15,7 +15,7 @@ from hfaccel.engine.kernels import Kind
 from hfaccel.engine.layer import FusedLayer, fuse, run_stock
 from hfaccel.engine.linear import PackedModule, packed_class
 from hfaccel.engine.packed import PackedWeight
-from hfaccel.engine.padding import PaddedModel
+from hfaccel.engine.padding import UNPADS, PaddedModel
 from hfaccel.engine.region import Follower, Region, derive
 from hfaccel.engine.shortcut import ShortModel
 from hfaccel.engine.stack import FusedStack
@@ -36,6 +36,7 @@ class Form:
     # path of a fused layer -> regimes in which its own forward runs
     slower: Mapping[str, Sequence[str]] = field(default_factory=dict)
     padded: Sequence[str] = ()  # paths of other models that tell their layers when padding counts
+    computing: Sequence[str] = ()  # paths of fused layers that compute padding although others leave it out
 
 
 def form(model: nn.Module) -> Form:
@@ -43,11 +44,13 @@ def form(model: nn.Module) -> Form:
     layers = {path: module for path, module in model.named_modules() if isinstance(module, FusedLayer)}
     stacks = {path: module for path, module in model.named_modules() if isinstance(module, FusedStack)}
     linears = (path for path, module in model.named_modules() if isinstance(module, PackedModule))
+    unpads = {path: layer.__dict__[UNPADS] for path, layer in layers.items()}
+    unpad = next(filter(None, unpads.values()), not unpads and "auto")
     return Form(
         {path: layer.hfaccel_family.name for path, layer in layers.items()},
         {path: module.hfaccel_list for path, module in stacks.items()},
         tuple(linears),
-        next((layer.__dict__["_hfaccel_unpad"] for layer in layers.values()), "auto"),
+        unpad,
         _convolutions(model),
         tuple(path for path, module in model.named_modules() if isinstance(module, Region)),
         tuple(path for path, module in model.named_modules() if isinstance(module, FusedEmbeddings)),
@@ -58,6 +61,7 @@ def form(model: nn.Module) -> Form:
             for path, module in model.named_modules()
             if isinstance(module, PaddedModel) and not isinstance(module, ShortModel)
         ),
+        tuple(path for path, leaves_out in unpads.items() if unpad and not leaves_out),
     )
 
 
@@ -104,7 +108,7 @@ def reform(model: nn.Module, wanted: Form) -> None:
         layer = model.get_submodule(path)
         if not _is_packed(families[name], layer):
             raise ValueError(f"the weights of {path} must be packed, but are not")
-        fuse(layer, families[name], wanted.unpad)
+        fuse(layer, families[name], wanted.unpad if path not in wanted.computing else False)
         run_stock(layer, tuple(wanted.slower.get(path, ())))  # type: ignore[arg-type]
     _swap_classes(model, wanted)
     _reform_convolutions(model, wanted)

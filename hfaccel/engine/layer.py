@@ -7,7 +7,6 @@ runs and the reason is counted.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any
@@ -19,6 +18,7 @@ from torch.nn.modules import module
 from hfaccel.engine.adapters import CALLS
 from hfaccel.engine.autocast import forget_laid_out, is_bfloat16, is_rounded, rounded
 from hfaccel.engine.call import Call
+from hfaccel.engine.capturing import HARMLESS_HOOKS, collected
 from hfaccel.engine.code import trusted
 from hfaccel.engine.distances import Buckets
 from hfaccel.engine.fallback import AUTOCAST, COUNTED, GRADIENTS, SLOWER, TRAINS, UNPACKED, fall_back, forget
@@ -27,14 +27,12 @@ from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, kernels, multi
 from hfaccel.engine.linear import outside_graphs, stock_reason
 from hfaccel.engine.norms import EPSILONS, epsilon, native_norm
 from hfaccel.engine.packed import NO_MATRIX, Matrix, PackedWeight
-from hfaccel.engine.padding import is_computed
+from hfaccel.engine.padding import UNPADS, is_computed
 from hfaccel.engine.regimes import regime_of
 from hfaccel.engine.settings import Setting, setting_problem, settings_of
 from hfaccel.engine.snapshot import Held, Place, Snapshot, place
 from hfaccel.engine.swapped import Swapped, swap, swap_back
 
-# Hooks that transformers itself installs for output_attentions; with sdpa there is nothing to capture.
-HARMLESS_HOOKS = "transformers.utils.output_capturing"
 # Hooks of register_module_forward_hook and its like, which see every module: none may be left out.
 GLOBAL_HOOKS = (module._global_forward_hooks, module._global_forward_pre_hooks)
 
@@ -55,6 +53,7 @@ class Plan:
     def __init__(self, layer: nn.Module, family: Family, rounds: bool = False) -> None:
         self.attention = attrgetter(family.attention)(layer)
         self.config = getattr(self.attention, "config", None)
+        self.implementation = CALLS[family.adapter].implementation
         self.window = window(self.attention)
         self.links = list(_links(layer))
         self.parts = [child for _, _, child in self.links]
@@ -199,7 +198,7 @@ class Plan:
     def _problem(self) -> str:
         if self.native is None:
             return self.refusal
-        if self.config is not None and getattr(self.config, CHOICE) != "sdpa":
+        if self.config is not None and getattr(self.config, CHOICE) != self.implementation:
             return f"the attention implementation is {getattr(self.config, CHOICE)}"
         for linear, memory in zip(self.linears, self.memories, strict=True):
             weight = linear._parameters.get("weight")  # pruning and parametrizations take it away
@@ -263,8 +262,8 @@ def is_hooked(layer: nn.Module) -> bool:
         return False
     if _has_foreign(layer._forward_hooks) or _has_foreign(layer._forward_pre_hooks):
         return True
-    collector = getattr(sys.modules.get(HARMLESS_HOOKS), "_active_collector", None)
-    return collector is None or bool(collector.get())
+    names = collected()
+    return names is None or bool(names)
 
 
 def call_problem(module: nn.Module, hidden: torch.Tensor) -> str:
@@ -370,7 +369,7 @@ class FusedLayer(Swapped):
     @property
     def unpads(self) -> bool:
         """Whether padding is left out, in this call where there is one."""
-        return bool(self.__dict__.get("_hfaccel_unpad", True)) and not is_computed()
+        return bool(self.__dict__.get(UNPADS, True)) and not is_computed()
 
     @property
     def slower(self) -> tuple[str, ...]:
@@ -390,7 +389,7 @@ def fuse(layer: nn.Module, family: Family, unpad: bool | str = "auto") -> None:
     """Run the layer as one function. Its linear layers must be packed. `unpad`: whether padding is left out;
     "auto": except in calls that have to compute it."""
     swap(layer, FusedLayer, family)
-    layer.__dict__["_hfaccel_unpad"] = unpad
+    layer.__dict__[UNPADS] = unpad and CALLS[family.adapter].unpads
     layer.__dict__["_hfaccel_settings"] = tuple(settings_of(layer))
 
 
@@ -403,6 +402,6 @@ def unfuse(layer: FusedLayer) -> None:
     """Undo `fuse`; the linear layers stay packed."""
     forget(layer)
     of_calls = (PLAN, ROUNDED_PLAN, AUTOCAST_GIVES)
-    for name in (*of_calls, "_hfaccel_unpad", "_hfaccel_slower", "_hfaccel_settings"):
+    for name in (*of_calls, UNPADS, "_hfaccel_slower", "_hfaccel_settings"):
         layer.__dict__.pop(name, None)
     swap_back(layer)

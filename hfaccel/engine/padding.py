@@ -9,6 +9,8 @@ has to know them for padding:
 - A model of sounds is given a mask of samples, and gives frames. Its caller has no mask of frames and reads
   all of them: a CTC head's are decoded, others are averaged.
 - Answers to questions are sought by comparing all positions.
+- Heads and poolers take the first token of a text as its sum, padding or not. A few take the last, or all:
+  whether a model's results depend on padding is found out by calling it (`hfaccel.engine.dependence`).
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from hfaccel.outcome import Outcome
 
 IDS, MASK = "input_ids", "attention_mask"
 COMPARING = "QuestionAnswering"  # in the names of classes whose results are compared across positions
+UNPADS = "_hfaccel_unpad"  # attribute of a fused layer: whether it leaves out padding where it may
+DEPENDS = "its results depend on it, its layers cannot leave it out, or nobody can tell"
 
 # Attribute of a model: Counter of reasons why calls computed padding.
 PADDED = "_hfaccel_padded"
@@ -114,10 +118,13 @@ def padding_id(model: Any) -> int | None:
 
 
 def hides_padding_alone(ids: Any, mask: Any, padding: int | None) -> bool:
-    """Whether the mask hides nothing but the padding token, and that is known."""
+    """Whether the mask hides nothing but the padding token, behind the texts, and that is known."""
     if padding is None or not isinstance(ids, torch.Tensor) or not isinstance(mask, torch.Tensor):
         return False
-    return ids.shape == mask.shape and not bool(((mask == 0) & (ids != padding)).any())
+    if ids.shape != mask.shape or ids.dim() != 2:
+        return False
+    hides = mask == 0
+    return not bool(hides[:, 0].any()) and not bool((hides & (ids != padding)).any())
 
 
 def _hides(mask: Any) -> bool:
@@ -145,28 +152,42 @@ def _places(forward: Any) -> tuple[int, int]:
 def watch_padding(model: nn.Module, layers: list[nn.Module]) -> list[Outcome]:
     """Let the models around these fused layers tell when padding counts; what the report says of them."""
     outcomes = []
-    for each in _models(model, layers):
+    for each in models_around(model, layers):
         swap(each, PaddedModel, True)
         padded_calls_of(each)  # there from now on: shortcuts hold while no module gets an attribute
-        why, padding = why_always(each), padding_id(each)
+        why, padding = why_always(each) or _depends(each), padding_id(each)
         reason = f"padding is computed: {why}"
         if not why:
-            reason = f"padding is left out where the mask hides nothing but the padding token, {padding}"
+            reason = (
+                f"padding is left out where the mask hides nothing but the padding token, {padding}, "
+                "behind the texts"
+            )
         if not why and padding is None:
             reason = "padding is computed: it has no pad_token_id"
         outcomes.append(Outcome(type(each).__name__, True, reason))
     return outcomes
 
 
-def _models(model: nn.Module, layers: list[nn.Module]) -> list[nn.Module]:
+def _depends(model: nn.Module) -> str:
+    """That its layers were told to compute padding."""
+    layers = [layer for layer in model.modules() if UNPADS in vars(layer)]
+    return DEPENDS if layers and not any(vars(layer)[UNPADS] for layer in layers) else ""
+
+
+def models_around(model: nn.Module, layers: list[nn.Module]) -> list[nn.Module]:
     """Those next to the layers, which get the ids; and those around them that always read padding."""
+    around = all_around(model, layers)
+    next_to = [each for each in around if not any(part in around for part in list(each.modules())[1:])]
+    return [each for each in around if each in next_to or COMPARING in type(each).__name__]
+
+
+def all_around(model: nn.Module, layers: list[nn.Module]) -> list[nn.Module]:
+    """The models in this one, and it itself, that contain layers of these."""
     inside = {id(layer) for layer in layers}
-    around = [
+    return [
         each
         for each in model.modules()
         if hasattr(each, "save_pretrained")
         and not isinstance(each, Swapped)
         and any(id(part) in inside for part in each.modules())
     ]
-    next_to = [each for each in around if not any(part in around for part in list(each.modules())[1:])]
-    return [each for each in around if each in next_to or COMPARING in type(each).__name__]

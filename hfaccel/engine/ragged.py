@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -26,6 +26,7 @@ class Sequences:
     skipped: torch.Tensor | None = None
     seen: torch.Tensor | None = None
     window: int = -1  # a token sees others at most this far away; -1: all
+    causal: bool = False  # a token sees none of those after it
 
     @property
     def addresses(self) -> tuple[int, int, int, int]:
@@ -52,23 +53,28 @@ def read_mask(
     window: int = -1,
     unpad: bool = True,
     pairs: bool = False,
+    causal: bool = False,
 ) -> Sequences | str:
     """The sequences that `mask` describes, or why it is none that only hides padding.
 
     `mask`: (batch or 1, 1, length or 1, length), True or 0 where a token is seen. `window`: how far the
     layer's tokens see at most, which the mask then has to say too. `unpad=False`: padding is computed.
-    `pairs`: 1 where both tokens are real (DeBERTa).
+    `pairs`: 1 where both tokens are real (DeBERTa). `causal`: it may hide from each token those after it too.
     """
     return _masks.get(
         mask,
-        (batch, length, window, unpad, pairs),
+        (batch, length, window, unpad, pairs, causal),
         lambda: (
-            _read_pairs(mask, batch, length, unpad) if pairs else _read(mask, batch, length, window, unpad)
+            _read_pairs(mask, batch, length, unpad)
+            if pairs
+            else _read(mask, batch, length, window, unpad, causal)
         ),
     )
 
 
-def _read(mask: torch.Tensor, batch: int, length: int, window: int, unpad: bool) -> Sequences | str:
+def _read(
+    mask: torch.Tensor, batch: int, length: int, window: int, unpad: bool, causal: bool
+) -> Sequences | str:
     shape = tuple(mask.shape)
     if len(shape) != 4 or shape[0] not in (1, batch) or shape[1] != 1 or shape[3] != length:
         return f"the attention mask has the shape {shape}"
@@ -82,8 +88,18 @@ def _read(mask: torch.Tensor, batch: int, length: int, window: int, unpad: bool)
     real = visible[:, 0, 0] if shape[2] == 1 else visible[:, 0].diagonal(dim1=1, dim2=2)
     window = window if shape[2] > 1 else -1
     if shape[2] > 1 and not _is_seen(visible[:, 0], real, window):
-        return "the attention mask hides more than padding"
+        if not causal or not torch.equal(visible[:, 0], _expected(real, window).tril()):
+            return "the attention mask hides more than padding"
+        return _causal(_runs(real.expand(batch, length), window, unpad))
     return _runs(real.expand(batch, length), window, unpad)
+
+
+def _causal(found: Sequences | str) -> Sequences | str:
+    if isinstance(found, str):
+        return found
+    if found.skipped is not None and bool(found.skipped.any()):
+        return "padding comes before the tokens, and sees none of them"
+    return replace(found, causal=True)
 
 
 def _read_pairs(mask: torch.Tensor, batch: int, length: int, unpad: bool) -> Sequences | str:

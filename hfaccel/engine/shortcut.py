@@ -40,7 +40,7 @@ TENSORS = ("input_ids", "attention_mask", "token_type_ids")
 class ShortModel(PaddedModel):
     """Mixed into a model's class: it takes its shortcut where that can be taken."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # not __call__, which not every caller takes
         if torch.compiler.is_dynamo_compiling() and not self.training:
             return _outside_of_graphs(self, args, kwargs)
         if not (self._hfaccel_is_changed() or torch.is_grad_enabled() or is_watched()):
@@ -49,12 +49,12 @@ class ShortModel(PaddedModel):
             result = shortcut(args, kwargs) if usable else None  # type: ignore[operator]
             if result is not None:
                 return result
-        return super().__call__(*args, **kwargs)
+        return super().forward(*args, **kwargs)
 
     def _hfaccel_is_changed(self) -> bool:
         """Whether it is to do something of its own. The shortcut does not look at that: it would have to hold
         the attributes in which it is itself, and a model shall be gone as soon as nobody holds it."""
-        return self.training or "forward" in self.__dict__ or self._compiled_call_impl is not None
+        return self.training or "forward" in self.__dict__
 
     def shortcut(self) -> Shortcut | str:
         """Or why there is none. A copy, or a model that was loaded, looks for its own when asked again: the
@@ -87,7 +87,7 @@ class ShortModel(PaddedModel):
 @outside_graphs
 def _outside_of_graphs(model: ShortModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The whole call: what torch.compile makes of the few operations around the layers takes longer."""
-    return model(*args, **kwargs)
+    return type(model).forward(model, *args, **kwargs)
 
 
 class Shortcut:

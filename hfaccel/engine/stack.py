@@ -22,7 +22,7 @@ from hfaccel.engine.layer import GLOBAL_HOOKS, FusedLayer, Plan, call_problem, i
 from hfaccel.engine.linear import outside_graphs
 from hfaccel.engine.region import Region
 from hfaccel.engine.swapped import Swapped, shadow, swap
-from hfaccel.engine.trial import difference
+from hfaccel.engine.trial import difference, sample
 
 # What a forward that collects these in its own loop would collect from one layer only.
 COLLECTED = ("output_hidden_states", "output_attentions")
@@ -147,18 +147,20 @@ def _list_of_layers(module: nn.Module) -> str:
 def _trial(module: nn.Module, name: str) -> str:
     """Run the module's forward both ways on random input; "" where they agree."""
     layers: Any = module.get_submodule(name)
-    size = layers[0].hfaccel_family.linears(layers[0])[0].in_features
-    hidden = torch.randn(2, 8, size, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode(), _unwatched(layers):
+    hidden, (mask, *_), _ = sample(layers[0], layers[0].hfaccel_family)
+    given = () if mask is None else (mask,)
+    with torch.inference_mode(), unwatched(layers):
         try:
-            expected, got = (each.forward(hidden.clone())[0] for each in (module, together(module, name)))
+            expected, got = (
+                each.forward(hidden.clone(), *given)[0] for each in (module, together(module, name))
+            )
         except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
             return f"{type(error).__name__}: {error}"
     return difference(expected, got)
 
 
 @contextmanager
-def _unwatched(modules: Iterable[nn.Module]) -> Iterator[None]:
+def unwatched(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Without the user's hooks: a trial is no call of the program's."""
     kept = [(module, module._forward_hooks, module._forward_pre_hooks) for module in modules]
     try:

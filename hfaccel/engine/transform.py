@@ -11,6 +11,7 @@ from torch import nn
 
 from hfaccel.engine.convolve import prepare_convolutions, restore_convolutions, select_convolutions
 from hfaccel.engine.counting import watch
+from hfaccel.engine.dependence import compute_where_read
 from hfaccel.engine.embeddings import FusedEmbeddings, embeddings_of
 from hfaccel.engine.fallback import forget
 from hfaccel.engine.families import Family
@@ -92,6 +93,8 @@ def transform(
         outcomes.append(replace(outcome, gain=gain) if id(linear) in times else outcome)
     for layer, family in layers:
         fuse(layer, family, unpad)
+    if unpad == "auto":
+        compute_where_read(model, [layer for layer, _ in layers])
     outcomes += _judge([layer for layer, _ in layers])
     if unpad == "auto":
         outcomes += watch_padding(model, [layer for layer, _ in layers if isinstance(layer, FusedLayer)])

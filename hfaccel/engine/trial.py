@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from hfaccel.engine.adapters import CALLS
+from hfaccel.engine.call import CAUSAL
 from hfaccel.engine.code import trust, trust_again
 from hfaccel.engine.fallback import stock_calls_of
 from hfaccel.engine.families import Family, candidates, fusing_problem, head_size, window
@@ -67,21 +69,19 @@ def trial(layer: nn.Module, family: Family) -> str:
 
     For as long as the trial takes there is one layer's packed weights beside the model.
     """
-    stock, fused = _in_float32(layer), _in_float32(layer)
-    for linear in family.linears(fused):
-        if not isinstance(linear.weight, PackedWeight):
-            arena = Arena(padded(packed_bytes(linear.weight)), pages="default")
-            linear.weight = PackedWeight.pack(linear.weight, arena)  # not in place: the parameter is shared
-            pack(linear, arena)
-    fuse(fused, family)
+    stock, fused = _in_float32(layer), _fused(layer, family)
     hidden, masks, arguments = sample(fused, family)
-    for mask in masks:
+    for mask, more in _calls(family, masks):
         with torch.inference_mode():
             try:
-                expected, got = (call(each, family, hidden, mask, arguments) for each in (stock, fused))
+                expected, got = (
+                    call(each, family, hidden, mask, arguments | more) for each in (stock, fused)
+                )
             except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
+                if more and isinstance(error, TypeError):
+                    continue  # its forward does not take that, so that no call has it
                 return f"its forward cannot be called with a mask alone ({type(error).__name__}: {error})"
-        if mask is not None and mask is masks[-1]:
+        if mask is not None and mask is not masks[0]:
             expected, got = (tree_map(_without_padding, each) for each in (expected, got))
         problem = difference(expected, got)
         if isinstance(fused, FusedLayer) and stock_calls_of(fused):
@@ -89,6 +89,28 @@ def trial(layer: nn.Module, family: Family) -> str:
         if problem:
             return problem
     return ""
+
+
+def _fused(layer: nn.Module, family: Family) -> nn.Module:
+    """A fused copy."""
+    fused = _in_float32(layer)
+    for linear in family.linears(fused):
+        if not isinstance(linear.weight, PackedWeight):
+            arena = Arena(padded(packed_bytes(linear.weight)), pages="default")
+            linear.weight = PackedWeight.pack(linear.weight, arena)  # not in place: the parameter is shared
+            pack(linear, arena)
+    fuse(fused, family)
+    return fused
+
+
+def _calls(
+    family: Family, masks: list[torch.Tensor | None]
+) -> Iterator[tuple[torch.Tensor | None, dict[str, Any]]]:
+    """Each mask, and what else says whom a token sees."""
+    for mask in masks:
+        yield mask, {}
+        if family.causal:
+            yield None if mask is None else mask.tril(), {CAUSAL: True}
 
 
 def _in_float32(layer: nn.Module) -> nn.Module:
