@@ -1,8 +1,9 @@
-"""A plugin of pytest inside the process that runs another project's tests: same random numbers in every run, models
-optimized as UPSTREAM_MODE says, and one line of JSON for each test in UPSTREAM_RESULTS.
+"""A plugin of pytest, in the process that runs another project's tests: the same random numbers in every run,
+models optimized as UPSTREAM_MODE says, and one line of JSON for each test in UPSTREAM_RESULTS.
 
-stock: hfaccel does nothing. auto: what HFACCEL_AUTO=1 does, to models that are loaded. eval: also every model of
-transformers that a test builds itself, when the test calls its `eval()`.
+stock: hfaccel does nothing. auto: what HFACCEL_AUTO=1 does, to models that are loaded. eval: also every model
+of transformers that a test builds itself, when the test calls its `eval()`, and every pipeline, when it is
+called.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ MODE = os.environ["UPSTREAM_MODE"]
 results = Path(os.environ["UPSTREAM_RESULTS"])
 optimized: collections.Counter[str] = collections.Counter()  # backend's name -> models
 applied: collections.Counter[str] = collections.Counter()  # what was applied -> how often
+computed: collections.Counter[str] = collections.Counter()  # function of the kernels -> calls
 left: collections.Counter[str] = collections.Counter()  # why a model was left as it is -> models
 
 
@@ -32,8 +34,10 @@ def pytest_configure() -> None:
         return
     _everything_pays()
     _count_what_is_optimized()
+    _count_kernel_calls()
     if MODE == "eval":
         _optimize_on_eval()
+        _optimize_called_pipelines()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -58,7 +62,8 @@ def pytest_collectreport(report: Any) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    _write({"finished": True, "optimized": optimized, "applied": applied, "left": left})
+    counts = {"optimized": optimized, "applied": applied, "left": left, "computed": computed}
+    _write({"finished": True, **counts})
 
 
 def _write(line: dict[str, Any]) -> None:
@@ -105,6 +110,20 @@ def _count_what_is_optimized() -> None:
     optimization._optimize_model = counted
 
 
+def _count_kernel_calls() -> None:
+    """Models that are optimized and then run as stock in every call would test nothing."""
+    from hfaccel.engine.kernels import kernels
+
+    module = kernels()
+    for name in ("run_layers", "linear", "embed"):
+        setattr(module, name, functools.partial(_counted, name, getattr(module, name)))
+
+
+def _counted(name: str, call: Any, *arguments: Any) -> Any:
+    computed[name] += 1
+    return call(*arguments)
+
+
 def _optimize_on_eval() -> None:
     from transformers import PreTrainedModel
 
@@ -113,12 +132,32 @@ def _optimize_on_eval() -> None:
 
     def evaluate(self: Any) -> Any:
         super(PreTrainedModel, self).eval()
-        if not getattr(auto._loading, "depth", 0):  # what is being loaded hfaccel.auto optimizes when it is whole
+        if not getattr(
+            auto._loading, "depth", 0
+        ):  # what is being loaded hfaccel.auto optimizes when it is whole
             with _own_random_numbers():
-                hfaccel.optimize(self, inplace=True, unpad=False)  # as hfaccel.auto does, but errors are raised
+                hfaccel.optimize(
+                    self, inplace=True, unpad=False
+                )  # as hfaccel.auto does, but errors are raised
         return self
 
     PreTrainedModel.eval = evaluate
+
+
+def _optimize_called_pipelines() -> None:
+    """Tests make pipelines by their class, which hfaccel.auto leaves alone."""
+    from transformers import Pipeline
+
+    import hfaccel
+
+    call = Pipeline.__call__
+
+    @functools.wraps(call)
+    def called(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        hfaccel.optimize(self, inplace=True, unpad=False)
+        return call(self, *arguments, **keywords)
+
+    Pipeline.__call__ = called
 
 
 @contextlib.contextmanager

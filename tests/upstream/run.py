@@ -20,24 +20,27 @@ from stand_ins import make_stand_ins
 from targets import SENTENCE_TRANSFORMERS, TYPES
 from verdict import Run, Verdict, compare, read
 
+Options = argparse.Namespace
 SECONDS = 120  # for one test
 
 
 def main() -> int:
     options = _parse()
     folder = lay_out(options.library, options.checkout)
-    cache = make_stand_ins(BUILD / "hub")
+    stand_ins = make_stand_ins(BUILD)
     targets = options.targets or (TYPES if options.library == "transformers" else SENTENCE_TRANSFORMERS)
     totals: dict[str, int] = dict.fromkeys(("tests", "stock", "new", "known", "missing", "optimized"), 0)
     used: set[str] = set()
+    empty = 0  # targets of which nothing was tested
     for target in targets:
         files = _files(folder, options.library, target)
-        stock = _run(folder, files, "stock", target, cache, options)
-        fast = _run(folder, files, options.mode, target, cache, options)
+        stock = _run(folder, files, "stock", target, stand_ins, options)
+        fast = _run(folder, files, options.mode, target, stand_ins, options)
         verdict = compare(stock, fast, REASONS)
-        verdict = _twice(verdict, folder, target, cache, options)
+        verdict = _twice(verdict, folder, target, stand_ins, options)
         used |= set(verdict.known.values())
         _show(target, stock, fast, verdict)
+        empty += not stock.count("passed") or not fast.optimized
         for name, count in _counts(stock, fast, verdict).items():
             totals[name] += count
     print(", ".join(f"{name}: {count}" for name, count in totals.items()))
@@ -45,28 +48,41 @@ def main() -> int:
         unused = [p for p in REASONS if p not in used and ("sentence" in p) == ("sent" in options.library)]
         for pattern in unused:
             print(f"known.py: no failure matches {pattern}; remove the entry")
-    return bool(totals["new"] or totals["missing"] or not totals["optimized"])
+    return bool(totals["new"] or totals["missing"] or empty)
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("library", choices=("transformers", "sentence-transformers"))
-    parser.add_argument("targets", nargs="*", metavar="TYPE", help="model types, or files below tests/; all by default")
+    parser.add_argument(
+        "targets", nargs="*", metavar="TYPE", help="model types, or files below tests/; all by default"
+    )
     parser.add_argument("--checkout", type=Path, help="a checkout of the installed version's tag")
-    parser.add_argument("--mode", choices=("auto", "eval"), default="eval", help="what is optimized (README.md)")
+    parser.add_argument(
+        "--mode", choices=("auto", "eval"), default="eval", help="what is optimized (README.md)"
+    )
     parser.add_argument("--only", default="", help="pytest's -k")
-    parser.add_argument("--keep-stock", action="store_true", help="use the results of an earlier run of stock")
+    parser.add_argument(
+        "--keep-stock", action="store_true", help="use the results of an earlier run of stock"
+    )
     return parser.parse_args()
 
 
 def _files(folder: Path, library: str, target: str) -> list[str]:
     if library == "transformers" and "/" not in target:
-        return sorted(str(each.relative_to(folder)) for each in folder.glob(f"tests/models/{target}/test_modeling_*.py"))
+        return sorted(
+            str(each.relative_to(folder)) for each in folder.glob(f"tests/models/{target}/test_modeling_*.py")
+        )
     return [f"tests/{target}"]
 
 
 def _run(
-    folder: Path, tests: list[str], mode: str, target: str, cache: Path, options: argparse.Namespace
+    folder: Path,
+    tests: list[str],
+    mode: str,
+    target: str,
+    stand_ins: dict[str, str],
+    options: Options,
 ) -> Run:
     """One process of pytest. What it was about when it ended without a word has failed."""
     results = BUILD / "results" / f"{options.library}-{target.replace('/', '-')}-{mode}.jsonl"
@@ -80,15 +96,27 @@ def _run(
         "PYTHONPATH": str(Path(__file__).parent),
         "HFACCEL_AUTO": "0" if mode == "stock" else "1",
         "HF_HUB_OFFLINE": "1",
-        "HF_HUB_CACHE": str(cache),
+        **stand_ins,
     }
-    quiet = ["-q", "--no-header", "--disable-warnings", "-o", "log_cli=false", "-o", "addopts=", "-p", "no:cacheprovider"]
+    quiet = [
+        "-q",
+        "--no-header",
+        "--disable-warnings",
+        "-o",
+        "log_cli=false",
+        "-o",
+        "addopts=",
+        "-p",
+        "no:cacheprovider",
+    ]
     limits = ["-p", "plugin", f"--timeout={SECONDS}", *(f"--deselect={each}" for each in DESELECTED)]
     if options.only:
         limits += ["-k", options.only]
     command = [sys.executable, "-m", "pytest", *quiet, *limits, *tests]
     with (results.with_suffix(".log")).open("w") as log:
-        status = subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log, check=False).returncode
+        status = subprocess.run(
+            command, cwd=folder, env=environment, stdout=log, stderr=log, check=False
+        ).returncode
     run = read(results.read_text().splitlines())
     if not run.finished:
         run.outcomes[target] = "failed"
@@ -97,14 +125,14 @@ def _run(
 
 
 def _twice(
-    verdict: Verdict, folder: Path, target: str, cache: Path, options: argparse.Namespace
+    verdict: Verdict, folder: Path, target: str, stand_ins: dict[str, str], options: Options
 ) -> Verdict:
-    """Stock once more, alone, for what failed: a test that fails now and then without hfaccel says nothing."""
+    """Stock once more, alone, for what failed: a test that fails now and then by itself says nothing."""
     if not verdict.new or target in verdict.new:
         return verdict
     tests = list(dict.fromkeys(verdict.new))
     again = argparse.Namespace(**{**vars(options), "keep_stock": False, "only": ""})
-    stock = _run(folder, tests, "stock", f"{target}-again", cache, again)
+    stock = _run(folder, tests, "stock", f"{target}-again", stand_ins, again)
     new = {test: message for test, message in verdict.new.items() if stock.outcomes.get(test) != "failed"}
     return Verdict(new, verdict.known, verdict.missing)
 
@@ -123,6 +151,7 @@ def _counts(stock: Run, fast: Run, verdict: Verdict) -> dict[str, int]:
 def _show(target: str, stock: Run, fast: Run, verdict: Verdict) -> None:
     counts = ", ".join(f"{name} {count}" for name, count in _counts(stock, fast, verdict).items())
     print(f"{target}: {counts}")
+    print("  kernels called:", ", ".join(f"{name} x {count}" for name, count in fast.computed.items()))
     print("  applied:", ", ".join(f"{what} x {count}" for what, count in fast.applied.items()) or "nothing")
     for reason, count in fast.left.items():
         print(f"  left as it is x {count}: {reason}")

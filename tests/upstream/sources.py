@@ -1,5 +1,5 @@
-"""Where the tests of another project come from: the sdist of the installed version, and for what sdists lack a
-checkout of its repository. Laid out below build/, which is not part of the repository."""
+"""Where the tests of another project come from: the sdist of the installed version, and for what sdists lack
+a checkout of its repository. Laid out below build/, which is not part of the repository."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ REPOSITORIES = {
     "transformers": "https://github.com/huggingface/transformers",
     "sentence-transformers": "https://github.com/huggingface/sentence-transformers",
 }
+MIXINS = {"transformers": ("test_modeling_common.py", "test_pipeline_mixin.py"), "sentence-transformers": ()}
 
 
 def lay_out(library: str, checkout: Path | None) -> Path:
@@ -32,7 +33,7 @@ def lay_out(library: str, checkout: Path | None) -> Path:
 def _no_tests(library: str, checkout: Path | None) -> str:
     where = f"{checkout} has none" if checkout else "no checkout was given"
     return (
-        f"The sdist of {library} holds only a part of its tests, the rest must come from a checkout, but {where}; "
+        f"The sdist of {library} holds a part of its tests, the rest must come from a checkout, but {where}; "
         f"run: git clone --depth 1 --branch v{version(library)} {REPOSITORIES[library]} FOLDER, "
         "and pass --checkout FOLDER"
     )
@@ -58,9 +59,9 @@ def _sdist(library: str) -> Path:
 
 
 def _overlay(library: str, sdist: Path, folder: Path) -> None:
-    """The installed version's own where the sdist has them: the classes that models' tests inherit from."""
-    for file in (sdist / "tests").glob("*.py"):
-        shutil.copy(file, folder / "tests" / file.name)
+    """What models' tests inherit from is the installed version's own, whatever version the checkout has."""
+    for name in MIXINS[library]:
+        shutil.copy(sdist / "tests" / name, folder / "tests" / name)
     if library == "transformers":  # its tests read the sources that lie beside them
         (folder / "src").mkdir()
         (folder / "src" / "transformers").symlink_to(sdist / "src" / "transformers")

@@ -18,6 +18,7 @@ class Run:
     optimized: int = 0
     applied: dict[str, int] = field(default_factory=dict)
     left: dict[str, int] = field(default_factory=dict)
+    computed: dict[str, int] = field(default_factory=dict)
 
     def count(self, outcome: str) -> int:
         return sum(each == outcome for each in self.outcomes.values())
@@ -29,7 +30,7 @@ def read(lines: Iterable[str]) -> Run:
     for line in map(json.loads, lines):
         if line.get("finished"):
             run.finished, run.optimized = True, sum(line["optimized"].values())
-            run.applied, run.left = line["applied"], line["left"]
+            run.applied, run.left, run.computed = line["applied"], line["left"], line.get("computed", {})
             continue
         test, outcome = line["test"], line["outcome"]
         if outcome == "failed":
@@ -47,7 +48,7 @@ class Verdict:
 
 
 def compare(stock: Run, fast: Run, reasons: Mapping[str, str]) -> Verdict:
-    """`reasons`: pattern of test -> why its failure is no fault. A test that stock fails, or skips, says nothing."""
+    """`reasons`: pattern of test -> why its failure is no fault. What stock fails, or skips, says nothing."""
     new, known = {}, {}
     for test, outcome in fast.outcomes.items():
         if outcome != "failed" or stock.outcomes.get(test, "passed") != "passed":
