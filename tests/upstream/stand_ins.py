@@ -1,14 +1,15 @@
-"""Small models with random weights in the place of those that tests load from the hub: so these tests run where
-no hub is reached. What depends on trained weights fails with and without hfaccel.
+"""Small models with random weights in the place of those that tests load from the hub: so these tests run
+where no hub is reached. What depends on trained weights fails with and without hfaccel.
 
-`hub`: a cache like the hub's own, for models that tests name. `tiny`: a folder for TRANSFORMERS_TINY_MODEL_PATH,
-from which transformers' pipeline tests take one model of each architecture.
+`hub`: a cache like the hub's own, for models that tests name. `tiny`: a folder for
+TRANSFORMERS_TINY_MODEL_PATH, from which transformers' pipeline tests take one model of each architecture.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import string
 import sys
 from collections.abc import Iterator
@@ -20,25 +21,24 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "conformance"))
 COMMIT = "0" * 40
 FILL = [*string.ascii_lowercase, *string.ascii_uppercase, *string.digits, *".,:;!?'\"()[]{}<>|/-_#&$%*+=@"]
 SUMMARY = "reports/tiny_model_summary.json"
+SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 WORDPIECE = ("bert", "distilbert", "electra", "mpnet")
 BYTES = ("roberta", "deberta", "bart", "gpt2", "longformer")
 UNIGRAM = ("albert", "deberta-v2", "t5")
 SOUND = ("wav2vec2", "hubert", "whisper")
-TEXT = (
-    "Model",
-    "ForMaskedLM",
-    "ForSequenceClassification",
-    "ForTokenClassification",
-    "ForConditionalGeneration",
+ENDINGS = (
+    *("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification"),
+    *("ForConditionalGeneration", "LMHeadModel", "ForCausalLM", "ForCTC", "ForAudioClassification"),
 )
-CAUSAL = ("LMHeadModel", "ForCausalLM")
 
 
 def make_stand_ins(build: Path) -> dict[str, str]:
     """Make what is missing; the environment variables that point there."""
     hub, tiny = build / "hub", build / "tiny"
-    if not hub.exists():
+    if not (hub / "complete").exists():
+        shutil.rmtree(hub, ignore_errors=True)
         _fill_hub(hub)
+        (hub / "complete").touch()
     if not (tiny / SUMMARY).exists():
         kinds = (*WORDPIECE, *BYTES, *UNIGRAM, *SOUND)
         summary = dict(itertools.chain.from_iterable(_save_architectures(kind, tiny) for kind in kinds))
@@ -56,9 +56,9 @@ def _fill_hub(hub: Path) -> None:
     encoder = _cached(hub, "hf-internal-testing/stand-in-bert")
     _save(encoder, "bert", "BertModel")
     text = Transformer(str(encoder))
-    SentenceTransformer(
-        modules=[text, Pooling(text.get_embedding_dimension())], device="cpu"
-    ).save_pretrained(str(_cached(hub, "sentence-transformers-testing/stsb-bert-tiny-safetensors")))
+    parts = [text, Pooling(text.get_embedding_dimension())]
+    sentences = _cached(hub, "sentence-transformers-testing/stsb-bert-tiny-safetensors")
+    SentenceTransformer(modules=parts, device="cpu").save_pretrained(str(sentences))
     masked = _cached(hub, "hf-internal-testing/stand-in-bert-masked")
     _save(masked, "bert", "BertForMaskedLM")
     splade = _cached(hub, "sparse-encoder-testing/splade-bert-tiny-nq")
@@ -83,15 +83,12 @@ def _save_architectures(kind: str, tiny: Path) -> Iterator[tuple[str, dict[str, 
     import transformers
 
     prefix = transformers.CONFIG_MAPPING[kind].__name__.removesuffix("Config")
-    endings = (*TEXT, *CAUSAL, "ForCTC", "ForAudioClassification")
-    for name in (prefix + ending for ending in endings):
+    for name in (prefix + ending for ending in ENDINGS):
         if hasattr(transformers, name):
             parts = [type(part).__name__ for part in _save(tiny / kind / name, kind, name)]
             tokenizers = [part for part in parts if "Tokenizer" in part]
-            yield (
-                name,
-                {"tokenizer_classes": tokenizers, "processor_classes": sorted({*parts} - {*tokenizers})},
-            )
+            others = sorted({*parts} - {*tokenizers})
+            yield name, {"tokenizer_classes": tokenizers, "processor_classes": others}
 
 
 def _save(folder: Path, kind: str, architecture: str) -> list[Any]:
@@ -106,9 +103,7 @@ def _save(folder: Path, kind: str, architecture: str) -> list[Any]:
         part.save_pretrained(folder)
         if hasattr(part, "get_vocab"):
             settings["vocab_size"] = len(part)
-            settings |= {
-                name: getattr(part, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")
-            }
+            settings |= {name: getattr(part, name) for name in SPECIAL_IDS}
     if config_class.__name__ == "WhisperConfig":
         settings |= {"decoder_start_token_id": settings["bos_token_id"], "max_source_positions": 1500}
     torch.manual_seed(0)
@@ -128,9 +123,7 @@ def _preprocessors(kind: str, folder: Path) -> Iterator[Any]:
         return
     if kind == "whisper":
         yield transformers.WhisperFeatureExtractor()
-    cls = getattr(
-        transformers, "Wav2Vec2CTCTokenizer" if kind in SOUND[:2] else _name(TOKENIZER_MAPPING_NAMES[kind])
-    )
+    cls = getattr(transformers, _name(TOKENIZER_MAPPING_NAMES[kind]))
     if kind in WORDPIECE:
         special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<s>", "<pad>", "</s>", "<mask>"]
         pieces = [*special, *FILL, *(f"##{each}" for each in FILL)]
