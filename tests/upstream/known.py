@@ -2,9 +2,9 @@
 
 # pattern of a test's name -> why its failure is no fault of hfaccel
 REASONS: dict[str, str] = {
-    "*::test_generate_compile_model_forward_fullgraph": "torch.compile(fullgraph=True) refuses the breaks of the "
-    "graph around hfaccel's layers, and says so: hfaccel.restore(model) must come before (README.md, Limits). "
-    "Without fullgraph a model is compiled around them.",
+    "*::test_generate_compile_model_forward_fullgraph": "torch.compile(fullgraph=True) refuses the breaks of "
+    "the graph around hfaccel's layers, and says so: hfaccel.restore(model) must come before (README.md, "
+    "Limits). Without fullgraph a model is compiled around them.",
 }
 
 # tests that are not run at all -> why
