@@ -14,6 +14,7 @@ import functools
 import json
 import os
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,9 @@ def pytest_runtest_setup() -> None:
     random.seed(0)
     numpy.random.seed(0)
     torch.manual_seed(0)
+    shared = sys.modules.get("tests.test_modeling_common")  # ids are drawn from a generator of its own
+    if shared is not None:
+        shared.global_rng.seed(0)
 
 
 def pytest_runtest_logreport(report: Any) -> None:
