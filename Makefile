@@ -5,13 +5,14 @@ INSTALLED := .venv/.installed
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-backends test-ipex check bench bench-memory bench-backends conformance docs clean
+.PHONY: help demo test test-backends test-ipex test-upstream check bench bench-memory bench-backends conformance docs clean
 
 help:
 	@echo "make demo    embed real texts with and without hfaccel, and compare"
 	@echo "make test    run all tests"
 	@echo "make test-backends  the contract over every backend, openvino and inductor too (minutes)"
 	@echo "make test-ipex      the same for ipex, in an environment of its own with torch 2.8 (7 GB)"
+	@echo "make test-upstream CHECKOUT=folder of transformers  its own tests, with and without hfaccel (an hour)"
 	@echo "make check   lint, types, formatting, C tests under sanitizers, and of Arm's kernels under qemu"
 	@echo "make bench   measure every figure of benchmarks/README.md (about 30 minutes)"
 	@echo "make bench-memory  every allocator on the kernel list's workload, with a picture (about an hour)"
@@ -40,6 +41,11 @@ test-ipex: $(INSTALLED)
 	$(BIN)/python benchmarks/backends.py --setup --engines ipex
 	build/ipex/bin/pip install --quiet --progress-bar off --no-deps --force-reinstall .
 	build/ipex/bin/pytest tests/backends -k ipex
+
+# CHECKOUT: a clone of transformers at the tag of the installed version; tests/upstream/README.md.
+test-upstream: $(INSTALLED)
+	$(BIN)/pip install --quiet --progress-bar off --requirement tests/upstream/requirements.txt
+	OMP_NUM_THREADS=1 $(BIN)/python tests/upstream/run.py transformers --checkout $(CHECKOUT)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
