@@ -389,7 +389,7 @@ def fuse(layer: nn.Module, family: Family, unpad: bool | str = "auto") -> None:
     """Run the layer as one function. Its linear layers must be packed. `unpad`: whether padding is left out;
     "auto": except in calls that have to compute it."""
     swap(layer, FusedLayer, family)
-    layer.__dict__[UNPADS] = unpad and CALLS[family.adapter].unpads
+    layer.__dict__[UNPADS] = unpad if CALLS[family.adapter].unpads else False
     layer.__dict__["_hfaccel_settings"] = tuple(settings_of(layer))
 
 

@@ -86,7 +86,7 @@ def fused(model):
 
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("unpad", [True, False])
+@pytest.mark.parametrize("unpad", ["auto", False])
 def test_words_on_a_page(name, precision, unpad):
     stock = made(name)
     fast = hfaccel.optimize(copy.deepcopy(stock), unpad=unpad, **PRECISIONS[precision])
