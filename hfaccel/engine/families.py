@@ -60,7 +60,7 @@ class Family:
     gate_up: str = ""
     norm_first: bool = False
     rotary: bool = False  # the forward takes position_embeddings
-    causal: bool = False  # the forward may take is_causal, and then no token sees those after it
+    causal: bool = False  # the forward listens to is_causal: then no token sees those after it
     marks: tuple[str, ...] = ()  # attributes that the attention has, where the parts are those of others too
     adapter: Adapter = Adapter.NONE
 
@@ -219,20 +219,23 @@ FAMILIES = (
         norm_first=True,
         adapter=Adapter.UNMASKED,
     ),
-    Family(
-        "CLIP",
-        attention="self_attn",
-        query="self_attn.q_proj",
-        key="self_attn.k_proj",
-        value="self_attn.v_proj",
-        attention_output="self_attn.out_proj",
-        attention_norm="layer_norm1",
-        up="mlp.fc1",
-        activation="mlp.activation_fn",
-        down="mlp.fc2",
-        output_norm="layer_norm2",
-        norm_first=True,
-        causal=True,
+    *(
+        Family(
+            name,
+            attention="self_attn",
+            query="self_attn.q_proj",
+            key="self_attn.k_proj",
+            value="self_attn.v_proj",
+            attention_output="self_attn.out_proj",
+            attention_norm="layer_norm1",
+            up="mlp.fc1",
+            activation="mlp.activation_fn",
+            down="mlp.fc2",
+            output_norm="layer_norm2",
+            norm_first=True,
+            causal=causal,
+        )
+        for name, causal in (("CLIP", True), ("SigLIP", False))  # which does not listen
     ),
     Family(
         "BLIP",

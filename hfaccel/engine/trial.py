@@ -78,8 +78,6 @@ def trial(layer: nn.Module, family: Family) -> str:
                     call(each, family, hidden, mask, arguments | more) for each in (stock, fused)
                 )
             except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
-                if more and isinstance(error, TypeError):
-                    continue  # its forward does not take that, so that no call has it
                 return f"its forward cannot be called with a mask alone ({type(error).__name__}: {error})"
         if mask is not None and mask is not masks[0]:
             expected, got = (tree_map(_without_padding, each) for each in (expected, got))
