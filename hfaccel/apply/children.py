@@ -17,7 +17,7 @@ def share_cores() -> None:
     program or the environment says with how many threads. Otherwise each uses all cores, and all wait for
     each other."""
     global _known
-    if _known == os.getpid() or multiprocessing.parent_process() is None:
+    if _known == os.getpid() or not _is_child():
         return
     _known = os.getpid()
     import torch
@@ -27,3 +27,9 @@ def share_cores() -> None:
     threads = make_plan(facts, Goal("process", {}, dict(os.environ), program=program))["threads"].value
     if threads is not None and facts.limits.siblings > 1:
         torch.set_num_threads(max(1, threads // facts.limits.siblings))
+
+
+def _is_child() -> bool:
+    """While a spawned child reads its arguments it has no parent yet, but a name."""
+    named = multiprocessing.current_process().name != "MainProcess"
+    return named or multiprocessing.parent_process() is not None
