@@ -141,7 +141,7 @@ def _tensor(tensor: torch.Tensor, offset: int) -> dict[str, Any]:
 
 
 def _attention_types(model: nn.Module) -> dict[str, str]:
-    """Path of a part -> the attention to which it has switched all below it: BigBird does so by itself, at the
+    """Path of a part -> the attention to which it has switched all below it. BigBird does so by itself at the
     first short text, and stays so."""
     found: dict[str, str] = {}
     for path, part in model.named_modules():
@@ -194,9 +194,13 @@ def model_class(name: str, attention: str) -> Any:
 def _skeleton(manifest: dict[str, Any]) -> Any:
     """The modules, without memory for any tensor."""
     cls = model_class(manifest["class"], manifest["attention"])
-    config = cls.config_class.from_dict(manifest["config"])
     with torch.device("meta"):
-        model = cls._from_config(config, attn_implementation=manifest["attention"])
+        model = cls._from_config(cls.config_class.from_dict(manifest["config"]))
+        if (
+            model.config._attn_implementation != manifest["attention"]
+        ):  # whose parts may know only the default
+            config = cls.config_class.from_dict(manifest["config"])
+            model = cls._from_config(config, attn_implementation=manifest["attention"])
         for path, attention_type in manifest["attention_types"].items():
             try:
                 getattr(model.get_submodule(path), SWITCH)(attention_type)
