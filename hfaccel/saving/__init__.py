@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from hfaccel import engine
@@ -101,7 +102,7 @@ def _write(folder: Path, model: nn.Module, source: dict[str, Any] | None) -> Non
 
 
 def _mapped(folder: Path) -> Any:
-    with kept_as_found():
+    with kept_as_found(), torch.inference_mode(False):  # weights made in it could not be prepared
         return _model_over(folder)
 
 
@@ -122,7 +123,7 @@ def _model_over(folder: Path) -> Any:
 def _made_again(folder: Path, reason: str) -> Any:
     try:
         source = files.read_document(folder / files.SOURCE)
-        with kept_as_found():
+        with kept_as_found(), torch.inference_mode(False):
             model = make_again(source)
     except HfaccelError as error:
         raise HfaccelError(

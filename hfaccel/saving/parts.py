@@ -20,6 +20,7 @@ from hfaccel.outcome import Outcome
 from hfaccel.saving.files import Unusable
 
 FORMAT = 5  # rises with every change of these files, and of how engine.packed lays out weights
+SWITCH = "set_attention_type"  # a method of BigBird's parts
 ATTENTION = ("sdpa", "eager")  # others would be fetched from a hub
 
 
@@ -73,6 +74,7 @@ def describe(model: Any, record: Record, layout: Layout) -> dict[str, Any]:
         "attention": model.config._attn_implementation,
         "config": json.loads(model.config.to_json_string(use_diff=False)),
         "generation": _generation(model),
+        "attention_types": _attention_types(model),
         "form": asdict(engine.form(model)),
         "precision": str(record.precision).removeprefix("torch.") if record.precision else None,
         "backend": record.backend,
@@ -138,6 +140,17 @@ def _tensor(tensor: torch.Tensor, offset: int) -> dict[str, Any]:
     }
 
 
+def _attention_types(model: nn.Module) -> dict[str, str]:
+    """Path of a part -> the attention to which it has switched all below it. BigBird does so by itself at the
+    first short text, and stays so."""
+    found: dict[str, str] = {}
+    for path, part in model.named_modules():
+        inside = any(path.startswith(f"{outer}." if outer else "") for outer in found)
+        if not inside and hasattr(part, SWITCH) and isinstance(getattr(part, "attention_type", None), str):
+            found[path] = part.attention_type
+    return found
+
+
 def _generation(model: Any) -> dict[str, Any] | None:
     config = getattr(model, "generation_config", None)
     return None if config is None else dict(json.loads(config.to_json_string(use_diff=False)))
@@ -181,9 +194,18 @@ def model_class(name: str, attention: str) -> Any:
 def _skeleton(manifest: dict[str, Any]) -> Any:
     """The modules, without memory for any tensor."""
     cls = model_class(manifest["class"], manifest["attention"])
-    config = cls.config_class.from_dict(manifest["config"])
     with torch.device("meta"):
-        model = cls._from_config(config, attn_implementation=manifest["attention"])
+        model = cls._from_config(cls.config_class.from_dict(manifest["config"]))
+        if (
+            model.config._attn_implementation != manifest["attention"]
+        ):  # whose parts may know only the default
+            config = cls.config_class.from_dict(manifest["config"])
+            model = cls._from_config(config, attn_implementation=manifest["attention"])
+        for path, attention_type in manifest["attention_types"].items():
+            try:
+                getattr(model.get_submodule(path), SWITCH)(attention_type)
+            except (AttributeError, ValueError) as error:
+                raise Unusable(f"{path} cannot switch to attention of the type {attention_type!r}") from error
     if manifest["generation"] is not None:
         model.generation_config = transformers.GenerationConfig.from_dict(manifest["generation"])
     return model.eval()

@@ -143,6 +143,46 @@ def test_ties_and_heads_and_generation_settings_come_back(tmp_path, batch):
     assert engine.form(got) == engine.form(fast) and not engine.form(got).unpad
 
 
+@pytest.mark.parametrize("calls", [False, True], ids=["new", "after a call"])
+@pytest.mark.parametrize("kind", ["BigBirdForMaskedLM", "BigBirdPegasusModel"])
+def test_models_that_switch_their_attention_in_a_call_come_back(kind, calls, tmp_path):
+    """BigBird sees a short text whole, and stays so."""
+    cls = getattr(transformers, kind)
+    sizes = dict(vocab_size=500, hidden_size=64, num_hidden_layers=2, num_attention_heads=2)
+    sizes |= dict(intermediate_size=128, d_model=64, encoder_layers=2, decoder_layers=1, encoder_ffn_dim=128)
+    sizes |= dict(decoder_ffn_dim=128, encoder_attention_heads=2, decoder_attention_heads=2)
+    fast = hfaccel.optimize(cls(cls.config_class(**sizes)).eval())
+    ids = torch.arange(3, 20)[None]
+    with torch.inference_mode():
+        if calls:
+            fast(ids)
+        hfaccel.save(fast, tmp_path)
+        assert torch.equal(hfaccel.load(tmp_path)(ids)[0], fast(ids)[0])
+
+
+def test_a_model_with_a_part_that_knows_one_attention_only_comes_back(tmp_path):
+    """A backbone of convolutions has no sdpa, and is not asked for it by stock either."""
+    backbone = dict(model_type="resnet", embedding_size=16, hidden_sizes=[16, 32, 64, 64], depths=[1] * 4)
+    config = transformers.DetrConfig(
+        backbone_config={**backbone, "out_features": ["stage4"]},
+        d_model=64,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=128,
+        decoder_ffn_dim=128,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        num_queries=4,
+    )
+    torch.manual_seed(0)
+    fast = hfaccel.optimize(transformers.DetrModel(config).eval())
+    image = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = fast(image)[0]
+        hfaccel.save(fast, tmp_path)
+        torch.testing.assert_close(hfaccel.load(tmp_path)(image)[0], expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["DistilBert", "ModernBert", "ViT"])
 def test_other_families_come_back(kind, tmp_path):
     sizes = dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256)

@@ -455,7 +455,7 @@ def test_an_idle_batcher_gives_back_what_the_allocator_keeps(monkeypatch, idle_r
 
     async def main():
         gate = Gate()
-        async with Batcher(gate, idle_release=idle_release) as batcher:
+        async with Batcher(gate, size=one, idle_release=idle_release) as batcher:
             (task,) = await start(batcher, 1)
             await gate.runs()
             await asyncio.sleep(0.2)
