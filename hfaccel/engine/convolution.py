@@ -111,11 +111,17 @@ class PreparedConv2d(PreparedConvolution, nn.Conv2d):
 
 
 def _is_channels_last(input: torch.Tensor) -> bool:
-    return (
-        input.dim() == 4
-        and input.is_contiguous(memory_format=torch.channels_last)
-        and not input.is_contiguous()
-    )
+    """As torch's own convolutions tell it: by the strides, also of dimensions with one number, where the order
+    of the numbers says nothing."""
+    if input.dim() != 4:
+        return False
+    sizes, strides = input.shape, input.stride()
+    least = 0
+    for dimension in (1, 3, 2, 0):
+        if strides[dimension] < least or (dimension == 0 and least == strides[1]):
+            return False
+        least = strides[dimension] * max(sizes[dimension], 1)
+    return True
 
 
 def convolution_problem(module: _ConvNd) -> str:

@@ -465,6 +465,17 @@ def test_every_geometry(case, kind):
 
 
 @pytest.mark.parametrize("kind", PRECISIONS)
+@pytest.mark.parametrize("turned", [True, False])
+def test_the_strides_of_an_image_of_one_pixel_say_how_the_result_lies(kind, turned):
+    module, given = nn.Conv2d(8, 8, (2, 1), padding=(1, 0)).eval(), torch.ones(1, 8, 1, 1)
+    if turned:
+        given = given.to(memory_format=torch.channels_last)
+    expected = run(module, given)
+    prepare(module, kind)
+    assert strides(run(module, given)) == strides(expected)
+
+
+@pytest.mark.parametrize("kind", PRECISIONS)
 @pytest.mark.parametrize("size", [64, 71])
 def test_patches_are_a_matrix_product(kind, size):
     """As ViT embeds an image. Numbers beyond the last whole patch do not count."""
