@@ -111,7 +111,7 @@ class PreparedConv2d(PreparedConvolution, nn.Conv2d):
 
 
 def _is_channels_last(input: torch.Tensor) -> bool:
-    """As torch's own convolutions tell it: by the strides, also of dimensions with one number, where the order
+    """As torch's own convolutions tell it: by the strides, of dimensions with one number too, where the order
     of the numbers says nothing."""
     if input.dim() != 4:
         return False
