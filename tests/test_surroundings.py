@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 
 import pytest
 import torch
 from conftest import at_once, make_bert, states
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import hfaccel
 from hfaccel.engine.kernels import kernels_problem
@@ -188,6 +190,38 @@ def test_a_compiled_model_breaks_no_graph_at_each_layer(batch):
     with torch.inference_mode():
         assert torch.equal(inside(hidden)[0], encoder(hidden)[0])
     assert len(graphs) <= 1 and len(graphs_inside) <= 1
+
+
+def make_decoder():
+    sizes = dict(
+        n_embd=64, n_layer=3, n_head=4, n_positions=40, vocab_size=99, bos_token_id=1, eos_token_id=2
+    )
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(**sizes)).eval()
+
+
+def test_a_compiled_decoder_breaks_no_graph_at_each_linear_layer(tmp_path):
+    stock, ids = make_decoder(), torch.tensor([[5, 6, 7, 8, 9]])
+    fast = hfaccel.optimize(copy.deepcopy(stock))
+    hfaccel.save(fast, tmp_path)
+    copies = [copy.deepcopy(fast), pickle.loads(pickle.dumps(fast)), hfaccel.load(tmp_path)]
+    for model in (fast, *copies):
+        assert type(model).__name__ == "GPT2LMHeadModel" and model.can_generate()
+        for part, expected in ((model, stock), (model.transformer, stock.transformer)):
+            around, graphs = compiled(part)
+            with torch.inference_mode():
+                assert_near(around(ids)[0], expected(ids)[0])
+            assert len(graphs) <= 1
+        told = dict(max_new_tokens=5, do_sample=False)
+        assert torch.equal(model.generate(ids, **told), stock.generate(ids, **told))
+    assert type(hfaccel.restore(fast)) is type(stock)
+
+
+def test_a_decoder_in_training_is_compiled_as_stock():
+    fast = hfaccel.optimize(make_decoder()).train()
+    around, graphs = compiled(fast, fullgraph=True)
+    around(torch.tensor([[5, 6, 7]]), use_cache=False)[0].mean().backward()
+    assert len(graphs) == 1 and fast.transformer.h[0].mlp.c_fc.weight.grad is not None
 
 
 def test_one_graph_of_an_optimized_model_is_refused_with_the_remedy(model, batch):

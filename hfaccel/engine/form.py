@@ -14,6 +14,7 @@ from hfaccel.engine.families import FAMILIES, Family
 from hfaccel.engine.kernels import Kind
 from hfaccel.engine.layer import FusedLayer, fuse, run_stock
 from hfaccel.engine.linear import PackedModule, packed_class
+from hfaccel.engine.outside import OutsideModel
 from hfaccel.engine.packed import PackedWeight
 from hfaccel.engine.padding import UNPADS, PaddedModel
 from hfaccel.engine.region import Follower, Region, derive
@@ -37,6 +38,7 @@ class Form:
     slower: Mapping[str, Sequence[str]] = field(default_factory=dict)
     padded: Sequence[str] = ()  # paths of other models that tell their layers when padding counts
     computing: Sequence[str] = ()  # paths of fused layers that compute padding although others leave it out
+    outside: Sequence[str] = ()  # paths of models that torch.compile leaves as they are
 
 
 def form(model: nn.Module) -> Form:
@@ -62,6 +64,7 @@ def form(model: nn.Module) -> Form:
             if isinstance(module, PaddedModel) and not isinstance(module, ShortModel)
         ),
         tuple(path for path, leaves_out in unpads.items() if unpad and not leaves_out),
+        tuple(path for path, module in model.named_modules() if isinstance(module, OutsideModel)),
     )
 
 
@@ -124,6 +127,8 @@ def _swap_classes(model: nn.Module, wanted: Form) -> None:
         swap(model.get_submodule(path), ShortModel, wanted.unpad == "auto")
     for path in wanted.padded:
         swap(model.get_submodule(path), PaddedModel, True)
+    for path in wanted.outside:
+        swap(model.get_submodule(path), OutsideModel)
 
 
 def _reform_convolutions(model: nn.Module, wanted: Form) -> None:

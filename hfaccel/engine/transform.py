@@ -27,6 +27,7 @@ from hfaccel.engine.kernels import Kind
 from hfaccel.engine.layer import FusedLayer, fuse, run_stock, unfuse
 from hfaccel.engine.linear import PackedModule, is_linear, linear_problem, pack, unpack_all, weight_class
 from hfaccel.engine.losses import Verdict, try_int8
+from hfaccel.engine.outside import OutsideModel, keep_outside
 from hfaccel.engine.packed import PackedWeight
 from hfaccel.engine.padding import PaddedModel, forget_padded, watch_padding
 from hfaccel.engine.repacking import kind_of
@@ -109,6 +110,7 @@ def transform(
     outcomes.extend(_stacked(module, problem) for module, problem in stack_layers(model))
     watch(model)  # before shortcuts, which hold only while no module gets or loses an attribute
     outcomes.extend(_shortened(module, problem) for module, problem in shorten(model))
+    keep_outside(model)
     outcomes.append(_pages(arena))
     if huge_pages:
         outcomes.append(_rest_of(model))
@@ -122,7 +124,7 @@ def restore(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, ShortModel):
             unshorten(module)
-        elif isinstance(module, FusedStack | FusedEmbeddings | PaddedModel):
+        elif isinstance(module, FusedStack | FusedEmbeddings | PaddedModel | OutsideModel):
             forget(module)
             forget_padded(module)
             swap_back(module)
