@@ -33,13 +33,27 @@ def exports(tmp_path_factory):
         yield folder
 
 
+# Where a measurement decides: the place, the name, and what stands there while everything pays.
+DECISIONS = ((gains.Times, "is_slower", False), (widening, "LEAST", 0), (widening, "WORTH", 0))
+MEASURED = [vars(place)[name] for place, name, _ in DECISIONS]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def everything_pays():
+    """What is computed is tested; whether it pays varies with the machine and what else runs there. Of the
+    session, so that models which several tests share are made so too."""
+    with pytest.MonkeyPatch.context() as patch:
+        for place, name, value in DECISIONS:
+            patch.setattr(place, name, value)
+        yield
+
+
 @pytest.fixture(autouse=True)
-def everything_pays(request, monkeypatch):
-    """What is computed is tested; whether it pays varies with the machine and what else runs there."""
-    if "measured" not in request.keywords:
-        monkeypatch.setattr(gains.Times, "is_slower", False)
-        monkeypatch.setattr(widening, "LEAST", 0)
-        monkeypatch.setattr(widening, "WORTH", 0)
+def measurements_decide(request, monkeypatch):
+    """In tests marked `measured`."""
+    if "measured" in request.keywords:
+        for (place, name, _), value in zip(DECISIONS, MEASURED, strict=True):
+            monkeypatch.setattr(place, name, value)
 
 
 @pytest.fixture

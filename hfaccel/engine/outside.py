@@ -1,8 +1,8 @@
 """Models that torch.compile leaves as they are, because packed linear layers are all over their forwards.
 
 A packed layer is no part of a graph of torch. A decoder would be cut into hundreds of graphs, and entering
-them costs more than is gained by the few operations between two layers. A compiled model of that kind calls its
-own forward, in one piece.
+them costs more than is gained by the few operations between two layers. A compiled model of that kind calls
+its own forward, in one piece.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import nn
 
 from hfaccel.engine.layer import FusedLayer
 from hfaccel.engine.linear import PackedModule, outside_graphs
+from hfaccel.engine.region import Region
 from hfaccel.engine.swapped import Swapped, swap
 
 
@@ -37,7 +38,11 @@ def _outside_of_graphs(model: OutsideModel, args: tuple[Any, ...], kwargs: dict[
 def keep_outside(model: nn.Module) -> None:
     """Let torch.compile leave alone every model in this one whose own layers are packed."""
     for module in list(model.modules()):
-        if hasattr(module, "save_pretrained") and not isinstance(module, Swapped) and any(_own(module)):
+        if (
+            hasattr(module, "save_pretrained")
+            and not isinstance(module, Region | Swapped)
+            and any(_own(module))
+        ):
             swap(module, OutsideModel)
 
 
