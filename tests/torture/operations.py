@@ -18,6 +18,7 @@ from torch import nn
 from twins import Inputs, Twins, infer, outcome
 
 import hfaccel
+from hfaccel.engine.capturing import HARMLESS_HOOKS
 from hfaccel.errors import ModelError
 from hfaccel.optimization import record_of
 
@@ -79,7 +80,18 @@ class SaveAndLoad:
                 hfaccel.save(twins.fast, folder)
             except ModelError:  # not optimized, not packed now, or changed in its parts
                 return
+            _forget_collecting(twins.stock)
             twins.replace(hfaccel.load(folder), twins.stock)
+
+
+def _forget_collecting(model: nn.Module) -> None:
+    """The hooks that transformers leaves once hidden states were asked for: they are not saved, and with them
+    nothing can be pickled."""
+    for module in model.modules():
+        module.__dict__.pop("_output_capturing_hooks_installed", None)
+        for number, hook in list(module._forward_hooks.items()):
+            if hook.__module__ == HARMLESS_HOOKS:
+                del module._forward_hooks[number]
 
 
 @dataclass(frozen=True)
