@@ -1,10 +1,11 @@
 """One of two processes that train a model under DistributedDataParallel; writes its gradients into a file.
 
-python ddp_worker.py RANK FOLDER {stock|fast}
+python ddp_worker.py RANK FOLDER {stock|fast} PORT
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -21,9 +22,10 @@ SIZES = dict(
 SIZES |= dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 
 
-def main(rank: int, folder: Path, way: str) -> None:
+def main(rank: int, folder: Path, way: str, port: int) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder / way}", rank=rank, world_size=2)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.manual_seed(0)
     model = BertModel(BertConfig(**SIZES)).eval()
     if way == "fast":
@@ -45,4 +47,4 @@ def main(rank: int, folder: Path, way: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))

@@ -7,6 +7,7 @@ import gc
 import json
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import weakref
@@ -192,8 +193,10 @@ def test_gradients_that_processes_exchange_are_those_of_stock(tmp_path):
     """DistributedDataParallel over gloo, two processes with other texts each, two steps."""
     script = Path(__file__).with_name("ddp_worker.py")
     for way in ("stock", "fast"):
+        with socket.create_server(("127.0.0.1", 0)) as server:  # a free port
+            port = server.getsockname()[1]
         workers = [
-            subprocess.Popen([sys.executable, str(script), str(rank), str(tmp_path), way])
+            subprocess.Popen([sys.executable, str(script), str(rank), str(tmp_path), way, str(port)])
             for rank in range(2)
         ]
         assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
