@@ -244,16 +244,10 @@ class Eager(Call):
         return [None, _added(padding)], {}
 
 
-class EagerUnmasked(Eager):
+class EagerUnmasked(Unmasked, Eager):
     """BLIP's images, which have no padding."""
 
     __slots__ = ()
-    masked: ClassVar[bool] = False
-
-    def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
-        return super().see(hidden, mask, unpad) if mask is None else "an attention mask was passed"
-
-    sample = staticmethod(Unmasked.sample)
 
 
 class TextBias(Eager):
@@ -270,7 +264,7 @@ class TextBias(Eager):
         self.biases: torch.Tensor  # (batch, heads, length, length)
 
     def take_argument(self, hidden: torch.Tensor, name: str, value: Any) -> str:
-        if name not in ("rel_pos", "rel_2d_pos"):
+        if name not in BIASES:
             return f"{name} was passed"
         self.given[name] = value
         return ""

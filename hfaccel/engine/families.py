@@ -87,19 +87,6 @@ class Family:
 
 
 FAMILIES = (
-    Family(
-        "BERT",
-        attention="attention.self",
-        query="attention.self.query",
-        key="attention.self.key",
-        value="attention.self.value",
-        attention_output="attention.output.dense",
-        attention_norm="attention.output.LayerNorm",
-        up="intermediate.dense",
-        activation="intermediate.intermediate_act_fn",
-        down="output.dense",
-        output_norm="output.LayerNorm",
-    ),
     *(
         Family(
             name,
@@ -117,6 +104,7 @@ FAMILIES = (
             marks=marks,
         )
         for name, adapter, marks in (
+            ("BERT", Adapter.NONE, ()),
             ("LayoutLM", Adapter.MASKED, ()),
             ("LayoutLMv3", Adapter.BIASED, ("has_spatial_attention_bias",)),
             ("eager BERT", Adapter.EAGER, ()),

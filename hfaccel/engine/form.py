@@ -45,18 +45,17 @@ def form(model: nn.Module) -> Form:
     """Which of the model's modules are fused or packed."""
     layers = {path: module for path, module in model.named_modules() if isinstance(module, FusedLayer)}
     stacks = {path: module for path, module in model.named_modules() if isinstance(module, FusedStack)}
-    linears = (path for path, module in model.named_modules() if isinstance(module, PackedModule))
     unpads = {path: layer.__dict__[UNPADS] for path, layer in layers.items()}
-    unpad = next(filter(None, unpads.values()), not unpads and "auto")
+    unpad = next(filter(None, unpads.values()), False) if unpads else "auto"
     return Form(
         {path: layer.hfaccel_family.name for path, layer in layers.items()},
         {path: module.hfaccel_list for path, module in stacks.items()},
-        tuple(linears),
+        _paths(model, PackedModule),
         unpad,
         _convolutions(model),
-        tuple(path for path, module in model.named_modules() if isinstance(module, Region)),
-        tuple(path for path, module in model.named_modules() if isinstance(module, FusedEmbeddings)),
-        tuple(path for path, module in model.named_modules() if isinstance(module, ShortModel)),
+        _paths(model, Region),
+        _paths(model, FusedEmbeddings),
+        _paths(model, ShortModel),
         {path: layer.slower for path, layer in layers.items() if layer.slower},
         tuple(
             path
@@ -64,8 +63,12 @@ def form(model: nn.Module) -> Form:
             if isinstance(module, PaddedModel) and not isinstance(module, ShortModel)
         ),
         tuple(path for path, leaves_out in unpads.items() if unpad and not leaves_out),
-        tuple(path for path, module in model.named_modules() if isinstance(module, OutsideModel)),
+        _paths(model, OutsideModel),
     )
+
+
+def _paths(model: nn.Module, cls: type[nn.Module]) -> tuple[str, ...]:
+    return tuple(path for path, module in model.named_modules() if isinstance(module, cls))
 
 
 def form_problem(model: nn.Module) -> str:

@@ -26,12 +26,13 @@ class OutsideModel(Swapped):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_dynamo_compiling() and not self.training:
-            return _outside_of_graphs(self, args, kwargs)
+            return outside_of_graphs(self, args, kwargs)
         return super().forward(*args, **kwargs)
 
 
 @outside_graphs
-def _outside_of_graphs(model: OutsideModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def outside_of_graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The whole call: what torch.compile makes of the few operations around packed layers takes longer."""
     return type(model).forward(model, *args, **kwargs)
 
 

@@ -19,8 +19,9 @@ from hfaccel.engine.code import current
 from hfaccel.engine.embeddings import Sum, is_watched, sum_problem
 from hfaccel.engine.kernels import kernels
 from hfaccel.engine.layer import GLOBAL_HOOKS
-from hfaccel.engine.linear import PackedModule, outside_graphs
+from hfaccel.engine.linear import PackedModule
 from hfaccel.engine.norms import EPSILONS, NormKind, native_norm, norm_kind
+from hfaccel.engine.outside import outside_of_graphs
 from hfaccel.engine.packed import NO_MATRIX, PackedWeight
 from hfaccel.engine.padding import PaddedModel, forget_padded
 from hfaccel.engine.ragged import whole
@@ -42,7 +43,7 @@ class ShortModel(PaddedModel):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # not __call__, which not every caller takes
         if torch.compiler.is_dynamo_compiling() and not self.training:
-            return _outside_of_graphs(self, args, kwargs)
+            return outside_of_graphs(self, args, kwargs)
         if not (self._hfaccel_is_changed() or torch.is_grad_enabled() or is_watched()):
             shortcut = self.shortcut()
             usable = not isinstance(shortcut, str) and shortcut.config is self.__dict__.get("config")
@@ -82,12 +83,6 @@ class ShortModel(PaddedModel):
         state = dict(super().__getstate__())
         state.pop("_hfaccel_shortcut", None)  # of this model, not of its copy
         return state
-
-
-@outside_graphs
-def _outside_of_graphs(model: ShortModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The whole call: what torch.compile makes of the few operations around the layers takes longer."""
-    return type(model).forward(model, *args, **kwargs)
 
 
 class Shortcut:

@@ -196,9 +196,8 @@ def _skeleton(manifest: dict[str, Any]) -> Any:
     cls = model_class(manifest["class"], manifest["attention"])
     with torch.device("meta"):
         model = cls._from_config(cls.config_class.from_dict(manifest["config"]))
-        if (
-            model.config._attn_implementation != manifest["attention"]
-        ):  # whose parts may know only the default
+        if model.config._attn_implementation != manifest["attention"]:
+            # Not at once: parts may know the default alone.
             config = cls.config_class.from_dict(manifest["config"])
             model = cls._from_config(config, attn_implementation=manifest["attention"])
         for path, attention_type in manifest["attention_types"].items():
