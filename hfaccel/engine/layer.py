@@ -366,6 +366,12 @@ class FusedLayer(Swapped):
             plan = self.__dict__[name] = Plan(self, self.hfaccel_family, rounds)
         return plan.problem(self) or plan
 
+    def unwatched_plan(self) -> Plan | str:
+        """As `checked_plan`; also why nothing of this layer's calls is the kernels' alone."""
+        if "forward" in vars(self) or is_hooked(self):
+            return "a layer has a hook, or a forward that is not its class'"
+        return self.checked_plan(torch.is_autocast_enabled("cpu"))
+
     @property
     def unpads(self) -> bool:
         """Whether padding is left out, in this call where there is one."""

@@ -11,6 +11,7 @@ has to know them for padding:
 - Answers to questions are sought by comparing all positions.
 - Heads and poolers take the first token of a text as its sum, padding or not. A few take the last, or all:
   whether a model's results depend on padding is found out by calling it (`hfaccel.engine.dependence`).
+- Hooks in layers, and parts that a program has put there, are given all positions of the layer before.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ DEPENDS = "its results depend on it, its layers cannot leave it out, or nobody c
 
 # Attribute of a model: Counter of reasons why calls computed padding.
 PADDED = "_hfaccel_padded"
+# Attributes of a model: where its fused layers are; and where these were found.
+LAYERS, LINKS = "_hfaccel_layers", "_hfaccel_links"
+# The table of the parent, the name there, and the fused layer; None where another stands there.
+Link = tuple[dict[str, Any], str, Any]
 UNKNOWN = "the mask hides more than the padding token, or is not of the shape of input_ids"
 
 _thread = threading.local()
@@ -83,15 +88,46 @@ class PaddedModel(Swapped):
         ids, mask = _given(self.hfaccel_stock, args, kwargs)
         if mask is None:
             return ""
-        why = why_always(self)
-        if why:
-            return why if _hides(mask) else ""
-        return "" if hides_padding_alone(ids, mask, padding_id(self)) else UNKNOWN
+        if not _hides(mask):
+            return ""
+        known = why_always(self) or hides_padding_alone(ids, mask, padding_id(self))
+        if isinstance(known, str):
+            return known
+        return _changed_layer(self) if known else UNKNOWN
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())
-        state.pop(PADDED, None)  # of this model, not of its copy
+        for name in (PADDED, LINKS):  # of this model, not of its copy
+            state.pop(name, None)
         return state
+
+
+def _changed_layer(model: nn.Module) -> str:
+    """Why one of the model's fused layers takes its own path or is watched; "" where none does. Since it was
+    optimized, a program has put something there that may read what other layers leave at padding."""
+    codes = set()
+    for table, name, layer in _links(model):
+        if table.get(name) is not layer or layer is None:
+            return "a layer was replaced"
+        plan = layer.unwatched_plan()
+        if isinstance(plan, str):
+            return plan
+        codes.add(plan.code)
+    return next((code.problem() for code in codes if not code.holds()), "")
+
+
+def _links(model: nn.Module) -> list[Link]:
+    """To each of its layers that was fused."""
+    links: list[Link] | None = model.__dict__.get(LINKS)
+    if links is None:
+        links, parts = [], dict(model.named_modules())
+        for path in model.__dict__.get(LAYERS, ()):
+            parent, _, name = path.rpartition(".")
+            if path in parts:
+                found = parts[path]
+                links.append((parts[parent]._modules, name, found if UNPADS in vars(found) else None))
+        model.__dict__[LINKS] = links
+    return links
 
 
 def padded_calls_of(model: nn.Module) -> Counter[str]:
@@ -100,7 +136,8 @@ def padded_calls_of(model: nn.Module) -> Counter[str]:
 
 
 def forget_padded(model: nn.Module) -> None:
-    model.__dict__.pop(PADDED, None)
+    for name in (PADDED, LAYERS, LINKS):
+        model.__dict__.pop(name, None)
 
 
 def why_always(model: Any) -> str:
@@ -154,7 +191,8 @@ def watch_padding(model: nn.Module, layers: list[nn.Module]) -> list[Outcome]:
     outcomes = []
     for each in models_around(model, layers):
         swap(each, PaddedModel, True)
-        padded_calls_of(each)  # there from now on: shortcuts hold while no module gets an attribute
+        each.__dict__[LAYERS] = tuple(name for name, part in each.named_modules() if UNPADS in vars(part))
+        padded_calls_of(each), _links(each)  # there from now on: shortcuts hold while no attribute is added
         why, padding = why_always(each) or _depends(each), padding_id(each)
         reason = f"padding is computed: {why}"
         if not why:

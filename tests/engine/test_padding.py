@@ -220,3 +220,35 @@ def test_who_asks_for_it_has_padding_left_out_where_it_would_be_computed(kind):
         assert expected[~real].abs().max() > 0.1 and not got[~real].any()
         assert padded(model) == {}
     assert "as asked for by unpad=True" in reasons(fast)
+
+
+def mean_of_keys(module, args, result):
+    """A hook after attention's probabilities: padding is seen as all other tokens are."""
+    return torch.full_like(result, 1 / result.shape[-1])
+
+
+class OwnLayer(torch.nn.Module):
+    """Put in a layer's place, it mixes all positions, whatever the mask says."""
+
+    def forward(self, hidden, *args, **kwargs):
+        return (hidden + hidden.mean(1, keepdim=True),)
+
+
+@pytest.mark.parametrize("change", ["hook", "layer"])
+def test_what_a_program_puts_into_a_model_is_given_what_layers_compute_at_padding(change):
+    stock, given = made("MPNetModel", **TEXT), inputs("BERT")
+    real = given["attention_mask"].bool()
+    given["input_ids"][~real] = stock.config.pad_token_id
+    fast = hfaccel.optimize(copy.deepcopy(stock))
+    results(fast, given)
+    assert padded(fast) == {}
+    for model in (stock, fast):
+        if change == "hook":
+            model.encoder.layer[1].attention.attn.dropout.register_forward_hook(mean_of_keys)
+        else:
+            model.encoder.layer[1] = OwnLayer()
+    for model in (fast, copy.deepcopy(fast)):
+        with torch.inference_mode():
+            expected, got = (each(**given)[0][real] for each in (stock, model))
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+    assert [*padded(fast)] == ["a submodule has a hook" if change == "hook" else "a layer was replaced"]
