@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 
 from hfaccel.engine import Kind, kernels_problem
-from hfaccel.engine.linear import linear
-from hfaccel.engine.packed import PackedWeight, packed_bytes
+from hfaccel.engine.weights.linear import linear
+from hfaccel.engine.weights.packed import PackedWeight, packed_bytes
 from hfaccel.memory import Arena, padded
 from hfaccel.tables import render
 

@@ -34,6 +34,7 @@ class Record:
     backend: str  # "" where the model was left as it is
     outcomes: tuple[Outcome, ...]
     precision: torch.dtype | str | None = None  # as asked for
+    unpad: bool | str = "auto"  # as asked for
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def _optimize_model(
     if strict and not any(outcome.applied for outcome in outcomes):
         raise HfaccelError("nothing was applied: " + "; ".join(outcome.reason for outcome in outcomes))
     precision = options.quantization or options.dtype
-    mark(result, Record(backend.name, (*rejected, *outcomes), precision))
+    mark(result, Record(backend.name, (*rejected, *outcomes), precision, options.unpad))
     return result
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from hfaccel.engine import gains, kernels_problem, widening
+from hfaccel.engine import kernels_problem
+from hfaccel.engine.calibration import gains, widening
 
 # No test asserts a time: machines that run tests are busy.
 settings.register_profile("hfaccel", deadline=None)

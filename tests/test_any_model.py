@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hfaccel
-from hfaccel.engine.layer import FusedLayer
+from hfaccel.engine.layers.layer import FusedLayer
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), needs_kernels]
 

@@ -29,7 +29,7 @@ FLOORS = (
     ("memory", "apply"),
     ("plan",),
     ("host", "cache"),
-    ("errors", "outcome", "native", "tables", "threads", "portable", "generators"),
+    ("errors", "outcome", "native", "tables", "threads", "portable", "generators", "replacement"),
     ("_arena", "_snapshot"),  # extensions; those of the kernels are loaded by name (native.py)
 )
 FLOOR = {unit: number for number, floor in enumerate(FLOORS) for unit in floor}
@@ -238,5 +238,5 @@ def test_imports_between_backends_are_found():
 
 def test_heavy_imports_are_found_through_other_modules():
     assert "hfaccel.memory.arena: torch" in heavy_imports("hfaccel.memory")
-    assert "hfaccel.memory.arena: torch" in heavy_imports("hfaccel.engine.linear")
+    assert "hfaccel.memory.arena: torch" in heavy_imports("hfaccel.engine.weights.linear")
     assert heavy_imports("hfaccel.apply.process") == set()  # imports torch inside a function

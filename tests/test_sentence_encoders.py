@@ -11,7 +11,7 @@ from conftest import needs_kernels
 
 import hfaccel
 from corpus import texts
-from hfaccel.engine.shortcut import Shortcut
+from hfaccel.engine.models.shortcut import Shortcut
 
 sentences = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import hfaccel
 from hfaccel.engine.kernels import kernels_problem
-from hfaccel.engine.layer import FusedLayer
+from hfaccel.engine.layers.layer import FusedLayer
 
 if kernels_problem():
     pytest.skip(kernels_problem(), allow_module_level=True)

@@ -1,29 +1,31 @@
 """The engine: how a model's own layers are computed faster, in place, with equal results."""
 
+from hfaccel.engine.calibration.widening import widening_gain, widening_problem
+from hfaccel.engine.calls.settings import plain_settings
 from hfaccel.engine.counting import padded_calls, stock_calls
-from hfaccel.engine.form import Form, form, form_problem, reform
 from hfaccel.engine.kernels import Kind, kernels_problem, multiplies, panel, set_in_use
-from hfaccel.engine.linear import is_linear
-from hfaccel.engine.packed import PackedWeight, TransposedWeight
-from hfaccel.engine.settings import plain_settings
-from hfaccel.engine.transform import Precision, restore, transform
-from hfaccel.engine.widening import widening_gain, widening_problem
+from hfaccel.engine.plan import ModelPlan, Step, plan_of, plan_problem
+from hfaccel.engine.transform import Precision, apply_plan, inspect, restore, transform
+from hfaccel.engine.weights.linear import is_linear
+from hfaccel.engine.weights.packed import PackedWeight, TransposedWeight
 
 __all__ = [
-    "Form",
     "Kind",
+    "ModelPlan",
     "PackedWeight",
     "Precision",
+    "Step",
     "TransposedWeight",
-    "form",
-    "form_problem",
+    "apply_plan",
+    "inspect",
     "is_linear",
     "kernels_problem",
     "multiplies",
     "padded_calls",
     "panel",
     "plain_settings",
-    "reform",
+    "plan_of",
+    "plan_problem",
     "restore",
     "set_in_use",
     "stock_calls",

@@ -6,13 +6,13 @@ from collections import Counter
 
 from torch import nn
 
-from hfaccel.engine.convolution import PreparedConvolution
-from hfaccel.engine.embeddings import FusedEmbeddings
-from hfaccel.engine.fallback import Told, stock_calls_of, tell
-from hfaccel.engine.layer import FusedLayer
-from hfaccel.engine.linear import PackedModule
-from hfaccel.engine.padding import PaddedModel, padded_calls_of
-from hfaccel.engine.region import Region
+from hfaccel.engine.calls.fallback import Told, stock_calls_of, tell
+from hfaccel.engine.convolutions.convolution import PreparedConvolution
+from hfaccel.engine.convolutions.region import Region
+from hfaccel.engine.layers.embeddings import FusedEmbeddings
+from hfaccel.engine.layers.layer import FusedLayer
+from hfaccel.engine.models.padding import PaddedModel, padded_calls_of
+from hfaccel.engine.weights.linear import PackedModule
 
 PARTS = (FusedLayer, Region, PackedModule, PreparedConvolution, FusedEmbeddings)
 

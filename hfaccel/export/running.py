@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfaccel.engine.linear import is_traced
+from hfaccel.engine.calls.guards import is_traced
 from hfaccel.export.engine import Engine, Job, Session
 from hfaccel.export.fingerprint import fingerprint
 from hfaccel.export.interface import DEFAULTS, stock_forward

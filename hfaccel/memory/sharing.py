@@ -27,6 +27,7 @@ from hfaccel.memory.mapping import map_bytes
 from hfaccel.memory.meeting import meet, meeting_folder
 from hfaccel.memory.pack import module_of
 from hfaccel.outcome import Outcome
+from hfaccel.replacement import Replacement
 
 T = TypeVar("T")
 PACKED = ("memory", "kind", "packing")  # what a packed weight is attached by, and makes anew
@@ -92,8 +93,8 @@ def _share(model: nn.Module) -> Shared:
         raise
     # Tensors that were there before must not be kept by what fused layers know of them.
     for module in model.modules():
-        for name in ("_hfaccel_plan", "_hfaccel_rounded_plan"):
-            module.__dict__.pop(name, None)
+        if isinstance(module, Replacement):
+            module.hfaccel_forget_places()
     done = Shared(
         Outcome("shared weights", True, f"{layout.size / 2**20:.0f} MiB in {whose}"),
         layout.size,

@@ -42,13 +42,13 @@ def save(model_or_pipeline: Any, directory: str | os.PathLike[str]) -> None:
             f"{type(model).__name__} is not; call hfaccel.optimize(model) first"
         )
     parts.check_class(model)
-    if problem := engine.form_problem(model):
+    if problem := engine.plan_problem(model):
         raise ModelError(
             f"save() takes a model whose weights are packed, but {problem}; call model.eval() after "
             "training, or hfaccel.optimize(hfaccel.restore(model))"
         )
     with kept_as_found():
-        source, problem = find_source(model, record, engine.form(model).unpad)
+        source, problem = find_source(model, record)
     if source is None:
         warnings.warn(
             "what is saved cannot be made again where it is damaged, or of other versions or another CPU: "

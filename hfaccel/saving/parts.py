@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -17,9 +17,10 @@ from hfaccel.errors import ModelError
 from hfaccel.memory import Layout, held, view
 from hfaccel.optimization import Record, mark, record_of
 from hfaccel.outcome import Outcome
+from hfaccel.replacement import original
 from hfaccel.saving.files import Unusable
 
-FORMAT = 5  # rises with every change of these files, and of how engine.packed lays out weights
+FORMAT = 6  # rises with every change of these files, and of how engine.packed lays out weights
 SWITCH = "set_attention_type"  # a method of BigBird's parts
 ATTENTION = ("sdpa", "eager")  # others would be fetched from a hub
 
@@ -75,7 +76,8 @@ def describe(model: Any, record: Record, layout: Layout) -> dict[str, Any]:
         "config": json.loads(model.config.to_json_string(use_diff=False)),
         "generation": _generation(model),
         "attention_types": _attention_types(model),
-        "form": asdict(engine.form(model)),
+        "plan": engine.plan_of(model).to_dict(),
+        "unpad": record.unpad,
         "precision": str(record.precision).removeprefix("torch.") if record.precision else None,
         "backend": record.backend,
         "kernels": {"set": engine.set_in_use(), "panel": engine.panel()},
@@ -92,8 +94,7 @@ def describe(model: Any, record: Record, layout: Layout) -> dict[str, Any]:
 
 def stock_class(model: nn.Module) -> type[nn.Module]:
     """The class that the model had before a region was made of it."""
-    cls: type[nn.Module] = getattr(type(model), "hfaccel_stock", type(model))
-    return cls
+    return original(type(model))
 
 
 def check_class(model: nn.Module) -> None:
@@ -227,8 +228,8 @@ def build(manifest: dict[str, Any], region: torch.Tensor) -> Any:
     if missing:
         raise Unusable(f"there are no weights for {', '.join(sorted(missing)[:5])}")
     try:
-        engine.reform(model, engine.Form(**manifest["form"]))
-    except (TypeError, ValueError, AttributeError) as error:  # not of this form, or of another model
+        engine.apply_plan(model, engine.ModelPlan.from_dict(manifest["plan"]))
+    except (TypeError, ValueError, KeyError) as error:  # no plan, or one of another model
         raise Unusable(f"its layers cannot be fused again ({error})") from None
     return model
 
@@ -236,7 +237,8 @@ def build(manifest: dict[str, Any], region: torch.Tensor) -> Any:
 def annotate(model: nn.Module, manifest: dict[str, Any], outcome: Outcome) -> None:
     """What report() says about a loaded model."""
     outcomes = (*(Outcome(**line) for line in manifest["outcomes"]), outcome)
-    mark(model, Record(manifest["backend"], outcomes, precision(manifest["precision"])))
+    record = Record(manifest["backend"], outcomes, precision(manifest["precision"]), manifest["unpad"])
+    mark(model, record)
 
 
 def mark_made_again(model: nn.Module, reason: str) -> None:

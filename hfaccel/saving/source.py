@@ -14,7 +14,7 @@ from hfaccel.optimization import Record, optimize
 from hfaccel.saving.parts import model_class, names, precision
 
 
-def find_source(model: Any, record: Record, unpad: bool | str) -> tuple[dict[str, Any] | None, str]:
+def find_source(model: Any, record: Record) -> tuple[dict[str, Any] | None, str]:
     """How to make the model again, or None and why that cannot be done.
 
     It is tried, because a model may have been trained, or given a new head, since it was loaded: then the
@@ -31,7 +31,7 @@ def find_source(model: Any, record: Record, unpad: bool | str) -> tuple[dict[str
         "dtype": str(model.config.dtype or model.dtype).removeprefix("torch."),
         "attention": model.config._attn_implementation,
         "precision": str(record.precision).removeprefix("torch.") if record.precision else None,
-        "unpad": unpad,
+        "unpad": record.unpad,
     }
     try:
         stock = _stock(source)

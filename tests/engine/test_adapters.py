@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 import hfaccel
 from hfaccel import engine
-from hfaccel.engine.distances import LastSeen, bucket_index
 from hfaccel.engine.kernels import kernels_problem
-from hfaccel.engine.layer import FusedLayer
+from hfaccel.engine.layers.distances import LastSeen, bucket_index
+from hfaccel.engine.layers.layer import FusedLayer
 
 if kernels_problem():
     pytest.skip(kernels_problem(), allow_module_level=True)

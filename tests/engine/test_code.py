@@ -26,9 +26,9 @@ from transformers.models.bert.modeling_bert import (
 )
 
 import hfaccel
-from hfaccel.engine.code import code_of, trusted
+from hfaccel.engine.calls.code import code_of, trusted
 from hfaccel.engine.kernels import kernels_problem
-from hfaccel.engine.layer import FusedLayer
+from hfaccel.engine.layers.layer import FusedLayer
 
 if kernels_problem():
     pytest.skip(kernels_problem(), allow_module_level=True)

@@ -18,10 +18,9 @@ from transformers.pytorch_utils import Conv1D
 
 import hfaccel
 from hfaccel import engine
-from hfaccel.engine.conv1d import PackedConv1D
 from hfaccel.engine.kernels import Kind, kernels_problem
-from hfaccel.engine.linear import linear_problem, pack, packed_class, unpack
-from hfaccel.engine.packed import PackedWeight, TransposedWeight
+from hfaccel.engine.weights.linear import PackedModule, linear_problem, pack, packed_class, unpack
+from hfaccel.engine.weights.packed import PackedWeight, TransposedWeight
 from hfaccel.memory import Arena
 
 if kernels_problem():
@@ -88,7 +87,9 @@ def test_it_stays_what_it_was():
     pack(layer, Arena(1 << 20, pages="default"))
     assert layer.weight is parameter is optimizer.param_groups[0]["params"][0]
     assert (
-        isinstance(layer, Conv1D) and type(layer) is PackedConv1D and repr(layer) == "Conv1D(nf=160, nx=96)"
+        isinstance(layer, Conv1D)
+        and isinstance(layer, PackedModule)
+        and repr(layer) == "Conv1D(nf=160, nx=96)"
     )
     assert isinstance(parameter, PackedWeight) and parameter.requires_grad
     unpack(layer)
@@ -109,7 +110,7 @@ def test_copies_are_packed_and_independent(way, kind):
     layer, _ = packed_conv1d(kind=kind)
     values = layer.weight.detach().clone()
     other = way(layer)
-    assert type(other) is PackedConv1D and type(other.weight) is TransposedWeight
+    assert isinstance(other, PackedModule) and type(other.weight) is TransposedWeight
     torch.testing.assert_close(other.weight.detach().clone(), values, rtol=0, atol=1e-6)
     with torch.no_grad():
         other.weight.zero_()
@@ -150,7 +151,7 @@ def test_gpt2(options):
     stock = make_gpt2()
     expected, before = logits(stock), {name: value.clone() for name, value in stock.state_dict().items()}
     fast = hfaccel.optimize(stock, **options)
-    packed = [module for module in fast.modules() if type(module) is PackedConv1D]
+    packed = [module for module in fast.modules() if isinstance(module, PackedModule)]
     assert len(packed) == 8
     got = logits(fast)
     if options:
@@ -160,7 +161,7 @@ def test_gpt2(options):
     for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
         torch.testing.assert_close(logits(other), got, rtol=0, atol=1e-4)
     hfaccel.restore(fast)  # in float32 for both, which share their weights
-    assert not any(isinstance(module, PackedConv1D) for each in (fast, stock) for module in each.modules())
+    assert not any(isinstance(module, PackedModule) for each in (fast, stock) for module in each.modules())
     assert all(torch.equal(value, before[name]) for name, value in stock.state_dict().items())
     torch.testing.assert_close(logits(stock), expected, rtol=0, atol=1e-6)
 
@@ -168,7 +169,7 @@ def test_gpt2(options):
 def test_gpt2_without_a_head_has_layers_to_pack():
     model = make_gpt2().transformer
     fast = hfaccel.optimize(model)
-    assert sum(type(module) is PackedConv1D for module in fast.modules()) == 8
+    assert sum(isinstance(module, PackedModule) for module in fast.modules()) == 8
     assert hfaccel.report(fast).backend == "torch"
 
 
@@ -178,8 +179,8 @@ def test_gpt2_is_saved_and_loaded(options, tmp_path):
     hfaccel.save(fast, tmp_path / "model")
     loaded = hfaccel.load(tmp_path / "model")
     assert torch.equal(logits(loaded), logits(fast))
-    assert sum(type(module) is PackedConv1D for module in loaded.modules()) == 8
-    assert engine.form(loaded).linears == engine.form(fast).linears
+    assert sum(isinstance(module, PackedModule) for module in loaded.modules()) == 8
+    assert engine.plan_of(loaded).steps == engine.plan_of(fast).steps
 
 
 def test_generated_text_is_equal():

@@ -17,9 +17,9 @@ from torch import nn
 
 import hfaccel
 from hfaccel import engine
-from hfaccel.engine.convolution import PreparedConvolution, prepare
+from hfaccel.engine.convolutions.convolution import PreparedConvolution, prepare
+from hfaccel.engine.convolutions.region import Follower, Region
 from hfaccel.engine.kernels import Kind, kernels_problem
-from hfaccel.engine.region import Follower, Region
 
 if kernels_problem():
     pytest.skip(kernels_problem(), allow_module_level=True)
@@ -399,14 +399,15 @@ def test_state_dicts_are_ordinary():
     assert torch.equal(run(fresh, images()), run(model, images()))
 
 
-def test_form_says_how_to_do_it_again():
+def test_a_plan_says_how_to_do_it_again():
     fast, given = fast_detector(), images()
     again = detector()
-    engine.reform(again, engine.form(fast))
-    assert engine.form(again) == engine.form(fast)
+    engine.apply_plan(again, engine.plan_of(fast))
+    assert engine.plan_of(again) == engine.plan_of(fast)
     assert torch.equal(run(again, given), run(fast, given))
-    with pytest.raises(ValueError, match=r"stem\.bn must be a convolution"):
-        engine.reform(detector(), engine.Form({}, {}, (), True, {"stem.bn": ("float32", ())}))
+    step = engine.Step("stem.bn", "convolution", {"kind": "float32", "followers": []})
+    with pytest.raises(ValueError, match=r"stem\.bn: a convolution is prepared, and not a BatchNorm2d"):
+        engine.apply_plan(detector(), engine.ModelPlan((step,)))
 
 
 def test_threads_do_not_meet():
@@ -443,7 +444,7 @@ def convolutions(draw):
 @settings(max_examples=150)
 @given(convolutions(), st.sampled_from(list(PRECISIONS)))
 def test_every_geometry(case, kind):
-    from hfaccel.engine.convolution import convolution_problem
+    from hfaccel.engine.convolutions.convolution import convolution_problem
 
     module, shape, turned = case
     given = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -549,5 +550,5 @@ def test_a_saved_backbone_is_the_same(tmp_path):
     fast = hfaccel.optimize(randomized(ResNetModel(ResNetConfig(**sizes))))
     hfaccel.save(fast, tmp_path)
     loaded = hfaccel.load(tmp_path)
-    assert engine.form(loaded) == engine.form(fast) and isinstance(loaded, Region)
+    assert engine.plan_of(loaded).steps == engine.plan_of(fast).steps and isinstance(loaded, Region)
     assert torch.equal(run(loaded, images())[0], run(fast, images())[0])

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hfaccel
-from hfaccel.engine import embeddings, transform
-from hfaccel.engine.embeddings import FusedEmbeddings
+from hfaccel.engine import transform
 from hfaccel.engine.kernels import kernels_problem
-from hfaccel.engine.swapped import swap
+from hfaccel.engine.layers import embeddings
+from hfaccel.engine.layers.embeddings import FusedEmbeddings
+from hfaccel.replacement import replace
 
 if kernels_problem():
     pytest.skip(kernels_problem(), allow_module_level=True)
@@ -219,9 +220,9 @@ class Scaled(nn.Module):
 def test_what_is_done_with_the_sum_is_done(way):
     stock = Scaled().eval()
     module = copy.deepcopy(stock)
-    ((found, problem),) = embeddings.embeddings_of(nn.ModuleList([module]))
+    ((_, found, problem),) = embeddings.embeddings_of(nn.ModuleList([module]))
     assert found is module and not problem
-    swap(module, FusedEmbeddings)
+    replace(module, FusedEmbeddings)
     ids, mask = torch.randint(50, (2, 4)), torch.rand(2, 4, 1)
     with torch.inference_mode():
         torch.testing.assert_close(module(ids, mask, way), stock(ids, mask, way))
@@ -233,7 +234,7 @@ class Strange(Scaled):
 
 
 def test_what_takes_no_sum_is_left():
-    ((_, problem),) = embeddings.embeddings_of(nn.ModuleList([Strange().eval()]))
+    ((*_, problem),) = embeddings.embeddings_of(nn.ModuleList([Strange().eval()]))
     assert problem == "its norm is not given a sum of embeddings in float32"
 
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from encoders import cosines, inputs, make, real, run
 
-from hfaccel.engine import Precision, smoothing, transform
+from hfaccel.engine import Precision, transform
+from hfaccel.engine.calibration import smoothing
+from hfaccel.engine.calibration.smoothing import exceptions
 from hfaccel.engine.kernels import Kind, kernels, kernels_problem
-from hfaccel.engine.linear import linear
-from hfaccel.engine.packed import EXACT, PackedWeight
-from hfaccel.engine.smoothing import exceptions
+from hfaccel.engine.weights.linear import linear
+from hfaccel.engine.weights.packed import EXACT, PackedWeight
 from hfaccel.memory import Arena
 
 if kernels_problem():

@@ -9,7 +9,7 @@ from torch import nn
 
 import hfaccel
 from hfaccel.engine.kernels import kernels_problem
-from hfaccel.engine.layer import FusedLayer
+from hfaccel.engine.layers.layer import FusedLayer
 
 if kernels_problem():
     pytest.skip(kernels_problem(), allow_module_level=True)

@@ -12,12 +12,12 @@ from encoders import SETTINGS, inputs, make, real, run
 from torch import nn
 
 import hfaccel
-from hfaccel.engine import gains
-from hfaccel.engine.gains import LEAD, PAIRS, Times, combined, of_layers, of_linears
+from hfaccel.engine.calibration import gains
+from hfaccel.engine.calibration.gains import LEAD, PAIRS, Times, combined, of_layers, of_linears
+from hfaccel.engine.calls.regimes import REGIMES, regime_of
 from hfaccel.engine.kernels import Kind, kernels_problem
-from hfaccel.engine.layer import FusedLayer
-from hfaccel.engine.packed import PackedWeight
-from hfaccel.engine.regimes import REGIMES, regime_of
+from hfaccel.engine.layers.layer import FusedLayer
+from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.outcome import Outcome, merge
 
 if kernels_problem():
@@ -73,7 +73,7 @@ def test_every_family_is_measured(name):
     hfaccel.optimize(model, inplace=True)
     layers = fused(model)
     for layer in layers:
-        found = of_layers([layer])[id(layer)]
+        found = of_layers([layer])[layer]
         assert REGIMES[:2] == tuple(found)[:2]
         assert all(times.stock > 0 and times.fast > 0 for times in found.values())
 
@@ -86,7 +86,7 @@ def test_gains_of_linear_layers(wide, monkeypatch):
 
 @pytest.mark.parametrize("kind", Kind)
 def test_each_kind_is_measured(wide, kind):
-    times = of_linears(wide, lambda weight: kind)
+    times = of_linears(dict.fromkeys(wide, kind))
     assert times.keys() == {id(module) for module in wide}
     assert times[id(wide[0])] is times[id(wide[1])] is not times[id(wide[2])]
 
@@ -180,9 +180,9 @@ def test_many_rows_are_measured_only_where_the_others_leave_a_doubt(monkeypatch,
         return lambda layer, regime, own_forward=False: asked.append(regime.name) or Times(gain, 1.0)
 
     monkeypatch.setattr(gains, "_time_layer", times(2.0))
-    assert len(of_layers([layer])[id(layer)]) == 2
+    assert len(of_layers([layer])[layer]) == 2
     monkeypatch.setattr(gains, "_time_layer", times(1.1))
-    assert len(of_layers([layer])[id(layer)]) == 3
+    assert len(of_layers([layer])[layer]) == 3
     assert asked == ["few", "some", "few", "some", "many"]
 
 
@@ -248,7 +248,7 @@ def test_without_time_nothing_is_measured_and_all_is_applied(bert, monkeypatch):
 
 
 def test_the_smallest_are_not_measured():
-    assert of_linears([nn.Linear(64, 64)], lambda weight: Kind.FLOAT32) == {}
+    assert of_linears({nn.Linear(64, 64): Kind.FLOAT32}) == {}
 
 
 def test_of_the_largest_some_rows_are_measured(wide, monkeypatch):
@@ -260,7 +260,7 @@ def test_of_the_largest_some_rows_are_measured(wide, monkeypatch):
         "pack",
         classmethod(lambda cls, w, *rest: shapes.append(w.shape) or original(cls, w, *rest)),
     )
-    assert of_linears(wide, lambda weight: Kind.FLOAT32).keys() == {id(module) for module in wide}
+    assert of_linears(dict.fromkeys(wide, Kind.FLOAT32)).keys() == {*wide}
     assert set(shapes) == {(256, 512)}
 
 

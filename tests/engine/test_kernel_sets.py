@@ -19,7 +19,7 @@ import hfaccel
 from hfaccel import native
 from hfaccel.engine import kernels
 from hfaccel.engine.kernels import Kind, kernels_problem, set_in_use
-from hfaccel.engine.packed import PackedWeight, TransposedWeight, laid_out_anew, read
+from hfaccel.engine.weights.packed import PackedWeight, TransposedWeight, laid_out_anew, read
 from hfaccel.errors import KernelsMissing
 from hfaccel.host import KERNEL_SETS, MAX_ISA, read_host
 from hfaccel.memory import Arena
@@ -32,7 +32,7 @@ OPTIONS = {"float32": {}, "bfloat16": {"dtype": torch.bfloat16}, "int8": {"quant
 PROGRAM = """
 import sys, torch
 import hfaccel
-from hfaccel.engine.gains import Times
+from hfaccel.engine.calibration.gains import Times
 from hfaccel.engine.kernels import Kind, set_in_use
 from transformers import BertConfig, BertModel
 Times.is_slower = False  # what is computed is compared here; whether it pays may vary from run to run

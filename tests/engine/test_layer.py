@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hfaccel
-from hfaccel.engine.layer import FusedLayer
+from hfaccel.engine.layers.layer import FusedLayer
+from hfaccel.engine.layers.trial import match, trial
 from hfaccel.engine.transform import transform
-from hfaccel.engine.trial import match, trial
 
 pytestmark = needs_kernels
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hfaccel
-from hfaccel.engine import losses
+from hfaccel.engine.calibration import losses
+from hfaccel.engine.calibration.losses import BOUND, brief, relative_loss, too_lossy
 from hfaccel.engine.kernels import Kind, kernels_problem, multiplies
-from hfaccel.engine.losses import BOUND, brief, relative_loss, too_lossy
-from hfaccel.engine.packed import PackedWeight
+from hfaccel.engine.weights.packed import PackedWeight
 
 if kernels_problem():
     pytest.skip(kernels_problem(), allow_module_level=True)
@@ -116,9 +116,9 @@ def test_any_parts_of_a_fused_layer_may_be_higher(name, chosen, monkeypatch):
 
 
 def parts_of(model):
-    """Ids of the weights of all layers that multiply attention's input, its result, the feed-forward's, its
+    """The weights of all layers that multiply attention's input, its result, the feed-forward's, its
     wide rows."""
-    from hfaccel.engine.trial import match
+    from hfaccel.engine.layers.trial import match
 
     parts = [set(), set(), set(), set()]
     for layer in model.modules():
@@ -126,7 +126,7 @@ def parts_of(model):
         if family is not None:
             paths = (family.attention_inputs, (family.attention_output,), family.wide_inputs, (family.down,))
             for part, names in zip(parts, paths, strict=True):
-                part.update(id(layer.get_submodule(name).weight) for name in names)
+                part.update(layer.get_submodule(name).weight for name in names)
     return parts
 
 

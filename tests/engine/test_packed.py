@@ -16,8 +16,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hfaccel.engine.kernels import Kind
-from hfaccel.engine.linear import PackedLinear, linear_problem, pack, unpack, weight_class
-from hfaccel.engine.packed import PackedWeight, packed_bytes
+from hfaccel.engine.weights.linear import PackedModule, linear_problem, pack, unpack, weight_class
+from hfaccel.engine.weights.packed import PackedWeight, packed_bytes
 from hfaccel.memory import Arena
 
 pytestmark = needs_kernels
@@ -48,7 +48,7 @@ def is_packed(linear):
 
 def stock_linear(linear, values):
     """With these weights and the bias of `linear`."""
-    stock = linear.hfaccel_stock(*reversed(values.shape))
+    stock = linear.hfaccel_original(*reversed(values.shape))
     stock.load_state_dict({"weight": values, "bias": linear.bias.detach()})
     return stock
 
@@ -88,7 +88,7 @@ def test_the_parameter_keeps_its_identity():
     pack(linear, Arena(packed_bytes(parameter), pages="default"))
     assert linear.weight is parameter is optimizer.param_groups[0]["params"][0]
     assert isinstance(parameter, nn.Parameter) and parameter.requires_grad
-    assert isinstance(linear, nn.Linear) and type(linear) is PackedLinear
+    assert isinstance(linear, nn.Linear) and isinstance(linear, PackedModule)
 
 
 def test_any_operation_sees_the_values():

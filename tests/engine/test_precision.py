@@ -15,8 +15,8 @@ from torch import nn
 
 import hfaccel
 from hfaccel.engine.kernels import Kind, kernels_problem, multiplies
-from hfaccel.engine.layer import FusedLayer
-from hfaccel.engine.packed import PackedWeight
+from hfaccel.engine.layers.layer import FusedLayer
+from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.errors import ModelError, UsageError
 
 if kernels_problem():
@@ -346,7 +346,7 @@ def test_under_autocast_a_changed_weight_is_rounded_anew(model, batch, change):
 def test_without_instructions_for_bfloat16_autocast_multiplies_float32(model, batch, monkeypatch):
     stock, fast = copy.deepcopy(model), hfaccel.optimize(model)
     exact = states(fast, batch)
-    monkeypatch.setattr("hfaccel.engine.autocast.multiplies", lambda kind: kind is Kind.FLOAT32)
+    monkeypatch.setattr("hfaccel.engine.weights.autocast.multiplies", lambda kind: kind is Kind.FLOAT32)
     for _ in range(2):
         with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
             got, expected = fast(**batch), stock(**batch)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hfaccel
+from hfaccel.engine.calls.ragged import read_mask
 from hfaccel.engine.kernels import kernels_problem
-from hfaccel.engine.ragged import read_mask
 
 if kernels_problem():
     pytest.skip(kernels_problem(), allow_module_level=True)

@@ -21,8 +21,8 @@ from transformers import GPT2Config, GPT2Model
 
 import hfaccel
 from hfaccel.engine.kernels import Kind, kernels_problem
-from hfaccel.engine.packed import PackedWeight
-from hfaccel.engine.repacking import ARENA
+from hfaccel.engine.weights.packed import PackedWeight
+from hfaccel.engine.weights.repacking import ARENA
 from hfaccel.host import read_host
 from hfaccel.memory import padded
 from hfaccel.plan.budget import cpu_budget

@@ -19,9 +19,9 @@ from torch import nn
 
 import hfaccel
 from hfaccel.engine import restore, transform
-from hfaccel.engine.call import Call
 from hfaccel.engine.kernels import kernels_problem
-from hfaccel.engine.shortcut import Shortcut, ShortModel
+from hfaccel.engine.layers.call import Call
+from hfaccel.engine.models.shortcut import Shortcut, ShortModel
 from hfaccel.errors import HfaccelError
 
 if kernels_problem():

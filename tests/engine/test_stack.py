@@ -11,9 +11,10 @@ from encoders import TEXTS, inputs, make, real, run
 from torch import nn
 
 import hfaccel
-from hfaccel.engine import stack, transform
+from hfaccel.engine import transform
 from hfaccel.engine.kernels import kernels_problem
-from hfaccel.engine.stack import FusedStack, Together
+from hfaccel.engine.layers import stack
+from hfaccel.engine.layers.stack import FusedStack, Together
 
 if kernels_problem():
     pytest.skip(kernels_problem(), allow_module_level=True)

@@ -13,7 +13,7 @@ from encoders import random_vectors
 
 import hfaccel
 from hfaccel.engine.kernels import kernels_problem
-from hfaccel.engine.layer import FusedLayer
+from hfaccel.engine.layers.layer import FusedLayer
 
 if kernels_problem():
     pytest.skip(kernels_problem(), allow_module_level=True)

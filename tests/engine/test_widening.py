@@ -7,9 +7,9 @@ import torch
 from conftest import needs_kernels
 
 import hfaccel
-from hfaccel.engine import widening
+from hfaccel.engine.calibration import widening
 from hfaccel.engine.kernels import Kind, multiplies
-from hfaccel.engine.packed import PackedWeight
+from hfaccel.engine.weights.packed import PackedWeight
 
 pytestmark = [pytest.mark.measured, needs_kernels]
 

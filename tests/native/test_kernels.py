@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hfaccel.engine.kernels import Kind, kernels, kernels_problem
-from hfaccel.engine.packed import NO_MATRIX, PackedWeight
+from hfaccel.engine.weights.packed import NO_MATRIX, PackedWeight
 from hfaccel.memory import Arena
 
 if kernels_problem():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hfaccel import _snapshot
-from hfaccel.engine.snapshot import InPython, comparison
+from hfaccel.engine.calls.snapshot import InPython, comparison
 
 
 class Raises:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hfaccel
-from hfaccel import engine
+from hfaccel.engine import kernels_problem, plan_of
 from hfaccel.errors import HfaccelError, ModelError, UsageError
 from hfaccel.memory import shared
 from hfaccel.saving import files, parts
@@ -30,7 +30,7 @@ PRECISIONS = {"float32": {}, "bfloat16": {"dtype": torch.bfloat16}, "int8": {"qu
 # A pickle carries dense values, which are packed, and in int8 rounded, again.
 REPACKED = {"float32": 1e-6, "bfloat16": 1e-6, "int8": 1e-6}
 pytestmark = [
-    pytest.mark.skipif(bool(engine.kernels_problem()), reason="no kernels here: nothing is packed"),
+    pytest.mark.skipif(bool(kernels_problem()), reason="no kernels here: nothing is packed"),
     pytest.mark.filterwarnings("ignore:what is saved cannot be made again:RuntimeWarning"),
 ]
 
@@ -140,7 +140,7 @@ def test_ties_and_heads_and_generation_settings_come_back(tmp_path, batch):
     assert got.cls.predictions.decoder.weight is got.bert.embeddings.word_embeddings.weight
     with torch.inference_mode():
         assert torch.equal(got(**batch).logits, fast(**batch).logits)
-    assert engine.form(got) == engine.form(fast) and not engine.form(got).unpad
+    assert plan_of(got).steps == plan_of(fast).steps and not any(of_layers(got, "unpad"))
 
 
 @pytest.mark.parametrize("calls", [False, True], ids=["new", "after a call"])
@@ -200,7 +200,7 @@ def test_other_families_come_back(kind, tmp_path):
     given = torch.randn(1, 3, 224, 224) if kind == "ViT" else torch.arange(3, 20)[None]
     with torch.inference_mode():
         assert torch.equal(got(given)[0], fast(given)[0])
-    assert engine.form(got) == engine.form(fast) and engine.form(got).layers
+    assert plan_of(got).steps == plan_of(fast).steps and of_layers(got, "family")
 
 
 OTHER_PROCESS = """
@@ -305,7 +305,15 @@ def test_other_versions_and_machines_are_not_used(key, saved):
     hfaccel.load(saved)
 
 
-FORM = {"layers": {}, "stacks": {}, "linears": [], "unpad": True}
+def of_layers(model, setting):
+    return [step.settings[setting] for step in plan_of(model).steps if step.replacement == "layer"]
+
+
+def plan(path, replacement, **settings):
+    return {"steps": [{"path": path, "replacement": replacement, "settings": settings}], "notes": []}
+
+
+FUSED = {"unpad": True, "slower": []}
 
 
 @pytest.mark.parametrize(
@@ -315,10 +323,12 @@ FORM = {"layers": {}, "stacks": {}, "linears": [], "unpad": True}
         ({"class": "AutoConfig"}, "no model of the class 'AutoConfig'"),
         ({"attention": "kernels-community/flash-attn"}, "its attention is 'kernels-community/flash-attn'"),
         ({"tensors": []}, "there are no weights for"),
-        ({"form": FORM | {"layers": {"encoder.layer.7": "BERT"}}}, "cannot be fused"),
-        ({"form": FORM | {"layers": {"encoder.layer.0": "Q"}}}, "cannot be fused"),
-        ({"form": FORM | {"stacks": {"decoder": "layer"}}}, "cannot be fused"),
-        ({"form": {"layers": {}}}, "cannot be fused"),
+        ({"plan": plan("encoder.layer.7", "layer", family="BERT", **FUSED)}, "cannot be fused"),
+        ({"plan": plan("encoder.layer.0", "layer", family="Q", **FUSED)}, "cannot be fused"),
+        ({"plan": plan("decoder", "stack", layers="layer")}, "cannot be fused"),
+        ({"plan": plan("encoder", "linear", kind="float32")}, "cannot be fused"),
+        ({"plan": plan("encoder", "system")}, "cannot be fused"),
+        ({"plan": {"layers": {}}}, "cannot be fused"),
     ],
 )
 def test_a_manifest_of_something_else_is_not_used(changes, reason, saved):
@@ -382,7 +392,7 @@ def test_it_is_made_again_with_the_same_arguments(precision, checkpoint, tmp_pat
     flip(weights(tmp_path), 77)
     model, _ = made_again(tmp_path)
     assert torch.equal(states(model, batch), states(fast, batch))
-    assert not engine.form(model).unpad
+    assert not any(of_layers(model, "unpad"))
 
 
 def test_where_it_cannot_be_repaired_it_is_made_again_all_the_same(saved, monkeypatch, batch):

@@ -18,7 +18,7 @@ from torch import nn
 from twins import Inputs, Twins, infer, outcome
 
 import hfaccel
-from hfaccel.engine.capturing import HARMLESS_HOOKS
+from hfaccel.engine.calls.capturing import HARMLESS_HOOKS
 from hfaccel.errors import ModelError
 from hfaccel.optimization import record_of
 

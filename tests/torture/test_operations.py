@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from twins import MODELS, Inputs, Twins, infer, make
 
 import hfaccel
-from hfaccel.engine import gains
-from hfaccel.engine.layer import FusedLayer
+from hfaccel.engine.calibration import gains
+from hfaccel.engine.layers.layer import FusedLayer
 from hfaccel.errors import StockPathWarning
 
 SEQUENCES = int(os.environ.get("HFACCEL_TORTURE", "60"))

@@ -1,0 +1,210 @@
+"""How many times faster a fused layer, or a packed linear layer, is than the model's own: measured on this
+machine, at the thread count in force, when it is made.
+
+One of each kind is measured, with few, some and many rows. Not to use what is slower is up to the caller.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from hfaccel.engine.calls.fallback import COUNTED
+from hfaccel.engine.calls.regimes import REGIMES, Regime
+from hfaccel.engine.kernels import Kind
+from hfaccel.engine.layers.layer import FusedLayer
+from hfaccel.engine.layers.trial import call, kind_of, sample
+from hfaccel.engine.weights.linear import PackedModule, fits, linear, unpack, weight_class
+from hfaccel.engine.weights.packed import PackedWeight
+from hfaccel.memory import Arena
+from hfaccel.replacement import undo
+
+BUDGET = 1.0  # seconds for all fused layers, and for all linear layers; what was begun is ended
+LEAD = 3  # won pairs more than lost ones: only then something is called faster, or slower
+PAIRS = 15  # at most; if none leads by then, the least times decide
+NOT_SLOWER = 0.97  # then
+CLEAR = 1.3  # gained with some rows, which many rows cannot turn into a loss
+SMALLEST = 1 << 18  # numbers of a weight: below, the cost of a call is measured and not the layer
+LARGEST = 1 << 25  # of larger weights of linear layers only some rows are measured
+
+Call = Callable[[], object]
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one call: the least of several, the two in turn; and how many pairs the fast one won."""
+
+    stock: float = math.inf
+    fast: float = math.inf
+    won: int = 0
+    lost: int = 0
+
+    @property
+    def gain(self) -> float:
+        return self.stock / self.fast
+
+    @property
+    def is_slower(self) -> bool:
+        if self.is_decided:
+            return self.lost > self.won
+        return self.fast * NOT_SLOWER > self.stock
+
+    @property
+    def is_decided(self) -> bool:
+        return abs(self.won - self.lost) >= LEAD
+
+    def after(self, stock: float, fast: float) -> Times:
+        """With one more pair."""
+        won = fast <= stock
+        return Times(min(self.stock, stock), min(self.fast, fast), self.won + won, self.lost + (not won))
+
+
+def combined(measured: Iterable[Times]) -> float | None:
+    """The gain of all together; None for none."""
+    found = list(measured)
+    if not found:
+        return None
+    return sum(times.stock for times in found) / sum(times.fast for times in found)
+
+
+Gains = Mapping[Regime, Times]
+
+
+def of_layers(layers: Iterable[FusedLayer]) -> dict[nn.Module, Gains]:
+    """The times of each layer, in each regime. Those that were not measured are missing."""
+    kinds: dict[Hashable, list[FusedLayer]] = {}
+    for layer in layers:
+        kinds.setdefault(kind_of(layer.hfaccel_family, layer), []).append(layer)
+    return dict(_one_of_each(kinds, _layer_gains))
+
+
+def of_linears(wanted: Mapping[Any, Kind]) -> dict[nn.Module, Gains]:
+    """The times of linear layers, which are not packed yet, if their weights were packed in these kinds.
+    Those that were not measured are missing."""
+    kinds: dict[Hashable, list[Any]] = {}
+    for module, kind in wanted.items():
+        weight = module.weight
+        if weight.numel() >= SMALLEST and not isinstance(weight, PackedWeight) and fits(module.bias):
+            kinds.setdefault((weight.shape, weight.dtype, kind), []).append(module)
+    return dict(_one_of_each(kinds, lambda module: _linear_gains(module, wanted[module])))
+
+
+def slower(gains: Gains) -> list[Regime]:
+    return [regime for regime, times in gains.items() if times.is_slower]
+
+
+def _one_of_each(
+    kinds: dict[Hashable, list[M]], measure: Callable[[M], Gains]
+) -> Iterator[tuple[nn.Module, Gains]]:
+    until = time.perf_counter() + BUDGET
+    for modules in sorted(kinds.values(), key=lambda some: -len(some) * _numbers(some[0])):
+        if time.perf_counter() >= until:
+            return
+        gains = measure(modules[0])
+        if gains:
+            yield from ((module, gains) for module in modules)
+
+
+def _layer_gains(layer: FusedLayer) -> Gains:
+    """Empty where the layer would not run fused."""
+    return _gains(lambda regime: _time_layer(layer, regime))
+
+
+def _linear_gains(module: Any, kind: Kind) -> Gains:
+    return _gains(lambda regime: _time_linear(module, kind, regime.batch * regime.length))
+
+
+def _gains(measure: Callable[[Regime], Times | None]) -> Gains:
+    gains: dict[Regime, Times] = {}
+    for regime in REGIMES:
+        if regime is REGIMES[-1] and min(times.gain for times in gains.values()) > CLEAR:
+            break
+        times = measure(regime)
+        if times is None:
+            return {}
+        gains[regime] = times
+    return gains
+
+
+def _numbers(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _time_layer(layer: FusedLayer, regime: Regime, *, own_forward: bool = False) -> Times | None:
+    """None where the layer would not run fused. `own_forward`: its own forward on packed weights runs
+    instead."""
+    family = layer.hfaccel_family
+    dtype = family.linears(layer)[0].weight.dtype
+    hidden, (mask, *_), arguments = sample(layer, family, regime.batch, regime.length, dtype)
+    stock = _stock_twin(layer)
+    fast: Any = layer
+    if own_forward:
+        fast = SimpleNamespace(forward=functools.partial(layer.hfaccel_original.forward, layer))
+    times = time_pairs(
+        lambda: call(stock, family, hidden, mask, arguments),
+        lambda: call(fast, family, hidden, mask, arguments),
+    )
+    return None if layer.__dict__.pop(COUNTED, None) else times
+
+
+def is_own_forward_slower(layer: FusedLayer, regime: Regime) -> bool:
+    """Whether its own forward is slower on packed weights than on ordinary ones."""
+    times = _time_layer(layer, regime, own_forward=True)
+    return times is not None and times.is_slower
+
+
+def _stock_twin(layer: FusedLayer) -> nn.Module:
+    """A copy as it was before it was fused. Of its weights only the shapes count here."""
+    shared = {id(tensor): tensor for tensor in (*layer.parameters(), *layer.buffers())}
+    for weight in layer.parameters():
+        if isinstance(weight, PackedWeight):
+            shared[id(weight)] = nn.Parameter(torch.full(weight.shape, 0.01, dtype=weight.dtype), False)
+    twin = copy.deepcopy(layer, shared)
+    undo(twin)
+    for module in twin.modules():
+        if isinstance(module, PackedModule):
+            unpack(module)
+    return twin
+
+
+def _time_linear(module: Any, kind: Kind, count: int) -> Times:
+    weight, bias = module.weight, module.bias
+    cls = weight_class(module)
+    if weight.numel() > LARGEST and cls is PackedWeight:  # memory for another copy of it may be scarce
+        weight = nn.Parameter(weight.detach()[: LARGEST // weight.shape[1]], False)
+        bias = None if bias is None else bias.detach()[: len(weight)]
+    arena = Arena(cls.layout_of(kind, weight.shape).nbytes, pages="default")
+    packed = cls.pack(weight, arena, kind)
+    rows = torch.full((count, packed.packing.columns), 0.5, dtype=weight.dtype)
+    stock = module.forward
+    if weight is not module.weight:
+        stock = lambda rows: nn.functional.linear(rows, weight, bias)  # noqa: E731
+    return time_pairs(lambda: stock(rows), lambda: linear(rows, packed, bias))
+
+
+def time_pairs(stock: Call, fast: Call) -> Times:
+    """Pairs of calls in turn, until one side leads."""
+    times = Times()
+    with torch.inference_mode():
+        stock(), fast()  # what only the first call does
+        for _ in range(PAIRS):
+            times = times.after(_seconds(stock), _seconds(fast))
+            if times.is_decided:
+                break
+    return times
+
+
+def _seconds(call: Call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

@@ -1,0 +1,92 @@
+"""What stays of a plan's steps after they were timed: nothing that is slower than the model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from hfaccel.engine.calibration.gains import (
+    Gains,
+    combined,
+    is_own_forward_slower,
+    of_layers,
+    of_linears,
+    slower,
+)
+from hfaccel.engine.kernels import Kind
+from hfaccel.engine.layers.layer import FusedLayer, run_stock
+from hfaccel.engine.plan import Step
+from hfaccel.engine.weights.linear import PackedModule, unpack_all
+from hfaccel.outcome import Outcome
+from hfaccel.replacement import undo
+
+
+def judge_linears(
+    model: nn.Module, steps: Iterable[Step], fused: Iterable[nn.Module]
+) -> tuple[list[Step], list[Outcome]]:
+    """The steps for linear layers without those that would be slower packed, which are not packed yet; each
+    with its speed-up. Those of `fused` layers are judged with their layers."""
+    steps, inside = list(steps), {part for layer in fused for part in layer.modules()}
+    kinds: dict[Any, Kind] = {
+        model.get_submodule(step.path): Kind[step.settings["kind"].upper()] for step in steps
+    }
+    measured = of_linears({module: kind for module, kind in kinds.items() if module not in inside})
+    losers = {module for module, gains in measured.items() if slower(gains)}
+    left = [_left(measured[module], "linear layer", "not packed", "torch's own") for module in losers]
+    speedup = combined(
+        times for module in measured if module not in losers for times in measured[module].values()
+    )
+    kept = [
+        replace(step, speedup=speedup if module in measured else None)
+        for step, module in zip(steps, kinds, strict=True)
+        if module not in losers
+    ]
+    return kept, left
+
+
+def judge_layers(model: nn.Module, steps: Sequence[Step]) -> tuple[list[Step], list[Outcome]]:
+    """The steps for layers, which are fused already. Where one is slower its own forward runs; where that is
+    slower too, because its weights are packed, the layer becomes what it was."""
+    layers: dict[Any, Step] = {model.get_submodule(step.path): step for step in steps}
+    measured = of_layers(layers)
+    settled: dict[object, tuple[str, ...] | None] = {}  # by what was measured, once for layers of a kind
+    kept: list[Step] = []
+    left: list[Outcome] = []
+    for layer, step in layers.items():
+        gains = measured.get(layer, {})
+        key = (*gains.items(),)
+        if key not in settled:
+            settled[key] = _regimes_on_its_own(layer, gains)
+        own = settled[key]
+        if own is None:
+            left.append(_left(gains, step.subject, "not fused", "its own forward"))
+            undo(layer)
+            unpack_all([module for module in layer.modules() if isinstance(module, PackedModule)])
+            continue
+        run_stock(layer, own)
+        reason = f"runs as one function, {'without' if layer.unpads else 'with'} padding"
+        if own:
+            reason += f"; with {' and '.join(own)} rows its own forward runs, which is faster here"
+        settings = {**step.settings, "slower": [*own]}
+        kept.append(replace(step, settings=settings, reason=reason, speedup=combined(gains.values())))
+    return kept, left
+
+
+def _regimes_on_its_own(layer: FusedLayer, gains: Gains) -> tuple[str, ...] | None:
+    """The regimes in which the layer's own forward runs; None: it is not to be fused at all."""
+    lost = slower(gains)
+    if len(lost) == len(gains) > 0 or any(is_own_forward_slower(layer, regime) for regime in lost):
+        return None
+    return tuple(regime.name for regime in lost)
+
+
+def _left(gains: Mapping[Any, Any], subject: str, what: str, stock: str) -> Outcome:
+    """That something was left as it was."""
+    worst = min(slower(gains), key=lambda regime: gains[regime].gain)
+    gain = gains[worst].gain
+    return Outcome(
+        subject, False, f"{what}: {gain:.2f} times as fast as {stock} here with {worst.name} rows", gain=gain
+    )

@@ -1,0 +1,225 @@
+"""What int8 would lose in each linear layer, measured; and which layers therefore stay in more bits.
+
+A weight is packed in int8 and multiplied by the kernels with some rows; the result is compared with the
+layer's own. The rows are those of samples where the user gives some. Otherwise no data is needed: an encoder
+layer runs as it is on rows as the norm before it makes them (a normal number for each channel, times the
+norm's weight, plus its bias), so that all linear layers in it see rows of the kind that they are for, and
+a linear layer of which nothing is known sees normal numbers.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from hfaccel.engine.calibration.smoothing import norms_before
+from hfaccel.engine.kernels import Kind, multiplies
+from hfaccel.engine.layers.families import Family
+from hfaccel.engine.layers.trial import call, sample
+from hfaccel.engine.weights.linear import fits, linear, weight_class
+from hfaccel.engine.weights.packed import PackedWeight
+from hfaccel.memory import Arena
+
+ROWS = 32  # of a call: the median of so many vectors is steady
+BOUND = 0.06  # of a result. all-MiniLM-L6-v2 loses 1 to 2.5 %, on texts up to 4.4 %
+FEW = 8  # rows tell a constant from what varies; fewer do not
+FLOOR = 1e-3  # of the columns' usual spread: one that is nearly constant has none of its own
+TINY = torch.finfo(torch.float32).tiny
+
+Layers = Sequence[tuple[nn.Module, Family]]
+Losses = Mapping[torch.Tensor, float]  # of weights: of the result that each computes
+W = TypeVar("W", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """By weights."""
+
+    packed: dict[torch.Tensor, PackedWeight] = field(default_factory=dict)  # in int8, in memory of their own
+    losses: dict[torch.Tensor, float] = field(default_factory=dict)
+    higher: set[torch.Tensor] = field(default_factory=set)  # those that would lose too much
+
+    @property
+    def higher_kind(self) -> Kind:
+        """In what these stay."""
+        return Kind.BFLOAT16 if multiplies(Kind.BFLOAT16) else Kind.FLOAT32
+
+    def kind(self, weight: torch.Tensor) -> Kind:
+        return self.higher_kind if weight in self.higher else Kind.INT8
+
+
+def try_int8(
+    model: nn.Module,
+    layers: Layers,
+    linears: Sequence[Any],
+    factors: Mapping[torch.Tensor, torch.Tensor],
+    samples: Sequence[Mapping[str, torch.Tensor]] = (),
+) -> Verdict:
+    """Pack the weights of `linears` in int8 beside what they are, and say which must not stay so.
+
+    `layers`: those that are to be fused; their linear layers are among `linears`. `factors`: those of
+    smooth_layers. Raises what the model raises for a sample that it does not take.
+    """
+    meter = Meter(factors)
+    with torch.no_grad():
+        for one in samples:
+            with meter.watching(linears, one.get("attention_mask")):
+                model(**one)
+        for layer, family, norm, _ in norms_before(model, layers):
+            unseen = [each for each in family.linears(layer) if each.weight not in meter.losses]
+            if unseen:
+                with meter.watching(unseen):
+                    _run(layer, family, norm)
+        for each in linears:
+            if each.weight not in meter.losses:
+                noise = _noise(each)
+                meter.see(each, noise, each.forward(noise))
+    higher = too_lossy(meter.losses, _groups(layers))
+    kept = {weight: packed for weight, packed in meter.packed.items() if weight not in higher}
+    return Verdict(kept, meter.losses, higher)
+
+
+@dataclass
+class Meter:
+    """What linear layers lose in the calls that it sees."""
+
+    factors: Mapping[torch.Tensor, torch.Tensor]
+    packed: dict[torch.Tensor, PackedWeight] = field(default_factory=dict)
+    losses: dict[torch.Tensor, float] = field(default_factory=dict)  # of all calls the largest
+
+    @contextmanager
+    def watching(self, modules: Iterable[Any], mask: torch.Tensor | None = None) -> Iterator[None]:
+        """`mask`: (batch, sequence length), 0 where a row is padding, which does not count."""
+
+        def hook(module: Any, given: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
+            rows = given[0]
+            if mask is not None and mask.shape == rows.shape[:-1]:
+                rows, result = rows[mask.bool()], result[mask.bool()]
+            self.see(module, rows, result)
+
+        handles = [module.register_forward_hook(hook) for module in modules]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def see(self, module: Any, rows: torch.Tensor, result: torch.Tensor) -> None:
+        """`rows`: (..., in_features), and the module's `result` of them: (..., out_features)."""
+        weight = module.weight
+        if rows.numel() == 0 or not fits(module.bias):
+            return
+        if weight not in self.packed:
+            cls, factors = weight_class(module), self.factors.get(weight)
+            arena = Arena(cls.layout_of(Kind.INT8, weight.shape).nbytes, pages="default")
+            self.packed[weight] = cls.pack(weight, arena, Kind.INT8, factors)
+        rows, result = (_some(each.flatten(0, -2)).float() for each in (rows, result))
+        loss = relative_loss(result, linear(rows, self.packed[weight], module.bias))
+        self.losses[weight] = max(loss, self.losses.get(weight, 0.0))
+
+
+def relative_loss(expected: torch.Tensor, got: torch.Tensor) -> float:
+    """Of (rows, columns): the length of the difference over that of what is expected, the median of the rows.
+
+    Columns are centred, and count in units of their own spread, by medians: neither constants nor a few
+    columns or rows that are much larger than all others hide what happens to the rest.
+    """
+    centred, spread = expected, expected.square().mean().sqrt()
+    if len(expected) >= FEW:
+        centred = expected - expected.median(0).values
+        spread = centred.abs().median(0).values
+    spread = spread.clamp(min=FLOOR * spread.mean().item() + TINY)
+    lost, whole = (got - expected) / spread, centred / spread
+    shares: torch.Tensor = lost.norm(dim=1) / whole.norm(dim=1).clamp(min=TINY)
+    return shares.median().item()
+
+
+def too_lossy(losses: Mapping[W, float], groups: Sequence[Sequence[W]], bound: float = BOUND) -> set[W]:
+    """The weights that lose more than `bound`, and those that have to be of one kind with them. `groups`: of
+    weights that multiply the same rows; a weight may be in several."""
+    found: set[W] = set()
+    more = {weight for weight, loss in losses.items() if loss > bound}
+    while more:
+        found |= more
+        more = {weight for group in groups if not found.isdisjoint(group) for weight in group} - found
+    return found
+
+
+def _groups(layers: Layers) -> list[list[torch.Tensor]]:
+    """The kernels of a fused layer take query, key and value in one kind, and so gate and up."""
+    return [
+        [attrgetter(path)(layer).weight for path in paths]
+        for layer, family in layers
+        for paths in (family.attention_inputs, family.wide_inputs)
+    ]
+
+
+def _some(rows: torch.Tensor) -> torch.Tensor:
+    """At most ROWS of them, from everywhere."""
+    if len(rows) <= ROWS:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, ROWS).long()]
+
+
+def _run(layer: nn.Module, family: Family, norm: nn.Module | None) -> None:
+    """The layer's own forward on tokens as `norm` makes them: ROWS sequences of one, because attention would
+    make the mean of many random ones, which is the same for all."""
+    dtype = family.linears(layer)[0].weight.dtype
+    hidden, (mask, *_), arguments = sample(layer, family, ROWS, 1, dtype)
+    if not family.norm_first:
+        hidden = _like(norm, hidden).to(dtype)
+    call(layer, family, hidden, mask, arguments)
+
+
+def _like(norm: nn.Module | None, normal: torch.Tensor) -> torch.Tensor:
+    weight, bias = (getattr(norm, name, None) for name in ("weight", "bias"))
+    if weight is None or weight.shape != normal.shape[-1:]:
+        return normal  # there is none, or something lies between: a projection of narrower embeddings
+    made: torch.Tensor = normal * weight
+    return made if bias is None else made + bias
+
+
+def _noise(module: Any) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)  # the program's random numbers are left alone
+    in_features = weight_class(module).layout_of(Kind.INT8, module.weight.shape).columns
+    return torch.randn(ROWS, in_features, generator=generator).to(module.weight.dtype)
+
+
+# What the report says
+
+
+def reasons(verdict: Verdict, paths: Mapping[str, torch.Tensor]) -> dict[torch.Tensor, str]:
+    """Of each weight. `paths`: of linear layers, with their weights."""
+    losses, higher = verdict.losses, verdict.higher
+    fine = [loss for weight, loss in losses.items() if weight not in higher and loss == loss]
+    told = f"packed in {Kind.INT8.label}"
+    if fine:
+        told += f", which loses {statistics.median(fine):.1%} of a result, {max(fine):.1%} at most"
+    said = dict.fromkeys(losses, told)
+    if higher:
+        kept = brief(path for path, weight in paths.items() if weight in higher)
+        worst = max(losses.get(weight, 0.0) for weight in higher)
+        text = f"kept in {verdict.higher_kind.label}: int8 would lose up to {worst:.0%} of a result"
+        said |= dict.fromkeys(higher, f"{text} ({BOUND:.0%} is allowed): {', '.join(kept)}")
+    return said
+
+
+def brief(paths: Iterable[str]) -> list[str]:
+    """Paths that differ in their first number alone, as one: encoder.layer.{0,2}.output.dense."""
+    numbers: dict[tuple[str, str], list[str]] = {}
+    for path in paths:
+        number = re.search(r"\d+", path)
+        start, end = number.span() if number else (len(path), len(path))
+        numbers.setdefault((path[:start], path[end:]), []).append(path[start:end])
+    return [
+        before + (found[0] if len(found) == 1 else "{" + ",".join(found) + "}") + after
+        for (before, after), found in numbers.items()
+    ]

@@ -1,0 +1,70 @@
+"""Whether int8 or bfloat16 pays where the CPU has no instruction for it, and weights are widened as they are
+read.
+
+Fewer bytes come from memory, but each weight costs instructions. What wins depends on the CPU: with AVX2 int8
+is twice as fast as float32 on one and no faster on another. So a linear layer is measured, once in a process.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import torch
+
+from hfaccel.engine.calibration.gains import time_pairs
+from hfaccel.engine.calls.regimes import REGIMES, Regime
+from hfaccel.engine.kernels import Kind, multiplies, set_in_use
+from hfaccel.engine.weights.linear import linear
+from hfaccel.engine.weights.packed import PackedWeight
+from hfaccel.memory import Arena
+
+SHAPE = (3072, 768)  # of a feed-forward layer of a base-sized encoder
+WORTH = 1.05  # times faster than float32, on average over the regimes
+LEAST = 0.9  # in each of them
+
+
+def widening_problem(kind: Kind) -> str:
+    """Why float32 is multiplied although `kind` is asked for; "" where that is multiplied."""
+    if multiplies(kind):
+        return ""
+    gains = widening_gains(kind, torch.get_num_threads())
+    if min(gains) >= LEAST and _mean(gains) >= WORTH:
+        return ""
+    return (
+        f"the CPU multiplies float32 faster: {set_in_use()} has no instruction for {kind.label}, which is "
+        f"{_told(gains)} as fast here"
+    )
+
+
+def widening_gain(kind: Kind) -> str:
+    """How much faster than float32 this kind is, where weights are widened; "" where they are not."""
+    if multiplies(kind):
+        return ""
+    return f"{_told(widening_gains(kind, torch.get_num_threads()))} as fast as float32, as measured here"
+
+
+@cache
+def widening_gains(kind: Kind, threads: int) -> tuple[float, ...]:
+    """Times faster than float32 with few and with some rows, at this number of threads."""
+    dense = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)) / 32
+    wide, narrow = (
+        PackedWeight.pack(dense, Arena(2 * dense.nbytes, pages="default"), each)
+        for each in (Kind.FLOAT32, kind)
+    )
+    return tuple(_gain(wide, narrow, regime) for regime in REGIMES[:2])
+
+
+def _gain(wide: PackedWeight, narrow: PackedWeight, regime: Regime) -> float:
+    rows = torch.full((regime.batch * regime.length, SHAPE[1]), 0.5)
+    return time_pairs(lambda: linear(rows, wide, None), lambda: linear(rows, narrow, None)).gain
+
+
+def _mean(gains: tuple[float, ...]) -> float:
+    return math.prod(gains) ** (1 / len(gains))
+
+
+def _told(gains: tuple[float, ...]) -> str:
+    return " and ".join(
+        f"{gain:.2f} times (with {regime.name} rows)" for gain, regime in zip(gains, REGIMES, strict=False)
+    )

@@ -1,0 +1,54 @@
+"""What all trials have in common: a module's own result beside the replaced one, for the same input."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+# Largest difference between a module's own forward and the fused one, relative to the largest value.
+# float32 with other orders of summation stays below 1e-5; a different computation is far above.
+TOLERANCE = 1e-4
+
+
+def difference(expected: object, got: object) -> str:
+    """Why a forward's result is not the expected one; "" where it is, up to rounding."""
+    if isinstance(expected, tuple) and isinstance(got, tuple) and len(expected) == len(got):
+        return next(filter(None, map(difference, expected, got)), "")
+    if expected is None and got is None:
+        return ""
+    if not isinstance(expected, torch.Tensor) or not isinstance(got, torch.Tensor):
+        return f"its forward returns a {type(expected).__name__}"
+    if expected.shape != got.shape:
+        return f"its forward returns the shape {tuple(expected.shape)}"
+    if expected.numel() == 0:
+        return ""
+    expected, got = expected.double(), got.double()
+    far = (expected - got).abs().max().item()
+    if far <= TOLERANCE * max(1.0, expected.abs().max().item()):  # false for NaN
+        return ""
+    return f"a trial differed by {far:.1e} from its own forward"
+
+
+def without_padding(value: Any, hides: torch.Tensor) -> Any:
+    """What has a row for each position, with 0 where `hides` (batch, length) is true; all else as it is."""
+    if not isinstance(value, torch.Tensor) or value.dim() > 3 or value.shape[:2] != hides.shape:
+        return value
+    return value.masked_fill(hides.view(*hides.shape, *[1] * (value.dim() - 2)), 0)
+
+
+@contextmanager
+def unwatched(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Without the user's hooks: a trial is no call of the program's."""
+    kept = [(module, module._forward_hooks, module._forward_pre_hooks) for module in modules]
+    try:
+        for module, _, _ in kept:
+            module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()
+        yield
+    finally:
+        for module, after, before in kept:
+            module._forward_hooks, module._forward_pre_hooks = after, before

@@ -1,0 +1,25 @@
+"""Whether the call that a thread is in has to compute padding (`engine.models.padding` says which)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+UNPADS = "_hfaccel_unpad"  # attribute of a fused layer: whether it leaves out padding where it may
+
+_thread = threading.local()
+
+
+def is_computed() -> bool:
+    """Whether this thread is in a call that has to compute padding."""
+    return getattr(_thread, "depth", 0) > 0
+
+
+@contextmanager
+def computed() -> Iterator[None]:
+    _thread.depth = getattr(_thread, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _thread.depth -= 1

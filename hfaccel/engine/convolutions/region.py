@@ -1,0 +1,140 @@
+"""Parts of a model whose images lie with their channels last, and in which a convolution does the work of
+the norm and the activation after it.
+
+A region is a module whose forward stays what it is. Around it the images given are turned once, and its
+results turned back, so that nobody outside meets another layout. Inside, a convolution hands its result over
+together with the modules whose work it contains; each of them, given that very tensor, returns it as it is.
+Should one of them not be called with it (it was replaced, or the forward takes another path), the call is
+made again by the stock modules, and the reason counted.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from hfaccel.engine.calls.fallback import COUNTED, GRADIENTS, TRAINS, fall_back
+from hfaccel.engine.calls.guards import GLOBAL_HOOKS, stock_reason
+from hfaccel.engine.replacements import Find, ModuleReplacement, Settings, register
+from hfaccel.replacement import replace
+
+_thread = threading.local()
+
+
+class Pass:
+    """One call of a region, in one thread: results whose followers have not been called yet."""
+
+    def __init__(self) -> None:
+        self.handed: dict[int, tuple[torch.Tensor, tuple[nn.Module, ...]]] = {}
+
+    def hand(self, result: torch.Tensor, followers: tuple[nn.Module, ...]) -> None:
+        if followers:
+            self.handed[id(result)] = (result, followers)
+
+    def takes(self, input: object, follower: nn.Module) -> bool:
+        """Whether the work of `follower` on this tensor is done already."""
+        tensor, followers = self.handed.get(id(input), (None, ()))
+        if tensor is None or tensor is not input or followers[0] is not follower:
+            return False
+        del self.handed[id(input)]
+        self.hand(tensor, followers[1:])
+        return True
+
+    def __enter__(self) -> Pass:
+        self.outer = current()
+        _thread.current = self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _thread.current = self.outer
+
+
+def current() -> Pass | None:
+    """The region's call that this thread is in."""
+    return getattr(_thread, "current", None)
+
+
+class Follower(ModuleReplacement):
+    """A norm or activation, which leaves alone what a convolution has done in its place."""
+
+    hfaccel_signatures = ("forward",)
+    hfaccel_own = (COUNTED,)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling() and len(args) == 1 and not kwargs:
+            run = current()
+            if run is not None and run.takes(args[0], self):
+                return args[0]
+        return super().forward(*args, **kwargs)
+
+
+@register
+class Region(ModuleReplacement):
+    hfaccel_name = "region"
+    hfaccel_signatures = ("forward",)
+    hfaccel_own = (COUNTED,)
+
+    @classmethod
+    def hfaccel_apply(cls, module: nn.Module, settings: Settings, find: Find) -> None:
+        replace(module, cls)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return super().forward(*args, **kwargs)
+        problem = self.__dict__.get("_hfaccel_off", "") or self._problem(args, kwargs)
+        if not problem:
+            try:
+                with Pass() as run:
+                    result = super().forward(
+                        *map(_channels_last, args),
+                        **{name: _channels_last(value) for name, value in kwargs.items()},
+                    )
+
+                if not run.handed:
+                    return _turned_back(result)
+                problem = self.__dict__["_hfaccel_off"] = "a norm or activation was replaced or left out"
+            except RuntimeError as error:
+                # Either the stock forward fails as well, and says so below, or the layout was the reason.
+                problem = f"the call failed channels last ({str(error).splitlines()[0]})"
+                result = super().forward(*args, **kwargs)
+                self.__dict__["_hfaccel_off"] = problem
+                fall_back(self, problem)
+                return result
+        fall_back(self, problem)
+        return super().forward(*args, **kwargs)
+
+    def _problem(self, args: Any, kwargs: Any) -> str:
+        if self.training:
+            return TRAINS
+        if torch.is_grad_enabled():
+            return GRADIENTS
+        if any(GLOBAL_HOOKS):
+            return "a hook is registered for all modules"
+        tensors = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
+        images = [tensor for tensor in tensors if tensor.dim() >= 2 and tensor.is_floating_point()]
+        return next(filter(None, map(stock_reason, images)), "")
+
+
+def _channels_last(value: Any) -> Any:
+    if isinstance(value, torch.Tensor) and value.dim() == 4 and value.is_floating_point():
+        return value.contiguous(memory_format=torch.channels_last)
+    return value
+
+
+def _turned_back(result: Any) -> Any:
+    """In the layout that stock convolutions give; the very same object where nothing has to be turned."""
+    if not any(map(_is_turned, tree_leaves(result))):
+        return result
+    return tree_map(lambda value: value.contiguous() if _is_turned(value) else value, result)
+
+
+def _is_turned(value: Any) -> bool:
+    if not isinstance(value, torch.Tensor) or value.is_contiguous():
+        return False
+    if value.dim() == 3:
+        return bool(value.transpose(1, 2).is_contiguous())
+    return value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,281 @@
+"""Which parts of a model can run channels last, and what each convolution in them can do besides.
+
+Nothing is concluded from names or from the order of modules. A copy of the part, its batch norms filled with
+random numbers, is called with a random image; hooks see which tensor goes from which convolution into which
+norm and activation. Then the same copy runs as a region, and is believed where the results are equal. The
+largest parts are tried first.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves
+
+from hfaccel.engine.calls.fallback import stock_calls_of
+from hfaccel.engine.calls.trials import difference
+from hfaccel.engine.convolutions.convolution import KINDS, convolution_problem, prepare
+from hfaccel.engine.convolutions.prepared import VECTORS, is_activation, is_norm
+from hfaccel.engine.convolutions.region import Region
+from hfaccel.engine.kernels import Kind
+from hfaccel.replacement import replace
+
+# Sizes of random inputs: sides of an image and of what a convolution has made of one; samples, frames.
+IMAGE, MAP, SOUND, FRAMES = 64, 16, 2000, 48
+
+NO_FORWARD = (nn.ModuleList, nn.ModuleDict)
+
+Followers = dict[str, tuple[str, ...]]  # path of a convolution -> paths of the modules it stands in for
+
+
+@dataclass(frozen=True)
+class Found:
+    """A module that can be a region, and what each of its convolutions can do besides."""
+
+    module: nn.Module
+    followers: Followers
+
+
+Trials = dict[object, "Followers | str"]  # what the trial of a part of this kind said
+
+
+def find_regions(model: nn.Module, fused: set[nn.Module], reasons: dict[nn.Module, str]) -> Iterator[Found]:
+    """The largest parts that pass, without what is around all of their convolutions.
+
+    `fused`: modules computed otherwise. `reasons`: is filled with why a part does not pass."""
+    trials: Trials = {}
+
+    def below(module: nn.Module) -> Iterator[Found]:
+        if isinstance(module, Region) or module in fused or not _is_worth_it(module):
+            return
+        if not isinstance(module, NO_FORWARD) and not _is_in_one_child(module):
+            key = _kind(module)
+            if key not in trials:
+                trials[key] = trial(module)
+            verdict = trials[key]
+            if not isinstance(verdict, str):
+                yield Found(module, verdict)
+                return
+            reasons[module] = verdict
+        for child in module.children():
+            yield from below(child)
+
+    yield from below(model)
+
+
+def convolutions(module: nn.Module) -> dict[str, _ConvNd]:
+    """Those of a module that can be prepared, by their paths."""
+    return {
+        path: each
+        for path, each in module.named_modules()
+        if isinstance(each, nn.Conv1d | nn.Conv2d) and not convolution_problem(each)
+    }
+
+
+def _is_worth_it(module: nn.Module) -> bool:
+    """Turning an image there and back costs more than one convolution gains, unless a norm goes as well."""
+    count = len(convolutions(module))
+    return count > 1 or (count == 1 and any(map(is_norm, module.modules())))
+
+
+def _is_in_one_child(module: nn.Module) -> bool:
+    """Whether a child has all of the convolutions: it is a smaller region, with a shorter trial."""
+    count = len(convolutions(module))
+    children = (child for child in module.children() if not isinstance(child, (*NO_FORWARD, *KINDS)))
+    return any(len(convolutions(child)) == count for child in children)
+
+
+def _kind(module: nn.Module) -> object:
+    """Equal for parts that do the same: their modules, with every plain attribute and the tensors' sizes."""
+    plain = (bool, int, float, str, tuple, type(None))
+    return tuple(
+        (
+            path,
+            type(each),
+            tuple(
+                sorted((name, repr(value)) for name, value in vars(each).items() if isinstance(value, plain))
+            ),
+            tuple((name, tensor.shape) for name, tensor in each.named_parameters(recurse=False)),
+        )
+        for path, each in module.named_modules()
+    )
+
+
+def enter(module: nn.Module, followers: Followers, wanted: Callable[[torch.Tensor], Kind]) -> None:
+    """Make `module` a region. `wanted`: in which numbers to compute with a weight, where that is possible."""
+    for path, convolution in convolutions(module).items():
+        chosen = tuple(module.get_submodule(each) for each in followers.get(path, ()))
+        prepare(convolution, wanted(convolution.weight), chosen)
+    replace(module, Region)
+
+
+# The trial
+
+
+def trial(module: nn.Module) -> Followers | str:
+    """What each convolution of this part can do besides, or why the part cannot be a region."""
+    try:
+        stock = _copy(module)
+    except Exception as error:  # noqa: BLE001 (whatever a foreign module raises when copied is the reason)
+        return f"it cannot be copied for a trial ({type(error).__name__})"
+    problem = "it has no convolution"
+    for image in _images(stock):
+        with torch.no_grad():
+            verdict = _try(stock, image)
+        if not isinstance(verdict, str):
+            return verdict
+        problem = verdict
+    return problem
+
+
+def _try(stock: nn.Module, image: torch.Tensor) -> Followers | str:
+    flow, given = Flow(stock), image.clone()
+    try:
+        with flow:
+            expected = stock(given)
+    except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
+        return f"its forward cannot be called with an image alone ({type(error).__name__})"
+    if not torch.equal(given, image):
+        return "it changes the image that it is given"
+    problem = ""
+    for followers in flow.choices():
+        problem = _difference(expected, stock, followers, image)
+        if not problem:
+            return followers
+    return problem
+
+
+def _difference(expected: object, stock: nn.Module, followers: Followers, image: torch.Tensor) -> str:
+    """Why the part as a region is not the part itself; "" where it is."""
+    fast = _copy(stock, random=False)
+    enter(fast, followers, lambda weight: Kind.FLOAT32)
+    try:
+        got = fast(image.clone())
+    except Exception as error:  # noqa: BLE001 (a layout that a foreign forward does not take)
+        return f"it fails channels last ({type(error).__name__})"
+    if isinstance(fast, Region) and stock_calls_of(fast):
+        return next(iter(stock_calls_of(fast)))
+    wanted, given = (
+        [leaf for leaf in tree_leaves(each) if isinstance(leaf, torch.Tensor)] for each in (expected, got)
+    )
+    if not wanted or [each.shape for each in wanted] != [each.shape for each in given]:
+        return f"its forward returns a {type(expected).__name__}"
+    return next(filter(None, map(difference, wanted, given)), "")
+
+
+class Flow:
+    """Sees which tensors go from which convolution into which norm and activation of a module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.norms = {id(each): path for path, each in module.named_modules() if is_norm(each)}
+        self.activations = {id(each): path for path, each in module.named_modules() if is_activation(each)}
+        self.convolutions = {id(each): path for path, each in convolutions(module).items()}
+        self.paths = self.norms | self.activations | self.convolutions
+        self.modules = [each for each in module.modules() if id(each) in self.paths]
+        self.kept: list[Any] = []  # tensors, so that no two have one id
+        # (id, version) of a tensor -> paths that it went through, of one chain
+        self.makers: dict[tuple[int, int], list[str]] = {}
+        self.given: dict[int, tuple[int, int]] = {}  # id of a module that runs -> what it was given
+        self.chains: dict[str, set[tuple[str, ...]]] = {}
+
+    def __enter__(self) -> Flow:
+        self.handles = [each.register_forward_pre_hook(self.before) for each in self.modules]
+        self.handles += [each.register_forward_hook(self.after) for each in self.modules]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+        for (
+            chain
+        ) in self.makers.values():  # a chain of which a part is used elsewhere as well fails the trial
+            self.chains.setdefault(chain[0], set()).add(tuple(chain[1:]))
+
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.given[id(module)] = _state(args[0]) if args else (0, 0)
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+        path, given = self.paths[id(module)], self.given.pop(id(module))
+        self.kept += [args, result]
+        if id(module) in self.convolutions:
+            self.makers[_state(result)] = [path]
+            return
+        chain = self.makers.get(given)
+        if chain is not None and self._continues(chain, module):
+            del self.makers[given]
+            self.makers[_state(result)] = [*chain, path]
+
+    def _continues(self, chain: list[str], module: nn.Module) -> bool:
+        if id(module) in self.norms:
+            return len(chain) == 1
+        return not any(path in self.activations.values() for path in chain[1:])
+
+    def choices(self) -> Iterator[Followers]:
+        """From all followers to none. A convolution that is followed by different modules has none."""
+        same = {path: next(iter(chains)) for path, chains in self.chains.items() if len(chains) == 1}
+        norms = set(self.norms.values())
+        levels: tuple[Followers, ...] = (
+            {path: chain for path, chain in same.items() if chain},
+            {path: chain[:1] for path, chain in same.items() if chain and chain[0] in norms},
+            {},
+        )
+        yield from (level for level, _ in itertools.groupby(levels))
+
+
+def _state(tensor: object) -> tuple[int, int]:
+    """Changes in place make another tensor of it."""
+    counted = isinstance(tensor, torch.Tensor) and not tensor.is_inference()
+    return id(tensor), tensor._version if counted else 0  # type: ignore[attr-defined]
+
+
+def _copy(module: nn.Module, random: bool = True) -> nn.Module:
+    """A copy in float32 around the same parameters; its batch norms get random numbers of their own."""
+    memo: dict[int, Any] = {}
+    for parameter in module.parameters():
+        half = parameter.is_floating_point() and parameter.dtype is not torch.float32
+        memo[id(parameter)] = nn.Parameter(parameter.float(), requires_grad=False) if half else parameter
+    copied = copy.deepcopy(module, memo)
+    generator = torch.Generator().manual_seed(0)  # optimizing must not advance the program's random numbers
+    for each in copied.modules() if random else ():
+        for name, buffer in each.named_buffers(recurse=False):
+            if buffer.is_floating_point():
+                each._buffers[name] = buffer.float()
+        if is_norm(each):
+            _randomize(each, generator)
+    return copied
+
+
+def _randomize(norm: nn.Module, generator: torch.Generator) -> None:
+    """A new norm changes next to nothing, which would hide that it was left out."""
+    for name in VECTORS:
+        tensor = getattr(norm, name, None)
+        if tensor is None:
+            continue
+        numbers = torch.rand(tensor.shape, generator=generator) + 0.5
+        if name in ("bias", "running_mean"):
+            numbers -= 1.0
+        setattr(norm, name, nn.Parameter(numbers, False) if name in norm._parameters else numbers)
+
+
+def _images(module: nn.Module) -> Iterator[torch.Tensor]:
+    """Random inputs for a module whose first convolution may be the first that is called."""
+    first = next(iter(convolutions(module).values()), None)
+    if first is None:
+        return
+    generator = torch.Generator().manual_seed(0)
+    channels = first.in_channels
+    if isinstance(first, nn.Conv2d):
+        shapes: tuple[tuple[int, ...], ...] = ((2, channels, *[IMAGE if channels <= 4 else MAP] * 2),)
+    elif channels == 1:
+        shapes = ((2, SOUND), (2, 1, SOUND))
+    else:
+        shapes = ((2, channels, FRAMES), (2, FRAMES, channels))
+    for shape in shapes:
+        yield torch.randn(shape, generator=generator)

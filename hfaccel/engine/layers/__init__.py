@@ -1,0 +1,1 @@
+"""Encoder layers that the kernels compute as one, and what is around them in a model."""

@@ -1,0 +1,172 @@
+"""One call of a fused layer: what it was given, and the kernels' part of it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+
+from hfaccel.engine.calls.ragged import Sequences, read_mask, whole
+from hfaccel.engine.kernels import kernels
+from hfaccel.engine.layers.families import Family, head_size
+
+if TYPE_CHECKING:
+    from hfaccel.engine.layers.layer import Plan
+
+# Keyword arguments that transformers hands down to every layer and that have no effect in one whose
+# attention is scaled_dot_product_attention without cache.
+HARMLESS_ARGUMENTS = frozenset({"position_ids", "use_cache", "return_dict", "output_hidden_states"})
+
+Mask = torch.Tensor | None
+MASK, CAUSAL = "attention_mask", "is_causal"  # names of arguments
+
+
+@lru_cache(maxsize=16)
+def hides_later(length: int) -> torch.Tensor:
+    """(1, length, length), for all heads: a bias that hides from each token those after it."""
+    with torch.inference_mode(False):
+        return torch.full((length, length), torch.finfo(torch.float32).min).triu(1)[None]
+
+
+class Call:
+    """Of a layer that takes hidden states, a mask and perhaps rotary positions, and gives hidden states.
+    Other layers have subclasses (`hfaccel.engine.layers.adapters`)."""
+
+    __slots__ = ("bias", "causal", "cosines", "family", "plan", "relative", "sequences", "sines")
+    implementation: ClassVar[str] = "sdpa"  # of attention, by the name in the config
+    unpads: ClassVar[bool] = True  # it can leave out padding
+    positional: ClassVar[tuple[str, ...]] = ()  # names of the arguments after the mask
+    padding_sees_all: ClassVar[bool] = False  # evenly, where it is computed
+    masked: ClassVar[bool] = True  # the layer's forward takes a mask
+    alike: ClassVar[bool] = True  # the layers after this one are given the same, and read it alike
+
+    def __init__(self, plan: Plan, family: Family) -> None:
+        self.plan = plan
+        self.family = family
+        self.sequences: Sequences
+        self.bias: torch.Tensor | None = None  # (heads or 1, length, length), float32
+        self.causal = False  # is_causal was passed
+        self.cosines: torch.Tensor | None = None
+        self.sines: torch.Tensor | None = None
+        self.relative: tuple[int, int, int, int, int] | None = None  # of native/kernels/relative.h
+
+    def read(
+        self,
+        hidden: torch.Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        unpad: bool,
+    ) -> str:
+        """What a layer's forward was given, mask first; why the kernels cannot take it."""
+        if hidden.dim() != 3 or hidden.shape[-1] != self.plan.linears[0].in_features:
+            return f"the hidden states have the shape {tuple(hidden.shape)}"
+        mask = args[0] if args else kwargs.get(MASK)
+        return self.take(hidden, args[1:], kwargs) or self.see(hidden, mask, unpad)
+
+    def take(self, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """The arguments beyond the mask; why they are out of the ordinary."""
+        if self.positional and args:
+            kwargs = {**kwargs, **dict(zip(self.positional, args, strict=False))}
+            args = args[len(self.positional) :]
+        if any(value is not None for value in args):
+            return "cross-attention or a cache was passed"
+        for name, value in kwargs.items():
+            if value is None or value is False or name == MASK or name in HARMLESS_ARGUMENTS:
+                continue
+            problem = self.take_argument(hidden, name, value)
+            if problem:
+                return problem
+        return self.complete(hidden)
+
+    def take_argument(self, hidden: torch.Tensor, name: str, value: Any) -> str:
+        """One argument that is not None; why it is out of the ordinary."""
+        if name == "position_embeddings" and self.family.rotary:
+            return self._rotate(hidden, value)
+        if name == CAUSAL and self.family.causal:
+            self.causal = True
+            return ""
+        return f"{name} was passed"
+
+    def complete(self, hidden: torch.Tensor) -> str:
+        """When all arguments have been taken; why something is missing."""
+        missing = self.family.rotary and self.cosines is None
+        return "no position_embeddings were passed" if missing else ""
+
+    def _rotate(self, hidden: torch.Tensor, embeddings: Any) -> str:
+        batch, length, _ = hidden.shape
+        cosines, sines = (part.float().contiguous() for part in embeddings)
+        size = head_size(self.plan.attention)
+        if cosines.shape != sines.shape or cosines.shape not in {(1, length, size), (batch, length, size)}:
+            return f"the position embeddings have the shape {tuple(cosines.shape)}"
+        self.cosines, self.sines = cosines, sines
+        return ""
+
+    def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
+        """What the mask says; why that is out of the ordinary."""
+        batch, length, _ = hidden.shape
+        found: Sequences | str = whole(batch, length)
+        if mask is not None:
+            found = read_mask(mask, batch, length, self.plan.window, unpad, causal=self.causal)
+        if isinstance(found, str):
+            return found
+        self.sequences = found
+        if found.causal or (self.causal and mask is None):  # a mask says so itself
+            self.bias = hides_later(length)
+        return ""
+
+    def give(self, result: torch.Tensor) -> Any:
+        """What the layer's own forward returns where this is the new hidden states."""
+        return result
+
+    def __call__(self, hidden: torch.Tensor) -> Any:
+        return self.run(hidden, (self.plan.native,))
+
+    def run(self, hidden: torch.Tensor, layers: tuple[object, ...]) -> Any:
+        """`hidden`: (batch, sequence length, hidden size), float32 or bfloat16, without gradient; through
+        these layers one after another."""
+        rows = hidden.float().contiguous()
+        output = torch.empty_like(rows)
+        self.compute(layers, rows, output)
+        return self.give(output if hidden.dtype is torch.float32 else output.to(hidden.dtype))
+
+    def compute(self, layers: tuple[object, ...], rows: torch.Tensor, output: torch.Tensor) -> None:
+        """The same from contiguous float32 to such."""
+        sequences, bias, cosines, sines = self.sequences, self.bias, self.cosines, self.sines
+        kernels().run_layers(
+            layers,
+            torch.get_num_threads(),
+            rows.data_ptr(),
+            output.data_ptr(),
+            rows.shape[0] * rows.shape[1],
+            sequences.count,
+            *sequences.addresses,
+            sequences.window,
+            0 if bias is None else bias.data_ptr(),
+            0 if bias is None or len(bias) == 1 else bias.stride(0),
+            0 if bias is None else bias.stride(1),
+            0 if cosines is None else cosines.data_ptr(),
+            0 if sines is None else sines.data_ptr(),
+            0 if cosines is None else cosines.shape[0] * cosines.shape[1],
+            self.relative,
+            self.padding_sees_all,
+        )
+
+    # For the trial of such a layer
+
+    @staticmethod
+    def sample(
+        layer: nn.Module, family: Family, padding: torch.Tensor, generator: torch.Generator
+    ) -> tuple[list[Mask], dict[str, Any]]:
+        """Masks, the last of which hides what `padding` (batch, length) marks, and other arguments. Without
+        masks the forward must be callable too."""
+        length = padding.shape[1]
+        hides = (~padding)[:, None, None, :].expand(-1, -1, length, -1)
+        arguments: dict[str, Any] = {}
+        if family.rotary:
+            half = (head_size(layer.get_submodule(family.attention)) or 2) // 2
+            arguments["position_embeddings"] = tuple(
+                torch.randn(1, length, half, generator=generator).repeat(1, 1, 2) for _ in range(2)
+            )
+        return [None, hides], arguments

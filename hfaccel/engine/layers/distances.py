@@ -1,0 +1,127 @@
+"""Disentangled attention's distances between tokens (DeBERTa, He et al. 2021, arXiv:2006.03654), as the
+kernels take them (native/kernels/relative.h).
+
+Distances fall into buckets, and each bucket has a key and a query in every head: projections of embeddings
+that all layers share. They do not depend on the text, and their projection is more work than that of a
+short text: it is done once, and again when an embedding or a weight has changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfaccel.engine.calls.last_seen import LastSeen
+from hfaccel.engine.kernels import Kind, panel
+from hfaccel.engine.weights.packed import PackedWeight
+
+_indices: LastSeen[torch.Tensor | str] = LastSeen()
+_embeddings: LastSeen[torch.Tensor] = LastSeen()
+
+
+def bucket_index(relative: torch.Tensor, length: int, span: int) -> torch.Tensor | str:
+    """(2 length - 1,) int32: the bucket of key - query, from 1 - length on, where buckets are counted from
+    the last one; or why `relative`, (..., query, key), cannot be said so."""
+    return _indices.get(relative, (length, span), lambda: _bucket_index(relative, length, span))
+
+
+def _bucket_index(relative: torch.Tensor, length: int, span: int) -> torch.Tensor | str:
+    if relative.dim() < 2 or relative.shape[-2:] != (length, length) or relative.numel() != length * length:
+        return f"the relative positions have the shape {tuple(relative.shape)}"
+    distances = relative.reshape(length, length)
+    if not torch.equal(distances[1:, 1:], distances[:-1, :-1]):
+        return "the relative positions are no function of the distance"
+    by_key = torch.cat([distances[1:, 0].flip(0), distances[0]])  # of key - query
+    if not torch.equal(by_key.flip(0), -by_key):
+        return "the relative positions to either side differ"
+    with torch.inference_mode(False):
+        return (span - 1 - by_key.clone()).clamp(0, 2 * span - 1).int()
+
+
+@dataclass(frozen=True, eq=False)
+class Stamp:
+    """Values of a parameter, to see whether they have changed."""
+
+    held: torch.Tensor
+    version: int
+    copy: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, parameter: torch.Tensor) -> Stamp:
+        if isinstance(parameter, PackedWeight):
+            memory = parameter.memory  # through which alone its values change
+            return cls(memory, -1 if memory.is_inference() else memory._version)
+        return cls(parameter, 0, parameter.detach().clone())
+
+    def holds(self, parameter: torch.Tensor) -> bool:
+        if isinstance(parameter, PackedWeight):
+            return parameter.memory is self.held and self.version >= 0 and self.held._version == self.version
+        return self.copy is not None and torch.equal(parameter, self.copy)
+
+
+@dataclass(frozen=True, eq=False)
+class Buckets:
+    """Keys and queries of all buckets, from the last one on, or None: (heads, panels, words, panel) of int32.
+    `embeddings` and `stamps` say of what they were made."""
+
+    embeddings: torch.Tensor
+    stamps: tuple[Stamp, ...]
+    keys: torch.Tensor | None
+    queries: torch.Tensor | None
+    count: int
+
+    @property
+    def addresses(self) -> tuple[int, int, int]:
+        keys, queries = (0 if part is None else part.data_ptr() for part in (self.keys, self.queries))
+        return keys, queries, self.count
+
+
+def buckets_of(attention: Any, embeddings: torch.Tensor, known: Buckets | None, kind: Kind) -> Buckets:
+    """`known`, if it was made of these embeddings, (buckets, hidden size), and of the module's weights as
+    they are now; otherwise anew, for attention that multiplies in `kind`."""
+    own = None if known is None else known.embeddings
+    settled = _embeddings.get(embeddings, (), lambda: _same(embeddings, own))
+    projections = _projections(attention)
+    parameters = [each for module in projections if module is not None for each in module.parameters()]
+    if known is not None and known.embeddings is settled and _hold(known.stamps, parameters):
+        return known
+    count = 2 * attention.pos_ebd_size
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        keys, queries = (
+            None if module is None else _panels(module(settled[:count]), attention.attention_head_size, kind)
+            for module in projections
+        )
+        return Buckets(settled, tuple(Stamp.of(each) for each in parameters), keys, queries, count)
+
+
+def _hold(stamps: tuple[Stamp, ...], parameters: list[nn.Parameter]) -> bool:
+    pairs = zip(stamps, parameters, strict=False)
+    return len(stamps) == len(parameters) and all(stamp.holds(each) for stamp, each in pairs)
+
+
+def _same(tensor: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
+    if known is not None and known.dtype is tensor.dtype and torch.equal(known, tensor):
+        return known
+    with torch.inference_mode(False):
+        return tensor.detach().clone()
+
+
+def _projections(attention: Any) -> tuple[nn.Module | None, nn.Module | None]:
+    """The layers that make the buckets' keys and queries; None for what the model does without."""
+    shared = attention.share_att_key
+    key = attention.key_proj if shared else getattr(attention, "pos_key_proj", None)
+    query = attention.query_proj if shared else getattr(attention, "pos_query_proj", None)
+    kinds = attention.pos_att_type
+    return key if "c2p" in kinds else None, query if "p2c" in kinds else None
+
+
+def _panels(rows: torch.Tensor, head_size: int, kind: Kind) -> torch.Tensor:
+    """(buckets, heads x head size) -> (heads, panels, words, panel), each head packed as a weight is."""
+    numbers = rows.flip(0).to(torch.bfloat16 if kind is Kind.BFLOAT16 else torch.float32)
+    heads = numbers.view(len(rows), -1, head_size).transpose(0, 1)
+    heads = nn.functional.pad(heads, (0, 0, 0, -len(rows) % panel())).contiguous()
+    words = heads.view(torch.int32)
+    return words.view(len(words), -1, panel(), words.shape[-1]).transpose(2, 3).contiguous()

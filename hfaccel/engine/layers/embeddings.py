@@ -1,0 +1,255 @@
+"""Embeddings of words, positions and types and their norm in one pass, instead of one for each of them.
+
+The module's own forward runs on a shadow of itself, in which an embedding only notes what is looked up, sums
+collect that, and the norm computes it: how a model counts its positions stays its own affair.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from itertools import zip_longest
+from operator import add
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from hfaccel.engine.calls.code import trust, trusted
+from hfaccel.engine.calls.fallback import COUNTED, fall_back
+from hfaccel.engine.calls.guards import is_watched
+from hfaccel.engine.calls.trials import difference
+from hfaccel.engine.kernels import kernels
+from hfaccel.engine.norms import NormKind, native_norm, norm_kind
+from hfaccel.engine.replacements import Find, ModuleReplacement, Settings, register
+from hfaccel.replacement import replace, shadow
+
+MOST = 8  # summands, of native/kernels/module.c
+# What Python looks up in the class of a value.
+OPERATORS = ("__sub__", "__mul__", "__truediv__", "__matmul__", "__neg__", "__getitem__", "__len__")
+
+
+@register
+class FusedEmbeddings(ModuleReplacement):
+    """A module that looks up, adds and norms: it does so in one pass."""
+
+    hfaccel_name = "embeddings"
+    hfaccel_prefix = "Fused"
+    hfaccel_own = (COUNTED,)
+
+    @classmethod
+    def hfaccel_apply(cls, module: nn.Module, settings: Settings, find: Find) -> None:
+        replace(module, cls)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.training or torch.is_grad_enabled() or is_watched():
+            return super().forward(*args, **kwargs)
+        code = trusted(self.children())
+        if not code.holds():
+            fall_back(self, code.problem())
+            return super().forward(*args, **kwargs)
+        return self.hfaccel_original.forward(shadow(self, _stand_ins(self)), *args, **kwargs)
+
+
+class Lookup:
+    """Called as the embedding that it stands for, it only notes the ids."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        self.embedding = embedding
+
+    def __call__(self, ids: torch.Tensor) -> Sum:
+        return Sum([(self.embedding, ids)])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.embedding, name)
+
+
+class Sum:
+    """The sum of some embeddings, not computed yet: it is when anything but adding is done with it.
+
+    Its shape is (batch, length, size).
+    """
+
+    def __init__(self, summands: list[tuple[nn.Embedding, torch.Tensor]]) -> None:
+        self.summands = summands
+
+    def __add__(self, other: Any) -> Any:
+        return Sum(self.summands + other.summands) if isinstance(other, Sum) else self.whole() + other
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map(lambda each: each.whole() if isinstance(each, cls) else each, (args, kwargs))
+        return function(*args, **(kwargs or {}))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.whole(), name)
+
+    @property
+    def shape(self) -> torch.Size:
+        ids = _broadcast([ids.shape for _, ids in self.summands])
+        if ids is None:  # too long a text for the positions: the addition says so in its own words
+            return self.whole().shape
+        return torch.Size((*ids, self.summands[0][0].embedding_dim))
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+    def whole(self) -> torch.Tensor:
+        """As torch computes it, with its errors."""
+        total: torch.Tensor = reduce(add, (embedding(ids) for embedding, ids in self.summands))
+        return total
+
+
+def _of_whole(name: str) -> Any:
+    return lambda self, *others: getattr(self.whole(), name)(*others)
+
+
+for _name in OPERATORS:
+    setattr(Sum, _name, _of_whole(_name))
+
+
+class Normed:
+    """Called as the norm that it stands for, with a sum that is not computed yet."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        self.norm = norm
+        self.sums: list[Sum] = []  # that were computed by the kernel
+
+    def __call__(self, value: Any) -> Any:
+        if not isinstance(value, Sum):
+            return self.norm(value)
+        shape = value.shape
+        result = None if sum_problem(value, shape, self.norm) else embed(value, shape, self.norm)
+        if result is None:
+            return self.norm(value.whole())
+        self.sums.append(value)
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.norm, name)
+
+
+def sum_problem(value: Sum, shape: torch.Size, norm: nn.Module) -> str:
+    """Why the kernel cannot compute the norm of this sum, which has this shape; "" where it can."""
+    *leading, size = shape
+    for vector in norm._parameters.values():
+        if vector is not None and (vector.dtype is not torch.float32 or vector.shape != (size,)):
+            return "the norm is not over the last dimension, or not in float32"
+    if len(value.summands) > MOST or len(leading) != 2 or 0 in leading:
+        return f"{len(value.summands)} embeddings of the shape {tuple(shape)}"
+    allowed = ((*leading,), (1, leading[1]))
+    for embedding, ids in value.summands:
+        table = embedding.weight
+        if table.dtype is not torch.float32 or table.shape[1] != size or not table.is_contiguous():
+            return f"a table of {table.dtype}, {tuple(table.shape)}"
+        if type(table) not in (nn.Parameter, torch.Tensor) or not table.is_cpu or not ids.is_cpu:
+            return f"a table that is a {type(table).__name__} on {table.device.type}"
+        if ids.dtype is not torch.int64 or ids.shape not in allowed:
+            return f"ids of {ids.dtype}, {tuple(ids.shape)}"
+    return ""
+
+
+def embed(value: Sum, shape: torch.Size, norm: nn.Module) -> torch.Tensor | None:
+    """The norm of the sum, which has no problem; None where an id is of no row of its table."""
+    output = torch.empty(shape, dtype=torch.float32)
+    ids = [_once(ids) for _, ids in value.summands]
+    tables = [embedding.weight for embedding, _ in value.summands]
+    done = kernels().embed(
+        torch.get_num_threads(),
+        tuple(
+            (table.data_ptr(), table.shape[0], each.data_ptr(), each.numel())
+            for table, each in zip(tables, ids, strict=True)
+        ),
+        native_norm(norm, lambda vector: vector),
+        shape[-1],
+        output.data_ptr(),
+        shape[0] * shape[1],
+    )
+    return output if done else None
+
+
+def _broadcast(shapes: list[torch.Size]) -> tuple[int, ...] | None:
+    """As torch.broadcast_shapes, which takes 40 microseconds; None where that raises."""
+    sizes = []
+    for column in zip_longest(*(reversed(shape) for shape in shapes), fillvalue=1):
+        several = set(column) - {1} or {1}
+        if len(several) > 1:
+            return None
+        sizes.append(several.pop())
+    return tuple(reversed(sizes))
+
+
+def _once(ids: torch.Tensor) -> torch.Tensor:
+    """One row where all rows are the same memory, as in what was expanded."""
+    return ids[:1].contiguous() if ids.stride(0) == 0 else ids.contiguous()
+
+
+def _stand_ins(module: nn.Module) -> dict[str, Any]:
+    """Of the children as they are now: one may have been replaced since the last call, or have got a hook."""
+    result: dict[str, Any] = {}
+    for name, child in module._modules.items():
+        if child is None:
+            continue
+        if child._forward_hooks or child._forward_pre_hooks or "forward" in vars(child):
+            return {}  # it is to be given tensors, not sums that were noted
+        if type(child) is nn.Embedding and child.max_norm is None:
+            result[name] = Lookup(child)
+        elif norm_kind(child) in (NormKind.LAYER, NormKind.RMS):
+            result[name] = Normed(child)
+        elif type(child) is nn.Dropout and not child.training:
+            result[name] = _same
+    return result
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def embeddings_of(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
+    """The modules that look up and norm, by path, each with why it cannot do so in one pass ("" where it
+    can)."""
+    return [(path, module, _trial(module)) for path, module in model.named_modules() if _has_parts(module)]
+
+
+def summed(module: nn.Module, args: Any, kwargs: Any) -> tuple[Sum, nn.Module]:
+    """What a module of fused embeddings sums for these arguments, and its norm."""
+    assert isinstance(module, FusedEmbeddings)
+    stand_ins = _stand_ins(module)
+    with torch.inference_mode():
+        module.hfaccel_original.forward(shadow(module, stand_ins), *args, **kwargs)
+    norm = next(each for each in stand_ins.values() if isinstance(each, Normed))
+    return norm.sums[0], norm.norm
+
+
+def _has_parts(module: nn.Module) -> bool:
+    if (
+        isinstance(module, ModuleReplacement)
+        or hasattr(module, "save_pretrained")
+        or "forward" in vars(module)
+    ):
+        return False
+    kinds = [type(each) for each in _stand_ins(module).values()]
+    return Lookup in kinds and kinds.count(Normed) == 1
+
+
+def _trial(module: nn.Module) -> str:
+    """Run the module's forward both ways on random ids; "" where they agree."""
+    stand_ins = _stand_ins(module)
+    first, norm = (
+        next(each for each in stand_ins.values() if isinstance(each, kind)) for kind in (Lookup, Normed)
+    )
+    ids = torch.randint(first.num_embeddings, (2, 8), generator=torch.Generator().manual_seed(0))
+    ids[1, 5:] = first.padding_idx or 0  # positions may be counted without padding
+    with torch.inference_mode():
+        try:
+            expected, got = (each.forward(ids) for each in (module, shadow(module, stand_ins)))
+        except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
+            return f"its forward cannot be called with ids alone ({type(error).__name__}: {error})"
+    if not norm.sums:
+        return "its norm is not given a sum of embeddings in float32"
+    if not isinstance(expected, torch.Tensor):
+        return f"its forward returns a {type(expected).__name__}"
+    problem = difference(expected, got)
+    if not problem:
+        trust(module.children())
+    return problem

@@ -1,0 +1,71 @@
+"""Which layers of a model are fused, and what a report says of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from hfaccel.engine.kernels import kernels_problem
+from hfaccel.engine.layers.adapters import CALLS
+from hfaccel.engine.layers.embeddings import embeddings_of
+from hfaccel.engine.layers.families import Family, family_of
+from hfaccel.engine.layers.layer import FusedLayer
+from hfaccel.engine.layers.stack import lists_of_layers
+from hfaccel.engine.layers.trial import Trials, match
+from hfaccel.engine.plan import Step
+from hfaccel.engine.replacements import Settings
+from hfaccel.outcome import Outcome
+
+Layers = list[tuple[nn.Module, Family]]
+
+
+def find_layers(model: nn.Module, unpad: bool | str) -> tuple[list[Step], list[Outcome]]:
+    """Those that agreed with a fused copy of themselves, and why others are left. `unpad`: whether padding is
+    left out."""
+    steps: list[Step] = []
+    left: list[Outcome] = []
+    trials: Trials = {}
+    for path, layer in model.named_modules():
+        verdict = None if isinstance(layer, FusedLayer) else match(layer, trials)
+        if verdict is None:
+            continue
+        family, problem = verdict
+        if family is None:
+            left.append(Outcome(type(layer).__name__, False, f"not fused: {problem}"))
+        else:
+            unpads = unpad if CALLS[family.adapter].unpads else False
+            settings: Settings = {"family": family.name, "unpad": unpads, "slower": []}
+            steps.append(Step(path, "layer", settings, f"{family.name} layer"))
+    return steps, left
+
+
+def layers_of(model: nn.Module, steps: Iterable[Step]) -> Layers:
+    return [(model.get_submodule(step.path), family_of(step.settings["family"])) for step in steps]
+
+
+def find_embeddings(model: nn.Module) -> tuple[list[Step], list[Outcome]]:
+    """Modules that look up and norm in one pass. Models themselves are left out: what they are called is
+    written into checkpoints."""
+    steps: list[Step] = []
+    left: list[Outcome] = []
+    for path, module, problem in embeddings_of(model) if not kernels_problem() else ():
+        subject = type(module).__name__
+        if problem:
+            left.append(Outcome(subject, False, f"not fused: {problem}"))
+        else:
+            steps.append(Step(path, "embeddings", {}, subject, "looks up, adds and norms in one pass"))
+    return steps, left
+
+
+def find_stacks(model: nn.Module) -> tuple[list[Step], list[Outcome]]:
+    """Modules that run all of their fused layers at once."""
+    steps: list[Step] = []
+    left: list[Outcome] = []
+    for path, module, name, problem in lists_of_layers(model):
+        subject = type(module).__name__
+        if problem:
+            left.append(Outcome(subject, False, f"its layers run one by one ({problem})"))
+        else:
+            steps.append(Step(path, "stack", {"layers": name}, subject, "its layers run in one call"))
+    return steps, left

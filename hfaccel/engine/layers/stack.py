@@ -1,0 +1,168 @@
+"""All layers of a model in one call of the kernels, instead of one call of Python for each.
+
+Between two layers of a base-sized model Python finds its own working set evicted by the weights that were
+read: some 150 microseconds per layer, a fifth of a short text's time. So the module that loops over fused
+layers runs its own forward on a shadow of itself, whose list of layers has one element that runs them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfaccel.engine.calls.code import trust, trusted
+from hfaccel.engine.calls.guards import GLOBAL_HOOKS, is_hooked, outside_graphs
+from hfaccel.engine.calls.trials import difference, unwatched
+from hfaccel.engine.layers.adapters import CALLS
+from hfaccel.engine.layers.call import Call
+from hfaccel.engine.layers.layer import FusedLayer, Plan, call_problem
+from hfaccel.engine.layers.trial import sample
+from hfaccel.engine.replacements import Find, ModuleReplacement, Paths, Settings, register
+from hfaccel.replacement import replace, shadow
+
+# What a forward that collects these in its own loop would collect from one layer only.
+COLLECTED = ("output_hidden_states", "output_attentions")
+
+
+@register
+class FusedStack(ModuleReplacement):
+    """A module that loops over fused layers: it runs them at once."""
+
+    hfaccel_name = "stack"
+    hfaccel_prefix = "Fused"
+
+    @classmethod
+    def hfaccel_apply(cls, module: nn.Module, settings: Settings, find: Find) -> None:
+        replace(module, cls, settings["layers"])
+
+    def hfaccel_settings(self, paths: Paths) -> Settings:
+        return {"layers": self.hfaccel_list}
+
+    @property
+    def hfaccel_list(self) -> str:
+        """The name of their list."""
+        return str(self.hfaccel_key)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.training and torch.compiler.is_dynamo_compiling():
+            return super().forward(*args, **kwargs)
+        return self._hfaccel_run(*args, **kwargs)
+
+    @outside_graphs
+    def _hfaccel_run(self, *args: Any, **kwargs: Any) -> Any:
+        if self.training or torch.compiler.is_compiling() or any(GLOBAL_HOOKS):
+            return super().forward(*args, **kwargs)  # in training mode the loop may leave out layers
+        if _collects(self, args, kwargs) or not trusted([self]).holds():
+            return super().forward(*args, **kwargs)
+        return self.hfaccel_original.forward(together(self, self.hfaccel_list), *args, **kwargs)
+
+
+class Together:
+    """Called as one layer, it is all layers of a list."""
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        self.layers = list(layers)
+
+    def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        plans = plans_of(self.layers, hidden_states)
+        if plans:
+            first: Any = self.layers[0]
+            call = _calls(first)(plans[0], first.hfaccel_family)
+            if not call.read(hidden_states, args, kwargs, first.unpads):
+                return call.run(hidden_states, tuple(plan.native for plan in plans))
+        result: Any = hidden_states
+        for layer in self.layers:  # each finds its own reason
+            hidden_states = result[0] if isinstance(result, tuple) else result
+            result = layer(hidden_states, *args, **kwargs)
+        return result
+
+
+def _calls(layer: FusedLayer) -> type[Call]:
+    return CALLS[layer.hfaccel_family.adapter]
+
+
+def plans_of(layers: Sequence[nn.Module], hidden: torch.Tensor) -> list[Plan]:
+    """What the kernels need of each layer; [] where the layers cannot run together."""
+    plans: list[Plan] = []
+    first = layers[0] if layers else None
+    if not isinstance(first, FusedLayer) or call_problem(first, hidden):
+        return []
+    casts = torch.is_autocast_enabled("cpu")
+    for layer in layers:
+        if not isinstance(layer, FusedLayer) or layer.hfaccel_family is not first.hfaccel_family:
+            return []
+        if layer.training or "forward" in vars(layer) or is_hooked(layer):
+            return []
+        if casts and not layer.runs_under_autocast(hidden):
+            return []
+        plan = layer.checked_plan(casts)
+        if isinstance(plan, str) or (plans and plan.window != plans[0].window):
+            return []
+        plans.append(plan)
+    return plans if all(code.holds() for code in {plan.code for plan in plans}) else []
+
+
+def _collects(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the forward was asked to return something of each layer."""
+    config = getattr(module, "config", None)
+    return (
+        any(value is True for value in args)
+        or any(kwargs.get(name) for name in COLLECTED)
+        or any(getattr(config, name, False) for name in COLLECTED)
+    )
+
+
+def together(module: nn.Module, name: str) -> nn.Module:
+    """The module with the layers of its list `name` as one."""
+    layers = module._modules[name]
+    assert isinstance(layers, nn.ModuleList)
+    return shadow(module, {name: [Together(layers)]})
+
+
+def lists_of_layers(model: nn.Module) -> list[tuple[str, nn.Module, str, str]]:
+    """The modules that loop over fused layers: path, module, name of its list, and why its layers do not run
+    at once ("" where that gives the same)."""
+    found = []
+    for path, module in model.named_modules():
+        name = _list_of_layers(module)
+        if name:
+            found.append((path, module, name, _trial(module, name)))
+    return found
+
+
+def _list_of_layers(module: nn.Module) -> str:
+    """Under which name the module keeps its fused layers; "" where it has no or several such lists. Models
+    themselves are left out: what they are called is written into checkpoints."""
+    if isinstance(module, ModuleReplacement) or hasattr(module, "save_pretrained"):
+        return ""
+    names = [
+        name
+        for name, child in module.named_children()
+        if isinstance(child, nn.ModuleList)
+        and len(child) > 1
+        and all(
+            isinstance(layer, FusedLayer) and CALLS[layer.hfaccel_family.adapter].alike for layer in child
+        )
+    ]
+    return names[0] if len(names) == 1 else ""
+
+
+def _trial(module: nn.Module, name: str) -> str:
+    """Run the module's forward both ways on random input; "" where they agree."""
+    layers: Any = module.get_submodule(name)
+    hidden, (mask, *_), _ = sample(layers[0], layers[0].hfaccel_family)
+    given = () if mask is None else (mask,)
+    with torch.inference_mode(), unwatched(layers):
+        try:
+            expected, got = (
+                each.forward(hidden.clone(), *given)[0] for each in (module, together(module, name))
+            )
+        except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
+            return f"{type(error).__name__}: {error}"
+    problem = difference(expected, got)
+    if not problem:
+        trust([module])
+    return problem

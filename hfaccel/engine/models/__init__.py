@@ -1,0 +1,1 @@
+"""What a whole model does otherwise: which calls leave out padding, or run no forward at all."""

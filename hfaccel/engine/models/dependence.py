@@ -1,0 +1,85 @@
+"""Whether a model's results depend on what stands at padding: found out by calling it with and without.
+
+A pooler of SigLIP takes the last token of a text, padding or not, and another head may take the mean of all.
+The layers of such a model compute padding, in every call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfaccel.engine.calls.fallback import COUNTED
+from hfaccel.engine.calls.trials import difference, unwatched, without_padding
+from hfaccel.engine.calls.unpadding import UNPADS, computed
+from hfaccel.engine.models.padding import all_around, models_around, padding_id, why_always
+from hfaccel.engine.models.recipe import named_ids, ordinary_ids
+from hfaccel.engine.plan import Step
+
+BATCH, LENGTH, REAL = 2, 8, 5  # of the first text REAL tokens are real
+
+
+def compute_where_read(model: nn.Module, steps: Sequence[Step]) -> list[Step]:
+    """Let fused layers compute padding in the models whose results depend on it; the steps as
+    they are then."""
+    layers = {model.get_submodule(step.path): step for step in steps}
+    around = all_around(model, [*layers])
+    for inner in models_around(model, [*layers]):
+        if why_always(inner) or padding_id(inner) is None:
+            continue  # is computed anyway
+        outer = [each for each in around if each is not inner and inner in list(each.modules())]
+        if _depends(inner, inner) is False and not any(_depends(each, inner) for each in outer):
+            continue
+        for layer in inner.modules():
+            if layer in layers:
+                layer.__dict__[UNPADS] = False
+    return [
+        replace(step, settings={**step.settings, "unpad": vars(layer)[UNPADS]})
+        for layer, step in layers.items()
+    ]
+
+
+def _depends(model: nn.Module, inner: nn.Module) -> bool | None:
+    """Whether the results of `model`, which is `inner` or around it, depend on padding; None where it
+    cannot be called with ids and a mask. A head of pairs reads what the models in it give."""
+    if any(each.training for each in model.modules()):
+        return None  # a trial would draw from the program's random numbers
+    for arguments in _arguments(inner):
+        try:
+            expected, got = (_call(model, arguments, padding) for padding in (True, False))
+        except Exception:  # noqa: BLE001 (whatever a foreign forward raises says that it wants other arguments)
+            continue
+        return bool(difference(expected, got))
+    return None
+
+
+def _arguments(inner: Any) -> Iterator[dict[str, torch.Tensor]]:
+    """As texts, as choices and for a decoder too."""
+    ids = ordinary_ids(inner, BATCH, LENGTH)
+    mask = torch.ones_like(ids)
+    mask[0, REAL:] = 0
+    end = getattr(inner.config, "eos_token_id", None)
+    if end in named_ids(inner):  # some heads read at the end of a text, of which there has to be one
+        ids[:, REAL - 1] = end
+    ids = ids.masked_fill(mask == 0, padding_id(inner) or 0)
+    given = {"input_ids": ids, "attention_mask": mask}
+    yield given
+    yield {name: value[None] for name, value in given.items()}
+    yield {**given, "decoder_input_ids": ids}
+
+
+def _call(model: nn.Module, arguments: dict[str, torch.Tensor], padding: bool) -> tuple[Any, ...]:
+    """The numbers of the result, without those that stand at padding."""
+    parts = list(model.modules())
+    with torch.inference_mode(), unwatched(parts), computed() if padding else nullcontext():
+        result = model.forward(**arguments)
+    for part in parts:
+        part.__dict__.pop(COUNTED, None)
+    values = result.values() if hasattr(result, "values") else result
+    tensors = [each for each in values if isinstance(each, torch.Tensor) and each.is_floating_point()]
+    return tuple(without_padding(each, arguments["attention_mask"] == 0) for each in tensors)

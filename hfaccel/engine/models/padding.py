@@ -1,0 +1,216 @@
+"""Which calls of a model may leave out padding: those in which nobody reads what stands there.
+
+A fused layer leaves out the tokens that no token sees, and gives zeros in their places. Who is given those
+has to know them for padding:
+
+- A model of texts is given ids and a mask of the same shape: what the mask hides is padding if it is the
+  padding token. Other tokens under the mask (ColBERT's query expansion) are read although no other token
+  sees them. Without ids, or with a mask of another shape, nobody can tell.
+- A model of sounds is given a mask of samples, and gives frames. Its caller has no mask of frames and reads
+  all of them: a CTC head's are decoded, others are averaged.
+- Answers to questions are sought by comparing all positions.
+- Heads and poolers take the first token of a text as its sum, padding or not. A few take the last, or all:
+  whether a model's results depend on padding is found out by calling it (`hfaccel.engine.models.dependence`).
+- Hooks in layers, and parts that a program has put there, are given all positions of the layer before.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from hfaccel.engine.calls.guards import is_traced
+from hfaccel.engine.calls.unpadding import UNPADS, computed, is_computed
+from hfaccel.engine.plan import Step
+from hfaccel.engine.replacements import Find, ModuleReplacement, Paths, Settings, register
+from hfaccel.replacement import replace
+
+IDS, MASK = "input_ids", "attention_mask"
+COMPARING = "QuestionAnswering"  # in the names of classes whose results are compared across positions
+DEPENDS = "its results depend on it, its layers cannot leave it out, or nobody can tell"
+
+# Attribute of a model: Counter of reasons why calls computed padding.
+PADDED = "_hfaccel_padded"
+# Attributes of a model: where its fused layers are; and where these were found.
+LAYERS, LINKS = "_hfaccel_layers", "_hfaccel_links"
+# The table of the parent, the name there, and the fused layer; None where another stands there.
+Link = tuple[dict[str, Any], str, Any]
+UNKNOWN = "the mask hides more than the padding token, or is not of the shape of input_ids"
+
+
+@register
+class PaddedModel(ModuleReplacement):
+    """A model with fused layers: it tells them when padding counts. Its key says whether they leave it out at
+    all."""
+
+    hfaccel_name = "padding"
+    hfaccel_signatures = ("forward",)
+    hfaccel_own: ClassVar[tuple[str, ...]] = (PADDED, LINKS)
+
+    @classmethod
+    def hfaccel_apply(cls, module: nn.Module, settings: Settings, find: Find) -> None:
+        watch_layers(module)
+        replace(module, cls, bool(settings.get("unpads", True)))
+
+    def hfaccel_settings(self, paths: Paths) -> Settings:
+        return {"unpads": bool(self.hfaccel_key)}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # sentence-transformers calls it directly
+        if self.training and torch.compiler.is_dynamo_compiling():
+            return super().forward(*args, **kwargs)  # what is trained is compiled as without hfaccel
+        return self._hfaccel_forward(*args, **kwargs)
+
+    @torch.compiler.disable(recursive=False)
+    def _hfaccel_forward(self, *args: Any, **kwargs: Any) -> Any:
+        reason = self._hfaccel_reads_padding(args, kwargs)
+        if not reason:
+            return super().forward(*args, **kwargs)
+        padded_calls_of(self)[reason] += 1
+        with computed():
+            return super().forward(*args, **kwargs)
+
+    def _hfaccel_reads_padding(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """Why padding, which this call has, is computed; "" where it is not, or by the model's own path."""
+        if not self.hfaccel_key or torch.is_grad_enabled() or is_traced() or is_computed():
+            return ""
+        ids, mask = _given(self.hfaccel_original, args, kwargs)
+        if mask is None:
+            return ""
+        if not _hides(mask):
+            return ""
+        known = why_always(self) or hides_padding_alone(ids, mask, padding_id(self))
+        if isinstance(known, str):
+            return known
+        return _changed_layer(self) if known else UNKNOWN
+
+
+def _changed_layer(model: nn.Module) -> str:
+    """Why one of the model's fused layers takes its own path or is watched; "" where none does. Since it was
+    optimized, a program has put something there that may read what other layers leave at padding."""
+    codes = set()
+    for table, name, layer in _links(model):
+        if table.get(name) is not layer or layer is None:
+            return "a layer was replaced"
+        plan = layer.unwatched_plan()
+        if isinstance(plan, str):
+            return plan
+        codes.add(plan.code)
+    return next((code.problem() for code in codes if not code.holds()), "")
+
+
+def watch_layers(model: nn.Module) -> None:
+    """Note where the model's fused layers are. Shortcuts hold while no attribute is added: all are, here."""
+    model.__dict__[LAYERS] = tuple(name for name, part in model.named_modules() if UNPADS in vars(part))
+    padded_calls_of(model), _links(model)
+
+
+def _links(model: nn.Module) -> list[Link]:
+    """To each of its layers that was fused."""
+    links: list[Link] | None = model.__dict__.get(LINKS)
+    if links is None:
+        links, parts = [], dict(model.named_modules())
+        for path in model.__dict__.get(LAYERS, ()):
+            parent, _, name = path.rpartition(".")
+            if path in parts:
+                found = parts[path]
+                links.append((parts[parent]._modules, name, found if UNPADS in vars(found) else None))
+        model.__dict__[LINKS] = links
+    return links
+
+
+def padded_calls_of(model: nn.Module) -> Counter[str]:
+    calls: Counter[str] = model.__dict__.setdefault(PADDED, Counter())
+    return calls
+
+
+def why_always(model: Any) -> str:
+    """Why every call of this model has to compute padding; "" where its ids tell."""
+    if COMPARING in type(model).__name__:
+        return "answers are sought at every position"
+    if getattr(model, "main_input_name", IDS) != IDS:
+        return "its results have other positions than its mask"
+    return ""
+
+
+def padding_id(model: Any) -> int | None:
+    padding: int | None = getattr(model.config, "pad_token_id", None)
+    return getattr(model.get_input_embeddings(), "padding_idx", None) if padding is None else padding
+
+
+def hides_padding_alone(ids: Any, mask: Any, padding: int | None) -> bool:
+    """Whether the mask hides nothing but the padding token, behind the texts, and that is known."""
+    if padding is None or not isinstance(ids, torch.Tensor) or not isinstance(mask, torch.Tensor):
+        return False
+    if ids.shape != mask.shape or ids.dim() != 2:
+        return False
+    hides = mask == 0
+    return not bool(hides[:, 0].any()) and not bool((hides & (ids != padding)).any())
+
+
+def _hides(mask: Any) -> bool:
+    """Whether the mask, which may be of any kind, hides something."""
+    return not isinstance(mask, torch.Tensor) or mask.dim() != 2 or bool((mask == 0).any())
+
+
+def _given(stock: type[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """Ids and mask."""
+    values = [kwargs.get(name) for name in (IDS, MASK)]
+    for number, place in enumerate(_places(stock.forward) if args else ()):
+        if place < len(args):
+            values[number] = args[place]
+    return values[0], values[1]
+
+
+@lru_cache(maxsize=256)
+def _places(forward: Any) -> tuple[int, int]:
+    """Of ids and mask among the positional arguments."""
+    names = [*inspect.signature(forward).parameters][1:]
+    ids, mask = (names.index(name) if name in names else len(names) for name in (IDS, MASK))
+    return ids, mask
+
+
+def find_padding(model: nn.Module, layers: list[nn.Module]) -> list[Step]:
+    """The models around these fused layers, which tell them when padding counts."""
+    steps, paths = [], {module: path for path, module in model.named_modules()}
+    for each in models_around(model, layers):
+        why, padding = why_always(each) or _depends(each), padding_id(each)
+        reason = f"padding is computed: {why}"
+        if not why:
+            reason = (
+                f"padding is left out where the mask hides nothing but the padding token, {padding}, "
+                "behind the texts"
+            )
+        if not why and padding is None:
+            reason = "padding is computed: it has no pad_token_id"
+        steps.append(Step(paths[each], "padding", {"unpads": True}, type(each).__name__, reason))
+    return steps
+
+
+def _depends(model: nn.Module) -> str:
+    """That its layers were told to compute padding."""
+    layers = [layer for layer in model.modules() if UNPADS in vars(layer)]
+    return DEPENDS if layers and not any(vars(layer)[UNPADS] for layer in layers) else ""
+
+
+def models_around(model: nn.Module, layers: list[nn.Module]) -> list[nn.Module]:
+    """Those next to the layers, which get the ids; and those around them that always read padding."""
+    around = all_around(model, layers)
+    next_to = [each for each in around if not any(part in around for part in list(each.modules())[1:])]
+    return [each for each in around if each in next_to or COMPARING in type(each).__name__]
+
+
+def all_around(model: nn.Module, layers: list[nn.Module]) -> list[nn.Module]:
+    """The models in this one, and it itself, that contain layers of these."""
+    inside = {id(layer) for layer in layers}
+    return [
+        each
+        for each in model.modules()
+        if hasattr(each, "save_pretrained")
+        and not isinstance(each, ModuleReplacement)
+        and any(id(part) in inside for part in each.modules())
+    ]

@@ -1,0 +1,220 @@
+"""How a model's result follows from its ids, found out by calling it.
+
+What a model of transformers does before and after its layers is little: it looks up some tables, and a
+pooler takes what the layers give. But it does so in some hundred steps of Python. A recipe says the little,
+for calls without padding.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfaccel.engine.kernels import ACTIVATIONS, Activation
+from hfaccel.engine.layers.adapters import CALLS
+from hfaccel.engine.layers.call import Call
+from hfaccel.engine.layers.embeddings import FusedEmbeddings, Sum, summed
+from hfaccel.engine.layers.stack import FusedStack
+from hfaccel.engine.weights.linear import PackedModule
+
+
+class NoRecipe(Exception):
+    """There is none, and why."""
+
+
+class Source(Enum):
+    """What a table is looked up with."""
+
+    IDS = "ids"
+    TYPES = "types of tokens"  # 0 where none are given
+    POSITIONS = "positions"
+
+
+@dataclass(frozen=True)
+class Lookup:
+    table: nn.Embedding
+    source: Source
+    first: int = 0  # position
+
+
+@dataclass(frozen=True)
+class Pooler:
+    """activation(linear(first token))"""
+
+    linear: PackedModule
+    activation: Activation
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The norm of a sum of lookups goes through layers; what they and a pooler give is the result."""
+
+    lookups: tuple[Lookup, ...]
+    norm: nn.Module
+    layers: nn.ModuleList
+    pooler: Pooler | None
+    result: type
+    hidden: str  # the field of the result that the layers give
+    pooled: str  # the one that the pooler gives
+    padding: int | None  # an id that is not counted as a position
+    names: frozenset[str]  # of the arguments of the model's forward
+    more_names: bool  # it takes any other too
+
+
+@dataclass(frozen=True)
+class _Note:
+    """One call of a module: what it was given, and the tensor that it gave."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    gave: torch.Tensor
+
+    @property
+    def given(self) -> list[int]:
+        """Which tensors, by id()."""
+        return [id(each) for each in (*self.args, *self.kwargs.values()) if isinstance(each, torch.Tensor)]
+
+
+def is_candidate(model: nn.Module) -> bool:
+    """Whether it may have a recipe, and no model inside of it."""
+    models = (module for module in model.modules() if hasattr(module, "save_pretrained"))
+    return [module for module in models if _parts(module)] == [model]
+
+
+def recipe_of(model: Any) -> Recipe:
+    """Raises NoRecipe."""
+    parameters = inspect.signature(model.forward).parameters
+    if next(iter(parameters), "nothing") != "input_ids":
+        raise NoRecipe("its forward does not take input_ids first")
+    parts = _parts(model)
+    if parts is None:
+        raise NoRecipe("a part of it was replaced")
+    embeddings, stack = parts
+    layers: Any = stack.get_submodule(stack.hfaccel_list)
+    family = layers[0].hfaccel_family
+    if CALLS[family.adapter] is not Call or family.rotary:
+        raise NoRecipe("its layers are given more than hidden states")
+    ids = ordinary_ids(model, 2, 8)
+    result, notes = _call(model, ids)
+    if not hasattr(result, "items"):
+        raise NoRecipe(f"it returns a {type(result).__name__}")
+    if embeddings not in notes or stack not in notes:
+        raise NoRecipe("ids alone do not reach its parts")
+    if notes[stack].given != [id(notes[embeddings].gave)]:
+        raise NoRecipe("its layers are given something else than the norm of a sum")
+    value, norm = summed(embeddings, notes[embeddings].args, notes[embeddings].kwargs)
+    lookups = _lookups(value, ids)
+    hidden = id(notes[stack].gave)
+    fields = {id(tensor): name for name, tensor in result.items()}
+    poolers = [each for each, note in notes.items() if note.given == [hidden] and id(note.gave) in fields]
+    made = [id(notes[pooler].gave) for pooler in poolers]
+    if len(poolers) > 1 or sorted(fields) != sorted([hidden, *made]):
+        raise NoRecipe("its result is not what its layers and a pooler give")
+    return Recipe(
+        lookups=lookups,
+        norm=norm,
+        layers=layers,
+        pooler=_pooler(poolers[0]) if poolers else None,
+        result=type(result),
+        hidden=fields[hidden],
+        pooled=fields[made[0]] if made else "",
+        padding=_uncounted(model, embeddings, lookups),
+        names=frozenset(parameters),
+        more_names=any(each.kind is each.VAR_KEYWORD for each in parameters.values()),
+    )
+
+
+def _pooler(module: nn.Module) -> Pooler:
+    """What it seems to be, by its parts."""
+    linear, activation = None, Activation.NONE
+    for part in module.children():
+        if isinstance(part, PackedModule):
+            linear = part
+        elif type(part).__name__ in ACTIVATIONS:
+            activation = ACTIVATIONS[type(part).__name__]
+        elif type(part) is not nn.Dropout:
+            raise NoRecipe(f"its pooler has a {type(part).__name__}")
+    if linear is None:
+        raise NoRecipe("its pooler is not packed")
+    return Pooler(linear, activation)
+
+
+def ordinary_ids(model: Any, batch: int, length: int) -> torch.Tensor:
+    """Random ones that have no name."""
+    named = named_ids(model)
+    nameless = [each for each in range(model.get_input_embeddings().num_embeddings) if each not in named]
+    choice = torch.randint(len(nameless), (batch, length), generator=torch.Generator().manual_seed(0))
+    return torch.tensor(nameless)[choice]
+
+
+def named_ids(model: Any) -> list[int]:
+    """Those that the config or the table has a name for: of padding, masks, begins and ends."""
+    table = model.get_input_embeddings()
+    named = [value for name, value in vars(model.config).items() if name.endswith("_token_id")]
+    known = {each for each in (*named, table.padding_idx) if isinstance(each, int)}
+    return sorted(each for each in known if 0 <= each < table.num_embeddings)
+
+
+def _parts(model: nn.Module) -> tuple[FusedEmbeddings, FusedStack] | None:
+    """The part that looks up and the part that runs layers, where there is one of each."""
+    embeddings = [module for module in model.modules() if isinstance(module, FusedEmbeddings)]
+    stacks = [module for module in model.modules() if isinstance(module, FusedStack)]
+    return (embeddings[0], stacks[0]) if len(embeddings) == len(stacks) == 1 else None
+
+
+def _call(model: nn.Module, ids: torch.Tensor) -> tuple[Any, dict[nn.Module, _Note]]:
+    """The model's result, and what its two parts and its direct children were given and gave."""
+    notes: dict[nn.Module, _Note] = {}
+    own = threading.get_ident()
+
+    def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if threading.get_ident() == own:  # others may call the model meanwhile
+            notes[module] = _Note(args, kwargs, output if isinstance(output, torch.Tensor) else output[0])
+
+    watched = dict.fromkeys((*(_parts(model) or ()), *model.children()))
+    handles = [each.register_forward_hook(note, with_kwargs=True) for each in watched]
+    try:
+        with torch.inference_mode():
+            return model.forward(input_ids=ids), notes
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _lookups(value: Sum, ids: torch.Tensor) -> tuple[Lookup, ...]:
+    lookups = []
+    for table, used in value.summands:
+        used = used.expand_as(ids)
+        first = int(used[0, 0])
+        if torch.equal(used, ids):
+            lookups.append(Lookup(table, Source.IDS))
+        elif torch.equal(used, torch.arange(first, first + ids.shape[1]).expand_as(ids)):
+            lookups.append(Lookup(table, Source.POSITIONS, first))
+        elif not used.any():
+            lookups.append(Lookup(table, Source.TYPES))
+        else:
+            raise NoRecipe("a table is looked up with neither ids, nor types, nor positions")
+    return tuple(lookups)
+
+
+def _uncounted(model: Any, embeddings: nn.Module, lookups: tuple[Lookup, ...]) -> int | None:
+    """The id of padding, where tokens after it have other positions."""
+    padding = model.get_input_embeddings().padding_idx
+    if padding is None:
+        padding = model.config.pad_token_id
+    if padding is None:
+        return None
+    ids = ordinary_ids(model, 2, 8)
+    ids[1, 3:5] = padding
+    _, notes = _call(model, ids)
+    value, _ = summed(embeddings, notes[embeddings].args, notes[embeddings].kwargs)
+    try:
+        return None if _lookups(value, ids) == lookups else int(padding)
+    except NoRecipe:
+        return int(padding)

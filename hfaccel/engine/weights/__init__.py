@@ -1,0 +1,1 @@
+"""Weights in the layout that the kernels read, and the linear layers that multiply them."""

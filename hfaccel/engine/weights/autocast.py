@@ -1,0 +1,80 @@
+"""Packed linear layers under torch.autocast in bfloat16, whose results are bfloat16 as stock's are.
+
+A weight in float32 is rounded for that, as stock rounds it at each call; here the rounded weight is kept for
+as long as the weight does not change. A few rows are multiplied by the kernels. For more rows torch's own
+product of bfloat16 is the faster one, which needs the ordinary layout. A CPU that has no instruction for
+bfloat16 multiplies float32: that is faster there, and more exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from hfaccel.engine.kernels import Kind, multiplies
+from hfaccel.engine.weights.packed import PackedWeight
+from hfaccel.memory import Arena
+
+FEW = 128  # rows; measured for 768 x 3072 and its transpose
+
+Product = Callable[[torch.Tensor, PackedWeight, torch.Tensor | None], torch.Tensor]
+
+# Packed bytes -> (their version, the weight in bfloat16). They go with those bytes, whoever has them.
+_packed, _dense = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
+
+
+def is_bfloat16() -> bool:
+    return torch.get_autocast_dtype("cpu") is torch.bfloat16
+
+
+def under_autocast(module: Any, input: torch.Tensor, product: Product) -> torch.Tensor:
+    """What the layer gives; `product` multiplies by a packed weight."""
+    weight, bias = module.weight, module.bias
+    rows = input.numel() // input.shape[-1]
+    if weight.kind is Kind.INT8 or weight.memory.is_inference() or not multiplies(Kind.BFLOAT16):
+        return product(input, weight, bias).bfloat16()
+    if rows <= FEW:
+        return product(input, rounded(weight), bias).bfloat16()
+    added = None if bias is None else bias.detach().bfloat16()
+    return nn.functional.linear(input.bfloat16(), _laid_out(weight), added)
+
+
+def is_rounded(weight: PackedWeight) -> bool:
+    """Whether the kernels multiply other numbers under autocast than they do otherwise."""
+    return weight.kind is Kind.FLOAT32 and multiplies(Kind.BFLOAT16)
+
+
+def rounded(weight: PackedWeight) -> PackedWeight:
+    """The weight packed in what the kernels multiply under autocast; itself where that is how it is."""
+    return _kept(_packed, weight, lambda: _packed_anew(weight)) if is_rounded(weight) else weight
+
+
+def forget_laid_out(weight: PackedWeight) -> None:
+    """Of a weight that only the kernels will multiply from now on."""
+    _dense.pop(weight.memory, None)
+
+
+def _laid_out(weight: PackedWeight) -> torch.Tensor:
+    """(out_features, in_features) in bfloat16."""
+    result: torch.Tensor = _kept(_dense, weight, lambda: weight.turn(weight.unpack()).bfloat16().contiguous())
+    return result
+
+
+def _packed_anew(weight: PackedWeight) -> PackedWeight:
+    dense = weight.unpack()
+    arena = Arena(weight.layout_of(Kind.BFLOAT16, dense.shape).nbytes, pages="default")
+    return weight.pack(dense, arena, Kind.BFLOAT16)
+
+
+def _kept(known: WeakTensorKeyDictionary, weight: PackedWeight, make: Callable[[], Any]) -> Any:
+    version, half = known.get(weight.memory, (-1, None))
+    if version != weight.memory._version:
+        version = weight.memory._version  # before the values are read: another thread may change them
+        with torch.inference_mode(False):
+            half = make()
+        known[weight.memory] = version, half
+    return half

@@ -1,0 +1,106 @@
+"""Weights that are laid out as stock for a while, in training or in another type, and packed again after."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfaccel.engine.calls.guards import COMPUTED
+from hfaccel.engine.kernels import Kind, kernels_problem
+from hfaccel.engine.weights.exchange import exchange, is_in_use
+from hfaccel.engine.weights.packed import PackedWeight
+from hfaccel.memory import Arena, padded
+from hfaccel.memory.arena import HUGE_PAGE
+
+WAS = "_hfaccel_was"  # attribute of a layer whose weight was packed and is not now
+LARGE = 4 * HUGE_PAGE  # from here on rounding up to huge pages wastes little
+SHARED = 32 * HUGE_PAGE  # of an arena for smaller ones; nothing of it is touched before it is taken
+ARENA = "_hfaccel_arena"  # attribute of packed bytes: the arena has room for more for as long as they live
+
+
+@dataclass(frozen=True)
+class Was:
+    """How a weight was packed."""
+
+    kind: Kind | None  # None: in the kind of its own type
+    factors: torch.Tensor | None
+
+
+def kind_of(dtype: torch.dtype) -> Kind:
+    """In which numbers a weight is packed where nothing else is asked for."""
+    half = dtype is torch.bfloat16 and not kernels_problem()
+    return Kind.BFLOAT16 if half else Kind.FLOAT32
+
+
+def unpack_for_now(module: nn.Module) -> None:
+    """Lay the weight out as stock has it, and remember how it was packed."""
+    weight = module._parameters.get("weight")
+    if isinstance(weight, PackedWeight):
+        own = weight.kind is kind_of(weight.dtype)
+        module.__dict__[WAS] = Was(None if own else weight.kind, weight._factors())
+        weight.make_dense()
+
+
+def unpack_to_train(module: nn.Module) -> None:
+    """The same, except where something inside torch holds the weight as it is (DistributedDataParallel)."""
+    weight = module._parameters.get("weight")
+    if isinstance(weight, PackedWeight) and not is_in_use(weight):
+        unpack_for_now(module)
+
+
+def pack_again(module: nn.Module, cls: type[PackedWeight], *, exactly: bool) -> None:
+    """Pack what was packed before, where the weight's type and place allow that. `exactly`: only where no
+    value is rounded, as those of a weight that was trained since would be."""
+    was, weight = module.__dict__.get(WAS), module._parameters.get("weight")
+    if was is None or isinstance(weight, PackedWeight):
+        module.__dict__.pop(WAS, None)
+        return
+    if weight is None or not _can_be_packed(weight):
+        return
+    kind = kind_of(weight.dtype) if was.kind is None else was.kind
+    arena = _arena(padded(cls.layout_of(kind, weight.shape).nbytes))
+    packed = cls.pack(weight, arena, kind, was.factors)
+    setattr(packed.memory, ARENA, arena)
+    if exactly and was.kind is not None and not _is_near(packed, weight):
+        return
+    with torch.inference_mode(False):
+        exchange(weight, packed)
+    del module.__dict__[WAS]
+
+
+def _can_be_packed(weight: Any) -> bool:
+    plain = type(weight) is nn.Parameter and weight.is_cpu and weight.dtype in COMPUTED
+    return plain and not (weight.is_inference() or weight.is_shared() or is_in_use(weight))
+
+
+def _is_near(packed: PackedWeight, weight: torch.Tensor) -> bool:
+    """Whether packing has changed nothing: int8 is multiplied by its scales in another order."""
+    if packed.kind is Kind.BFLOAT16:
+        return torch.equal(packed.unpack(), weight)
+    return torch.allclose(packed.unpack(), weight.detach(), rtol=1e-6, atol=0)
+
+
+def _arena(size: int) -> Arena:
+    """Room for a weight: beside those that were packed before it, as all of a model are by one `eval()`."""
+    if size >= LARGE:
+        return _new_arena(size)
+    last: Callable[[], Arena | None] = getattr(_thread, "last", lambda: None)
+    arena = last()
+    if arena is None or arena.room < size:
+        arena = _new_arena(SHARED)
+        _thread.last = weakref.ref(arena)
+    return arena
+
+
+def _new_arena(size: int) -> Arena:
+    with torch.inference_mode(False):
+        return Arena(size, pages="thp")
+
+
+_thread = threading.local()  # `last`: the arena that this thread has packed into

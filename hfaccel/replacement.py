@@ -1,0 +1,106 @@
+"""One way to put a class of hfaccel in front of an object's own class, and to take it away again.
+
+The object stays what it was: it keeps its attributes, and is an instance of its former class. Only methods
+change. Copies and pickles of the object are replaced as the object is.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable, Mapping
+from typing import Any, ClassVar, TypeVar
+
+T = TypeVar("T")
+
+PREFIX = "_hfaccel_"  # of all attributes that replacements give to an object
+
+_classes: dict[tuple[type, type, Hashable], type] = {}
+
+
+class Replacement:
+    """Mixed into an object's class by `replace`."""
+
+    hfaccel_original: ClassVar[type[Any]]  # the class of the object before
+    hfaccel_key: ClassVar[Any] = None  # what the replacement works with; one class for each
+    # What the class is called: this and the original's name. "" where the name is seen outside.
+    hfaccel_prefix: ClassVar[str] = ""
+    # Methods of which somebody asks for the parameters: they show the original's.
+    hfaccel_signatures: ClassVar[tuple[str, ...]] = ()
+    # Attributes of this object alone, which a copy or pickle is not given.
+    hfaccel_own: ClassVar[tuple[str, ...]] = ()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        cls = type(self)
+        return (
+            _new,
+            (cls.__bases__[0], cls.hfaccel_original, vars(cls).get("hfaccel_key")),
+            self.__getstate__(),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: Any = super().__getstate__()
+        return {name: value for name, value in state.items() if name not in self.hfaccel_own}
+
+    def hfaccel_forget_places(self) -> None:
+        """The object's tensors have moved: drop what was noted of where they lay."""
+
+
+def replace(target: Any, mixin: type[Replacement], key: Hashable = None) -> None:
+    """Put `mixin` in front of the object's class: the same class for the same arguments."""
+    target.__class__ = _class(mixin, type(target), key)
+
+
+def undo(target: Any) -> None:
+    """Undo every `replace`, and forget what replacements have noted on the object."""
+    target.__class__ = original(type(target))
+    for name in [name for name in vars(target) if name.startswith(PREFIX)]:
+        del target.__dict__[name]
+
+
+def undo_outermost(target: Any) -> None:
+    """Undo the last `replace`; what was noted stays."""
+    target.__class__ = target.hfaccel_original
+
+
+def original(cls: type[Any]) -> type[Any]:
+    """The class as it was before all replacements."""
+    while "hfaccel_original" in cls.__dict__:
+        cls = cls.__dict__["hfaccel_original"]
+    return cls
+
+
+def shadow(target: T, children: Mapping[str, Any]) -> T:
+    """The module with other children under these names. All else is shared, and read at each call."""
+    result = object.__new__(type(target))
+    modules: Any = vars(target)["_modules"]
+    result.__dict__ = vars(target) | {"_modules": {**modules, **children}}
+    return result
+
+
+def _class(mixin: type[Replacement], stock: type[Any], key: Hashable) -> type[Any]:
+    if (mixin, stock, key) not in _classes:
+        members: dict[str, Any] = {"hfaccel_original": stock, "__doc__": stock.__doc__}
+        if key is not None:  # or another replacement's would be hidden
+            members["hfaccel_key"] = key
+        if mixin.hfaccel_prefix:
+            members["__module__"] = mixin.__module__
+        else:
+            members |= {"__module__": stock.__module__, "__qualname__": stock.__qualname__}
+        for name in mixin.hfaccel_signatures:
+            members[name] = _with_signature(getattr(mixin, name), getattr(stock, name))
+        _classes[mixin, stock, key] = type(mixin.hfaccel_prefix + stock.__name__, (mixin, stock), members)
+    return _classes[mixin, stock, key]
+
+
+def _with_signature(method: Any, stock: Any) -> Any:
+    @functools.wraps(stock)
+    def same(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return method(self, *args, **kwargs)
+
+    return same
+
+
+def _new(mixin: type[Replacement], stock: type[Any], key: Hashable) -> Any:
+    """For pickle and deepcopy: an empty object, filled by __setstate__."""
+    cls = _class(mixin, stock, key)
+    return object.__new__(cls)
