@@ -14,7 +14,7 @@ help:
 	@echo "make test-ipex      the same for ipex, in an environment of its own with torch 2.8 (7 GB)"
 	@echo "make test-upstream CHECKOUT=folder of transformers  its own tests, with and without hfaccel (an hour)"
 	@echo "make check   lint, types, formatting, C tests under sanitizers, and of Arm's kernels under qemu"
-	@echo "make bench   measure every figure of benchmarks/README.md (about 30 minutes)"
+	@echo "make bench   run the benchmarks that need nothing else (about 30 minutes)"
 	@echo "make bench-memory  every allocator on the kernel list's workload, with a picture (about an hour)"
 	@echo "make bench-backends  hfaccel against every engine on the same work (about an hour)"
 	@echo "make conformance  stock against optimized for every architecture of transformers (about 20 minutes)"
