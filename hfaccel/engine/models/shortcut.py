@@ -37,7 +37,7 @@ from hfaccel.engine.models.recipe import (
 )
 from hfaccel.engine.norms import EPSILONS, NormKind, native_norm, norm_kind
 from hfaccel.engine.plan import Step
-from hfaccel.engine.replacements import Find, Settings, register
+from hfaccel.engine.replacements import Arguments, Find, Keywords, Settings, register
 from hfaccel.engine.weights.linear import PackedModule
 from hfaccel.engine.weights.packed import NO_MATRIX, PackedWeight
 from hfaccel.outcome import Outcome
@@ -64,7 +64,9 @@ class ShortModel(PaddedModel):
             watch_layers(module)
         replace(module, cls, bool(settings["unpads"]))
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:  # not __call__, which not every caller takes
+    def forward(
+        self, *args: object, **kwargs: object
+    ) -> object:  # not __call__, which not every caller takes
         if torch.compiler.is_dynamo_compiling() and not self.training:
             return outside_of_graphs(self, args, kwargs)
         if not (self._hfaccel_is_changed() or torch.is_grad_enabled() or is_watched()):
@@ -115,7 +117,7 @@ class Shortcut:
         self.unchanged = Snapshot(_held(model, modules), (*hooks, *GLOBAL_HOOKS), (), modules[1:])
         self.places: Places | None = None
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(self, args: Arguments, kwargs: Keywords) -> Any:
         """What the model returns for these arguments; None where its own forward has to say."""
         given = _given(self.recipe, args, kwargs)
         if given is None or not self.unchanged.holds() or not self.code.holds():
@@ -135,7 +137,7 @@ class Shortcut:
         fields = {recipe.hidden: torch.empty_like(rows)}
         if recipe.pooler is not None:
             fields[recipe.pooled] = torch.empty((batch, places.matrix[1]), dtype=torch.float32)
-        result = recipe.result(**fields)
+        result: object = recipe.result(**fields)
         if not places.embed(*given, rows):
             return None
         call.compute(tuple(plan.native for plan in plans), rows, fields[recipe.hidden])
@@ -225,7 +227,7 @@ def _is_packed(linear: PackedModule) -> bool:
 
 
 def _given(
-    recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any]
+    recipe: Recipe, args: Arguments, kwargs: Keywords
 ) -> tuple[torch.Tensor, torch.Tensor | None] | None:
     """Ids and types of tokens, (batch, length) each, where a call is about nothing else; None otherwise."""
     if args:
@@ -242,7 +244,7 @@ def _given(
     return ids, types
 
 
-def _is_default(recipe: Recipe, name: str, value: Any) -> bool:
+def _is_default(recipe: Recipe, name: str, value: object) -> bool:
     """Whether the argument is one of the tensors, or says what would be so without it."""
     if name in TENSORS:
         return True
@@ -251,7 +253,7 @@ def _is_default(recipe: Recipe, name: str, value: Any) -> bool:
     return value is None or value is (name == "return_dict")
 
 
-def _are_numbers(tensor: Any) -> TypeGuard[torch.Tensor]:
+def _are_numbers(tensor: object) -> TypeGuard[torch.Tensor]:
     """Whether it is (batch, length) integers that the kernels can read."""
     if type(tensor) is not torch.Tensor or tensor.dtype is not torch.int64:
         return False
