@@ -16,13 +16,13 @@ from torch import nn
 
 from hfaccel.engine.call import Call
 from hfaccel.engine.code import current
-from hfaccel.engine.embeddings import Sum, is_watched, sum_problem
+from hfaccel.engine.embeddings import Sum, is_watched, native_embedding, sum_problem
 from hfaccel.engine.kernels import kernels
 from hfaccel.engine.layer import GLOBAL_HOOKS
 from hfaccel.engine.linear import PackedModule
-from hfaccel.engine.norms import EPSILONS, NormKind, native_norm, norm_kind
+from hfaccel.engine.norms import EPSILONS, NormKind, norm_kind
 from hfaccel.engine.outside import outside_of_graphs
-from hfaccel.engine.packed import NO_MATRIX, PackedWeight
+from hfaccel.engine.packed import PackedWeight
 from hfaccel.engine.padding import PaddedModel, forget_padded
 from hfaccel.engine.ragged import whole
 from hfaccel.engine.recipe import NoRecipe, Recipe, Source, is_candidate, named_ids, ordinary_ids, recipe_of
@@ -116,7 +116,7 @@ class Shortcut:
         call.sequences = whole(batch, length)
         fields = {recipe.hidden: torch.empty_like(rows)}
         if recipe.pooler is not None:
-            fields[recipe.pooled] = torch.empty((batch, places.matrix[1]), dtype=torch.float32)
+            fields[recipe.pooled] = torch.empty((batch, places.pooled), dtype=torch.float32)
         result = recipe.result(**fields)
         if not places.embed(*given, rows):
             return None
@@ -130,7 +130,7 @@ class Places:
     """Where the tables, the norm and the pooler of a recipe lie, as the kernels take them."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.lookups, self.pooler, self.matrix = recipe.lookups, recipe.pooler, NO_MATRIX
+        self.lookups, self.pooler = recipe.lookups, recipe.pooler
         self.size = recipe.lookups[0].table.embedding_dim
         tables, norm = [lookup.table for lookup in recipe.lookups], recipe.norm
         held: list[Held] = [(vars(table), "max_norm", vars(table).get("max_norm")) for table in tables]
@@ -138,13 +138,12 @@ class Places:
         modules: list[nn.Module] = [*tables, norm]
         self.problem = _parts_problem(tables, norm)
         if not self.problem:
-            self.tables = [(table.weight.data_ptr(), table.num_embeddings) for table in tables]
-            self.norm = native_norm(norm, lambda vector: vector)
+            self.embedding = native_embedding(norm, tables)
         if self.pooler is not None:
             linear = self.pooler.linear
             modules.append(linear)
             if _is_packed(linear):
-                self.matrix = linear.weight.matrix(linear.bias)
+                self.matrix, self.pooled = linear.weight.matrix(linear.bias), linear.weight.packing.rows
                 held.append((vars(linear.weight), "memory", linear.weight.memory))
             else:
                 self.problem = "the pooler is not packed, or not in float32"
@@ -164,11 +163,8 @@ class Places:
         ]
         return kernels().embed(
             torch.get_num_threads(),
-            tuple(
-                (*table, each.data_ptr(), each.numel()) for table, each in zip(self.tables, used, strict=True)
-            ),
-            self.norm,
-            self.size,
+            self.embedding,
+            tuple([(each.data_ptr(), each.numel()) for each in used]),
             output.data_ptr(),
             ids.numel(),
         )
@@ -182,7 +178,6 @@ class Places:
             self.matrix,
             self.pooler.activation,
             first.data_ptr(),
-            self.size,
             output.data_ptr(),
             len(hidden),
         )
