@@ -81,40 +81,18 @@ static int copy(PyObject *object, enum type type, void *out)
   return content != NULL;
 }
 
-int to_matrix(PyObject *object, void *out)
-{
-  return copy(object, MATRIX, out);
-}
-
-int to_matrix_or_none(PyObject *object, void *out)
-{
-  return object == Py_None || copy(object, MATRIX, out);
-}
-
-int to_norm(PyObject *object, void *out)
-{
-  return copy(object, NORM, out);
-}
-
-int to_sequences(PyObject *object, void *out)
-{
-  return copy(object, SEQUENCES, out);
-}
-
-int to_bias_or_none(PyObject *object, void *out)
-{
-  return object == Py_None || copy(object, BIAS, out);
-}
-
-int to_rotary_or_none(PyObject *object, void *out)
-{
-  return object == Py_None || copy(object, ROTARY, out);
-}
-
-int to_relative_or_none(PyObject *object, void *out)
-{
-  return object == Py_None || copy(object, RELATIVE, out);
-}
+#define CONVERTER(name, type, optional)                                                                      \
+  int name(PyObject *object, void *out)                                                                      \
+  {                                                                                                          \
+    return (optional && object == Py_None) || copy(object, type, out);                                       \
+  }
+CONVERTER(to_matrix, MATRIX, 0)
+CONVERTER(to_matrix_or_none, MATRIX, 1)
+CONVERTER(to_norm, NORM, 0)
+CONVERTER(to_sequences, SEQUENCES, 0)
+CONVERTER(to_bias_or_none, BIAS, 1)
+CONVERTER(to_rotary_or_none, ROTARY, 1)
+CONVERTER(to_relative_or_none, RELATIVE, 1)
 
 int to_address(PyObject *object, void *out)
 {
@@ -132,22 +110,18 @@ int to_size(PyObject *object, void *out)
   return size >= 0;
 }
 
-/* At least 1; in `unsigned`. */
 int to_threads(PyObject *object, void *out)
 {
-  int threads;
-  if (!PyArg_Parse(object, "i", &threads))
-    return 0;
+  int threads = 1;
+  const int is_number = PyArg_Parse(object, "i", &threads);
   *(unsigned *)out = threads > 0 ? (unsigned)threads : 1;
-  return 1;
+  return is_number;
 }
 
 int to_activation(PyObject *object, void *out)
 {
-  int number;
-  if (!PyArg_Parse(object, "i", &number))
-    return 0;
-  if (number < 0 || number >= ACTIVATIONS)
+  int number = 0;
+  if (PyArg_Parse(object, "i", &number) && (number < 0 || number >= ACTIVATIONS))
     PyErr_Format(PyExc_ValueError, "`0 <= activation < %d` must hold, but got %d", ACTIVATIONS, number);
   *(enum activation *)out = (enum activation)number;
   return !PyErr_Occurred();

@@ -26,8 +26,8 @@ int read_rotary(PyObject *args, void *content);
 int read_relative(PyObject *args, void *content);
 int read_embedding(PyObject *args, void *content);
 
-/* Converters of PyArg_ParseTuple ("O&"): a pointer, a size_t, the struct that an object holds. Where the name
- * says so, None leaves the struct as it is. */
+/* Converters of PyArg_ParseTuple ("O&"): a pointer, a size_t, an unsigned above 0, an enum, and the structs
+ * that objects hold. Where the name says so, None leaves the struct as it is. */
 int to_address(PyObject *object, void *out);
 int to_size(PyObject *object, void *out);
 int to_threads(PyObject *object, void *out);
