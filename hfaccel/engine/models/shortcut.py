@@ -22,7 +22,7 @@ from hfaccel.engine.calls.snapshot import Held, Snapshot
 from hfaccel.engine.calls.trials import difference
 from hfaccel.engine.kernels import kernels
 from hfaccel.engine.layers.call import Call
-from hfaccel.engine.layers.embeddings import Sum, sum_problem
+from hfaccel.engine.layers.embeddings import Sum, native_embedding, sum_problem
 from hfaccel.engine.layers.stack import plans_of
 from hfaccel.engine.models.outside import outside_of_graphs
 from hfaccel.engine.models.padding import PaddedModel, watch_layers
@@ -35,11 +35,11 @@ from hfaccel.engine.models.recipe import (
     ordinary_ids,
     recipe_of,
 )
-from hfaccel.engine.norms import EPSILONS, NormKind, native_norm, norm_kind
+from hfaccel.engine.norms import EPSILONS, NormKind, norm_kind
 from hfaccel.engine.plan import Step
 from hfaccel.engine.replacements import Arguments, Find, Keywords, Settings, register
 from hfaccel.engine.weights.linear import PackedModule
-from hfaccel.engine.weights.packed import NO_MATRIX, PackedWeight
+from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.outcome import Outcome
 from hfaccel.replacement import replace, undo_outermost
 
@@ -150,7 +150,7 @@ class Places:
     """Where the tables, the norm and the pooler of a recipe lie, as the kernels take them."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.lookups, self.pooler, self.matrix = recipe.lookups, recipe.pooler, NO_MATRIX
+        self.lookups, self.pooler = recipe.lookups, recipe.pooler
         self.size = recipe.lookups[0].table.embedding_dim
         tables, norm = [lookup.table for lookup in recipe.lookups], recipe.norm
         held: list[Held] = [(vars(table), "max_norm", vars(table).get("max_norm")) for table in tables]
@@ -158,13 +158,12 @@ class Places:
         modules: list[nn.Module] = [*tables, norm]
         self.problem = _parts_problem(tables, norm)
         if not self.problem:
-            self.tables = [(table.weight.data_ptr(), table.num_embeddings) for table in tables]
-            self.norm = native_norm(norm, lambda vector: vector)
+            self.embedding = native_embedding(norm, tables)
         if self.pooler is not None:
             linear = self.pooler.linear
             modules.append(linear)
             if _is_packed(linear):
-                self.matrix = linear.weight.matrix(linear.bias)
+                self.matrix, self.pooled = linear.weight.matrix(linear.bias), linear.weight.packing.rows
                 held.append((vars(linear.weight), "memory", linear.weight.memory))
             else:
                 self.problem = "the pooler is not packed, or not in float32"
@@ -184,11 +183,8 @@ class Places:
         ]
         return kernels().embed(
             torch.get_num_threads(),
-            tuple(
-                (*table, each.data_ptr(), each.numel()) for table, each in zip(self.tables, used, strict=True)
-            ),
-            self.norm,
-            self.size,
+            self.embedding,
+            tuple([(each.data_ptr(), each.numel()) for each in used]),
             output.data_ptr(),
             ids.numel(),
         )
@@ -202,7 +198,6 @@ class Places:
             self.matrix,
             self.pooler.activation,
             first.data_ptr(),
-            self.size,
             output.data_ptr(),
             len(hidden),
         )

@@ -34,16 +34,14 @@ def linear(
     """activation(input weight^T + bias), in the type of the input. `input`: (..., in_features), float32 or
     bfloat16."""
     rows, added = input.float().contiguous(), float32(bias)
-    out_features, in_features = weight.packing.rows, weight.packing.columns
-    output = torch.empty((*input.shape[:-1], out_features), dtype=torch.float32)
+    output = torch.empty((*input.shape[:-1], weight.packing.rows), dtype=torch.float32)
     kernels().linear(
         torch.get_num_threads(),
         weight.matrix(added),
         activation,
         rows.data_ptr(),
-        in_features,
         output.data_ptr(),
-        rows.numel() // in_features,
+        rows.numel() // weight.packing.columns,
     )
     return output.to(input.dtype)
 
