@@ -1,12 +1,12 @@
-"""Weights reordered for the kernels, in memory of our choice, and still parameters of the model.
+"""Weights reordered for the kernels that remain parameters of the model.
 
-A packed weight is the only copy of its values. As a tensor it has the shape, type and identity of the
-parameter that it replaces: linear layers multiply it as it is, and every other operation sees the
-values in the ordinary layout, unpacked for that operation alone. So optimizers, ties, checkpoints,
-`.to()`, deepcopy and pickling work as with any parameter.
+A packed weight is the only copy of its values. The tensor has the shape, type and identity of the parameter
+that it replaces. Linear layers multiply the packed bytes; every other operation sees the values in the
+ordinary layout, unpacked for that operation alone. So optimizers, ties, checkpoints, `.to()`, deepcopy and
+pickling work as with any parameter.
 
-Packed in float32 the values keep every bit. In bfloat16 and int8 they are rounded once, when packed, and
-what others see are the rounded values.
+Packing in float32 keeps every bit. Packing in bfloat16 and int8 rounds the values once; every reader then
+sees the rounded values.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ PACKED_ATTRIBUTES = ("memory", "kind", "packing", "native")
 class PackedWeight(nn.Parameter):
     """A float32 or bfloat16 (out_features, in_features) parameter whose values are stored packed.
 
-    `memory` holds the packed bytes; `kind` says in which numbers, `packing` where. They are all there is to
-    it: who puts equal bytes elsewhere has an equal weight (`over`).
+    `memory` holds the packed bytes, `kind` names their number format, `packing` their layout. A weight over
+    equal bytes elsewhere is an equal weight (`over`).
     """
 
     memory: torch.Tensor
@@ -76,7 +76,7 @@ class PackedWeight(nn.Parameter):
 
     @data.setter
     def data(self, values: torch.Tensor) -> None:
-        """Values that are set, as peft does to merge safely, are packed in place of the old; those of another
+        """Setting values (peft does, to merge safely) packs them in place of the old ones. Values of another
         type or shape make this an ordinary parameter."""
         if isinstance(values, PackedWeight) and values.memory is self.memory:
             return  # as .to() does where nothing moves
@@ -94,9 +94,8 @@ class PackedWeight(nn.Parameter):
         kind: Kind = Kind.FLOAT32,
         factors: torch.Tensor | None = None,
     ) -> PackedWeight:
-        """Pack a dense weight into `arena`. `factors`: (in_features,), for int8:
-        what activations are multiplied with before they are rounded; 0: these, and the weights that multiply
-        them, are not rounded."""
+        """Pack a dense weight into `arena`. `factors`: (in_features,), for int8: factors of activations
+        before rounding. An input with factor 0, and its weights, are not rounded."""
         layout = cls.layout_of(kind, weight.shape)
         with torch.inference_mode(False):  # its version says when values were changed
             memory = arena.take((layout.nbytes,), torch.uint8)
@@ -108,7 +107,7 @@ class PackedWeight(nn.Parameter):
 
     @staticmethod
     def layout_of(kind: Kind, shape: Sequence[int]) -> Layout:
-        """Of a weight with this shape."""
+        """The layout of a weight with this shape."""
         return Layout(kind, shape[0], shape[1])
 
     @staticmethod
@@ -126,8 +125,8 @@ class PackedWeight(nn.Parameter):
         panel_size: int,
         requires_grad: bool,
     ) -> nn.Parameter:
-        """Of packed bytes that another process made. An ordinary parameter where no kernel can use them; a
-        copy in another layout where the kernels here read another."""
+        """A weight over packed bytes from another process: an ordinary parameter where no kernel can use
+        them, a copy in another layout where the kernels here need one."""
         layout = replace(cls.layout_of(kind, shape), panel=panel_size)
         if kernels_problem():
             with torch.no_grad():
@@ -136,7 +135,7 @@ class PackedWeight(nn.Parameter):
         return cls(own, kind, shape, dtype, requires_grad)
 
     def matrix(self, bias: torch.Tensor | None = None, rows: slice | None = None) -> NativeMatrix:
-        """What the kernels multiply: all rows, or those from a multiple of WIDEST_PANEL on. The bias is
+        """The native matrix of all rows, or of `rows`, which begin at a multiple of WIDEST_PANEL. The bias is
         float32."""
         if rows is not None:
             return self.packing.matrix(self.memory, bias, rows)
@@ -146,26 +145,26 @@ class PackedWeight(nn.Parameter):
         return self.native[1]
 
     def unpack(self) -> torch.Tensor:
-        """The values as an ordinary contiguous tensor; packed in float32, bit for bit those of before."""
+        """The values as an ordinary contiguous tensor. Packing in float32 and unpacking changes no bit."""
         with torch.no_grad():
             return self.turn(read(self.packing, self.memory, self.dtype)).contiguous()
 
     def overwrite(self, dense: torch.Tensor) -> None:
-        """Replace the values; whoever shares the memory sees the new ones, and its version says so."""
+        """Replace the values, in the memory, and count a new version of it."""
         with torch.no_grad():
             write(self.packing, self.turn(dense), self.memory)
         if not self.memory.is_inference():
             torch.autograd.graph.increment_version(self.memory)
 
     def over(self, memory: torch.Tensor, requires_grad: bool | None = None) -> PackedWeight:
-        """Another weight of this kind, shape and type over packed bytes that lie elsewhere."""
+        """Another weight of this kind, shape and type over other packed bytes."""
         wanted = self.requires_grad if requires_grad is None else requires_grad
         with torch.inference_mode(False):  # detach() cannot hand out a tensor made in inference mode
             return type(self)(memory, self.kind, (self.shape[0], self.shape[1]), self.dtype, wanted)
 
     def make_dense(self) -> PackedWeight:
-        """Become an ordinary parameter with these values; whoever holds this one holds that. Returns what is
-        packed still: exchanged once more, the two are what they were."""
+        """Become an ordinary parameter with these values, for everybody who holds this one. Returns the
+        packed weight; exchanging the two once more undoes the change."""
         with torch.inference_mode(False):
             packed: Any = nn.Parameter(self.unpack(), self.requires_grad)
             exchange(self, packed, PACKED_ATTRIBUTES)
@@ -182,7 +181,8 @@ class PackedWeight(nn.Parameter):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Any operation but the packed GEMM: on the dense values, written back where it changes them."""
+        """Any operation but the packed GEMM runs on the dense values, which are packed again if they
+        changed."""
         if func is torch.ops.aten.detach.default:
             return args[0].over(args[0].memory, requires_grad=False)
         dense: dict[int, torch.Tensor] = {}
@@ -203,7 +203,7 @@ class PackedWeight(nn.Parameter):
         return tree_map(lambda value: changed.get(id(value), value), result)
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        """`weight[index] = value` writes through a view, which here would be one of a dense copy."""
+        """`weight[index] = value` writes through a view, which here would be a view of a dense copy."""
         if torch.is_grad_enabled() and self.requires_grad:
             raise RuntimeError(
                 "a leaf that requires a gradient must not be changed in place; use torch.no_grad"
