@@ -13,7 +13,7 @@ from torch import nn
 import hfaccel
 from hfaccel.engine import transform
 from hfaccel.engine.kernels import kernels_problem
-from hfaccel.engine.layers import stack
+from hfaccel.engine.layers.call import Call
 from hfaccel.engine.layers.stack import FusedStack, Together
 
 if kernels_problem():
@@ -29,7 +29,7 @@ def stacks(model):
 @pytest.fixture
 def calls(number_of_each_call):
     """How many layers each call of the kernels ran."""
-    return number_of_each_call(stack.Call, "compute", lambda self, layers, *_: len(layers))
+    return number_of_each_call(Call, "compute", lambda self, layers, *_: len(layers))
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from hfaccel.engine.calls.trials import difference
 from hfaccel.engine.kernels import kernels
 from hfaccel.engine.layers.call import Call
 from hfaccel.engine.layers.embeddings import Sum, sum_problem
-from hfaccel.engine.layers.stack import plans_of
+from hfaccel.engine.layers.stack import natives_of
 from hfaccel.engine.models.outside import outside_of_graphs
 from hfaccel.engine.models.padding import PaddedModel, watch_layers
 from hfaccel.engine.models.recipe import (
@@ -127,10 +127,10 @@ class Shortcut:
         # Whatever Python does comes first: after the kernels it would find what it needs evicted once more.
         rows = torch.empty((batch, length, places.size), dtype=torch.float32)
         layers: Any = list(recipe.layers._modules.values())
-        plans = [] if places.problem else plans_of(layers, rows)
-        if not plans:
+        natives = [] if places.problem else natives_of(layers, rows)
+        if not natives:
             return None
-        call = Call(plans[0], layers[0].hfaccel_family)
+        call = Call(natives[0])
         call.sequences = whole(batch, length)
         fields = {recipe.hidden: torch.empty_like(rows)}
         if recipe.pooler is not None:
@@ -138,7 +138,7 @@ class Shortcut:
         result = recipe.result(**fields)
         if not places.embed(*given, rows):
             return None
-        call.compute(tuple(plan.native for plan in plans), rows, fields[recipe.hidden])
+        call.compute(tuple(each.native for each in natives), rows, fields[recipe.hidden])
         if recipe.pooler is not None:
             places.pool(fields[recipe.hidden], fields[recipe.pooled])
         return result
