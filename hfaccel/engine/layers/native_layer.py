@@ -20,7 +20,8 @@ from hfaccel.engine.layers.parts import Parts, head_size, scale, split, window
 from hfaccel.engine.layers.seen import Seen
 from hfaccel.engine.norms import EPSILONS, epsilon, native_norm
 from hfaccel.engine.weights.autocast import rounded
-from hfaccel.engine.weights.packed import NO_MATRIX, Matrix, PackedWeight
+from hfaccel.engine.weights.packed import PackedWeight
+from hfaccel.native import NativeMatrix
 
 # How a config of transformers names its attention; it keeps that under a name that begins so.
 CHOICE = "_attn_implementation"
@@ -77,46 +78,39 @@ class NativeLayer:
                 self.refusal = f"its parts do not fit each other ({error})"
 
     def _native(self, layer: nn.Module, parts: Parts) -> object:
-        def matrix(linear: nn.Linear, rows: slice | None = None) -> Matrix:
+        def packed(linear: nn.Linear) -> PackedWeight:
             weight = linear.weight
             assert isinstance(weight, PackedWeight)
-            if self.rounds:
-                weight = self.kept_weights.setdefault(id(weight), rounded(weight))
-            return weight.matrix(self._float32(linear.bias), rows)
+            return self.kept_weights.setdefault(id(weight), rounded(weight)) if self.rounds else weight
 
-        def part(path: str) -> Matrix:
-            return matrix(attrgetter(path)(layer)) if path else NO_MATRIX
+        def matrix(linear: nn.Linear, rows: slice | None = None) -> NativeMatrix:
+            return packed(linear).matrix(self._float32(linear.bias), rows)
+
+        def part(path: str) -> NativeMatrix:
+            return matrix(attrgetter(path)(layer))
 
         if parts.qkv:
             query, key, value = (matrix(*piece) for piece in split(attrgetter(parts.qkv)(layer), 3))
         else:
             query, key, value = part(parts.query), part(parts.key), part(parts.value)
+        gate: NativeMatrix | None
         if parts.gate_up:
             gate, up = (matrix(*piece) for piece in split(attrgetter(parts.gate_up)(layer), 2))
         else:
-            gate, up = part(parts.gate), part(parts.up)
-        size = head_size(self.attention) or 1
-        self.attention_kind = attention_kind(Kind(query[0]))
-        down = part(parts.down)
+            gate, up = part(parts.gate) if parts.gate else None, part(parts.up)
+        self.attention_kind = attention_kind(packed(self.linears[0]).kind)
         activation = ACTIVATIONS[type(attrgetter(parts.activation)(layer)).__name__]
-        if down[0] == Kind.INT8 and activation is Activation.GELU:
+        if packed(self.linears[-1]).kind is Kind.INT8 and activation is Activation.GELU:
             activation = Activation.GELU_ROUGH
-        norms = [native_norm(norm, self._float32) for norm in parts.norms(layer)]
+        attention_norm, output_norm = (native_norm(norm, self._float32) for norm in parts.norms(layer))
         return kernels().Layer(
-            self.linears[0].in_features,
-            query[1] // size,
-            size,
-            query,
-            key,
-            value,
-            part(parts.attention_output),
-            gate,
-            up,
-            down,
-            *norms,
+            (query, key, value, part(parts.attention_output)),
+            (gate, up, part(parts.down)),
+            (attention_norm, output_norm),
+            head_size(self.attention) or 1,
             parts.norm_first,
-            int(activation),
-            int(self.attention_kind),
+            activation,
+            self.attention_kind,
             scale(self.attention),
         )
 

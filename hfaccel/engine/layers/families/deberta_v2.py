@@ -26,7 +26,6 @@ class Disentangled(Call):
         "rel_embeddings",
         "output_attentions",
     )
-    padding_sees_all: ClassVar[bool] = True  # softmax of scores that are all hidden
     alike: ClassVar[bool] = False  # each has projections of the distances of its own
 
     def __init__(self, layer: NativeLayer) -> None:
@@ -55,7 +54,7 @@ class Disentangled(Call):
         own = layer.buckets
         settled = layer.seen.embeddings.get(embeddings, (), lambda: settle(embeddings, own))
         layer.buckets = buckets_of(attention, settled, own, layer.attention_kind)
-        self.relative = (*layer.buckets.addresses, index.data_ptr(), length - 1)
+        self.relative = layer.buckets.native(index, length - 1)
         self.kept = index, layer.buckets
         return ""
 
