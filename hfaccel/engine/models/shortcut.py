@@ -136,7 +136,7 @@ class Shortcut:
         call.sequences = whole(batch, length)
         fields = {recipe.hidden: torch.empty_like(rows)}
         if recipe.pooler is not None:
-            fields[recipe.pooled] = torch.empty((batch, places.matrix[1]), dtype=torch.float32)
+            fields[recipe.pooled] = torch.empty((batch, places.pooled), dtype=torch.float32)
         result: object = recipe.result(**fields)
         if not places.embed(*given, rows):
             return None

@@ -16,6 +16,7 @@ then loaded wherever that package is installed.
 from __future__ import annotations
 
 from importlib import import_module
+from itertools import chain
 from pkgutil import iter_modules
 
 from hfaccel.engine.layers.families.base import (
@@ -27,8 +28,10 @@ from hfaccel.engine.layers.families.base import (
     register,
 )
 
-__all__ = ["FAMILIES", "Family", "candidates", "family_of", "fusing_problem", "register"]
+__all__ = ["FAMILIES", "OWN", "Family", "candidates", "family_of", "fusing_problem", "register"]
 
-for _file in sorted(found.name for found in iter_modules(__path__) if found.name != "base"):
-    for _family in import_module(f"{__name__}.{_file}").FAMILIES:
-        register(_family)
+_files = sorted(found.name for found in iter_modules(__path__) if found.name != "base")
+OWN: dict[str, tuple[Family, ...]] = {name: import_module(f"{__name__}.{name}").FAMILIES for name in _files}
+
+for _family in chain.from_iterable(OWN.values()):
+    register(_family)
