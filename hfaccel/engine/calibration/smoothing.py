@@ -17,7 +17,7 @@ from torch import nn
 
 from hfaccel.engine.layers.families import Family
 from hfaccel.engine.norms import norm_kind
-from hfaccel.engine.weights.packed import EXACT
+from hfaccel.engine.weights.layout import EXACT
 
 MANY = 3.0  # times the usual column's largest weight: what is larger leaves the others too few steps
 ALPHA = 0.4

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any, TypeGuard
 
 import torch
@@ -22,10 +21,10 @@ from hfaccel.engine.calls.snapshot import Held, Snapshot
 from hfaccel.engine.calls.trials import difference
 from hfaccel.engine.kernels import kernels
 from hfaccel.engine.layers.call import Call
-from hfaccel.engine.layers.embeddings import Sum, native_embedding, sum_problem
 from hfaccel.engine.layers.stack import natives_of
 from hfaccel.engine.models.outside import outside_of_graphs
 from hfaccel.engine.models.padding import PaddedModel, watch_layers
+from hfaccel.engine.models.places import Places
 from hfaccel.engine.models.recipe import (
     NoRecipe,
     Recipe,
@@ -35,11 +34,8 @@ from hfaccel.engine.models.recipe import (
     ordinary_ids,
     recipe_of,
 )
-from hfaccel.engine.norms import EPSILONS, NormKind, norm_kind
 from hfaccel.engine.plan import Step
 from hfaccel.engine.replacements import Arguments, Find, Keywords, Settings, register
-from hfaccel.engine.weights.linear import PackedModule
-from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.outcome import Outcome
 from hfaccel.replacement import replace, undo_outermost
 
@@ -146,81 +142,6 @@ class Shortcut:
         return result
 
 
-class Places:
-    """Where the tables, the norm and the pooler of a recipe lie, as the kernels take them."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.lookups, self.pooler = recipe.lookups, recipe.pooler
-        self.size = recipe.lookups[0].table.embedding_dim
-        tables, norm = [lookup.table for lookup in recipe.lookups], recipe.norm
-        held: list[Held] = [(vars(table), "max_norm", vars(table).get("max_norm")) for table in tables]
-        held += ((vars(norm), name, vars(norm).get(name)) for name in EPSILONS)
-        modules: list[nn.Module] = [*tables, norm]
-        self.problem = _parts_problem(tables, norm)
-        if not self.problem:
-            self.embedding = native_embedding(norm, tables)
-        if self.pooler is not None:
-            linear = self.pooler.linear
-            modules.append(linear)
-            if _is_packed(linear):
-                self.matrix, self.pooled = linear.weight.matrix(linear.bias), linear.weight.packing.rows
-                held.append((vars(linear.weight), "memory", linear.weight.memory))
-            else:
-                self.problem = "the pooler is not packed, or not in float32"
-        parameters = [
-            (each._parameters, name, value) for each in modules for name, value in each._parameters.items()
-        ]
-        plain = (value for *_, value in parameters if value is not None and type(value) is not PackedWeight)
-        self.unchanged = Snapshot([*held, *parameters], (), plain)
-
-    def embed(self, ids: torch.Tensor, types: torch.Tensor | None, output: torch.Tensor) -> bool:
-        """Fill `output` (batch, length, size). False where an id is of no row of its table."""
-        length = ids.shape[1]
-        numbers = {Source.IDS: ids, Source.TYPES: _counted(0, 1) if types is None else types}
-        used = [
-            _counted(each.first, length) if each.source is Source.POSITIONS else numbers[each.source]
-            for each in self.lookups
-        ]
-        return kernels().embed(
-            torch.get_num_threads(),
-            self.embedding,
-            tuple([(each.data_ptr(), each.numel()) for each in used]),
-            output.data_ptr(),
-            ids.numel(),
-        )
-
-    def pool(self, hidden: torch.Tensor, output: torch.Tensor) -> None:
-        """Fill `output` (batch, size) from the first tokens of `hidden` (batch, length, size)."""
-        first = hidden if len(hidden) == 1 else hidden[:, 0].contiguous()
-        assert self.pooler is not None
-        kernels().linear(
-            torch.get_num_threads(),
-            self.matrix,
-            self.pooler.activation,
-            first.data_ptr(),
-            output.data_ptr(),
-            len(hidden),
-        )
-
-
-def _parts_problem(tables: list[nn.Embedding], norm: nn.Module) -> str:
-    """Why the kernel cannot look up these and norm the sum; "" where it can."""
-    for table in tables:
-        if type(table) is not nn.Embedding or table.max_norm is not None or "weight" not in table._parameters:
-            return "a table is no plain nn.Embedding"
-    if norm_kind(norm) not in (NormKind.LAYER, NormKind.RMS):
-        return "the norm was replaced"
-    one = Sum([(table, _counted(0, 1)) for table in tables])
-    return sum_problem(one, torch.Size((1, 1, tables[0].embedding_dim)), norm)
-
-
-def _is_packed(linear: PackedModule) -> bool:
-    """Whether its own parameters (not what is computed from others) are as the kernels take them."""
-    weight, bias = linear.weight, linear.bias
-    own = {"weight", "bias"} <= linear._parameters.keys()
-    return own and type(weight) is PackedWeight and (bias is None or bias.dtype is torch.float32)
-
-
 def _given(
     recipe: Recipe, args: Arguments, kwargs: Keywords
 ) -> tuple[torch.Tensor, torch.Tensor | None] | None:
@@ -258,13 +179,6 @@ def _are_numbers(tensor: object) -> TypeGuard[torch.Tensor]:
 def _has(numbers: torch.Tensor, value: int) -> bool:
     """Three times as fast as (numbers == value).any() where the numbers are few."""
     return kernels().count(numbers.data_ptr(), numbers.numel(), value) > 0
-
-
-@lru_cache(maxsize=64)
-def _counted(first: int, length: int) -> torch.Tensor:
-    """(1, length): first, first + 1, ..."""
-    with torch.inference_mode(False):
-        return torch.arange(first, first + length)[None]
 
 
 def _outside(model: nn.Module, layers: nn.ModuleList) -> Iterator[nn.Module]:
