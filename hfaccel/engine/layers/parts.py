@@ -87,7 +87,7 @@ def window(attention: nn.Module) -> int:
     return wanted - 1 if isinstance(wanted, int) else -1
 
 
-def split(linear: nn.Linear, parts: int) -> list[tuple[nn.Linear, slice]]:
-    """The linear layer's rows in equal parts."""
-    rows = linear.out_features // parts
-    return [(linear, slice(part * rows, (part + 1) * rows)) for part in range(parts)]
+def split(linear: nn.Linear, count: int) -> list[tuple[nn.Linear, slice]]:
+    """The linear layer's rows in this many equal pieces."""
+    rows = linear.out_features // count
+    return [(linear, slice(piece * rows, (piece + 1) * rows)) for piece in range(count)]

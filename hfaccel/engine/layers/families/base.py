@@ -53,7 +53,8 @@ def load_others() -> None:
             register(entry.load())
         except Exception as error:  # noqa: BLE001 (one broken package must not keep models from being optimized)
             warnings.warn(
-                f"the family {entry.name} of {entry.value} is left out: it cannot be loaded ({error!r})",
+                f"an entry point of {GROUP} must load as a Family, but {entry.name} ({entry.value}) raised "
+                f"{error!r}: layers of that family stay as they are. Update or uninstall its package",
                 RuntimeWarning,
                 stacklevel=2,
             )
