@@ -1,7 +1,7 @@
-"""A model that follows its recipe instead of its own forward, where a call without padding allows that.
+"""A model that follows its recipe instead of running its forward, in calls without padding.
 
-With few tokens much of the time is the model's Python, which finds all that it needs evicted by the weights:
-0.4 of 0.9 ms for MiniLM and 8 tokens.
+With few tokens the Python of a forward takes much of the time, because each step finds its working set
+evicted by the weights: 0.4 of 0.9 ms for MiniLM and 8 tokens.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ TENSORS = ("input_ids", "attention_mask", "token_type_ids")
 
 @register
 class ShortModel(PaddedModel):
-    """A model that takes its shortcut where that can be taken."""
+    """A model with a shortcut, which is taken where a call allows it."""
 
     hfaccel_name = "shortcut"
     hfaccel_own = (*PaddedModel.hfaccel_own, "_hfaccel_shortcut")
@@ -74,13 +74,14 @@ class ShortModel(PaddedModel):
         return super().forward(*args, **kwargs)
 
     def _hfaccel_is_changed(self) -> bool:
-        """Whether it is to do something of its own. The shortcut does not look at that: it would have to hold
-        the attributes in which it is itself, and a model shall be gone as soon as nobody holds it."""
+        """Whether the model trains or has a forward of its own. The shortcut does not check this: it would
+        have to hold the model's attributes, which hold the shortcut, and a model must not outlive its last
+        user."""
         return self.training or "forward" in self.__dict__
 
     def shortcut(self) -> Shortcut | str:
-        """Or why there is none. A copy, or a model that was loaded, looks for its own when asked again: the
-        first result shall not wait for that."""
+        """The shortcut, or why there is none. A copy or a loaded model looks for a shortcut at its second
+        call, so that the first result does not wait for the search."""
         found: Shortcut | str | None = self.__dict__.get("_hfaccel_shortcut")
         if found is None:
             found = self.__dict__["_hfaccel_shortcut"] = NOT_SOUGHT
@@ -102,7 +103,7 @@ class ShortModel(PaddedModel):
 
 
 class Shortcut:
-    """A model's recipe, for as long as nothing has changed since it was found."""
+    """A model's recipe, valid while nothing has changed since it was found."""
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -114,7 +115,7 @@ class Shortcut:
         self.places: Places | None = None
 
     def __call__(self, args: Arguments, kwargs: Keywords) -> Any:
-        """What the model returns for these arguments; None where its own forward has to say."""
+        """What the model returns for these arguments; None where its own forward has to compute it."""
         given = _given(self.recipe, args, kwargs)
         if given is None or not self.unchanged.holds() or not self.code.holds():
             return None
@@ -122,7 +123,7 @@ class Shortcut:
         if places is None or not places.unchanged.holds():
             places = self.places = Places(self.recipe)
         recipe, (batch, length) = self.recipe, given[0].shape
-        # Whatever Python does comes first: after the kernels it would find what it needs evicted once more.
+        # All Python comes before the kernels, which evict its working set.
         rows = torch.empty((batch, length, places.size), dtype=torch.float32)
         layers: Any = list(recipe.layers._modules.values())
         natives = [] if places.problem else natives_of(layers, rows)
@@ -145,7 +146,7 @@ class Shortcut:
 def _given(
     recipe: Recipe, args: Arguments, kwargs: Keywords
 ) -> tuple[torch.Tensor, torch.Tensor | None] | None:
-    """Ids and types of tokens, (batch, length) each, where a call is about nothing else; None otherwise."""
+    """Ids and token types, (batch, length) each, if the call asks for nothing else; None otherwise."""
     if args:
         kwargs = {**kwargs, "input_ids": args[0]}
     if len(args) > 1 or not all(_is_default(recipe, name, value) for name, value in kwargs.items()):
@@ -161,7 +162,7 @@ def _given(
 
 
 def _is_default(recipe: Recipe, name: str, value: object) -> bool:
-    """Whether the argument is one of the tensors, or says what would be so without it."""
+    """Whether the argument is one of the tensors, or equals its default."""
     if name in TENSORS:
         return True
     if name not in recipe.names and not recipe.more_names:
@@ -170,7 +171,7 @@ def _is_default(recipe: Recipe, name: str, value: object) -> bool:
 
 
 def _are_numbers(tensor: object) -> TypeGuard[torch.Tensor]:
-    """Whether it is (batch, length) integers that the kernels can read."""
+    """Whether this is a (batch, length) tensor of integers that the kernels can read."""
     if type(tensor) is not torch.Tensor or tensor.dtype is not torch.int64:
         return False
     return tensor.dim() == 2 and tensor.is_cpu and tensor.is_contiguous() and tensor.numel() > 0
@@ -182,7 +183,7 @@ def _has(numbers: torch.Tensor, value: int) -> bool:
 
 
 def _outside(model: nn.Module, layers: nn.ModuleList) -> Iterator[nn.Module]:
-    """All modules but the list of layers, which look after themselves."""
+    """All modules except the layers, which check themselves."""
     yield model
     for child in model.children():
         if child is not layers:
@@ -201,7 +202,8 @@ def _held(model: nn.Module, modules: list[nn.Module]) -> Iterator[Held]:
 
 
 def shorten(model: nn.Module) -> tuple[list[Step], list[Outcome]]:
-    """Give a shortcut to every model in this one that may have one, and say why others have none."""
+    """Give a shortcut to every model inside `model` that can have one. Returns the steps, and why others have
+    none."""
     steps: list[Step] = []
     left: list[Outcome] = []
     for path, module in list(model.named_modules()):
