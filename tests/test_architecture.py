@@ -7,6 +7,7 @@ that runs before a program starts imports neither torch nor transformers.
 from __future__ import annotations
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,12 @@ def between_backends(module, names):
     return sorted(name for name in inside if ".".join(name.split(".")[:3]) not in SHARED_BY_BACKENDS)
 
 
+def imported_modules(module):
+    """Modules of hfaccel that the module names, anywhere in it, but itself."""
+    names = own(read(module, everywhere=True))
+    return {name if name in PATHS else name.rpartition(".")[0] for name in names} - {module}
+
+
 def executed(name):
     """Modules of hfaccel whose code runs for `import name`: itself and the packages around it."""
     parts = name.split(".")
@@ -153,6 +160,12 @@ def test_no_module_is_on_two_floors():
 @pytest.mark.parametrize("module", [module for module in PATHS if unit(module)])
 def test_imports_go_down(module):
     assert upward(module, read(module, everywhere=True)) == []
+
+
+def test_modules_of_the_engine_import_each_other_in_no_circle():
+    """Neither in functions nor for type checking. Raises CycleError, which shows the circle."""
+    inside = [module for module in PATHS if unit(module) == "engine"]
+    TopologicalSorter({module: imported_modules(module) for module in inside}).prepare()
 
 
 @pytest.mark.parametrize("module", PATHS)

@@ -21,8 +21,9 @@ from torch import nn
 from hfaccel.engine.calls.fallback import COUNTED
 from hfaccel.engine.calls.regimes import REGIMES, Regime
 from hfaccel.engine.kernels import Kind
+from hfaccel.engine.layers.kinds import kind_of
 from hfaccel.engine.layers.layer import FusedLayer
-from hfaccel.engine.layers.trial import call, kind_of, sample
+from hfaccel.engine.layers.trial import call, sample
 from hfaccel.engine.weights.linear import PackedModule, fits, linear, unpack, weight_class
 from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.memory import Arena

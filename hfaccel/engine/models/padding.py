@@ -107,10 +107,10 @@ def _changed_layer(model: nn.Module) -> str:
     for table, name, layer in _links(model):
         if table.get(name) is not layer or layer is None:
             return "a layer was replaced"
-        plan = layer.unwatched_plan()
-        if isinstance(plan, str):
-            return plan
-        codes.add(plan.code)
+        native = layer.unwatched_native()
+        if isinstance(native, str):
+            return native
+        codes.add(native.code)
     return next((code.problem() for code in codes if not code.holds()), "")
 
 

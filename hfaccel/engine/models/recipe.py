@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from hfaccel.engine.kernels import ACTIVATIONS, Activation
-from hfaccel.engine.layers.adapters import CALLS
 from hfaccel.engine.layers.call import Call
 from hfaccel.engine.layers.embeddings import FusedEmbeddings, Sum, summed
 from hfaccel.engine.layers.stack import FusedStack
@@ -99,7 +98,7 @@ def recipe_of(model: Any) -> Recipe:
     embeddings, stack = parts
     layers: Any = stack.get_submodule(stack.hfaccel_list)
     family = layers[0].hfaccel_family
-    if CALLS[family.adapter] is not Call or family.rotary:
+    if family.call is not Call or family.rotary:
         raise NoRecipe("its layers are given more than hidden states")
     ids = ordinary_ids(model, 2, 8)
     result, notes = _call(model, ids)

@@ -21,7 +21,7 @@ from hfaccel.engine.calls.snapshot import Held, Snapshot
 from hfaccel.engine.calls.trials import difference
 from hfaccel.engine.kernels import kernels
 from hfaccel.engine.layers.call import Call
-from hfaccel.engine.layers.stack import plans_of
+from hfaccel.engine.layers.stack import natives_of
 from hfaccel.engine.models.outside import outside_of_graphs
 from hfaccel.engine.models.padding import PaddedModel, watch_layers
 from hfaccel.engine.models.places import Places
@@ -126,10 +126,10 @@ class Shortcut:
         # All Python comes before the kernels, which evict its working set.
         rows = torch.empty((batch, length, places.size), dtype=torch.float32)
         layers: Any = list(recipe.layers._modules.values())
-        plans = [] if places.problem else plans_of(layers, rows)
-        if not plans:
+        natives = [] if places.problem else natives_of(layers, rows)
+        if not natives:
             return None
-        call = Call(plans[0], layers[0].hfaccel_family)
+        call = Call(natives[0])
         call.sequences = whole(batch, length)
         fields = {recipe.hidden: torch.empty_like(rows)}
         if recipe.pooler is not None:
@@ -137,7 +137,7 @@ class Shortcut:
         result: object = recipe.result(**fields)
         if not places.embed(*given, rows):
             return None
-        call.compute(tuple(plan.native for plan in plans), rows, fields[recipe.hidden])
+        call.compute(tuple(each.native for each in natives), rows, fields[recipe.hidden])
         if recipe.pooler is not None:
             places.pool(fields[recipe.hidden], fields[recipe.pooled])
         return result
