@@ -29,6 +29,7 @@ FLOORS = (
     ("memory", "apply"),
     ("plan",),
     ("host", "cache"),
+    ("upstream",),
     ("errors", "outcome", "native", "tables", "threads", "portable", "generators", "replacement"),
     ("_arena", "_snapshot"),  # extensions; those of the kernels are loaded by name (native.py)
 )

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, multiplies
 from hfaccel.engine.weights.linear import MIN_WIDTH, linear
@@ -21,6 +20,7 @@ from hfaccel.engine.weights.packed import PackedWeight, packed_bytes
 from hfaccel.host import read_host
 from hfaccel.memory import Arena
 from hfaccel.replacement import original
+from hfaccel.upstream.of_torch import _ConvNd
 
 # class name -> oneDNN's name, numbers and variant of the activation
 POINTWISE: dict[str, tuple[str, tuple[str, ...], str]] = {

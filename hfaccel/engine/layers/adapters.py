@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from hfaccel.engine.calls.capturing import collected
 from hfaccel.engine.calls.ragged import read_mask, whole
 from hfaccel.engine.layers.call import Call, Mask
 from hfaccel.engine.layers.distances import bucket_index, buckets_of
 from hfaccel.engine.layers.families import Adapter, Family, head_size
+from hfaccel.upstream.of_transformers import collected
 
 if TYPE_CHECKING:
     from hfaccel.engine.layers.layer import Plan

@@ -39,9 +39,7 @@ from hfaccel.engine.replacements import Find, ModuleReplacement, Paths, Settings
 from hfaccel.engine.weights.autocast import forget_laid_out, is_bfloat16, is_rounded, rounded
 from hfaccel.engine.weights.packed import NO_MATRIX, Matrix, PackedWeight
 from hfaccel.replacement import replace
-
-# How a config of transformers names its attention; it keeps that under a name that begins so.
-CHOICE = "_attn_implementation"
+from hfaccel.upstream.of_transformers import CHOICE
 
 # Attributes of a fused layer: its Plan, and the one for calls under autocast where that is another.
 PLAN, ROUNDED_PLAN = "_hfaccel_plan", "_hfaccel_rounded_plan"

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
+from hfaccel import upstream
 from hfaccel.engine.calls.code import trust, trust_again
 from hfaccel.engine.calls.fallback import stock_calls_of
 from hfaccel.engine.calls.trials import difference, without_padding
@@ -20,6 +20,7 @@ from hfaccel.engine.layers.layer import FusedLayer, fuse
 from hfaccel.engine.weights.linear import linear_problem, pack
 from hfaccel.engine.weights.packed import PackedWeight, packed_bytes
 from hfaccel.memory import Arena, padded
+from hfaccel.upstream.of_torch import tree_map
 
 Trials = dict[object, str]  # one for each kind of layer: what `trial` said
 
@@ -28,8 +29,9 @@ def match(layer: nn.Module, trials: Trials | None = None) -> tuple[Family | None
     """The row that computes what this layer computes, or None and why there is none; None where the
     module has the parts of no row. `trials` remembers what was tried, for layers of one kind."""
     problem, trials = "", {} if trials is None else trials
+    missing = upstream.problem(upstream.Need.LAYERS)
     for family in candidates(layer):
-        problem = _linears_problem(family, layer) or fusing_problem(family, layer)
+        problem = missing or _linears_problem(family, layer) or fusing_problem(family, layer)
         if not problem:
             key = kind_of(family, layer)
             if key not in trials:

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
 from hfaccel.apply.children import share_cores
 from hfaccel.engine.kernels import Kind, kernels_problem, panel
 from hfaccel.engine.weights.exchange import exchange
 from hfaccel.memory import Arena
+from hfaccel.upstream.of_torch import make_wrapper, schema_of, tree_map
 
 WORD = 4  # bytes
 EXACT = 4  # inputs of an int8 weight that may be left unrounded (native/kernels/gemm.h)
@@ -230,7 +230,7 @@ class PackedWeight(nn.Parameter):
     ) -> Any:
         if kind is None:  # type(weight)(values, requires_grad=...), as accelerate makes another parameter
             return nn.Parameter(memory, requires_grad)
-        self: PackedWeight = torch.Tensor._make_wrapper_subclass(
+        self: PackedWeight = make_wrapper(
             cls, shape, dtype=dtype, device=torch.device("cpu"), requires_grad=requires_grad
         )
         self.memory = memory
@@ -445,7 +445,7 @@ class TransposedWeight(PackedWeight):
 
 def _written(func: Any, args: tuple[Any, ...]) -> Iterator[PackedWeight]:
     """The packed weights among the arguments that `func` changes in place, by its schema."""
-    for argument, value in zip(func._schema.arguments, args, strict=False):
+    for argument, value in zip(schema_of(func).arguments, args, strict=False):
         if argument.alias_info and argument.alias_info.is_write:
             for item in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(item, PackedWeight):
