@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from types import FunctionType
 from typing import Any
@@ -49,18 +48,19 @@ def attention_of(config: Any) -> Any:
 # What is collected during a call, by hooks of transformers' own
 
 COLLECTING = "transformers.utils.output_capturing"  # the module of the hooks
-COLLECTOR = of_models(
+COLLECTOR = Probe(
     COLLECTING,
     "_active_collector",
     "what transformers collects in this call",
     (Need.COLLECTING,),
     lambda found: found.get() is None or isinstance(found.get(), dict),
+    after=COLLECTING,
 )
 
 
 def collected() -> tuple[str, ...] | None:
     """Names of what is collected now, in this thread; None where nobody can tell."""
-    collector = COLLECTOR.value() if COLLECTING in sys.modules else None
+    collector = COLLECTOR.value() if COLLECTOR.is_due else None
     return None if collector is None else tuple(collector.get() or ())
 
 

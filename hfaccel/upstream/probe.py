@@ -62,6 +62,9 @@ class Probe:
     def owner(self) -> Any:
         return import_module(self.module)
 
+    def look_up(self) -> Any:
+        return attrgetter(self.name)(self.owner())
+
     def value(self, default: Any = None) -> Any:
         """The part, or `default` where the probe fails."""
         return default if self.problem else self._looked[0]
@@ -85,7 +88,7 @@ class Probe:
     @cached_property
     def _looked(self) -> tuple[Any, str]:
         try:
-            found = attrgetter(self.name)(self.owner())
+            found = self.look_up()
             detail = "" if self.agrees(found) else f"got a {type(found).__name__}"
         except Exception as error:  # noqa: BLE001 - whatever has become of the part, it is no longer the part
             found, detail = None, f"{type(error).__name__}: {error}"
