@@ -276,6 +276,10 @@ def private_names(tree):
             yield from (value for value in values if isinstance(value, str) and is_private(value))
 
 
+def is_self(node):
+    return isinstance(node, ast.Name) and node.id in ("self", "cls")
+
+
 def own_names(tree):
     """What this file defines, or stores on `self` and `cls`."""
     for node in ast.walk(tree):
@@ -283,9 +287,8 @@ def own_names(tree):
             yield node.name
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.id
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"):
-                yield node.attr
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_self(node.value):
+            yield node.attr
 
 
 TREES = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in PATHS.items()}

@@ -209,3 +209,6 @@ CONVOLUTION = Probe(
     CONVOLUTIONS,
     _takes(10),
 )
+
+reorder = REORDER.function()
+convolve = CONVOLUTION.function()
