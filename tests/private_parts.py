@@ -73,8 +73,8 @@ def change_for_all(module: str, name: str, change: str, is_fine: Any) -> bool:
             setattr(owner, leaf, STAND_INS[change])
     except (AttributeError, TypeError):
         return False
-    seen = getattr(owner, leaf, None)  # torch.ops makes what is deleted anew
-    if seen is STAND_INS.get(change) and is_fine():
+    is_back = change == "deleted" and hasattr(owner, leaf)  # torch.ops makes anew what is deleted
+    if not is_back and is_fine():
         return True
     setattr(owner, leaf, before)
     return False
