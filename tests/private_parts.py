@@ -34,7 +34,7 @@ class Broken:
             raise AttributeError(name)
         self._fail()
 
-    __call__ = __bool__ = __len__ = __iter__ = __getitem__ = __eq__ = __get__ = _fail
+    __call__ = __bool__ = __len__ = __iter__ = __getitem__ = __eq__ = _fail
     __hash__ = None  # type: ignore[assignment]
 
 
