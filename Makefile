@@ -51,7 +51,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror native/*.[ch] native/kernels/*.[ch] native/kernels/sets/*/*.[ch] native/tests/*.[ch]
+	$(BIN)/clang-format --dry-run --Werror $(shell find native -name "*.[ch]")
 	$(MAKE) native-test SANITIZE=address,undefined
 	$(MAKE) native-test SANITIZE=thread
 	$(MAKE) native-test-arm
