@@ -15,7 +15,7 @@ from torch import nn
 from hfaccel import engine, memory
 from hfaccel.apply.verify import Finding, verify
 from hfaccel.backends import BACKENDS, Backend, Options, by_name
-from hfaccel.configuration import Configuration, configure
+from hfaccel.configuration import Configuration, configure_for_model, current, weights_placed
 from hfaccel.errors import HfaccelError, ModelError, UsageError
 from hfaccel.generators import kept_as_found
 from hfaccel.outcome import Outcome
@@ -68,7 +68,7 @@ class Report:
                 f"{line.gain:.1f}" if line.gain else "",
                 line.reason,
             ]
-            for line in (*self.outcomes, *self.configuration.outcomes)
+            for line in (*self.outcomes, *self.configuration.outcomes, *self.configuration.hooks)
         ]
         chosen = [[c.knob, c.value, c.source, c.reason] for c in self.configuration.plan.choices]
         found = [[f.subject, f.value, f.source] for f in self.verified]
@@ -99,6 +99,7 @@ def optimize(
     unpad: bool | str = "auto",
     huge_pages: str = "auto",
     num_threads: int | None = None,
+    configure: bool | str = "auto",
     inplace: bool = False,
     strict: bool = False,
     sample: Any = None,
@@ -106,7 +107,7 @@ def optimize(
 ) -> T:
     """Return the model, or the transformers pipeline, ready to run faster with equal results.
 
-    The process is configured once (`hfaccel.configure`). A pipeline also gets hfaccel's loop
+    A pipeline also gets hfaccel's loop
     (docs/pipelines.md). float32 results stay equal up to rounding.
     What cannot be improved is left as it is, with the reason in `hfaccel.report`; `strict=True` raises
     HfaccelError instead. An optimized model is returned unchanged, and so is one that cannot be improved.
@@ -127,7 +128,10 @@ def optimize(
     `backend`: "auto" or a name from `hfaccel.backends.BACKENDS`. With a `sample` of typical inputs (what a
     tokenizer returned as tensors, or several of those) "auto" measures all that are installed on this
     model for about `budget` seconds and remembers the fastest; without, it takes hfaccel's own engine.
-    `huge_pages`: "auto", "thp" or "off". `num_threads`: compute threads, for the whole process.
+    `huge_pages`: "auto", "thp" or "off". `num_threads`: compute threads, for the whole process. `configure`:
+    "auto" sets up of the process what is harmless to the rest of the program, once: torch's threads,
+    glibc's thresholds and forks. True does all that `hfaccel.configure` does, False no more than
+    `num_threads` says.
 
     Raises ModelError for an object that is neither a torch.nn.Module nor a pipeline holding one,
     UsageError for a value that breaks a rule.
@@ -141,10 +145,11 @@ def optimize(
     chosen = None if backend == "auto" else by_name(backend)
     samples = _samples(sample)
     model = model_of(model_or_pipeline)
-    configuration = configure() if num_threads is None else configure(threads=num_threads)
+    asked = {} if num_threads is None else {"threads": num_threads}
+    configuration = configure_for_model(configure, **asked)
     pages = wanted_pages or configuration.plan["huge_pages"].value
     options = Options(pages != "off", dtype, quantization, unpad, samples)
-    with kept_as_found():
+    with kept_as_found(), weights_placed():
         fast = _optimize_model(model, chosen, options, inplace=inplace, strict=strict, budget=budget)
     if model is model_or_pipeline:
         return cast(T, fast)
@@ -178,7 +183,17 @@ def _optimize_model(
 
 
 # Arguments of optimize() that pipeline() takes; all others are transformers.pipeline's.
-_OPTIONS = ("quantization", "backend", "unpad", "huge_pages", "num_threads", "strict", "sample", "budget")
+_OPTIONS = (
+    "quantization",
+    "backend",
+    "unpad",
+    "huge_pages",
+    "num_threads",
+    "configure",
+    "strict",
+    "sample",
+    "budget",
+)
 # These as `dtype` say in what to multiply; others are types that transformers loads a checkpoint in.
 _DTYPES = (torch.bfloat16, torch.float32)
 
@@ -228,7 +243,7 @@ def report(model_or_pipeline: Any) -> Report:
         model=type(model).__name__,
         backend=record.backend,
         outcomes=outcomes,
-        configuration=configure(),
+        configuration=current(),
         verified=(*verify(), *_weights_on_huge_pages(model)),
         stock_calls=stock_calls,
         padded_calls=by_name(record.backend).padded_calls(model) if record.backend else {},
@@ -313,7 +328,7 @@ def record_of(model: nn.Module) -> Record | None:
 def _problem(model: nn.Module) -> str:
     """Why no backend may touch this model; "" for none."""
     if engine := _engine_of(model):
-        return f"{engine} runs it already; the process is configured for it"
+        return f"{engine} runs it already; only the process is set up"
     tensors = list(itertools.chain(model.parameters(), model.buffers()))
     elsewhere = sorted({tensor.device.type for tensor in tensors} - {"cpu"})
     if not tensors:
