@@ -14,7 +14,7 @@ help:
 	@echo "make test-ipex      the same for ipex, in an environment of its own with torch 2.8 (7 GB)"
 	@echo "make test-upstream CHECKOUT=folder of transformers  its own tests, with and without hfaccel (an hour)"
 	@echo "make check   lint, types, formatting, C tests under sanitizers, and of Arm's kernels under qemu"
-	@echo "make bench   measure every figure of benchmarks/README.md (about 30 minutes)"
+	@echo "make bench   run the benchmarks that need nothing else (about 30 minutes)"
 	@echo "make bench-memory  every allocator on the kernel list's workload, with a picture (about an hour)"
 	@echo "make bench-backends  hfaccel against every engine on the same work (about an hour)"
 	@echo "make conformance  stock against optimized for every architecture of transformers (about 20 minutes)"
@@ -51,7 +51,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror native/*.[ch] native/kernels/*.[ch] native/kernels/sets/*/*.[ch] native/tests/*.[ch]
+	$(BIN)/clang-format --dry-run --Werror $(shell find native -name "*.[ch]")
 	$(MAKE) native-test SANITIZE=address,undefined
 	$(MAKE) native-test SANITIZE=thread
 	$(MAKE) native-test-arm

@@ -1,7 +1,8 @@
 """A cap on the instruction set of every engine, so that a machine with more can stand in for one with AVX2.
 
 `python benchmarks/caps.py` shows what the cap does here: each engine with and without it, in turn. An engine
-that is as fast with the cap as without was not capped, or did not use more before; README.md tells which.
+that is as fast with the cap as without was not capped, or did not use more before;
+docs/performance.md tells which.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def _compared(vectors: Sequence[torch.Tensor], times: tuple[list[float], list[fl
 
 
 def _share(value: float) -> str:
-    return f"too few inputs: more than {NEIGHBOURS + 1} tell" if math.isnan(value) else f"{value:.1%}"
+    return f"too few inputs: {NEIGHBOURS + 2} or more are needed" if math.isnan(value) else f"{value:.1%}"
 
 
 def represent(model: nn.Module, batch: Batch) -> torch.Tensor:

@@ -340,7 +340,7 @@ def _problem(model: nn.Module) -> str:
     if _trains(model):
         return "the model must be in evaluation mode, but model.training is True; call model.eval()"
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
-        return "accelerate moves its weights during a call; load it without device_map"
+        return "accelerate moves its weights during a call; load the model without device_map"
     return ""
 
 

@@ -45,19 +45,19 @@ class Replacement:
         """The object's tensors have moved: drop what was noted of where they lay."""
 
 
-def replace(target: Any, mixin: type[Replacement], key: Hashable = None) -> None:
+def replace(target: object, mixin: type[Replacement], key: Hashable = None) -> None:
     """Put `mixin` in front of the object's class: the same class for the same arguments."""
     target.__class__ = _class(mixin, type(target), key)
 
 
-def undo(target: Any) -> None:
+def undo(target: object) -> None:
     """Undo every `replace`, and forget what replacements have noted on the object."""
     target.__class__ = original(type(target))
     for name in [name for name in vars(target) if name.startswith(PREFIX)]:
         del target.__dict__[name]
 
 
-def undo_outermost(target: Any) -> None:
+def undo_outermost(target: Replacement) -> None:
     """Undo the last `replace`; what was noted stays."""
     target.__class__ = target.hfaccel_original
 

@@ -123,7 +123,7 @@ def measure(
             left = end - time.monotonic()
             needed = backend.preparation * max(0.2, size) + CALLS * stock.seconds
             if needed > left:
-                problem = f"not measured: it takes about {needed:.0f} s, {max(left, 0):.0f} s were left"
+                problem = f"not measured: it takes about {needed:.0f} s, but {max(left, 0):.0f} s were left"
                 results.append(
                     Measured(backend.name, problem=f"{problem}; pass budget={budget + needed:.0f}")
                 )

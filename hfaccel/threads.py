@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-GREEN = "threads are greenlets here (gevent or eventlet has patched threading), inside the program's own"
+GREEN = "gevent or eventlet has replaced threads by greenlets, which run inside the program's own thread"
 
 
 class Pool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from hfaccel.commands import VERBS
 from hfaccel.commands.run_options import _parser
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMED = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")]
+PAGES = [*NAMED, *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_the_knobs_page_is_up_to_date():
@@ -25,11 +28,28 @@ def test_the_placement_page_is_up_to_date():
     assert (ROOT / "docs/placement.md").read_text() == generated, "run `make docs`"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_first_lines_of_the_readme_run_as_they_are():
+    lines = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    assert len(list(filter(None, lines.splitlines()))) == 8
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "torch.Size([1, 768])" in done.stdout and "BertModel, backend" in done.stdout
+
+
+def anchors(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        target, _, anchor = link.partition("#")
         if "://" not in target:
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+            file = page.parent / target if target else page
+            assert file.exists(), f"{page.name} links to {target}"
+            assert not anchor or anchor in anchors(file), f"{page.name} links to {link}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -40,7 +60,7 @@ def test_named_files_exist(page):
         assert (ROOT / name).exists(), f"{page.name} names {name}"
 
 
-def test_options_of_the_readme_exist():
+def test_options_of_the_pages_exist():
     text = "".join(page.read_text() for page in PAGES)
     known = {name for action in _parser()._actions for name in action.option_strings}
     used = {
@@ -51,13 +71,13 @@ def test_options_of_the_readme_exist():
     assert used <= known, used - known
 
 
-def test_verbs_of_the_readme_exist():
+def test_verbs_of_the_pages_exist():
     text = "".join(page.read_text() for page in PAGES)
     used = set(re.findall(r"`hfaccel (\w+)", text))
     assert used <= set(VERBS), used - set(VERBS)
 
 
-def test_make_targets_of_the_readme_exist():
+def test_make_targets_of_the_pages_exist():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     used = {name for page in PAGES for name in re.findall(r"`make ([\w-]+)`", page.read_text())}
     assert used and used <= targets, used - targets

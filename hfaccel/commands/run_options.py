@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and start nothing")
     parser.add_argument("--no-python", action="store_true", help="the program is an executable")
-    parser.add_argument("--optimize", action="store_true", help="optimize the models that it loads")
+    parser.add_argument("--optimize", action="store_true", help="optimize the models that the program loads")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and start nothing")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.add_argument("--verbose", action="store_true", help="print the plan, then start the program")
@@ -88,7 +88,7 @@ def _add_libraries(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_places(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--threads", metavar="N", help="compute threads (default: the cores of the budget)")
+    group.add_argument("--threads", metavar="N", help="compute threads (default: the usable cores)")
     group.add_argument(
         "--cores-list", "--core-list", metavar="LIST", help="bind to these CPU numbers, for example 0-3,8"
     )
@@ -106,8 +106,8 @@ def _add_places(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_instances(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--ninstances", metavar="N", type=_count, help="how many")
-    group.add_argument("--ncores-per-instance", metavar="N", type=_count, help="cores of each")
+    group.add_argument("--ninstances", metavar="N", type=_count, help="number of instances")
+    group.add_argument("--ncores-per-instance", metavar="N", type=_count, help="cores of each instance")
     group.add_argument(
         "--instance-idx", "--rank", metavar="I", type=_index, help="start only this one, counted from 0"
     )
@@ -121,7 +121,7 @@ def _add_instances(group: argparse._ArgumentGroup) -> None:
         ("--disable-taskset", "taskset is not used"),
     ):
         group.add_argument(name, action="store_true", help=f"accepted for run_cpu's users: {why}")
-    group.add_argument("--log-path", metavar="DIR", help="write the output of each to a file in DIR too")
+    group.add_argument("--log-path", metavar="DIR", help="also write the output of each to a file in DIR")
 
 
 def _count(text: str) -> int:
@@ -178,7 +178,7 @@ def _check_contradictions(options: argparse.Namespace) -> None:
         (
             options.instance_idx is not None and not _asks_for_instances(options),
             "--instance-idx with a number of instances",
-            "it alone; add --ninstances",
+            "--instance-idx alone; add --ninstances",
         ),
         (options.no_python and options.optimize, "--optimize for Python programs", "--no-python too"),
     )

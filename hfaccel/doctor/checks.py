@@ -17,7 +17,7 @@ class NativePart(Check):
 
     def find(self, facts: HostFacts) -> Finding:
         if native.arena is None:
-            return self.warning(native.MISSING, "reinstall hfaccel where a C compiler is found")
+            return self.warning(native.MISSING, native.INSTALL)
         return self.ok("the arena extension is loaded")
 
 
@@ -34,7 +34,7 @@ class Kernels(Check):
             if facts.processor.kernel_cap:
                 advice = f"unset {MAX_ISA}"
             elif facts.processor.kernel_sets:
-                advice = "reinstall hfaccel where a C compiler is found"
+                advice = native.INSTALL
             return self.warning(kernels_problem(), advice)
         fast = ", ".join(kind.label for kind in Kind if multiplies(kind))
         cap = (
@@ -54,11 +54,11 @@ class Threads(Check):
         import torch
 
         budget, threads = cpu_budget(facts), torch.get_num_threads()
-        message = f"torch starts {threads}; {budget.reason}"
+        message = f"torch starts {threads} thread{'s' * (threads > 1)}; {budget.reason}"
         if threads > budget.threads:
             return self.warning(message, f"use hfaccel-run, or set OMP_NUM_THREADS={budget.threads}")
         if threads < budget.threads:
-            advice = f"unset OMP_NUM_THREADS, or set it to {budget.threads}, if this process has the machine"
+            advice = f"unset OMP_NUM_THREADS, or set it to {budget.threads}, if this process is alone here"
             return self.warning(message, advice)
         return self.ok(message)
 
@@ -74,7 +74,7 @@ class OpenMP(Check):
         runtimes = openmp_runtimes(read_host().mapped)
         message = f"loaded with torch {torch.__version__}: {runtimes or 'none'}"
         if "," in runtimes:
-            return self.error(message, "remove the package or LD_PRELOAD entry that brings the second one")
+            return self.error(message, "remove the package or LD_PRELOAD entry that brings the second")
         return self.ok(message)
 
 
@@ -90,7 +90,7 @@ class Allocator(Check):
         found = ", ".join(library.kind for library in facts.allocators)
         if not found:
             return self.warning(
-                "only the libc's allocator is here; hfaccel.configure() can tune it",
+                "the C library's allocator is the only one here; hfaccel.configure() can tune it",
                 "pip install cmeel-mimalloc",
             )
         return self.ok(f"hfaccel-run will preload {facts.allocators[0].kind} (found: {found})")
@@ -124,7 +124,7 @@ class Alignment(Check):
         except OSError as error:
             return self.warning(f"six mappings of {self.size} bytes failed: {error}", "free some memory")
         behaviour = "aligns every large mapping (6.7 to 6.11)" if aligned >= 5 else "aligns no odd sizes"
-        return self.ok(f"{aligned} of {self.count} odd mappings at 2 MiB: this kernel {behaviour}")
+        return self.ok(f"{aligned} of {self.count} mappings of odd size are aligned: this kernel {behaviour}")
 
     def addresses(self) -> list[int]:
         """Map all of them before looking, so that each gets a place of its own."""

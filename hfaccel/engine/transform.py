@@ -157,7 +157,7 @@ def _pack(
     return arena
 
 
-def _of_weights(linears: Mapping[Any, str], precision: Precision, verdict: Verdict) -> list[Step]:
+def _of_weights(linears: Mapping[nn.Linear, str], precision: Precision, verdict: Verdict) -> list[Step]:
     said = reasons(verdict, {path: linear.weight for linear, path in linears.items()})
     steps = []
     for linear, path in linears.items():

@@ -151,13 +151,13 @@ def check_start(environment: Mapping[str, str], settings: Settings) -> None:
         raise ScriptError("/proc must be mounted, but it is not: no limit of this container can be read")
     if environment.get(STARTED) == str(os.getpid()):
         raise ScriptError(
-            "hfaccel-run must not start itself again, but this process was started by it already "
+            "hfaccel-run must not start itself again, but hfaccel-run has started this process already "
             f"({STARTED}={os.getpid()}); unset {STARTED} where that is intended"
         )
     if settings.python and _gains_privileges(sys.executable):
         raise ScriptError(
             f"Python must not be set-uid or have capabilities, but {sys.executable} is: the loader ignores "
-            "what is preloaded into it; use another Python, or --memory-allocator default with plain python"
+            "preloaded libraries there; use another Python, or --memory-allocator default with plain python"
         )
 
 
@@ -210,7 +210,7 @@ def _check_script(name: str) -> None:
         place = f"no {name!r} in {_here()} ({error.strerror})"
         remedy = "check the path"
         if shutil.which(name):  # `hfaccel-run python script.py`, as with numactl and taskset
-            remedy = f"leave python out, or start the program {name!r} by --no-python"
+            remedy = f"leave python out, or start the program {name!r} with --no-python"
         raise ScriptError(f"a script must exist, but there is {place}; {remedy}") from None
     if not readable:
         raise ScriptError(f"a script must be readable, but {name!r} is not; check its permissions")

@@ -18,7 +18,7 @@ SHORT = 128  # tokens: below, one sequence alone does not keep the cores busy
 def optimizing(profile: Profile) -> str:
     if profile.loop != "transformers":
         return ""
-    return "pipe = hfaccel.optimize(pipe): packed and fused layers, batches of near lengths, no waiting"
+    return "pipe = hfaccel.optimize(pipe): packed and fused layers, batches of similar lengths, no waiting"
 
 
 def own_loop(profile: Profile) -> str:
@@ -44,7 +44,7 @@ def padding(profile: Profile) -> str:
 def tensors(profile: Profile) -> str:
     if profile.share(profile.finish.waited) < FINISHING or profile.task != "feature-extraction":
         return ""
-    return "return_tensors=True: nested lists of floats take long to make and thirty times the memory"
+    return "return_tensors=True: nested lists of floats are slow to make and take thirty times the memory"
 
 
 def tokenizing(profile: Profile) -> str:
@@ -58,7 +58,7 @@ def tokenizing(profile: Profile) -> str:
 def precision(profile: Profile) -> str:
     if profile.share(profile.compute.total) < COMPUTING or profile.dtype != "float32":
         return ""
-    return "dtype=torch.bfloat16 or quantization='int8' with hfaccel.optimize, where their accuracy will do"
+    return "dtype=torch.bfloat16 or quantization='int8' with hfaccel.optimize, if their accuracy suffices"
 
 
 ADVICE: list[Callable[[Profile], str]] = [

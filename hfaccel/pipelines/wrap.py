@@ -100,7 +100,7 @@ def outcome(pipe: Any) -> Outcome:
     if reason:
         return Outcome(subject, False, f"transformers' own loop runs: {reason}")
     return Outcome(
-        subject, True, "inputs are prepared and results finished beside the model; near lengths together"
+        subject, True, "inputs are prepared and results made beside the model; similar lengths share batches"
     )
 
 

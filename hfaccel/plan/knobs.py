@@ -49,14 +49,14 @@ KNOBS = (
     ),
     Knob(
         "affinity",
-        "CPU numbers that the process is bound to; off: left as it is",
+        "CPU numbers to which the process is bound; off: unchanged",
         ("GOMP_CPU_AFFINITY", "KMP_AFFINITY", "OMP_PLACES"),
         compute.affinity,
         compute.parse_affinity,
     ),
     Knob(
         "memory_policy",
-        "NUMA nodes that memory comes from: preferred:0, bind:0, interleave:0-1; off: left as it is",
+        "NUMA nodes from which memory comes: preferred:0, bind:0, interleave:0-1; off: unchanged",
         (),
         compute.memory_policy,
         compute.parse_memory_policy,
@@ -72,7 +72,7 @@ KNOBS = (
     ),
     Knob(
         "omp_wait_policy",
-        "active or passive waiting of OpenMP threads; none: left as it is",
+        "how OpenMP threads wait: active or passive; none: unchanged",
         ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"),
         compute.omp_wait_policy,
         compute.parse_omp_wait_policy,
@@ -81,7 +81,7 @@ KNOBS = (
     ),
     Knob(
         "omp_placement",
-        "close or spread: every OpenMP thread is bound to a core; off: the mask alone",
+        "close or spread: every OpenMP thread is bound to a core; off: only the affinity mask binds",
         ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"),
         compute.omp_placement,
         compute.parse_omp_placement,
@@ -90,7 +90,7 @@ KNOBS = (
     ),
     Knob(
         "allocator",
-        "the library that serves malloc, or glibc with its thresholds raised; default: left as it is",
+        "the library that serves malloc, or glibc with raised thresholds; default: unchanged",
         ("LD_PRELOAD", "MALLOC_CONF", "GLIBC_TUNABLES"),
         memory.allocator,
         memory.parse_allocator,
@@ -106,7 +106,7 @@ KNOBS = (
     ),
     Knob(
         "huge_pages",
-        "thp: weights and activations ask for transparent huge pages; off",
+        "thp: weights and activations ask for transparent huge pages; off: they do not",
         ("THP_MEM_ALLOC_ENABLE",),
         memory.huge_pages,
         memory.parse_huge_pages,
@@ -114,7 +114,7 @@ KNOBS = (
     ),
     Knob(
         "primitive_cache",
-        "shapes that oneDNN keeps compiled; none: its default",
+        "number of shapes that oneDNN keeps compiled; none: its default",
         ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"),
         memory.primitive_cache,
         memory.parse_primitive_cache,
@@ -123,7 +123,7 @@ KNOBS = (
     ),
     Knob(
         "tokenizer_threads",
-        "threads of a fast tokenizer, 1 or more; none: left as it is",
+        "threads of a fast tokenizer, 1 or more; none: unchanged",
         ("TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS", "RAYON_RS_NUM_CPUS"),
         libraries.tokenizer_threads,
         compute.parse_threads,
@@ -132,7 +132,7 @@ KNOBS = (
     ),
     Knob(
         "hub_cache",
-        "folder in which huggingface_hub keeps models; off: left as it is",
+        "folder in which huggingface_hub keeps models; off: unchanged",
         ("HF_HUB_CACHE", "HF_HOME", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"),
         libraries.hub_cache,
         libraries.parse_hub_cache,
@@ -141,7 +141,7 @@ KNOBS = (
     ),
     Knob(
         "tensorflow_threads",
-        "compute threads of TensorFlow, 1 or more, with oneDNN switched on; none: left as it is",
+        "compute threads of TensorFlow, 1 or more, with oneDNN switched on; none: unchanged",
         ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "TF_ENABLE_ONEDNN_OPTS"),
         libraries.tensorflow_threads,
         compute.parse_threads,
@@ -150,7 +150,7 @@ KNOBS = (
     ),
     Knob(
         "cuda_allocator",
-        "settings of torch's CUDA allocator; off: left as they are",
+        "settings of torch's CUDA allocator; off: unchanged",
         ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"),
         libraries.cuda_allocator,
         libraries.parse_cuda_allocator,

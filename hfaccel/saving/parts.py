@@ -66,7 +66,7 @@ def describe(model: Any, record: Record, layout: Layout) -> dict[str, Any]:
     """All but the weights. Raises ModelError for a model that no manifest can stand for."""
     check_class(model)
     if layout.left:
-        raise ModelError(f"all tensors must be ordinary CPU tensors to be saved, but {layout.left} are not")
+        raise ModelError(f"save() takes a model of ordinary CPU tensors, but {layout.left} are not")
     offsets = {id(place.tensor): place.offset for place in layout.places}
     named = names(model)
     manifest = {
@@ -102,12 +102,12 @@ def check_class(model: nn.Module) -> None:
     config = getattr(model, "config", None)
     if getattr(transformers, cls.__name__, None) is not cls or config is None:
         raise ModelError(
-            "a model must be of one of transformers' own classes to be saved, because it is made again from "
-            f"its class and config, but got a {cls.__module__}.{cls.__name__}"
+            "save() takes a model of one of transformers' own classes, because load() makes it again from "
+            f"class and config, but got a {cls.__module__}.{cls.__name__}"
         )
     if config._attn_implementation not in ATTENTION:
         raise ModelError(
-            f"the attention of a model that is saved must be one of {', '.join(ATTENTION)}, but is "
+            f"save() takes a model whose attention is one of {', '.join(ATTENTION)}, but got "
             f"{config._attn_implementation!r}; call model.set_attn_implementation first"
         )
 
@@ -165,7 +165,7 @@ def _check_equal_structure(manifest: dict[str, Any], model: Any, named: dict[str
     if again != saved:
         other = sorted(name for name in {*again, *saved} if again.get(name) != saved.get(name))
         raise ModelError(
-            "a model must have the parts that its config says to be saved, but these tensors differ: "
+            "save() takes a model with the parts that its config describes, but these tensors differ: "
             + ", ".join(other[:5])
         )
     made, changed = engine.plain_settings(skeleton), engine.plain_settings(model)
@@ -174,7 +174,7 @@ def _check_equal_structure(manifest: dict[str, Any], model: Any, named: dict[str
     other += [name for name, value in changed.items() if name not in made and callable(value)]
     if other:
         raise ModelError(
-            "a model must be as its config says to be saved, but these classes or attributes of its parts "
+            "save() takes a model as its config describes it, but these classes or attributes of its parts "
             f"differ: {', '.join(name.lstrip('.') for name in sorted(other)[:5])}; set them back"
         )
 

@@ -183,7 +183,7 @@ class Batcher(Generic[In, Out]):
     def _accept(self, item: In) -> Request:
         loop = asyncio.get_running_loop()
         if self._loop not in (None, loop):
-            raise UsageError("a Batcher belongs to one event loop, but this is another; make one in each")
+            raise UsageError("a Batcher belongs to one event loop, but this is another; make one for each")
         self._loop = loop
         with self._changed:
             refusal = self._refusal()

@@ -1,4 +1,5 @@
 /* Arithmetic on vectors of floats, over the few functions that every instruction set offers in its lanes.h.
+ * Where an intrinsic is the function as it is, a macro gives it the name.
  *
  * A vec holds LANES floats, or words of 32 bits that are only moved; vec_ints holds integers; a vec_mask says
  * for each lane whether it counts.

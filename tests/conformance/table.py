@@ -81,18 +81,19 @@ def answer(kind: str, writer: int) -> None:
 
 HEAD = """# Conformance
 
-Every architecture of transformers {transformers} that is made for masked language modelling, classification
-of texts, tokens, images or sounds, question answering or object detection: a small model with random weights
-and padding on either side, stock against `hfaccel.optimize`. Made by `make conformance`.
+The table compares transformers with `hfaccel.optimize` for every model type of transformers {transformers}
+that is made for masked language modelling, classification of texts, tokens, images or sounds, question
+answering or object detection. Each model is small and has random weights; its inputs have padding on either
+side. `make conformance` writes this page.
 
 {counts}
 
-- packed: linear layers whose weight is packed. padding-free: the family of the fused layers, and how many.
-- float32, bfloat16, int8: the largest distance from stock float32 at real tokens, relative to the length of
-  the result. At most {tolerance} are allowed.
-  Results of models that choose (experts, queries)
-  may differ by more when a rounded number changes a choice.
-- why not: what kept layers from being fused, or where the stock forward ran.
+- packed: the number of linear layers whose weight is packed.
+- padding-free: the family of the fused layers, and their number.
+- float32, bfloat16, int8: the largest distance from transformers' float32 results at real tokens, relative
+  to the length of the result vector. At most {tolerance} are allowed. Results of models that make choices
+  (experts, queries) may differ by more if a rounded number changes a choice.
+- why not: what prevented layers from being fused, or where the model's own forward ran.
 
 | model type | class | packed | padding-free | float32 | bfloat16 | int8 | why not |
 |---|---|---|---|---|---|---|---|
@@ -107,7 +108,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     fused = sum(bool(row["fused"]) for row in built)
     counts = (
         f"{len(built)} of {len(rows)} types could be built and run; {fused} of them have fused layers, "
-        f"{len(built) - wrong} agree with stock in every precision."
+        f"{len(built) - wrong} agree with transformers in every precision."
     )
     tolerance = ", ".join(f"{value:g} ({name})" for name, value in TOLERANCE.items())
     head = HEAD.format(transformers=transformers.__version__, counts=counts, tolerance=tolerance)

@@ -43,7 +43,7 @@ def packed_linear(inputs=256, outputs=320, make=nn.Linear, **settings):
 
 
 def is_packed(linear):
-    return type(linear.weight) is type(linear).hfaccel_weight
+    return type(linear.weight) is type(linear).hfaccel_key
 
 
 def stock_linear(linear, values):

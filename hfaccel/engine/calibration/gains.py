@@ -88,10 +88,10 @@ def of_layers(layers: Iterable[FusedLayer]) -> dict[nn.Module, Gains]:
     return dict(_one_of_each(kinds, _layer_gains))
 
 
-def of_linears(wanted: Mapping[Any, Kind]) -> dict[nn.Module, Gains]:
+def of_linears(wanted: Mapping[nn.Linear, Kind]) -> dict[nn.Module, Gains]:
     """The times of linear layers, which are not packed yet, if their weights were packed in these kinds.
     Those that were not measured are missing."""
-    kinds: dict[Hashable, list[Any]] = {}
+    kinds: dict[Hashable, list[nn.Linear]] = {}
     for module, kind in wanted.items():
         weight = module.weight
         if weight.numel() >= SMALLEST and not isinstance(weight, PackedWeight) and fits(module.bias):
@@ -120,7 +120,7 @@ def _layer_gains(layer: FusedLayer) -> Gains:
     return _gains(lambda regime: _time_layer(layer, regime))
 
 
-def _linear_gains(module: Any, kind: Kind) -> Gains:
+def _linear_gains(module: nn.Linear, kind: Kind) -> Gains:
     return _gains(lambda regime: _time_linear(module, kind, regime.batch * regime.length))
 
 
@@ -177,8 +177,9 @@ def _stock_twin(layer: FusedLayer) -> nn.Module:
     return twin
 
 
-def _time_linear(module: Any, kind: Kind, count: int) -> Times:
-    weight, bias = module.weight, module.bias
+def _time_linear(module: nn.Linear, kind: Kind, count: int) -> Times:
+    weight = module.weight
+    bias: torch.Tensor | None = module.bias
     cls = weight_class(module)
     if weight.numel() > LARGEST and cls is PackedWeight:  # memory for another copy of it may be scarce
         weight = nn.Parameter(weight.detach()[: LARGEST // weight.shape[1]], False)
@@ -186,7 +187,7 @@ def _time_linear(module: Any, kind: Kind, count: int) -> Times:
     arena = Arena(cls.layout_of(kind, weight.shape).nbytes, pages="default")
     packed = cls.pack(weight, arena, kind)
     rows = torch.full((count, packed.packing.columns), 0.5, dtype=weight.dtype)
-    stock = module.forward
+    stock: Callable[[torch.Tensor], torch.Tensor] = module.forward
     if weight is not module.weight:
         stock = lambda rows: nn.functional.linear(rows, weight, bias)  # noqa: E731
     return time_pairs(lambda: stock(rows), lambda: linear(rows, packed, bias))

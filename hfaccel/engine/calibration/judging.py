@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
@@ -18,7 +17,7 @@ from hfaccel.engine.calibration.gains import (
 )
 from hfaccel.engine.kernels import Kind
 from hfaccel.engine.layers.layer import FusedLayer, run_stock
-from hfaccel.engine.plan import Step
+from hfaccel.engine.plan import Step, module_at
 from hfaccel.engine.weights.linear import PackedModule, unpack_all
 from hfaccel.outcome import Outcome
 from hfaccel.replacement import undo
@@ -30,8 +29,8 @@ def judge_linears(
     """The steps for linear layers without those that would be slower packed, which are not packed yet; each
     with its speed-up. Those of `fused` layers are judged with their layers."""
     steps, inside = list(steps), {part for layer in fused for part in layer.modules()}
-    kinds: dict[Any, Kind] = {
-        model.get_submodule(step.path): Kind[step.settings["kind"].upper()] for step in steps
+    kinds: dict[nn.Linear, Kind] = {
+        module_at(model, step.path): Kind[step.settings["kind"].upper()] for step in steps
     }
     measured = of_linears({module: kind for module, kind in kinds.items() if module not in inside})
     losers = {module for module, gains in measured.items() if slower(gains)}
@@ -50,7 +49,7 @@ def judge_linears(
 def judge_layers(model: nn.Module, steps: Sequence[Step]) -> tuple[list[Step], list[Outcome]]:
     """The steps for layers, which are fused already. Where one is slower its own forward runs; where that is
     slower too, because its weights are packed, the layer becomes what it was."""
-    layers: dict[Any, Step] = {model.get_submodule(step.path): step for step in steps}
+    layers: dict[FusedLayer, Step] = {module_at(model, step.path): step for step in steps}
     measured = of_layers(layers)
     settled: dict[object, tuple[str, ...] | None] = {}  # by what was measured, once for layers of a kind
     kept: list[Step] = []
@@ -83,7 +82,7 @@ def _regimes_on_its_own(layer: FusedLayer, gains: Gains) -> tuple[str, ...] | No
     return tuple(regime.name for regime in lost)
 
 
-def _left(gains: Mapping[Any, Any], subject: str, what: str, stock: str) -> Outcome:
+def _left(gains: Gains, subject: str, what: str, stock: str) -> Outcome:
     """That something was left as it was."""
     worst = min(slower(gains), key=lambda regime: gains[regime].gain)
     gain = gains[worst].gain

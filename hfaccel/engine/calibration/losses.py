@@ -15,7 +15,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -59,7 +59,7 @@ class Verdict:
 def try_int8(
     model: nn.Module,
     layers: Layers,
-    linears: Sequence[Any],
+    linears: Sequence[nn.Linear],
     factors: Mapping[torch.Tensor, torch.Tensor],
     samples: Sequence[Mapping[str, torch.Tensor]] = (),
 ) -> Verdict:
@@ -96,10 +96,10 @@ class Meter:
     losses: dict[torch.Tensor, float] = field(default_factory=dict)  # of all calls the largest
 
     @contextmanager
-    def watching(self, modules: Iterable[Any], mask: torch.Tensor | None = None) -> Iterator[None]:
+    def watching(self, modules: Iterable[nn.Linear], mask: torch.Tensor | None = None) -> Iterator[None]:
         """`mask`: (batch, sequence length), 0 where a row is padding, which does not count."""
 
-        def hook(module: Any, given: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
+        def hook(module: nn.Linear, given: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
             rows = given[0]
             if mask is not None and mask.shape == rows.shape[:-1]:
                 rows, result = rows[mask.bool()], result[mask.bool()]
@@ -112,7 +112,7 @@ class Meter:
             for handle in handles:
                 handle.remove()
 
-    def see(self, module: Any, rows: torch.Tensor, result: torch.Tensor) -> None:
+    def see(self, module: nn.Linear, rows: torch.Tensor, result: torch.Tensor) -> None:
         """`rows`: (..., in_features), and the module's `result` of them: (..., out_features)."""
         weight = module.weight
         if rows.numel() == 0 or not fits(module.bias):
@@ -187,7 +187,7 @@ def _like(norm: nn.Module | None, normal: torch.Tensor) -> torch.Tensor:
     return made if bias is None else made + bias
 
 
-def _noise(module: Any) -> torch.Tensor:
+def _noise(module: nn.Linear) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)  # the program's random numbers are left alone
     in_features = weight_class(module).layout_of(Kind.INT8, module.weight.shape).columns
     return torch.randn(ROWS, in_features, generator=generator).to(module.weight.dtype)

@@ -11,7 +11,6 @@ made again by the stock modules, and the reason counted.
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from hfaccel.engine.calls.fallback import COUNTED, GRADIENTS, TRAINS, fall_back
 from hfaccel.engine.calls.guards import GLOBAL_HOOKS, stock_reason
-from hfaccel.engine.replacements import Find, ModuleReplacement, Settings, register
+from hfaccel.engine.replacements import Arguments, Find, Keywords, ModuleReplacement, Settings, register
 from hfaccel.replacement import replace
 
 _thread = threading.local()
@@ -64,7 +63,7 @@ class Follower(ModuleReplacement):
     hfaccel_signatures = ("forward",)
     hfaccel_own = (COUNTED,)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> object:
         if not torch.compiler.is_compiling() and len(args) == 1 and not kwargs:
             run = current()
             if run is not None and run.takes(args[0], self):
@@ -82,7 +81,7 @@ class Region(ModuleReplacement):
     def hfaccel_apply(cls, module: nn.Module, settings: Settings, find: Find) -> None:
         replace(module, cls)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> object:
         if torch.compiler.is_compiling():
             return super().forward(*args, **kwargs)
         problem = self.__dict__.get("_hfaccel_off", "") or self._problem(args, kwargs)
@@ -107,7 +106,7 @@ class Region(ModuleReplacement):
         fall_back(self, problem)
         return super().forward(*args, **kwargs)
 
-    def _problem(self, args: Any, kwargs: Any) -> str:
+    def _problem(self, args: Arguments, kwargs: Keywords) -> str:
         if self.training:
             return TRAINS
         if torch.is_grad_enabled():
@@ -119,20 +118,20 @@ class Region(ModuleReplacement):
         return next(filter(None, map(stock_reason, images)), "")
 
 
-def _channels_last(value: Any) -> Any:
+def _channels_last(value: object) -> object:
     if isinstance(value, torch.Tensor) and value.dim() == 4 and value.is_floating_point():
         return value.contiguous(memory_format=torch.channels_last)
     return value
 
 
-def _turned_back(result: Any) -> Any:
+def _turned_back(result: object) -> object:
     """In the layout that stock convolutions give; the very same object where nothing has to be turned."""
     if not any(map(_is_turned, tree_leaves(result))):
         return result
     return tree_map(lambda value: value.contiguous() if _is_turned(value) else value, result)
 
 
-def _is_turned(value: Any) -> bool:
+def _is_turned(value: object) -> bool:
     if not isinstance(value, torch.Tensor) or value.is_contiguous():
         return False
     if value.dim() == 3:

@@ -12,7 +12,6 @@ import copy
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +24,7 @@ from hfaccel.engine.convolutions.convolution import KINDS, convolution_problem, 
 from hfaccel.engine.convolutions.prepared import VECTORS, is_activation, is_norm
 from hfaccel.engine.convolutions.region import Region
 from hfaccel.engine.kernels import Kind
+from hfaccel.engine.replacements import Arguments
 from hfaccel.replacement import replace
 
 # Sizes of random inputs: sides of an image and of what a convolution has made of one; samples, frames.
@@ -179,7 +179,7 @@ class Flow:
         self.convolutions = {id(each): path for path, each in convolutions(module).items()}
         self.paths = self.norms | self.activations | self.convolutions
         self.modules = [each for each in module.modules() if id(each) in self.paths]
-        self.kept: list[Any] = []  # tensors, so that no two have one id
+        self.kept: list[object] = []  # tensors, so that no two have one id
         # (id, version) of a tensor -> paths that it went through, of one chain
         self.makers: dict[tuple[int, int], list[str]] = {}
         self.given: dict[int, tuple[int, int]] = {}  # id of a module that runs -> what it was given
@@ -198,10 +198,10 @@ class Flow:
         ) in self.makers.values():  # a chain of which a part is used elsewhere as well fails the trial
             self.chains.setdefault(chain[0], set()).add(tuple(chain[1:]))
 
-    def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def before(self, module: nn.Module, args: Arguments) -> None:
         self.given[id(module)] = _state(args[0]) if args else (0, 0)
 
-    def after(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+    def after(self, module: nn.Module, args: Arguments, result: object) -> None:
         path, given = self.paths[id(module)], self.given.pop(id(module))
         self.kept += [args, result]
         if id(module) in self.convolutions:
@@ -237,7 +237,7 @@ def _state(tensor: object) -> tuple[int, int]:
 
 def _copy(module: nn.Module, random: bool = True) -> nn.Module:
     """A copy in float32 around the same parameters; its batch norms get random numbers of their own."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, object] = {}
     for parameter in module.parameters():
         half = parameter.is_floating_point() and parameter.dtype is not torch.float32
         memo[id(parameter)] = nn.Parameter(parameter.float(), requires_grad=False) if half else parameter

@@ -127,7 +127,6 @@ class Disentangled(Call):
         "rel_embeddings",
         "output_attentions",
     )
-    padding_sees_all: ClassVar[bool] = True  # softmax of scores that are all hidden
     alike: ClassVar[bool] = False  # each has projections of the distances of its own
 
     def __init__(self, plan: Plan, family: Family) -> None:
@@ -153,7 +152,7 @@ class Disentangled(Call):
         if isinstance(index, str):
             return index
         buckets = buckets_of(attention, embeddings, plan.buckets, plan.attention_kind)
-        self.relative = (*buckets.addresses, index.data_ptr(), length - 1)
+        self.relative = buckets.native(index, length - 1)
         self.kept, plan.buckets = (index, buckets), buckets
         return ""
 

@@ -11,6 +11,7 @@ from torch import nn
 from hfaccel.engine.calls.ragged import Sequences, read_mask, whole
 from hfaccel.engine.kernels import kernels
 from hfaccel.engine.layers.families import Family, head_size
+from hfaccel.native import NativeBias, NativeRelative, NativeRotary
 
 if TYPE_CHECKING:
     from hfaccel.engine.layers.layer import Plan
@@ -30,6 +31,15 @@ def hides_later(length: int) -> torch.Tensor:
         return torch.full((length, length), torch.finfo(torch.float32).min).triu(1)[None]
 
 
+def _native_bias(bias: torch.Tensor) -> NativeBias:
+    return kernels().Bias(bias.data_ptr(), 0 if len(bias) == 1 else bias.stride(0), bias.stride(1))
+
+
+def _native_rotary(cosines: torch.Tensor, sines: torch.Tensor) -> NativeRotary:
+    angles = cosines.shape[0] * cosines.shape[1]
+    return kernels().Rotary(cosines.data_ptr(), sines.data_ptr(), angles)
+
+
 class Call:
     """Of a layer that takes hidden states, a mask and perhaps rotary positions, and gives hidden states.
     Other layers have subclasses (`hfaccel.engine.layers.adapters`)."""
@@ -38,7 +48,6 @@ class Call:
     implementation: ClassVar[str] = "sdpa"  # of attention, by the name in the config
     unpads: ClassVar[bool] = True  # it can leave out padding
     positional: ClassVar[tuple[str, ...]] = ()  # names of the arguments after the mask
-    padding_sees_all: ClassVar[bool] = False  # evenly, where it is computed
     masked: ClassVar[bool] = True  # the layer's forward takes a mask
     alike: ClassVar[bool] = True  # the layers after this one are given the same, and read it alike
 
@@ -50,7 +59,7 @@ class Call:
         self.causal = False  # is_causal was passed
         self.cosines: torch.Tensor | None = None
         self.sines: torch.Tensor | None = None
-        self.relative: tuple[int, int, int, int, int] | None = None  # of native/kernels/relative.h
+        self.relative: NativeRelative | None = None
 
     def read(
         self,
@@ -133,24 +142,15 @@ class Call:
 
     def compute(self, layers: tuple[object, ...], rows: torch.Tensor, output: torch.Tensor) -> None:
         """The same from contiguous float32 to such."""
-        sequences, bias, cosines, sines = self.sequences, self.bias, self.cosines, self.sines
         kernels().run_layers(
             layers,
             torch.get_num_threads(),
             rows.data_ptr(),
             output.data_ptr(),
-            rows.shape[0] * rows.shape[1],
-            sequences.count,
-            *sequences.addresses,
-            sequences.window,
-            0 if bias is None else bias.data_ptr(),
-            0 if bias is None or len(bias) == 1 else bias.stride(0),
-            0 if bias is None else bias.stride(1),
-            0 if cosines is None else cosines.data_ptr(),
-            0 if sines is None else sines.data_ptr(),
-            0 if cosines is None else cosines.shape[0] * cosines.shape[1],
+            self.sequences.native,
+            None if self.bias is None else _native_bias(self.bias),
+            None if self.cosines is None or self.sines is None else _native_rotary(self.cosines, self.sines),
             self.relative,
-            self.padding_sees_all,
         )
 
     # For the trial of such a layer

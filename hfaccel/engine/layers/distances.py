@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from hfaccel.engine.calls.last_seen import LastSeen
-from hfaccel.engine.kernels import Kind, panel
+from hfaccel.engine.kernels import Kind, kernels, panel
 from hfaccel.engine.weights.packed import PackedWeight
+from hfaccel.native import NativeRelative
 
 _indices: LastSeen[torch.Tensor | str] = LastSeen()
 _embeddings: LastSeen[torch.Tensor] = LastSeen()
@@ -73,10 +74,10 @@ class Buckets:
     queries: torch.Tensor | None
     count: int
 
-    @property
-    def addresses(self) -> tuple[int, int, int]:
+    def native(self, index: torch.Tensor, reach: int) -> NativeRelative:
+        """As the kernels take them, for texts whose tokens are at most `reach` apart."""
         keys, queries = (0 if part is None else part.data_ptr() for part in (self.keys, self.queries))
-        return keys, queries, self.count
+        return kernels().Relative(keys, queries, self.count, index.data_ptr(), reach)
 
 
 def buckets_of(attention: Any, embeddings: torch.Tensor, known: Buckets | None, kind: Kind) -> Buckets:

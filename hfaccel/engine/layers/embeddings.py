@@ -22,9 +22,10 @@ from hfaccel.engine.calls.trials import difference
 from hfaccel.engine.kernels import kernels
 from hfaccel.engine.norms import NormKind, native_norm, norm_kind
 from hfaccel.engine.replacements import Find, ModuleReplacement, Settings, register
+from hfaccel.native import NativeEmbedding
 from hfaccel.replacement import replace, shadow
 
-MOST = 8  # summands, of native/kernels/module.c
+MOST = 8  # summands, of native/kernels/embed.h
 # What Python looks up in the class of a value.
 OPERATORS = ("__sub__", "__mul__", "__truediv__", "__matmul__", "__neg__", "__getitem__", "__len__")
 
@@ -153,19 +154,24 @@ def embed(value: Sum, shape: torch.Size, norm: nn.Module) -> torch.Tensor | None
     """The norm of the sum, which has no problem; None where an id is of no row of its table."""
     output = torch.empty(shape, dtype=torch.float32)
     ids = [_once(ids) for _, ids in value.summands]
-    tables = [embedding.weight for embedding, _ in value.summands]
     done = kernels().embed(
         torch.get_num_threads(),
-        tuple(
-            (table.data_ptr(), table.shape[0], each.data_ptr(), each.numel())
-            for table, each in zip(tables, ids, strict=True)
-        ),
-        native_norm(norm, lambda vector: vector),
-        shape[-1],
+        native_embedding(norm, [embedding for embedding, _ in value.summands]),
+        tuple([(each.data_ptr(), each.numel()) for each in ids]),
         output.data_ptr(),
         shape[0] * shape[1],
     )
     return output if done else None
+
+
+def native_embedding(norm: nn.Module, embeddings: list[nn.Embedding]) -> NativeEmbedding:
+    """The sum of some embeddings and its norm, as the kernels take them."""
+    tables = [embedding.weight for embedding in embeddings]
+    return kernels().Embedding(
+        tables[0].shape[1],
+        native_norm(norm, lambda vector: vector),
+        tuple([(table.data_ptr(), table.shape[0]) for table in tables]),
+    )
 
 
 def _broadcast(shapes: list[torch.Size]) -> tuple[int, ...] | None:

@@ -8,7 +8,6 @@ its own forward, in one piece.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +18,7 @@ from hfaccel.engine.layers.layer import FusedLayer
 from hfaccel.engine.layers.stack import FusedStack
 from hfaccel.engine.models.padding import PaddedModel
 from hfaccel.engine.plan import Step
-from hfaccel.engine.replacements import Find, ModuleReplacement, Settings, register
+from hfaccel.engine.replacements import Arguments, Find, Keywords, ModuleReplacement, Settings, register
 from hfaccel.engine.weights.linear import PackedModule
 from hfaccel.replacement import replace
 
@@ -37,14 +36,14 @@ class OutsideModel(ModuleReplacement):
     def hfaccel_apply(cls, module: nn.Module, settings: Settings, find: Find) -> None:
         replace(module, cls)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> object:
         if torch.compiler.is_dynamo_compiling() and not self.training:
             return outside_of_graphs(self, args, kwargs)
         return super().forward(*args, **kwargs)
 
 
 @outside_graphs
-def outside_of_graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def outside_of_graphs(model: nn.Module, args: Arguments, kwargs: Keywords) -> object:
     """The whole call: what torch.compile makes of the few operations around packed layers takes longer."""
     return type(model).forward(model, *args, **kwargs)
 

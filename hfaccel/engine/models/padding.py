@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -26,8 +27,17 @@ from torch import nn
 
 from hfaccel.engine.calls.guards import is_traced
 from hfaccel.engine.calls.unpadding import UNPADS, computed, is_computed
+from hfaccel.engine.layers.layer import FusedLayer
 from hfaccel.engine.plan import Step
-from hfaccel.engine.replacements import Find, ModuleReplacement, Paths, Settings, register
+from hfaccel.engine.replacements import (
+    Arguments,
+    Find,
+    Keywords,
+    ModuleReplacement,
+    Paths,
+    Settings,
+    register,
+)
 from hfaccel.replacement import replace
 
 IDS, MASK = "input_ids", "attention_mask"
@@ -39,7 +49,7 @@ PADDED = "_hfaccel_padded"
 # Attributes of a model: where its fused layers are; and where these were found.
 LAYERS, LINKS = "_hfaccel_layers", "_hfaccel_links"
 # The table of the parent, the name there, and the fused layer; None where another stands there.
-Link = tuple[dict[str, Any], str, Any]
+Link = tuple[dict[str, nn.Module | None], str, FusedLayer | None]
 UNKNOWN = "the mask hides more than the padding token, or is not of the shape of input_ids"
 
 
@@ -60,13 +70,13 @@ class PaddedModel(ModuleReplacement):
     def hfaccel_settings(self, paths: Paths) -> Settings:
         return {"unpads": bool(self.hfaccel_key)}
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:  # sentence-transformers calls it directly
+    def forward(self, *args: object, **kwargs: object) -> object:  # sentence-transformers calls it directly
         if self.training and torch.compiler.is_dynamo_compiling():
             return super().forward(*args, **kwargs)  # what is trained is compiled as without hfaccel
         return self._hfaccel_forward(*args, **kwargs)
 
     @torch.compiler.disable(recursive=False)
-    def _hfaccel_forward(self, *args: Any, **kwargs: Any) -> Any:
+    def _hfaccel_forward(self, *args: object, **kwargs: object) -> object:
         reason = self._hfaccel_reads_padding(args, kwargs)
         if not reason:
             return super().forward(*args, **kwargs)
@@ -74,7 +84,7 @@ class PaddedModel(ModuleReplacement):
         with computed():
             return super().forward(*args, **kwargs)
 
-    def _hfaccel_reads_padding(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    def _hfaccel_reads_padding(self, args: Arguments, kwargs: Keywords) -> str:
         """Why padding, which this call has, is computed; "" where it is not, or by the model's own path."""
         if not self.hfaccel_key or torch.is_grad_enabled() or is_traced() or is_computed():
             return ""
@@ -118,7 +128,7 @@ def _links(model: nn.Module) -> list[Link]:
             parent, _, name = path.rpartition(".")
             if path in parts:
                 found = parts[path]
-                links.append((parts[parent]._modules, name, found if UNPADS in vars(found) else None))
+                links.append((parts[parent]._modules, name, found if isinstance(found, FusedLayer) else None))
         model.__dict__[LINKS] = links
     return links
 
@@ -128,7 +138,7 @@ def padded_calls_of(model: nn.Module) -> Counter[str]:
     return calls
 
 
-def why_always(model: Any) -> str:
+def why_always(model: nn.Module) -> str:
     """Why every call of this model has to compute padding; "" where its ids tell."""
     if COMPARING in type(model).__name__:
         return "answers are sought at every position"
@@ -142,7 +152,7 @@ def padding_id(model: Any) -> int | None:
     return getattr(model.get_input_embeddings(), "padding_idx", None) if padding is None else padding
 
 
-def hides_padding_alone(ids: Any, mask: Any, padding: int | None) -> bool:
+def hides_padding_alone(ids: object, mask: object, padding: int | None) -> bool:
     """Whether the mask hides nothing but the padding token, behind the texts, and that is known."""
     if padding is None or not isinstance(ids, torch.Tensor) or not isinstance(mask, torch.Tensor):
         return False
@@ -152,12 +162,12 @@ def hides_padding_alone(ids: Any, mask: Any, padding: int | None) -> bool:
     return not bool(hides[:, 0].any()) and not bool((hides & (ids != padding)).any())
 
 
-def _hides(mask: Any) -> bool:
+def _hides(mask: object) -> bool:
     """Whether the mask, which may be of any kind, hides something."""
     return not isinstance(mask, torch.Tensor) or mask.dim() != 2 or bool((mask == 0).any())
 
 
-def _given(stock: type[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+def _given(stock: type[nn.Module], args: Arguments, kwargs: Keywords) -> tuple[object, object]:
     """Ids and mask."""
     values = [kwargs.get(name) for name in (IDS, MASK)]
     for number, place in enumerate(_places(stock.forward) if args else ()):
@@ -167,7 +177,7 @@ def _given(stock: type[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 @lru_cache(maxsize=256)
-def _places(forward: Any) -> tuple[int, int]:
+def _places(forward: Callable[..., object]) -> tuple[int, int]:
     """Of ids and mask among the positional arguments."""
     names = [*inspect.signature(forward).parameters][1:]
     ids, mask = (names.index(name) if name in names else len(names) for name in (IDS, MASK))

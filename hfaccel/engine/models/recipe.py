@@ -21,6 +21,7 @@ from hfaccel.engine.layers.adapters import CALLS
 from hfaccel.engine.layers.call import Call
 from hfaccel.engine.layers.embeddings import FusedEmbeddings, Sum, summed
 from hfaccel.engine.layers.stack import FusedStack
+from hfaccel.engine.replacements import Arguments, Keywords
 from hfaccel.engine.weights.linear import PackedModule
 
 
@@ -71,8 +72,8 @@ class Recipe:
 class _Note:
     """One call of a module: what it was given, and the tensor that it gave."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: Arguments
+    kwargs: Keywords
     gave: torch.Tensor
 
     @property
@@ -173,7 +174,7 @@ def _call(model: nn.Module, ids: torch.Tensor) -> tuple[Any, dict[nn.Module, _No
     notes: dict[nn.Module, _Note] = {}
     own = threading.get_ident()
 
-    def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def note(module: nn.Module, args: Arguments, kwargs: Keywords, output: Any) -> None:
         if threading.get_ident() == own:  # others may call the model meanwhile
             notes[module] = _Note(args, kwargs, output if isinstance(output, torch.Tensor) else output[0])
 

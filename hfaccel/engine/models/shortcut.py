@@ -22,7 +22,7 @@ from hfaccel.engine.calls.snapshot import Held, Snapshot
 from hfaccel.engine.calls.trials import difference
 from hfaccel.engine.kernels import kernels
 from hfaccel.engine.layers.call import Call
-from hfaccel.engine.layers.embeddings import Sum, sum_problem
+from hfaccel.engine.layers.embeddings import Sum, native_embedding, sum_problem
 from hfaccel.engine.layers.stack import plans_of
 from hfaccel.engine.models.outside import outside_of_graphs
 from hfaccel.engine.models.padding import PaddedModel, watch_layers
@@ -35,11 +35,11 @@ from hfaccel.engine.models.recipe import (
     ordinary_ids,
     recipe_of,
 )
-from hfaccel.engine.norms import EPSILONS, NormKind, native_norm, norm_kind
+from hfaccel.engine.norms import EPSILONS, NormKind, norm_kind
 from hfaccel.engine.plan import Step
-from hfaccel.engine.replacements import Find, Settings, register
+from hfaccel.engine.replacements import Arguments, Find, Keywords, Settings, register
 from hfaccel.engine.weights.linear import PackedModule
-from hfaccel.engine.weights.packed import NO_MATRIX, PackedWeight
+from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.outcome import Outcome
 from hfaccel.replacement import replace, undo_outermost
 
@@ -64,7 +64,9 @@ class ShortModel(PaddedModel):
             watch_layers(module)
         replace(module, cls, bool(settings["unpads"]))
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:  # not __call__, which not every caller takes
+    def forward(
+        self, *args: object, **kwargs: object
+    ) -> object:  # not __call__, which not every caller takes
         if torch.compiler.is_dynamo_compiling() and not self.training:
             return outside_of_graphs(self, args, kwargs)
         if not (self._hfaccel_is_changed() or torch.is_grad_enabled() or is_watched()):
@@ -115,7 +117,7 @@ class Shortcut:
         self.unchanged = Snapshot(_held(model, modules), (*hooks, *GLOBAL_HOOKS), (), modules[1:])
         self.places: Places | None = None
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(self, args: Arguments, kwargs: Keywords) -> Any:
         """What the model returns for these arguments; None where its own forward has to say."""
         given = _given(self.recipe, args, kwargs)
         if given is None or not self.unchanged.holds() or not self.code.holds():
@@ -135,7 +137,7 @@ class Shortcut:
         fields = {recipe.hidden: torch.empty_like(rows)}
         if recipe.pooler is not None:
             fields[recipe.pooled] = torch.empty((batch, places.matrix[1]), dtype=torch.float32)
-        result = recipe.result(**fields)
+        result: object = recipe.result(**fields)
         if not places.embed(*given, rows):
             return None
         call.compute(tuple(plan.native for plan in plans), rows, fields[recipe.hidden])
@@ -148,7 +150,7 @@ class Places:
     """Where the tables, the norm and the pooler of a recipe lie, as the kernels take them."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.lookups, self.pooler, self.matrix = recipe.lookups, recipe.pooler, NO_MATRIX
+        self.lookups, self.pooler = recipe.lookups, recipe.pooler
         self.size = recipe.lookups[0].table.embedding_dim
         tables, norm = [lookup.table for lookup in recipe.lookups], recipe.norm
         held: list[Held] = [(vars(table), "max_norm", vars(table).get("max_norm")) for table in tables]
@@ -156,13 +158,12 @@ class Places:
         modules: list[nn.Module] = [*tables, norm]
         self.problem = _parts_problem(tables, norm)
         if not self.problem:
-            self.tables = [(table.weight.data_ptr(), table.num_embeddings) for table in tables]
-            self.norm = native_norm(norm, lambda vector: vector)
+            self.embedding = native_embedding(norm, tables)
         if self.pooler is not None:
             linear = self.pooler.linear
             modules.append(linear)
             if _is_packed(linear):
-                self.matrix = linear.weight.matrix(linear.bias)
+                self.matrix, self.pooled = linear.weight.matrix(linear.bias), linear.weight.packing.rows
                 held.append((vars(linear.weight), "memory", linear.weight.memory))
             else:
                 self.problem = "the pooler is not packed, or not in float32"
@@ -182,11 +183,8 @@ class Places:
         ]
         return kernels().embed(
             torch.get_num_threads(),
-            tuple(
-                (*table, each.data_ptr(), each.numel()) for table, each in zip(self.tables, used, strict=True)
-            ),
-            self.norm,
-            self.size,
+            self.embedding,
+            tuple([(each.data_ptr(), each.numel()) for each in used]),
             output.data_ptr(),
             ids.numel(),
         )
@@ -200,7 +198,6 @@ class Places:
             self.matrix,
             self.pooler.activation,
             first.data_ptr(),
-            self.size,
             output.data_ptr(),
             len(hidden),
         )
@@ -225,7 +222,7 @@ def _is_packed(linear: PackedModule) -> bool:
 
 
 def _given(
-    recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any]
+    recipe: Recipe, args: Arguments, kwargs: Keywords
 ) -> tuple[torch.Tensor, torch.Tensor | None] | None:
     """Ids and types of tokens, (batch, length) each, where a call is about nothing else; None otherwise."""
     if args:
@@ -242,7 +239,7 @@ def _given(
     return ids, types
 
 
-def _is_default(recipe: Recipe, name: str, value: Any) -> bool:
+def _is_default(recipe: Recipe, name: str, value: object) -> bool:
     """Whether the argument is one of the tensors, or says what would be so without it."""
     if name in TENSORS:
         return True
@@ -251,7 +248,7 @@ def _is_default(recipe: Recipe, name: str, value: Any) -> bool:
     return value is None or value is (name == "return_dict")
 
 
-def _are_numbers(tensor: Any) -> TypeGuard[torch.Tensor]:
+def _are_numbers(tensor: object) -> TypeGuard[torch.Tensor]:
     """Whether it is (batch, length) integers that the kernels can read."""
     if type(tensor) is not torch.Tensor or tensor.dtype is not torch.int64:
         return False

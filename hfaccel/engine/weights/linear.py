@@ -12,11 +12,11 @@ from hfaccel.engine.calls.code import Code, code_of
 from hfaccel.engine.calls.fallback import AUTOCAST, COUNTED, TRAINS, UNPACKED, fall_back
 from hfaccel.engine.calls.guards import COMPUTED, outside_graphs, stock_reason
 from hfaccel.engine.kernels import Activation, Kind, kernels, kernels_problem
-from hfaccel.engine.replacements import Find, ModuleReplacement, Settings, register
+from hfaccel.engine.replacements import Find, ModuleReplacement, Paths, Settings, register
 from hfaccel.engine.weights.autocast import is_bfloat16, under_autocast
 from hfaccel.engine.weights.exchange import exchange
 from hfaccel.engine.weights.packed import PackedWeight, TransposedWeight
-from hfaccel.engine.weights.repacking import pack_again, unpack_for_now, unpack_to_train
+from hfaccel.engine.weights.repacking import kind_of, pack_again, unpack_for_now, unpack_to_train
 from hfaccel.errors import HfaccelError
 from hfaccel.memory import Arena
 from hfaccel.replacement import original, replace, undo
@@ -34,16 +34,14 @@ def linear(
     """activation(input weight^T + bias), in the type of the input. `input`: (..., in_features), float32 or
     bfloat16."""
     rows, added = input.float().contiguous(), float32(bias)
-    out_features, in_features = weight.packing.rows, weight.packing.columns
-    output = torch.empty((*input.shape[:-1], out_features), dtype=torch.float32)
+    output = torch.empty((*input.shape[:-1], weight.packing.rows), dtype=torch.float32)
     kernels().linear(
         torch.get_num_threads(),
         weight.matrix(added),
         activation,
         rows.data_ptr(),
-        in_features,
         output.data_ptr(),
-        rows.numel() // in_features,
+        rows.numel() // weight.packing.columns,
     )
     return output.to(input.dtype)
 
@@ -88,6 +86,11 @@ class PackedModule(ModuleReplacement):
             raise ValueError(f"an nn.Linear is packed, and not a {type(module).__name__}")
         if not isinstance(module, PackedModule):
             replace(module, cls, kind)
+
+    def hfaccel_settings(self, paths: Paths) -> Settings:
+        weight = self.weight
+        kind: Kind = weight.kind if isinstance(weight, PackedWeight) else kind_of(weight.dtype)
+        return {"kind": kind.label}
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if self.training and torch.compiler.is_dynamo_compiling() and type(self.weight) is nn.Parameter:

@@ -21,9 +21,10 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from hfaccel.apply.children import share_cores
-from hfaccel.engine.kernels import Kind, kernels_problem, panel
+from hfaccel.engine.kernels import Kind, kernels, kernels_problem, panel
 from hfaccel.engine.weights.exchange import exchange
 from hfaccel.memory import Arena
+from hfaccel.native import NativeMatrix
 
 WORD = 4  # bytes
 EXACT = 4  # inputs of an int8 weight that may be left unrounded (native/kernels/gemm.h)
@@ -33,13 +34,7 @@ NO_ADDRESS = (
     "use weight.detach().clone(), or hfaccel.restore(model) first"
 )
 
-PACKED_ATTRIBUTES = ("memory", "kind", "packing")
-
-
-# A matrix as the kernels take it: (kind, columns, words, panels, scales, sums, factors, bias, exact,
-# exact_inputs); the last seven are addresses, 0 for none.
-Matrix = tuple[int, int, int, int, int, int, int, int, int, int]
-NO_MATRIX: Matrix = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+PACKED_ATTRIBUTES = ("memory", "kind", "packing", "native")
 
 
 @dataclass(frozen=True)
@@ -99,32 +94,23 @@ class Layout:
         inputs = memory[self.nbytes - EXACT * WORD : self.nbytes].view(torch.int32)
         return inputs, weights.view(EXACT, self.panels * self.panel)[:, : self.rows]
 
-    def matrix(self, memory: torch.Tensor, bias: torch.Tensor | None, rows: slice) -> Matrix:
+    def matrix(self, memory: torch.Tensor, bias: torch.Tensor | None, rows: slice) -> NativeMatrix:
         """Some rows of the weight, from a multiple of WIDEST_PANEL on."""
         start, stop = rows.start, rows.stop
         address = memory.data_ptr()
-        scales = sums = factors = exact = exact_inputs = 0
-        if self.kind is Kind.INT8:
-            scales = address + self.panel_bytes + start * WORD
-            sums = scales + self.panels * self.panel * WORD
-            factors = address + self.factors_start
-            if int(self.exact(memory)[0][0]) >= 0:
-                exact, exact_inputs = factors + self.columns * WORD, address + self.nbytes - EXACT * WORD
-                assert (start, stop) == (0, self.rows), (
-                    "parts of a weight share their inputs, which are rounded"
-                )
-        return (
-            int(self.kind),
-            stop - start,
-            self.words,
-            address + start * self.words * WORD,
-            scales,
-            sums,
-            factors,
-            0 if bias is None else bias.data_ptr() + start * WORD,
-            exact,
-            exact_inputs,
-        )
+        panels = address + start * self.words * WORD
+        added = 0 if bias is None else bias.data_ptr() + start * WORD
+        if self.kind is not Kind.INT8:
+            return kernels().Matrix(self.kind, stop - start, self.columns, panels, added)
+        scales = address + self.panel_bytes + start * WORD
+        sums = scales + self.panels * self.panel * WORD
+        factors = address + self.factors_start
+        exact = exact_inputs = 0
+        if int(self.exact(memory)[0][0]) >= 0:
+            exact, exact_inputs = factors + self.columns * WORD, address + self.nbytes - EXACT * WORD
+            assert (start, stop) == (0, self.rows), "parts of a weight share their inputs, which are rounded"
+        of_int8 = scales, sums, factors, exact, exact_inputs
+        return kernels().Matrix(self.kind, stop - start, self.columns, panels, added, of_int8)
 
 
 def write(layout: Layout, dense: torch.Tensor, memory: torch.Tensor) -> None:
@@ -218,6 +204,7 @@ class PackedWeight(nn.Parameter):
     memory: torch.Tensor
     kind: Kind
     packing: Layout
+    native: tuple[tuple[int, int], NativeMatrix] | None = None  # the last, by the places of memory and bias
 
     @staticmethod
     def __new__(
@@ -307,10 +294,15 @@ class PackedWeight(nn.Parameter):
         own = memory if panel_size == panel() else laid_out_anew(layout, memory)
         return cls(own, kind, shape, dtype, requires_grad)
 
-    def matrix(self, bias: torch.Tensor | None = None, rows: slice | None = None) -> Matrix:
+    def matrix(self, bias: torch.Tensor | None = None, rows: slice | None = None) -> NativeMatrix:
         """What the kernels multiply: all rows, or those from a multiple of WIDEST_PANEL on. The bias is
         float32."""
-        return self.packing.matrix(self.memory, bias, rows or slice(0, self.packing.rows))
+        if rows is not None:
+            return self.packing.matrix(self.memory, bias, rows)
+        places = self.memory.data_ptr(), 0 if bias is None else bias.data_ptr()
+        if self.native is None or self.native[0] != places:
+            self.native = places, self.packing.matrix(self.memory, bias, slice(0, self.packing.rows))
+        return self.native[1]
 
     def unpack(self) -> torch.Tensor:
         """The values as an ordinary contiguous tensor; packed in float32, bit for bit those of before."""

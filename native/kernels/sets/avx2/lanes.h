@@ -48,10 +48,7 @@ INLINE vec vec_load(const void *from)
   return _mm256_loadu_ps(from);
 }
 
-INLINE vec vec_load_some(const float *from, vec_mask some)
-{
-  return _mm256_maskload_ps(from, some);
-}
+#define vec_load_some _mm256_maskload_ps
 
 INLINE void vec_store(void *to, vec x)
 {
@@ -94,55 +91,16 @@ INLINE __m128i to_halves(__m256i x)
 
 /* Arithmetic */
 
-INLINE vec vec_zero(void)
-{
-  return _mm256_setzero_ps();
-}
-
-INLINE vec vec_of(float x)
-{
-  return _mm256_set1_ps(x);
-}
-
-INLINE vec vec_add(vec a, vec b)
-{
-  return _mm256_add_ps(a, b);
-}
-
-INLINE vec vec_sub(vec a, vec b)
-{
-  return _mm256_sub_ps(a, b);
-}
-
-INLINE vec vec_mul(vec a, vec b)
-{
-  return _mm256_mul_ps(a, b);
-}
-
-INLINE vec vec_div(vec a, vec b)
-{
-  return _mm256_div_ps(a, b);
-}
-
-INLINE vec vec_fma(vec a, vec b, vec c)
-{
-  return _mm256_fmadd_ps(a, b, c);
-}
-
-INLINE vec vec_minus_product(vec a, vec b, vec c)
-{
-  return _mm256_fnmadd_ps(a, b, c);
-}
-
-INLINE vec vec_min(vec a, vec b)
-{
-  return _mm256_min_ps(a, b);
-}
-
-INLINE vec vec_max(vec a, vec b)
-{
-  return _mm256_max_ps(a, b);
-}
+#define vec_zero _mm256_setzero_ps
+#define vec_of _mm256_set1_ps
+#define vec_add _mm256_add_ps
+#define vec_sub _mm256_sub_ps
+#define vec_mul _mm256_mul_ps
+#define vec_div _mm256_div_ps
+#define vec_fma _mm256_fmadd_ps
+#define vec_minus_product _mm256_fnmadd_ps
+#define vec_min _mm256_min_ps
+#define vec_max _mm256_max_ps
 
 INLINE vec vec_round(vec x)
 {
@@ -216,35 +174,17 @@ INLINE vec vec_from_ints(vec bits)
   return _mm256_cvtepi32_ps(_mm256_castps_si256(bits));
 }
 
-INLINE vec_ints ints_of(int32_t x)
-{
-  return _mm256_set1_epi32(x);
-}
-
-INLINE vec_ints ints_load_some(const int32_t *from, vec_mask some)
-{
-  return _mm256_maskload_epi32(from, some);
-}
+#define ints_of _mm256_set1_epi32
+#define ints_load_some _mm256_maskload_epi32
 
 INLINE vec_ints ints_steps(int32_t step)
 {
   return _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), ints_of(step));
 }
 
-INLINE vec_ints ints_add(vec_ints a, vec_ints b)
-{
-  return _mm256_add_epi32(a, b);
-}
-
-INLINE vec_ints ints_sub(vec_ints a, vec_ints b)
-{
-  return _mm256_sub_epi32(a, b);
-}
-
-INLINE int32_t ints_first(vec_ints x)
-{
-  return _mm256_cvtsi256_si32(x);
-}
+#define ints_add _mm256_add_epi32
+#define ints_sub _mm256_sub_epi32
+#define ints_first _mm256_cvtsi256_si32
 
 INLINE int ints_differ(vec_ints a, vec_ints b, vec_mask some)
 {

@@ -30,77 +30,28 @@ INLINE int mask_any(vec_mask some)
 
 /* Memory */
 
-INLINE vec vec_load(const void *from)
-{
-  return _mm512_loadu_ps(from);
-}
+#define vec_load _mm512_loadu_ps
 
 INLINE vec vec_load_some(const float *from, vec_mask some)
 {
   return _mm512_maskz_loadu_ps(some, from);
 }
 
-INLINE void vec_store(void *to, vec x)
-{
-  _mm512_storeu_ps(to, x);
-}
-
-INLINE void vec_store_some(float *to, vec_mask some, vec x)
-{
-  _mm512_mask_storeu_ps(to, some, x);
-}
+#define vec_store _mm512_storeu_ps
+#define vec_store_some _mm512_mask_storeu_ps
 
 /* Arithmetic */
 
-INLINE vec vec_zero(void)
-{
-  return _mm512_setzero_ps();
-}
-
-INLINE vec vec_of(float x)
-{
-  return _mm512_set1_ps(x);
-}
-
-INLINE vec vec_add(vec a, vec b)
-{
-  return _mm512_add_ps(a, b);
-}
-
-INLINE vec vec_sub(vec a, vec b)
-{
-  return _mm512_sub_ps(a, b);
-}
-
-INLINE vec vec_mul(vec a, vec b)
-{
-  return _mm512_mul_ps(a, b);
-}
-
-INLINE vec vec_div(vec a, vec b)
-{
-  return _mm512_div_ps(a, b);
-}
-
-INLINE vec vec_fma(vec a, vec b, vec c)
-{
-  return _mm512_fmadd_ps(a, b, c);
-}
-
-INLINE vec vec_minus_product(vec a, vec b, vec c)
-{
-  return _mm512_fnmadd_ps(a, b, c);
-}
-
-INLINE vec vec_min(vec a, vec b)
-{
-  return _mm512_min_ps(a, b);
-}
-
-INLINE vec vec_max(vec a, vec b)
-{
-  return _mm512_max_ps(a, b);
-}
+#define vec_zero _mm512_setzero_ps
+#define vec_of _mm512_set1_ps
+#define vec_add _mm512_add_ps
+#define vec_sub _mm512_sub_ps
+#define vec_mul _mm512_mul_ps
+#define vec_div _mm512_div_ps
+#define vec_fma _mm512_fmadd_ps
+#define vec_minus_product _mm512_fnmadd_ps
+#define vec_min _mm512_min_ps
+#define vec_max _mm512_max_ps
 
 INLINE vec vec_fraction(vec x)
 {
@@ -112,10 +63,7 @@ INLINE vec vec_round(vec x)
   return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
-INLINE vec vec_scale(vec x, vec power)
-{
-  return _mm512_scalef_ps(x, power);
-}
+#define vec_scale _mm512_scalef_ps
 
 INLINE vec vec_select(vec_mask some, vec a, vec b)
 {
@@ -127,20 +75,9 @@ INLINE int vec_has_nan(vec x)
   return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0;
 }
 
-INLINE float vec_sum(vec x)
-{
-  return _mm512_reduce_add_ps(x);
-}
-
-INLINE float vec_highest(vec x)
-{
-  return _mm512_reduce_max_ps(x);
-}
-
-INLINE float vec_lowest(vec x)
-{
-  return _mm512_reduce_min_ps(x);
-}
+#define vec_sum _mm512_reduce_add_ps
+#define vec_highest _mm512_reduce_max_ps
+#define vec_lowest _mm512_reduce_min_ps
 
 /* bfloat16 */
 
@@ -181,10 +118,7 @@ INLINE vec vec_from_ints(vec bits)
   return _mm512_cvtepi32_ps(_mm512_castps_si512(bits));
 }
 
-INLINE vec_ints ints_of(int32_t x)
-{
-  return _mm512_set1_epi32(x);
-}
+#define ints_of _mm512_set1_epi32
 
 INLINE vec_ints ints_load_some(const int32_t *from, vec_mask some)
 {
@@ -197,15 +131,8 @@ INLINE vec_ints ints_steps(int32_t step)
                             ints_of(step));
 }
 
-INLINE vec_ints ints_add(vec_ints a, vec_ints b)
-{
-  return _mm512_add_epi32(a, b);
-}
-
-INLINE vec_ints ints_sub(vec_ints a, vec_ints b)
-{
-  return _mm512_sub_epi32(a, b);
-}
+#define ints_add _mm512_add_epi32
+#define ints_sub _mm512_sub_epi32
 
 INLINE int32_t ints_first(vec_ints x)
 {

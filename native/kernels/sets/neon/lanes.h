@@ -21,10 +21,7 @@ INLINE vec_mask lanes(long count)
   return vcgtq_s32(vdupq_n_s32(some), vld1q_s32(steps));
 }
 
-INLINE vec_mask mask_except(vec_mask all, vec_mask without)
-{
-  return vbicq_u32(all, without);
-}
+#define mask_except vbicq_u32
 
 INLINE int mask_any(vec_mask some)
 {
@@ -103,30 +100,11 @@ INLINE vec vec_zero(void)
   return vdupq_n_f32(0);
 }
 
-INLINE vec vec_of(float x)
-{
-  return vdupq_n_f32(x);
-}
-
-INLINE vec vec_add(vec a, vec b)
-{
-  return vaddq_f32(a, b);
-}
-
-INLINE vec vec_sub(vec a, vec b)
-{
-  return vsubq_f32(a, b);
-}
-
-INLINE vec vec_mul(vec a, vec b)
-{
-  return vmulq_f32(a, b);
-}
-
-INLINE vec vec_div(vec a, vec b)
-{
-  return vdivq_f32(a, b);
-}
+#define vec_of vdupq_n_f32
+#define vec_add vaddq_f32
+#define vec_sub vsubq_f32
+#define vec_mul vmulq_f32
+#define vec_div vdivq_f32
 
 INLINE vec vec_fma(vec a, vec b, vec c)
 {
@@ -149,10 +127,7 @@ INLINE vec vec_max(vec a, vec b)
   return vbslq_f32(vcgtq_f32(a, b), a, b);
 }
 
-INLINE vec vec_round(vec x)
-{
-  return vrndnq_f32(x);
-}
+#define vec_round vrndnq_f32
 
 INLINE vec vec_fraction(vec x)
 {
@@ -165,30 +140,16 @@ INLINE vec vec_scale(vec x, vec power)
   return vmulq_f32(x, vreinterpretq_f32_s32(exponent));
 }
 
-INLINE vec vec_select(vec_mask some, vec a, vec b)
-{
-  return vbslq_f32(some, a, b);
-}
+#define vec_select vbslq_f32
 
 INLINE int vec_has_nan(vec x)
 {
   return !mask_all(vceqq_f32(x, x));
 }
 
-INLINE float vec_sum(vec x)
-{
-  return vaddvq_f32(x);
-}
-
-INLINE float vec_highest(vec x)
-{
-  return vmaxvq_f32(x);
-}
-
-INLINE float vec_lowest(vec x)
-{
-  return vminvq_f32(x);
-}
+#define vec_sum vaddvq_f32
+#define vec_highest vmaxvq_f32
+#define vec_lowest vminvq_f32
 
 /* bfloat16 */
 
@@ -223,10 +184,7 @@ INLINE vec vec_from_ints(vec bits)
   return vcvtq_f32_s32(vreinterpretq_s32_f32(bits));
 }
 
-INLINE vec_ints ints_of(int32_t x)
-{
-  return vdupq_n_s32(x);
-}
+#define ints_of vdupq_n_s32
 
 INLINE vec_ints ints_load_some(const int32_t *from, vec_mask some)
 {
@@ -239,15 +197,8 @@ INLINE vec_ints ints_steps(int32_t step)
   return vmulq_n_s32(vld1q_s32(steps), step);
 }
 
-INLINE vec_ints ints_add(vec_ints a, vec_ints b)
-{
-  return vaddq_s32(a, b);
-}
-
-INLINE vec_ints ints_sub(vec_ints a, vec_ints b)
-{
-  return vsubq_s32(a, b);
-}
+#define ints_add vaddq_s32
+#define ints_sub vsubq_s32
 
 INLINE int32_t ints_first(vec_ints x)
 {
