@@ -24,9 +24,9 @@ UNASKED = """
 ## In a running process
 
 `hfaccel.optimize(model)` sets the knobs that are harmless to the rest of the program. `hfaccel.configure()`
-and `optimize(model, configure=True)` set all of them; `optimize(model, configure=False)` sets only the threads
-that `num_threads` asks for. `configure(allocator="default", affinity="off")` leaves two knobs unchanged.
-`hfaccel.configuration.undo()` puts back what the table calls undoable.
+and `optimize(model, configure=True)` set all of them; `optimize(model, configure=False)` sets only the
+threads that `num_threads` asks for. `configure(allocator="default", affinity="off")` leaves two knobs as they
+are. `hfaccel.configuration.undo()` puts back what the table calls undoable.
 
 `optimize()` also lets forked children start threads of their own. It starts threads itself, and a child would
 wait for those forever. This cannot be undone. Only where `configure()` has bound the program do child

@@ -287,9 +287,9 @@ def _check_same(record: Record, options: Options) -> None:
 
 def _with_loop(pipe: Any, model: nn.Module, inplace: bool) -> Any:
     """The pipeline around `model`, in hfaccel's loop; a pipeline that has both already stays as it is."""
-    from hfaccel.pipelines import wrap  # transformers' pipelines take a second to import
+    from hfaccel.pipelines import scheduled, wrap  # transformers' pipelines take a second to import
 
-    if pipe.model is model and isinstance(pipe, wrap.Scheduled):
+    if pipe.model is model and isinstance(pipe, scheduled.Scheduled):
         return pipe
     result = pipe if inplace else copy.copy(pipe)
     result.model = model
