@@ -1,7 +1,8 @@
 """The rules of the house, as data, checked against the import statements of every module.
 
-Imports go down only; modules on one floor do not import each other, except within a package. The code
-that runs before a program starts imports neither torch nor transformers.
+Imports go down only; modules on one floor do not import each other, except within a package. No modules
+import each other in a circle, and some packages have floors inside. The code that runs before a program
+starts imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -33,6 +34,21 @@ FLOORS = (
     ("_arena", "_snapshot"),  # extensions; those of the kernels are loaded by name (native.py)
 )
 FLOOR = {unit: number for number, floor in enumerate(FLOORS) for unit in floor}
+
+# The floors inside a package, for those that have some.
+INSIDE = {
+    "engine": (
+        ("transform",),
+        ("counting",),
+        ("calibration", "models"),
+        ("layers", "convolutions"),
+        ("weights",),
+        ("calls",),
+        ("plan", "norms"),
+        ("kernels", "replacements"),
+    ),
+}
+AS_ONE = ("engine.layers",)  # packages whose modules may still import each other in a circle
 
 # Each of these files stands alone: a backend may be taken out without touching the others.
 BACKENDS = f"{PACKAGE}.backends"
@@ -106,6 +122,48 @@ def upward(module, names):
     return sorted(name for name in others if FLOOR.get(unit(name), -1) <= here)
 
 
+def upward_inside(module, names):
+    """Imports of `module` that do not go down within its package, nor stay within a package of that one."""
+    package = unit(module)
+    floor = {part: number for number, floor in enumerate(INSIDE.get(package, ())) for part in floor}
+    here = part_of(module)
+    if not floor or not here:  # the package itself gives out the names of all its parts
+        return []
+    others = {name for name in own(names) if unit(name) == package and part_of(name) != here}
+    return sorted(name for name in others if floor.get(part_of(name), -1) <= floor[here])
+
+
+def part_of(name):
+    """The module or package in a package of the house that a dotted name is in; "" for the package itself."""
+    return ".".join(name.split(".")[2:3])
+
+
+def home(name):
+    """The module that a dotted name is in, or the package that counts as one."""
+    for one in AS_ONE:
+        if f"{name}.".startswith(f"{PACKAGE}.{one}."):
+            return f"{PACKAGE}.{one}"
+    while name not in PATHS:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def circles(graph):
+    """Groups of modules that import each other, directly or through others. `graph`: module -> imports."""
+    reached = {module: _reached(graph, module) for module in graph}
+    groups = {frozenset(n for n in reached[m] if m in reached[n]) for m in graph if m in reached[m]}
+    return sorted(map(sorted, groups))
+
+
+def _reached(graph, module):
+    seen, waiting = set(), [module]
+    while waiting:
+        found = graph.get(waiting.pop(), set()) - seen
+        seen |= found
+        waiting += found
+    return seen
+
+
 def between_backends(module, names):
     """Imports of one backend by another."""
     if not module.startswith(f"{BACKENDS}.") or module in SHARED_BY_BACKENDS:
@@ -153,6 +211,30 @@ def test_no_module_is_on_two_floors():
 @pytest.mark.parametrize("module", [module for module in PATHS if unit(module)])
 def test_imports_go_down(module):
     assert upward(module, read(module, everywhere=True)) == []
+
+
+@pytest.mark.parametrize("package", INSIDE)
+def test_every_part_of_a_package_with_floors_has_one(package):
+    parts = [part for floor in INSIDE[package] for part in floor]
+    assert sorted(parts) == sorted({part_of(module) for module in PATHS if unit(module) == package} - {""})
+
+
+@pytest.mark.parametrize("module", [module for module in PATHS if unit(module) in INSIDE])
+def test_imports_go_down_inside_a_package(module):
+    assert upward_inside(module, read(module, everywhere=True)) == []
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {}
+    for module in PATHS:
+        names = {home(name) for name in own(read(module, everywhere=True))}
+        graph.setdefault(home(module), set()).update(names - {home(module)})
+    assert circles(graph) == []
+
+
+@pytest.mark.parametrize("package", AS_ONE)
+def test_every_package_that_counts_as_one_exists(package):
+    assert f"{PACKAGE}.{package}" in PATHS
 
 
 @pytest.mark.parametrize("module", PATHS)
@@ -227,6 +309,30 @@ def test_imports_are_found():
 )
 def test_upward_imports_are_found(module, name, allowed):
     assert upward(module, {name}) == ([] if allowed else [name])
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "allowed"),
+    [
+        ("hfaccel.engine.weights.packed", "hfaccel.engine.kernels.Kind", True),
+        ("hfaccel.engine.weights.packed", "hfaccel.engine.weights.exchange", True),
+        ("hfaccel.engine.weights.packed", "hfaccel.memory.Arena", True),
+        ("hfaccel.engine.weights.packed", "hfaccel.engine.layers.layer", False),
+        ("hfaccel.engine.models.padding", "hfaccel.engine.calibration.gains", False),
+        ("hfaccel.engine.kernels", "hfaccel.engine", False),  # it stands above its parts
+        ("hfaccel.engine.kernels", "hfaccel.engine.not_placed", False),
+        ("hfaccel.engine", "hfaccel.engine.transform.transform", True),
+        ("hfaccel.pipelines.wrap", "hfaccel.pipelines.run", True),  # no floors there
+    ],
+)
+def test_upward_imports_inside_a_package_are_found(module, name, allowed):
+    assert upward_inside(module, {name}) == ([] if allowed else [name])
+
+
+def test_circles_are_found():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"e"}, "e": set(), "f": {"g"}, "g": {"f"}}
+    assert circles(graph) == [["a", "b", "c"], ["f", "g"]]
+    assert circles({"a": {"b"}, "b": {"c"}}) == []
 
 
 def test_imports_between_backends_are_found():
