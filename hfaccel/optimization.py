@@ -20,6 +20,7 @@ from hfaccel.errors import HfaccelError, ModelError, UsageError
 from hfaccel.generators import kept_as_found
 from hfaccel.outcome import Outcome
 from hfaccel.plan.memory import parse_huge_pages
+from hfaccel.precision import Precision, asked_for
 from hfaccel.selection import BUDGET, select
 from hfaccel.tables import render
 
@@ -33,7 +34,7 @@ class Record:
 
     backend: str  # "" where the model was left as it is
     outcomes: tuple[Outcome, ...]
-    precision: torch.dtype | str | None = None  # as asked for
+    precision: Precision | None = None  # as asked for
     unpad: bool | str = "auto"  # as asked for
 
 
@@ -136,7 +137,7 @@ def optimize(
     Raises ModelError for an object that is neither a torch.nn.Module nor a pipeline holding one,
     UsageError for a value that breaks a rule.
     """
-    check_precision(dtype, quantization)
+    asked_for(dtype, quantization)
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0:
         raise UsageError(f"`budget > 0` seconds must hold, but got {budget!r}")
     if unpad not in (True, False, "auto"):
@@ -177,8 +178,7 @@ def _optimize_model(
     outcomes = backend.transform(result, options)
     if strict and not any(outcome.applied for outcome in outcomes):
         raise HfaccelError("nothing was applied: " + "; ".join(outcome.reason for outcome in outcomes))
-    precision = options.quantization or options.dtype
-    mark(result, Record(backend.name, (*rejected, *outcomes), precision, options.unpad))
+    mark(result, Record(backend.name, (*rejected, *outcomes), options.precision, options.unpad))
     return result
 
 
@@ -269,16 +269,9 @@ def restore(model_or_pipeline: T) -> T:
     return model_or_pipeline
 
 
-def check_precision(dtype: torch.dtype | None, quantization: str | None) -> None:
-    if dtype not in (None, torch.float32, torch.bfloat16):
-        raise UsageError(f"dtype must be None, torch.float32 or torch.bfloat16, but got {dtype!r}")
-    if quantization not in (None, "int8"):
-        raise UsageError(f"quantization must be None or 'int8', but got {quantization!r}")
-
-
 def _check_same(record: Record, options: Options) -> None:
-    wanted = options.quantization or options.dtype
-    if wanted is not None and wanted != record.precision:
+    if options.precision not in (None, record.precision):
+        wanted = options.quantization or options.dtype
         raise ModelError(
             f"the model was optimized with {record.precision or 'its own precision'} and cannot get "
             f"{wanted}; optimize the model that you gave then, or hfaccel.restore(model) first"

@@ -29,7 +29,7 @@ FLOORS = (
     ("engine",),
     ("memory", "apply"),
     ("plan",),
-    ("host", "cache"),
+    ("host", "cache", "precision"),
     ("errors", "outcome", "native", "tables", "threads", "portable", "generators", "replacement"),
     ("_arena", "_snapshot"),  # extensions; those of the kernels are loaded by name (native.py)
 )
