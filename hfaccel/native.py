@@ -68,6 +68,7 @@ NativeBias = NewType("NativeBias", object)
 NativeRotary = NewType("NativeRotary", object)
 NativeRelative = NewType("NativeRelative", object)
 NativeEmbedding = NewType("NativeEmbedding", object)
+Span = tuple[int, int]  # an address, and how many rows or numbers lie there
 
 
 class Kernels(Protocol):
@@ -81,15 +82,8 @@ class Kernels(Protocol):
     DOT_I8: int  # and int8; otherwise weights are widened as they are read
 
     def Matrix(
-        self,
-        kind: int,
-        columns: int,
-        inputs: int,
-        panels: int,
-        bias: int,
-        of_int8: tuple[int, int, int, int, int] = ...,  # scales, sums, factors, exact, exact_inputs
-        /,
-    ) -> NativeMatrix: ...
+        self, kind: int, columns: int, inputs: int, panels: int, bias: int, of_int8: tuple[int, ...] = ..., /
+    ) -> NativeMatrix: ...  # of_int8: scales, sums, factors, exact, exact_inputs
     def Norm(self, weight: int, bias: int, epsilon: float, kind: int, /) -> NativeNorm: ...
     def Layer(
         self,
@@ -120,9 +114,7 @@ class Kernels(Protocol):
     def Relative(
         self, keys: int, queries: int, buckets: int, index: int, reach: int, /
     ) -> NativeRelative: ...
-    def Embedding(
-        self, columns: int, norm: NativeNorm, tables: tuple[tuple[int, int], ...], /
-    ) -> NativeEmbedding: ...
+    def Embedding(self, columns: int, norm: NativeNorm, tables: tuple[Span, ...], /) -> NativeEmbedding: ...
     def run_layers(
         self,
         layers: tuple[object, ...],
@@ -139,13 +131,7 @@ class Kernels(Protocol):
         self, threads: int, matrix: NativeMatrix, activation: int, input: int, output: int, rows: int, /
     ) -> None: ...
     def embed(
-        self,
-        threads: int,
-        embedding: NativeEmbedding,
-        ids: tuple[tuple[int, int], ...],
-        output: int,
-        rows: int,
-        /,
+        self, threads: int, embedding: NativeEmbedding, ids: tuple[Span, ...], output: int, rows: int, /
     ) -> bool: ...
     def count(self, numbers: int, size: int, value: int) -> int: ...
     def use_threads(self, function: int) -> None: ...

@@ -21,7 +21,6 @@
 #include <stdint.h>
 
 #include "amx.h"
-#include "machine.h"
 #include "vector.h"
 
 enum { PANEL = VECTORS * LANES };

@@ -42,7 +42,7 @@ static size_t row_bytes(const struct layer *layer)
 static size_t most_rows(const struct layer *layer)
 {
   const size_t tile = is_split(&layer->up, SIZE_MAX) ? AMX_ROWS : tile_rows(layer->up.kind);
-  const size_t rows = machine.block_bytes / row_bytes(layer) / tile * tile;
+  const size_t rows = block_bytes / row_bytes(layer) / tile * tile;
   return smaller(larger(rows, larger(2 * tile, crew_rows(&layer->up))), 8 * tile);
 }
 

@@ -27,6 +27,13 @@ PyObject *call_error(int code, const char *call)
   return raise_os_error(code, message);
 }
 
+PyObject *none_or_error(int code, const char *call)
+{
+  if (code != 0)
+    return call_error(code, call);
+  Py_RETURN_NONE;
+}
+
 int to_count(PyObject *number, const char *name, size_t *count)
 {
   *count = PyLong_AsSize_t(number);

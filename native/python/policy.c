@@ -25,10 +25,7 @@ PyObject *set_memory_policy(PyObject *module, PyObject *args)
     if (policy_add_node(&policy, node) != 0)
       return PyErr_Format(PyExc_ValueError, "`node < %d` must hold, but got %zu", POLICY_MAX_NODES, node);
   }
-  const int error = policy_set(&policy);
-  if (error != 0)
-    return call_error(error, "set_mempolicy");
-  Py_RETURN_NONE;
+  return none_or_error(policy_set(&policy), "set_mempolicy");
 }
 
 /* memory_policy() -> (mode, nodes) */

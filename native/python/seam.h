@@ -9,6 +9,9 @@ PyObject *os_error(int code, const char *call, const void *address, size_t size)
 /* OSError(errno, "set_mempolicy: Operation not permitted") */
 PyObject *call_error(int code, const char *call);
 
+/* None; call_error for a code that is not 0. */
+PyObject *none_or_error(int code, const char *call);
+
 /* A count from Python: 1, or 0 with a ValueError that names the rule where it is negative or overlong. */
 int to_count(PyObject *number, const char *name, size_t *count);
 

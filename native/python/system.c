@@ -28,10 +28,7 @@ PyObject *end_with_parent(PyObject *module, PyObject *args)
   int number;
   if (!PyArg_ParseTuple(args, "i", &number))
     return NULL;
-  const int error = os_end_with_parent(number);
-  if (error != 0)
-    return call_error(error, "prctl(PR_SET_PDEATHSIG)");
-  Py_RETURN_NONE;
+  return none_or_error(os_end_with_parent(number), "prctl(PR_SET_PDEATHSIG)");
 }
 
 /* count_event(type, config) -> file descriptor: see os_count_event in os.h */

@@ -13,8 +13,9 @@ from hfaccel.engine import Precision, transform
 from hfaccel.engine.calibration import smoothing
 from hfaccel.engine.calibration.smoothing import exceptions
 from hfaccel.engine.kernels import Kind, kernels, kernels_problem
+from hfaccel.engine.weights.layout import EXACT
 from hfaccel.engine.weights.linear import linear
-from hfaccel.engine.weights.packed import EXACT, PackedWeight
+from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.memory import Arena
 
 if kernels_problem():

@@ -1,4 +1,4 @@
-"""What stays of a plan's steps after they were timed: nothing that is slower than the model's own."""
+"""Drops those steps of a plan that would make the model slower."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from hfaccel.replacement import undo
 def judge_linears(
     model: nn.Module, steps: Iterable[Step], fused: Iterable[nn.Module]
 ) -> tuple[list[Step], list[Outcome]]:
-    """The steps for linear layers without those that would be slower packed, which are not packed yet; each
-    with its speed-up. Those of `fused` layers are judged with their layers."""
+    """The steps for linear layers that pay, with their speed-ups, and why the others are left. No weight is
+    packed yet. Linear layers of `fused` layers are judged with their layers."""
     steps, inside = list(steps), {part for layer in fused for part in layer.modules()}
     kinds: dict[nn.Linear, Kind] = {
         module_at(model, step.path): Kind[step.settings["kind"].upper()] for step in steps
@@ -47,11 +47,13 @@ def judge_linears(
 
 
 def judge_layers(model: nn.Module, steps: Sequence[Step]) -> tuple[list[Step], list[Outcome]]:
-    """The steps for layers, which are fused already. Where one is slower its own forward runs; where that is
-    slower too, because its weights are packed, the layer becomes what it was."""
+    """The steps for layers, which are fused already. With numbers of rows for which a layer is slower fused,
+    its own forward runs; where that is slower too, because the weights are packed, the layer is restored."""
     layers: dict[FusedLayer, Step] = {module_at(model, step.path): step for step in steps}
     measured = of_layers(layers)
-    settled: dict[object, tuple[str, ...] | None] = {}  # by what was measured, once for layers of a kind
+    settled: dict[
+        object, tuple[str, ...] | None
+    ] = {}  # measurement -> regimes: once for all layers of a kind
     kept: list[Step] = []
     left: list[Outcome] = []
     for layer, step in layers.items():
@@ -75,7 +77,7 @@ def judge_layers(model: nn.Module, steps: Sequence[Step]) -> tuple[list[Step], l
 
 
 def _regimes_on_its_own(layer: FusedLayer, gains: Gains) -> tuple[str, ...] | None:
-    """The regimes in which the layer's own forward runs; None: it is not to be fused at all."""
+    """The regimes in which the layer's own forward runs; None where the layer should not be fused at all."""
     lost = slower(gains)
     if len(lost) == len(gains) > 0 or any(is_own_forward_slower(layer, regime) for regime in lost):
         return None
@@ -83,7 +85,7 @@ def _regimes_on_its_own(layer: FusedLayer, gains: Gains) -> tuple[str, ...] | No
 
 
 def _left(gains: Gains, subject: str, what: str, stock: str) -> Outcome:
-    """That something was left as it was."""
+    """The line of a report about something that was left as it was."""
     worst = min(slower(gains), key=lambda regime: gains[regime].gain)
     gain = gains[worst].gain
     return Outcome(

@@ -1,11 +1,11 @@
-"""Parts of a model whose images lie with their channels last, and in which a convolution does the work of
-the norm and the activation after it.
+"""Parts of a model that run channels last, and in which a convolution does the work of the norm and the
+activation after it.
 
-A region is a module whose forward stays what it is. Around it the images given are turned once, and its
-results turned back, so that nobody outside meets another layout. Inside, a convolution hands its result over
-together with the modules whose work it contains; each of them, given that very tensor, returns it as it is.
-Should one of them not be called with it (it was replaced, or the forward takes another path), the call is
-made again by the stock modules, and the reason counted.
+The forward of a region stays what it is. Images are converted to channels last before it and back after it,
+so that nobody outside meets another layout. Inside, a convolution hands over its result together with the
+modules whose work the result contains; each of these, called with that tensor, returns it as it is. If one of
+them is never called (it was replaced, or the forward takes another path), the stock modules repeat the call,
+and the reason is counted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _thread = threading.local()
 
 
 class Pass:
-    """One call of a region, in one thread: results whose followers have not been called yet."""
+    """One call of a region in one thread: the results whose followers have not been called yet."""
 
     def __init__(self) -> None:
         self.handed: dict[int, tuple[torch.Tensor, tuple[nn.Module, ...]]] = {}
@@ -35,7 +35,7 @@ class Pass:
             self.handed[id(result)] = (result, followers)
 
     def takes(self, input: object, follower: nn.Module) -> bool:
-        """Whether the work of `follower` on this tensor is done already."""
+        """Whether the convolution has already done the work of `follower` on this tensor."""
         tensor, followers = self.handed.get(id(input), (None, ()))
         if tensor is None or tensor is not input or followers[0] is not follower:
             return False
@@ -53,12 +53,12 @@ class Pass:
 
 
 def current() -> Pass | None:
-    """The region's call that this thread is in."""
+    """The call of a region that this thread is in; None outside of regions."""
     return getattr(_thread, "current", None)
 
 
 class Follower(ModuleReplacement):
-    """A norm or activation, which leaves alone what a convolution has done in its place."""
+    """A norm or activation that returns its input if a convolution has done the work already."""
 
     hfaccel_signatures = ("forward",)
     hfaccel_own = (COUNTED,)
@@ -125,7 +125,7 @@ def _channels_last(value: object) -> object:
 
 
 def _turned_back(result: object) -> object:
-    """In the layout that stock convolutions give; the very same object where nothing has to be turned."""
+    """The result in the layout of stock convolutions; the same object where nothing has to be converted."""
     if not any(map(_is_turned, tree_leaves(result))):
         return result
     return tree_map(lambda value: value.contiguous() if _is_turned(value) else value, result)

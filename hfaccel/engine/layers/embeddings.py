@@ -52,7 +52,7 @@ class FusedEmbeddings(ModuleReplacement):
         return self.hfaccel_original.forward(shadow(self, _stand_ins(self)), *args, **kwargs)
 
 
-class Lookup:
+class EmbeddingStandIn:
     """Called as the embedding that it stands for, it only notes the ids."""
 
     def __init__(self, embedding: nn.Embedding) -> None:
@@ -109,7 +109,7 @@ for _name in OPERATORS:
     setattr(Sum, _name, _of_whole(_name))
 
 
-class Normed:
+class NormStandIn:
     """Called as the norm that it stands for, with a sum that is not computed yet."""
 
     def __init__(self, norm: nn.Module) -> None:
@@ -199,9 +199,9 @@ def _stand_ins(module: nn.Module) -> dict[str, Any]:
         if child._forward_hooks or child._forward_pre_hooks or "forward" in vars(child):
             return {}  # it is to be given tensors, not sums that were noted
         if type(child) is nn.Embedding and child.max_norm is None:
-            result[name] = Lookup(child)
+            result[name] = EmbeddingStandIn(child)
         elif norm_kind(child) in (NormKind.LAYER, NormKind.RMS):
-            result[name] = Normed(child)
+            result[name] = NormStandIn(child)
         elif type(child) is nn.Dropout and not child.training:
             result[name] = _same
     return result
@@ -223,7 +223,7 @@ def summed(module: nn.Module, args: Any, kwargs: Any) -> tuple[Sum, nn.Module]:
     stand_ins = _stand_ins(module)
     with torch.inference_mode():
         module.hfaccel_original.forward(shadow(module, stand_ins), *args, **kwargs)
-    norm = next(each for each in stand_ins.values() if isinstance(each, Normed))
+    norm = next(each for each in stand_ins.values() if isinstance(each, NormStandIn))
     return norm.sums[0], norm.norm
 
 
@@ -235,15 +235,14 @@ def _has_parts(module: nn.Module) -> bool:
     ):
         return False
     kinds = [type(each) for each in _stand_ins(module).values()]
-    return Lookup in kinds and kinds.count(Normed) == 1
+    return EmbeddingStandIn in kinds and kinds.count(NormStandIn) == 1
 
 
 def _trial(module: nn.Module) -> str:
     """Run the module's forward both ways on random ids; "" where they agree."""
     stand_ins = _stand_ins(module)
-    first, norm = (
-        next(each for each in stand_ins.values() if isinstance(each, kind)) for kind in (Lookup, Normed)
-    )
+    kinds = EmbeddingStandIn, NormStandIn
+    first, norm = (next(each for each in stand_ins.values() if isinstance(each, kind)) for kind in kinds)
     ids = torch.randint(first.num_embeddings, (2, 8), generator=torch.Generator().manual_seed(0))
     ids[1, 5:] = first.padding_idx or 0  # positions may be counted without padding
     with torch.inference_mode():

@@ -2,6 +2,7 @@
  * lacks the set, so nothing of it can be called there. */
 #include "module.h"
 
+#include "scratch.h"
 #include "seam.h"
 #include "team.h"
 
@@ -21,7 +22,7 @@ static PyObject *use_cache(PyObject *module, PyObject *bytes)
   const size_t size = PyLong_AsSize_t(bytes);
   if (PyErr_Occurred())
     return NULL;
-  machine.block_bytes = size / 4 * 3;
+  block_bytes = size / 4 * 3;
   Py_RETURN_NONE;
 }
 

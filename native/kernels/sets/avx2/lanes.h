@@ -124,9 +124,9 @@ INLINE vec vec_select(vec_mask some, vec a, vec b)
   return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(some));
 }
 
-INLINE int vec_has_nan(vec x)
+INLINE vec_mask vec_is_nan(vec x)
 {
-  return _mm256_movemask_ps(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)) != 0;
+  return _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
 }
 
 #define REDUCE(operation)                                                                                    \
@@ -140,40 +140,15 @@ INLINE float vec_highest(vec x){REDUCE(_mm_max_ps)}
 
 INLINE float vec_lowest(vec x){REDUCE(_mm_min_ps)}
 
-/* bfloat16 */
-
-INLINE vec vec_load_bf16(const uint16_t *from, vec_mask first)
-{
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_halves(from, first)), 16));
-}
-
-INLINE void vec_store_bf16(uint16_t *to, vec_mask first, vec x)
-{
-  const __m256i bits = _mm256_castps_si256(x), nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(1 << 22));
-  store_halves(to, mask_count(first),
-               to_halves(_mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16)));
-}
-
-INLINE vec vec_upper(vec x)
-{
-  return _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32((int)0xffff0000)));
-}
-
-INLINE void vec_store_upper(uint16_t *to, vec_mask first, vec x)
-{
-  store_halves(to, mask_count(first), to_halves(_mm256_srli_epi32(_mm256_castps_si256(x), 16)));
-}
-
 /* Integers of 32 bits */
 
-INLINE vec vec_from_ints(vec bits)
-{
-  return _mm256_cvtepi32_ps(_mm256_castps_si256(bits));
-}
-
+#define ints_as_vec _mm256_castsi256_ps
+#define vec_as_ints _mm256_castps_si256
+#define ints_to_floats _mm256_cvtepi32_ps
+#define ints_and _mm256_and_si256
+#define ints_or _mm256_or_si256
+#define ints_left _mm256_slli_epi32
+#define ints_right _mm256_srli_epi32
 #define ints_of _mm256_set1_epi32
 #define ints_load_some _mm256_maskload_epi32
 
@@ -240,11 +215,19 @@ INLINE void bytes_store_some(uint32_t *words, size_t number, size_t count, vec x
 
 /* Words */
 
-INLINE vec words_of_pairs(const uint16_t *low, vec_mask of_low, const uint16_t *high, vec_mask of_high)
+INLINE vec_ints halves_load(const uint16_t *from, vec_mask first)
 {
-  const __m256i a = _mm256_cvtepu16_epi32(load_halves(low, of_low));
-  const __m256i b = _mm256_cvtepu16_epi32(load_halves(high, of_high));
-  return _mm256_castsi256_ps(_mm256_or_si256(a, _mm256_slli_epi32(b, 16)));
+  return _mm256_cvtepu16_epi32(load_halves(from, first));
+}
+
+INLINE void halves_store(uint16_t *to, vec_mask first, vec_ints x)
+{
+  store_halves(to, mask_count(first), to_halves(x));
+}
+
+INLINE vec_ints bytes_widen(vec_ints words, size_t part)
+{
+  return _mm256_srai_epi16(part == 0 ? _mm256_slli_epi16(words, 8) : words, 8);
 }
 
 INLINE void words_transpose(vec rows[LANES])
