@@ -1,23 +1,36 @@
-"""configure(): set this process up from inside, without restarting it."""
+"""configure(): set this process up from inside, without restarting it; what optimize() may do unasked."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from typing import Any
 
-from hfaccel.apply import hooks
-from hfaccel.apply.process import apply_plan
+from hfaccel.apply import hooks, process
 from hfaccel.apply.program import settings_of_program
+from hfaccel.errors import UsageError
 from hfaccel.host import HostFacts, read_host
 from hfaccel.outcome import Outcome
 from hfaccel.plan import Goal, Plan, Slot, make_plan, rank_slot
 
 
+class Reach(IntEnum):
+    """How far into the process a configuration may reach."""
+
+    ASKED = 0  # the knobs that were asked for, and nothing else
+    HARMLESS = 1  # and what is harmless to the rest of the program
+    ALL = 2
+
+
+REACHES = {False: Reach.ASKED, "auto": Reach.HARMLESS, True: Reach.ALL}  # by the argument of optimize()
+
+
 @dataclass(frozen=True)
 class Configuration:
-    """What configure() found, chose and did."""
+    """What was found, chosen and done in this process."""
 
     facts: HostFacts
     overrides: dict[str, Any]  # of this call and those before it
@@ -25,6 +38,8 @@ class Configuration:
     outcomes: tuple[Outcome, ...]
     slot: Slot | None = None  # its place among the ranks that were started on this machine
     program: Mapping[str, str] = field(default_factory=dict)  # knob -> how the program had set it before
+    reach: Reach = Reach.ALL
+    hooks: tuple[Outcome, ...] = ()  # on forks and on the starts of child processes
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -35,6 +50,7 @@ class Configuration:
 
 
 _current: Configuration | None = None
+_left: Mapping[str, str] = {}  # knob -> how undo() has left it: not the program's doing
 
 
 def configure(**overrides: Any) -> Configuration:
@@ -49,22 +65,96 @@ def configure(**overrides: Any) -> Configuration:
     Ranks that torchrun or mpirun started on one machine (LOCAL_RANK, LOCAL_WORLD_SIZE) share its cores
     between them. Child processes get the affinity mask that this process had before, unless you ask for
     `affinity` yourself; a forked child starts threads of its own instead of hanging in OpenMP.
+    `hfaccel.configuration.undo()` puts back what can be put back.
 
     Raises UsageError for an unknown knob or value; what the system refuses is an Outcome with its reason.
     """
+    return _set_up(Reach.ALL, overrides)
+
+
+def configure_for_model(wanted: bool | str = "auto", **overrides: Any) -> Configuration:
+    """Set the process up as far as a caller who asked for a fast model has asked for that, too.
+
+    `wanted`: True does what configure() does, "auto" what is harmless to the rest of the program, False only
+    `overrides`. What was done before stays. Raises UsageError for another value.
+    """
+    if wanted not in REACHES:
+        raise UsageError(f"configure must be 'auto', True or False, but got {wanted!r}")
+    return _set_up(REACHES[wanted], overrides)
+
+
+def current() -> Configuration:
+    """What was done in this process so far. Changes nothing."""
+    return _current or _planned(Reach.ASKED, {})
+
+
+def undo() -> tuple[Outcome, ...]:
+    """Put this process back as it was before hfaccel configured it; says for each part how, or why not.
+
+    The next configure() or optimize() configures it again; `optimize(model, configure=False)` does not.
+    """
+    global _current, _left
+    before, _current = _current, None
+    outcomes = (*process.undo(), *map(_undo_hook, before.hooks if before else ()))
+    undone = {outcome.subject for outcome in outcomes if outcome.applied}
+    found = settings_of_program(read_host())
+    _left = {**_left, **{knob: how for knob, how in found.items() if knob in undone}}
+    return outcomes
+
+
+@contextlib.contextmanager
+def weights_placed() -> Iterator[None]:
+    """Place the weights that are made meanwhile on the NUMA nodes of the plan, also where configure() was
+    not asked for: weights are ours, while other memory of this thread is the program's."""
     global _current
-    if _current is None or overrides:
-        facts = read_host()
-        wanted = {**(_current.overrides if _current else {}), **overrides}
-        # A rank keeps its place: later its own mask is smaller than its parent's.
-        slot = _current.slot if _current else rank_slot(facts, os.environ)
-        program = _current.program if _current else settings_of_program(facts)
-        plan = make_plan(facts, Goal("process", wanted, dict(os.environ), slot=slot, program=program))
-        if _current is None:
-            _install_hooks(plan, facts, slot)
-        outcomes = apply_plan(plan, _done(_current, plan, overrides) if _current else {})
-        _current = Configuration(facts, wanted, plan, tuple(outcomes), slot, program)
+    now, knob = _current, "memory_policy"
+    if now is None or now.reach is not Reach.HARMLESS or now.plan[knob].value is None:
+        yield
+        return
+    with process.applied_meanwhile(knob, now.plan) as outcome:
+        told = Outcome(knob, False, f"left to configure(), but while weights are placed: {outcome.reason}")
+        _current = replace(now, outcomes=tuple(told if o.subject == knob else o for o in now.outcomes))
+        yield
+
+
+def _set_up(reach: Reach, overrides: dict[str, Any]) -> Configuration:
+    global _current
+    before = _current
+    if before is not None and not overrides and reach <= before.reach:
+        return before
+    planned = _planned(max(reach, before.reach) if before else reach, overrides)
+    installed = _install_hooks(planned, before)
+    kept = {outcome.subject: outcome for outcome in planned.outcomes}
+    done = kept | (_done(before, planned.plan, overrides) if before else {})
+    outcomes = process.apply_plan(planned.plan, done)
+    _current = replace(planned, outcomes=tuple(outcomes), hooks=installed)
     return _current
+
+
+def _planned(reach: Reach, overrides: dict[str, Any]) -> Configuration:
+    """What is to be done now; `outcomes` are those of knobs that are left as they are."""
+    facts, before = read_host(), _current
+    wanted = {**(before.overrides if before else {}), **overrides}
+    # A rank keeps its place: later its own mask is smaller than its parent's.
+    slot = before.slot if before else rank_slot(facts, os.environ)
+    program = _of_program(facts, before)
+    plan = make_plan(facts, Goal("process", wanted, dict(os.environ), slot=slot, program=program))
+    left = [
+        Outcome(knob, False, f"left to configure(): {step.why}")
+        for knob, step in process.STEPS.items()
+        if reach < (Reach.HARMLESS if step.harmless else Reach.ALL) and knob not in wanted
+    ]
+    return Configuration(facts, wanted, plan, tuple(left), slot, program, reach)
+
+
+def _of_program(facts: HostFacts, before: Configuration | None) -> dict[str, str]:
+    """What the program has set, knob by knob: what was so when a knob was first applied, and is now for the
+    others."""
+    found = {knob: how for knob, how in settings_of_program(facts).items() if _left.get(knob) != how}
+    if before is None:
+        return found
+    ours = {outcome.subject for outcome in before.outcomes if outcome.applied}
+    return {knob: how for knob, how in {**found, **before.program}.items() if knob not in ours}
 
 
 _TOGETHER = {"allocator": "retained_memory"}  # knob -> the one that is applied with it
@@ -84,9 +174,43 @@ def _done(before: Configuration, plan: Plan, overrides: dict[str, Any]) -> dict[
     }
 
 
-def _install_hooks(plan: Plan, facts: HostFacts, slot: Slot | None) -> None:
-    hooks.keep_affinity_over_import()
-    hooks.survive_forks()
-    choice = plan["affinity"]
-    if choice.value is not None and choice.source == "rule" and slot is None:
-        hooks.give_children_affinity(set(facts.limits.affinity))
+# Hooks
+
+FORKS, CHILDREN = "forks", "affinity of children"
+
+
+def _install_hooks(planned: Configuration, before: Configuration | None) -> tuple[Outcome, ...]:
+    """Those that `before` has not installed."""
+    since = before.reach if before else Reach.ASKED
+    if since is Reach.ALL and before:
+        return before.hooks
+    if planned.reach is Reach.ALL:
+        hooks.keep_affinity_over_import()
+    if since < Reach.HARMLESS <= planned.reach:
+        hooks.survive_forks()
+    return (_forks(planned.reach), _children(planned))
+
+
+def _forks(reach: Reach) -> Outcome:
+    if reach < Reach.HARMLESS:
+        return Outcome(FORKS, False, "left to configure(): a forked child may wait for ever for threads")
+    reason = "a forked child starts threads of its own: it has none of those that optimizing has started"
+    return Outcome(FORKS, True, reason)
+
+
+def _children(planned: Configuration) -> Outcome:
+    choice = planned.plan["affinity"]
+    ours = choice.value is not None and choice.source == "rule" and planned.slot is None
+    if planned.reach < Reach.ALL or not ours:
+        return Outcome(CHILDREN, False, "they inherit this process's, which is not changed")
+    hooks.give_children_affinity(set(planned.facts.limits.affinity))
+    return Outcome(CHILDREN, True, "they have the one that this process had")
+
+
+def _undo_hook(installed: Outcome) -> Outcome:
+    if not installed.applied:
+        return installed
+    if installed.subject == FORKS:
+        return Outcome(FORKS, False, "libc keeps what runs at forks; it costs nothing else")
+    hooks.give_children_affinity(None)
+    return Outcome(CHILDREN, True, "they inherit this process's")

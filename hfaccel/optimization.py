@@ -15,11 +15,12 @@ from torch import nn
 from hfaccel import engine, memory, upstream
 from hfaccel.apply.verify import Finding, verify
 from hfaccel.backends import BACKENDS, Backend, Options, by_name
-from hfaccel.configuration import Configuration, configure
+from hfaccel.configuration import Configuration, configure_for_model, current, weights_placed
 from hfaccel.errors import HfaccelError, ModelError, UsageError
 from hfaccel.generators import kept_as_found
 from hfaccel.outcome import Outcome
 from hfaccel.plan.memory import parse_huge_pages
+from hfaccel.precision import Precision, asked_for
 from hfaccel.selection import BUDGET, select
 from hfaccel.tables import render
 
@@ -33,7 +34,7 @@ class Record:
 
     backend: str  # "" where the model was left as it is
     outcomes: tuple[Outcome, ...]
-    precision: torch.dtype | str | None = None  # as asked for
+    precision: Precision | None = None  # as asked for
     unpad: bool | str = "auto"  # as asked for
 
 
@@ -68,7 +69,7 @@ class Report:
                 f"{line.gain:.1f}" if line.gain else "",
                 line.reason,
             ]
-            for line in (*self.outcomes, *self.configuration.outcomes)
+            for line in (*self.outcomes, *self.configuration.outcomes, *self.configuration.hooks)
         ]
         chosen = [[c.knob, c.value, c.source, c.reason] for c in self.configuration.plan.choices]
         found = [[f.subject, f.value, f.source] for f in self.verified]
@@ -99,6 +100,7 @@ def optimize(
     unpad: bool | str = "auto",
     huge_pages: str = "auto",
     num_threads: int | None = None,
+    configure: bool | str = "auto",
     inplace: bool = False,
     strict: bool = False,
     sample: Any = None,
@@ -106,7 +108,7 @@ def optimize(
 ) -> T:
     """Return the model, or the transformers pipeline, ready to run faster with equal results.
 
-    The process is configured once (`hfaccel.configure`). A pipeline also gets hfaccel's loop
+    A pipeline also gets hfaccel's loop
     (docs/pipelines.md). float32 results stay equal up to rounding.
     What cannot be improved is left as it is, with the reason in `hfaccel.report`; `strict=True` raises
     HfaccelError instead. An optimized model is returned unchanged, and so is one that cannot be improved.
@@ -127,12 +129,15 @@ def optimize(
     `backend`: "auto" or a name from `hfaccel.backends.BACKENDS`. With a `sample` of typical inputs (what a
     tokenizer returned as tensors, or several of those) "auto" measures all that are installed on this
     model for about `budget` seconds and remembers the fastest; without, it takes hfaccel's own engine.
-    `huge_pages`: "auto", "thp" or "off". `num_threads`: compute threads, for the whole process.
+    `huge_pages`: "auto", "thp" or "off". `num_threads`: compute threads, for the whole process. `configure`:
+    "auto" sets up of the process what is harmless to the rest of the program, once: torch's threads,
+    glibc's thresholds and forks. True does all that `hfaccel.configure` does, False no more than
+    `num_threads` says.
 
     Raises ModelError for an object that is neither a torch.nn.Module nor a pipeline holding one,
     UsageError for a value that breaks a rule.
     """
-    check_precision(dtype, quantization)
+    asked_for(dtype, quantization)
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0:
         raise UsageError(f"`budget > 0` seconds must hold, but got {budget!r}")
     if unpad not in (True, False, "auto"):
@@ -141,10 +146,11 @@ def optimize(
     chosen = None if backend == "auto" else by_name(backend)
     samples = _samples(sample)
     model = model_of(model_or_pipeline)
-    configuration = configure() if num_threads is None else configure(threads=num_threads)
+    asked = {} if num_threads is None else {"threads": num_threads}
+    configuration = configure_for_model(configure, **asked)
     pages = wanted_pages or configuration.plan["huge_pages"].value
     options = Options(pages != "off", dtype, quantization, unpad, samples)
-    with kept_as_found():
+    with kept_as_found(), weights_placed():
         fast = _optimize_model(model, chosen, options, inplace=inplace, strict=strict, budget=budget)
     if model is model_or_pipeline:
         return cast(T, fast)
@@ -172,13 +178,22 @@ def _optimize_model(
     outcomes = backend.transform(result, options)
     if strict and not any(outcome.applied for outcome in outcomes):
         raise HfaccelError("nothing was applied: " + "; ".join(outcome.reason for outcome in outcomes))
-    precision = options.quantization or options.dtype
-    mark(result, Record(backend.name, (*rejected, *outcomes), precision, options.unpad))
+    mark(result, Record(backend.name, (*rejected, *outcomes), options.precision, options.unpad))
     return result
 
 
 # Arguments of optimize() that pipeline() takes; all others are transformers.pipeline's.
-_OPTIONS = ("quantization", "backend", "unpad", "huge_pages", "num_threads", "strict", "sample", "budget")
+_OPTIONS = (
+    "quantization",
+    "backend",
+    "unpad",
+    "huge_pages",
+    "num_threads",
+    "configure",
+    "strict",
+    "sample",
+    "budget",
+)
 # These as `dtype` say in what to multiply; others are types that transformers loads a checkpoint in.
 _DTYPES = (torch.bfloat16, torch.float32)
 
@@ -228,7 +243,7 @@ def report(model_or_pipeline: Any) -> Report:
         model=type(model).__name__,
         backend=record.backend,
         outcomes=outcomes,
-        configuration=configure(),
+        configuration=current(),
         verified=(*verify(), *_weights_on_huge_pages(model)),
         stock_calls=stock_calls,
         padded_calls=by_name(record.backend).padded_calls(model) if record.backend else {},
@@ -254,16 +269,9 @@ def restore(model_or_pipeline: T) -> T:
     return model_or_pipeline
 
 
-def check_precision(dtype: torch.dtype | None, quantization: str | None) -> None:
-    if dtype not in (None, torch.float32, torch.bfloat16):
-        raise UsageError(f"dtype must be None, torch.float32 or torch.bfloat16, but got {dtype!r}")
-    if quantization not in (None, "int8"):
-        raise UsageError(f"quantization must be None or 'int8', but got {quantization!r}")
-
-
 def _check_same(record: Record, options: Options) -> None:
-    wanted = options.quantization or options.dtype
-    if wanted is not None and wanted != record.precision:
+    if options.precision not in (None, record.precision):
+        wanted = options.quantization or options.dtype
         raise ModelError(
             f"the model was optimized with {record.precision or 'its own precision'} and cannot get "
             f"{wanted}; optimize the model that you gave then, or hfaccel.restore(model) first"
@@ -272,9 +280,9 @@ def _check_same(record: Record, options: Options) -> None:
 
 def _with_loop(pipe: Any, model: nn.Module, inplace: bool) -> Any:
     """The pipeline around `model`, in hfaccel's loop; a pipeline that has both already stays as it is."""
-    from hfaccel.pipelines import wrap  # transformers' pipelines take a second to import
+    from hfaccel.pipelines import scheduled, wrap  # transformers' pipelines take a second to import
 
-    if pipe.model is model and isinstance(pipe, wrap.Scheduled):
+    if pipe.model is model and isinstance(pipe, scheduled.Scheduled):
         return pipe
     result = pipe if inplace else copy.copy(pipe)
     result.model = model
@@ -313,7 +321,7 @@ def record_of(model: nn.Module) -> Record | None:
 def _problem(model: nn.Module) -> str:
     """Why no backend may touch this model; "" for none."""
     if engine := _engine_of(model):
-        return f"{engine} runs it already; the process is configured for it"
+        return f"{engine} runs it already; only the process is set up"
     tensors = list(itertools.chain(model.parameters(), model.buffers()))
     elsewhere = sorted({tensor.device.type for tensor in tensors} - {"cpu"})
     if not tensors:

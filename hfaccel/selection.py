@@ -24,11 +24,12 @@ from torch import nn
 
 from hfaccel import export
 from hfaccel.backends import BACKENDS, Backend, Options
-from hfaccel.backends.base import precision_of, version
+from hfaccel.backends.base import version
 from hfaccel.cache import Cache
 from hfaccel.errors import UsageError
 from hfaccel.host import read_host
 from hfaccel.outcome import Outcome
+from hfaccel.precision import Precision
 
 BUDGET = 8.0  # seconds
 WORTH = 1.03  # a gain below this is noise
@@ -161,7 +162,7 @@ def _measure(stock: Stock, backend: Backend, options: Options, end: float, shari
         if not any(outcome.applied for outcome in outcomes):
             return Measured(backend.name, problem="; ".join(outcome.reason for outcome in outcomes))
         error = _error(stock, other, options.samples)
-        allowed = export.TOLERANCE[precision_of(options)]
+        allowed = export.TOLERANCE[options.precision or Precision.FLOAT32]
         if error > allowed:
             problem = f"discarded: its results differ by {error:.1e}, and {allowed:.0e} is allowed"
             return Measured(backend.name, error=error, problem=problem)
@@ -226,7 +227,7 @@ def _key(model: nn.Module, candidates: Sequence[Backend], options: Options, budg
         choice=[backend.name for backend in candidates],
         model=[type(model).__qualname__, str(getattr(model, "config", ""))],
         shapes=[{name: list(tensor.shape) for name, tensor in sample.items()} for sample in options.samples],
-        precision=precision_of(options),
+        precision=(options.precision or Precision.FLOAT32).short,
         options=[options.huge_pages, options.unpad, budget],
         versions={package: version(package) for package in ("hfaccel", "torch", "transformers", *engines)},
         machine=[host.processor.model_name, list(host.limits.affinity), host.limits.cpu_quota],

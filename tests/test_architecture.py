@@ -1,7 +1,8 @@
 """The rules of the house, as data, checked against the import statements of every module.
 
-Imports go down only; modules on one floor do not import each other, except within a package. The code
-that runs before a program starts imports neither torch nor transformers.
+Imports go down only; modules on one floor do not import each other, except within a package. No modules
+import each other in a circle, and some packages have floors inside. The code that runs before a program
+starts imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -31,12 +32,26 @@ FLOORS = (
     ("engine",),
     ("memory", "apply"),
     ("plan",),
-    ("host", "cache"),
+    ("host", "cache", "precision"),
     ("upstream",),
     ("errors", "outcome", "native", "tables", "threads", "portable", "generators", "replacement"),
     ("_arena", "_snapshot"),  # extensions; those of the kernels are loaded by name (native.py)
 )
 FLOOR = {unit: number for number, floor in enumerate(FLOORS) for unit in floor}
+
+# The floors inside a package, for those that have some.
+INSIDE = {
+    "engine": (
+        ("transform",),
+        ("counting",),
+        ("calibration", "models"),
+        ("layers", "convolutions"),
+        ("weights",),
+        ("calls",),
+        ("plan", "norms"),
+        ("kernels", "replacements"),
+    ),
+}
 
 # Each of these files stands alone: a backend may be taken out without touching the others.
 BACKENDS = f"{PACKAGE}.backends"
@@ -110,6 +125,22 @@ def upward(module, names):
     return sorted(name for name in others if FLOOR.get(unit(name), -1) <= here)
 
 
+def upward_inside(module, names):
+    """Imports of `module` that do not go down within its package, nor stay within a package of that one."""
+    package = unit(module)
+    floor = {part: number for number, floor in enumerate(INSIDE.get(package, ())) for part in floor}
+    here = part_of(module)
+    if not floor or not here:  # the package itself gives out the names of all its parts
+        return []
+    others = {name for name in own(names) if unit(name) == package and part_of(name) != here}
+    return sorted(name for name in others if floor.get(part_of(name), -1) <= floor[here])
+
+
+def part_of(name):
+    """The module or package in a package of the house that a dotted name is in; "" for the package itself."""
+    return ".".join(name.split(".")[2:3])
+
+
 def between_backends(module, names):
     """Imports of one backend by another."""
     if not module.startswith(f"{BACKENDS}.") or module in SHARED_BY_BACKENDS:
@@ -165,10 +196,20 @@ def test_imports_go_down(module):
     assert upward(module, read(module, everywhere=True)) == []
 
 
-def test_modules_of_the_engine_import_each_other_in_no_circle():
+@pytest.mark.parametrize("package", INSIDE)
+def test_every_part_of_a_package_with_floors_has_one(package):
+    parts = [part for floor in INSIDE[package] for part in floor]
+    assert sorted(parts) == sorted({part_of(module) for module in PATHS if unit(module) == package} - {""})
+
+
+@pytest.mark.parametrize("module", [module for module in PATHS if unit(module) in INSIDE])
+def test_imports_go_down_inside_a_package(module):
+    assert upward_inside(module, read(module, everywhere=True)) == []
+
+
+def test_modules_import_each_other_in_no_circle():
     """Neither in functions nor for type checking. Raises CycleError, which shows the circle."""
-    inside = [module for module in PATHS if unit(module) == "engine"]
-    TopologicalSorter({module: imported_modules(module) for module in inside}).prepare()
+    TopologicalSorter({module: imported_modules(module) for module in PATHS}).prepare()
 
 
 @pytest.mark.parametrize("module", PATHS)
@@ -243,6 +284,24 @@ def test_imports_are_found():
 )
 def test_upward_imports_are_found(module, name, allowed):
     assert upward(module, {name}) == ([] if allowed else [name])
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "allowed"),
+    [
+        ("hfaccel.engine.weights.packed", "hfaccel.engine.kernels.Kind", True),
+        ("hfaccel.engine.weights.packed", "hfaccel.engine.weights.exchange", True),
+        ("hfaccel.engine.weights.packed", "hfaccel.memory.Arena", True),
+        ("hfaccel.engine.weights.packed", "hfaccel.engine.layers.layer", False),
+        ("hfaccel.engine.models.padding", "hfaccel.engine.calibration.gains", False),
+        ("hfaccel.engine.kernels", "hfaccel.engine", False),  # it stands above its parts
+        ("hfaccel.engine.kernels", "hfaccel.engine.not_placed", False),
+        ("hfaccel.engine", "hfaccel.engine.transform.transform", True),
+        ("hfaccel.pipelines.wrap", "hfaccel.pipelines.run", True),  # no floors there
+    ],
+)
+def test_upward_imports_inside_a_package_are_found(module, name, allowed):
+    assert upward_inside(module, {name}) == ([] if allowed else [name])
 
 
 def test_imports_between_backends_are_found():

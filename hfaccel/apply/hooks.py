@@ -1,7 +1,7 @@
 """What must happen inside a program while it runs: after an import, around the start of a child, at a fork.
 
-Each function is called once, changes the running interpreter and says how in its docstring. Imports no
-torch, and nothing that the programs of hfaccel-run would have to wait for.
+Each function changes the running interpreter and says how in its docstring. Imports no torch, and nothing
+that the programs of hfaccel-run would have to wait for.
 """
 
 from __future__ import annotations
@@ -109,32 +109,53 @@ def _set_affinity(mask: set[int]) -> None:
         set_affinity(mask)
 
 
-def give_children_affinity(mask: set[int]) -> None:
-    """Start child processes with this mask and not with the one that the program was bound to.
+_children_mask: set[int] | None = None  # of child processes; None: they inherit their parent's
+_wraps_starts = False
+
+
+def give_children_affinity(mask: set[int] | None) -> None:
+    """Start child processes with this mask and not with the one that the program was bound to; None undoes
+    that.
 
     A child inherits the mask of the thread that starts it, so that thread has the other mask meanwhile.
     Covers fork, subprocess, posix_spawn, system and multiprocessing.
     """
+    global _children_mask, _wraps_starts
+    _children_mask = mask
+    if mask is not None and not _wraps_starts:
+        _wraps_starts = True
+        _wrap_starts_of_children()
+
+
+def _wrap_starts_of_children() -> None:
     import _posixsubprocess
 
-    def with_mask(start: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*arguments: Any, **keywords: Any) -> Any:
-            own = affinity()
-            _set_affinity(mask)
-            try:
-                return start(*arguments, **keywords)
-            finally:
-                _set_affinity(own)
-
-        wrapped.__wrapped__ = start  # type: ignore[attr-defined]
-        return wrapped
-
-    os.register_at_fork(after_in_child=lambda: _set_affinity(mask))
-    _posixsubprocess.fork_exec = with_mask(_posixsubprocess.fork_exec)
+    os.register_at_fork(after_in_child=_give_mask)
+    _posixsubprocess.fork_exec = _with_mask(_posixsubprocess.fork_exec)
     if "subprocess" in sys.modules:  # it has a name of its own for the function
         vars(sys.modules["subprocess"])["_fork_exec"] = _posixsubprocess.fork_exec
     for name in ("posix_spawn", "posix_spawnp", "system"):
-        setattr(os, name, with_mask(getattr(os, name)))
+        setattr(os, name, _with_mask(getattr(os, name)))
+
+
+def _with_mask(start: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(*arguments: Any, **keywords: Any) -> Any:
+        if _children_mask is None:
+            return start(*arguments, **keywords)
+        own = affinity()
+        _set_affinity(_children_mask)
+        try:
+            return start(*arguments, **keywords)
+        finally:
+            _set_affinity(own)
+
+    wrapped.__wrapped__ = start  # type: ignore[attr-defined]
+    return wrapped
+
+
+def _give_mask() -> None:
+    if _children_mask is not None:
+        _set_affinity(_children_mask)
 
 
 # Forks
@@ -146,13 +167,19 @@ FORKED = (
 )
 
 
+_survives_forks = False
+
+
 def survive_forks() -> None:
     """Let forked children compute with threads of their own, whoever forks them: Python or a server in C.
 
     A child has none of its parent's threads, and GNU's OpenMP would wait for them for ever. Where the
-    runtime cannot be helped, a child computes with one thread, and says so on standard error.
+    runtime cannot be helped, a child computes with one thread, and says so on standard error. Nothing can
+    undo this: libc keeps what runs at forks.
     """
-    if hasattr(os, "fork"):
+    global _survives_forks
+    if hasattr(os, "fork") and not _survives_forks:
+        _survives_forks = True
         after_import("torch", _let_forks_end_threads)
 
 

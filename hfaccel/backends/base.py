@@ -32,6 +32,7 @@ from torch import nn
 from hfaccel import export
 from hfaccel.host import read_host
 from hfaccel.outcome import Outcome
+from hfaccel.precision import Precision, asked_for
 
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 
@@ -47,9 +48,14 @@ class Options:
     samples: tuple[Mapping[str, torch.Tensor], ...] = ()  # typical inputs; the first stands for the shapes
 
     @property
+    def precision(self) -> Precision | None:
+        """`dtype` and `quantization` in one; None: the checkpoint's."""
+        return asked_for(self.dtype, self.quantization)
+
+    @property
     def rounds(self) -> bool:
         """Whether weights are rounded: then the given model must keep its own."""
-        return self.quantization is not None or self.dtype is torch.bfloat16
+        return self.precision in (Precision.BFLOAT16, Precision.INT8)
 
 
 class Backend(ABC):
@@ -94,7 +100,7 @@ class SessionBackend(Backend):
         return ""
 
     def transform(self, model: nn.Module, options: Options) -> tuple[Outcome, ...]:
-        precision = precision_of(options)
+        precision = options.precision or Precision.FLOAT32
         problem = self.available() or self.supports(model) or self.lacks(options) or too_slow(precision)
         if problem:
             return (Outcome("model", False, problem),)
@@ -108,16 +114,9 @@ class SessionBackend(Backend):
         return dict(forward.calls) if forward else {}
 
 
-def precision_of(options: Options) -> str:
-    """ "fp32", "bf16" or "int8": what the results may differ by."""
-    if options.quantization:
-        return "int8"
-    return "bf16" if options.dtype == torch.bfloat16 else "fp32"
-
-
-def too_slow(precision: str) -> str:
+def too_slow(precision: Precision) -> str:
     """bf16 on a CPU that has no instructions for it is emulated, hundreds of times slower than fp32."""
-    if precision != "bf16" or any(read_host().processor.has(flag) for flag in BF16_FLAGS):
+    if precision is not Precision.BFLOAT16 or any(read_host().processor.has(flag) for flag in BF16_FLAGS):
         return ""
     return f"the CPU has none of {', '.join(BF16_FLAGS)}: bfloat16 would be slower than float32"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from hfaccel import engine
@@ -51,8 +50,4 @@ class TorchBackend(Backend):
 
 
 def _wanted(options: Options) -> engine.Kind | None:
-    if options.quantization == "int8":
-        return engine.Kind.INT8
-    if options.dtype is torch.bfloat16:
-        return engine.Kind.BFLOAT16
-    return engine.Kind.FLOAT32 if options.dtype is torch.float32 else None
+    return engine.Kind[options.precision.name] if options.precision else None

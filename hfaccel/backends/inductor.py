@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from hfaccel import export
-from hfaccel.backends.base import Options, SessionBackend, precision_of
+from hfaccel.backends.base import Options, SessionBackend
 from hfaccel.outcome import Outcome
+from hfaccel.precision import Precision
 
 RECOMPILATIONS = 8
 
@@ -33,8 +34,8 @@ class InductorEngine(export.Engine):
 class InductorSession(export.Session):
     """Weights become constants of the compiled code: the model is watched for changes, as with files."""
 
-    def __init__(self, flat: export.Flat, precision: str) -> None:
-        self.mixed = precision == "bf16"
+    def __init__(self, flat: export.Flat, precision: Precision) -> None:
+        self.mixed = precision is Precision.BFLOAT16
         known = inspect.signature(torch.compile).parameters
         bounds: dict[str, Any] = {"recompile_limit": RECOMPILATIONS, "isolate_recompiles": True}
         bounds = {name: value for name, value in bounds.items() if name in known}  # torch 2.10: 8 for all
@@ -58,6 +59,6 @@ class InductorBackend(SessionBackend):
         return ""
 
     def lacks(self, options: Options) -> str:
-        if precision_of(options) == "int8":
+        if options.precision is Precision.INT8:
             return "torch.compile has no int8 of its own; use backend='torch'"
         return ""

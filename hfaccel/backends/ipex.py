@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from hfaccel import export
-from hfaccel.backends.base import Options, SessionBackend, missing, precision_of, version
+from hfaccel.backends.base import Options, SessionBackend, missing, version
 from hfaccel.outcome import Outcome
+from hfaccel.precision import Precision
 
 PACKAGE, SERIES = "intel_extension_for_pytorch", "2.8"
 RETIRED = "intel-extension-for-pytorch is retired (2.8 was the last release); use backend='torch'"
@@ -34,7 +35,7 @@ class IpexSession(export.Session):
     def __init__(self, model: nn.Module, job: export.Job) -> None:
         import intel_extension_for_pytorch as ipex
 
-        self.mixed = job.precision == "bf16"
+        self.mixed = job.precision is Precision.BFLOAT16
         other = copy.deepcopy(export.unpacked(model))
         other.__dict__.pop("forward", None)
         # Folding batch norms traces with torch.fx, which meanwhile breaks every module in other threads.
@@ -63,4 +64,6 @@ class IpexBackend(SessionBackend):
         return f"it is not installed; {RETIRED}" if missing((PACKAGE,), "") else ""
 
     def lacks(self, options: Options) -> str:
-        return "this backend has no int8; use backend='torch'" if precision_of(options) == "int8" else ""
+        if options.precision is Precision.INT8:
+            return "this backend has no int8; use backend='torch'"
+        return ""

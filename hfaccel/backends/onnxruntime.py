@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from hfaccel import export
-from hfaccel.backends.base import Options, SessionBackend, missing, precision_of, version
+from hfaccel.backends.base import Options, SessionBackend, missing, version
 from hfaccel.host import read_host
+from hfaccel.precision import Precision
 
 PACKAGES = ("onnxruntime", "onnx", "onnxscript")
 MODEL, QUANTIZED = "model.onnx", "int8.onnx"
@@ -42,11 +43,11 @@ class OnnxruntimeEngine(export.ExportingEngine):
             assert program is not None
             optimize_for_ort(program.model)
         onnx_ir.save(program.model, folder / MODEL, external_data="weights.bin")
-        if job.precision == "int8":
+        if job.precision is Precision.INT8:
             _quantize(folder)
 
-    def load(self, folder: Path, precision: str) -> export.Session:
-        return OnnxruntimeSession(folder / (QUANTIZED if precision == "int8" else MODEL))
+    def load(self, folder: Path, precision: Precision) -> export.Session:
+        return OnnxruntimeSession(folder / (QUANTIZED if precision is Precision.INT8 else MODEL))
 
 
 class OnnxruntimeSession(export.Session):
@@ -95,7 +96,7 @@ class OnnxruntimeBackend(SessionBackend):
         return missing(PACKAGES, "onnxruntime")
 
     def lacks(self, options: Options) -> str:
-        if precision_of(options) == "bf16":
+        if options.precision is Precision.BFLOAT16:
             return "ONNX Runtime has no bf16 kernels for CPUs; use backend='openvino' or 'torch'"
         return ""
 

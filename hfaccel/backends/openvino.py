@@ -16,9 +16,11 @@ from typing import Any
 import torch
 
 from hfaccel import export
-from hfaccel.backends.base import Options, SessionBackend, missing, precision_of, version
+from hfaccel.backends.base import Options, SessionBackend, missing, version
+from hfaccel.precision import Precision
 
-HINTS = {"fp32": "f32", "bf16": "bf16"}  # int8: what it leaves over runs in OpenVINO's default precision
+# In int8, what is not quantized runs in OpenVINO's default precision.
+HINTS = {Precision.FLOAT32: "f32", Precision.BFLOAT16: "bf16"}
 MODEL = "model.xml"
 
 
@@ -40,7 +42,7 @@ class OpenvinoEngine(export.ExportingEngine):
                 for tensor, numbers in zip(job.samples[0], job.interface.dynamic.values(), strict=True)
             ]
             converted.reshape(dict(zip(converted.inputs, shapes, strict=True)))
-            if job.precision == "int8":
+            if job.precision is Precision.INT8:
                 import nncf
 
                 data = nncf.Dataset([tuple(tensor.numpy() for tensor in sample) for sample in job.samples])
@@ -49,7 +51,7 @@ class OpenvinoEngine(export.ExportingEngine):
                 )
         openvino.save_model(converted, folder / MODEL, compress_to_fp16=False)
 
-    def load(self, folder: Path, precision: str) -> export.Session:
+    def load(self, folder: Path, precision: Precision) -> export.Session:
         return OpenvinoSession(folder / MODEL, precision)
 
 
@@ -72,7 +74,7 @@ def _nothing_sent() -> Iterator[None]:
 class OpenvinoSession(export.Session):
     """One compiled model; each thread has a request of its own, as OpenVINO wants it."""
 
-    def __init__(self, path: Path, precision: str) -> None:
+    def __init__(self, path: Path, precision: Precision) -> None:
         import openvino
 
         settings: dict[str, Any] = {
@@ -101,7 +103,7 @@ class OpenvinoBackend(SessionBackend):
         return missing(("openvino",), "openvino")
 
     def lacks(self, options: Options) -> str:
-        if precision_of(options) != "int8":
+        if options.precision is not Precision.INT8:
             return ""
         if problem := missing(("nncf",), "openvino"):
             return problem

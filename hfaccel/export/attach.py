@@ -12,10 +12,11 @@ from hfaccel.export.interface import Sample, complete, default_sample, interface
 from hfaccel.export.running import Running, running
 from hfaccel.export.trial import TOLERANCE, trial, varied
 from hfaccel.outcome import Outcome
+from hfaccel.precision import Precision
 
 
 def attach(
-    model: nn.Module, engine: Engine, precision: str, given: Sequence[Sample] = ()
+    model: nn.Module, engine: Engine, precision: Precision, given: Sequence[Sample] = ()
 ) -> tuple[Outcome, ...]:
     """Open a session of the model and let it run the model's forward.
 
@@ -38,7 +39,7 @@ def attach(
         reason = f"a trial differed by {error:.1e} where {TOLERANCE[precision]:.0e} is allowed"
         return (Outcome("model", False, reason),)
     model.__dict__["forward"] = forward
-    done = f"run by {engine.name}, {precision}; a trial differed by {error:.1e}"
+    done = f"run by {engine.name}, {precision.short}; a trial differed by {error:.1e}"
     return (Outcome("model", True, done), job.opened)
 
 

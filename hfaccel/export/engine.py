@@ -11,6 +11,7 @@ from torch import nn
 
 from hfaccel.export.interface import Interface
 from hfaccel.outcome import Outcome
+from hfaccel.precision import Precision
 
 NOT_OPENED = Outcome("export", False, "not opened yet")
 
@@ -31,7 +32,7 @@ class Job:
     """
 
     interface: Interface
-    precision: str
+    precision: Precision
     samples: list[list[torch.Tensor]]
     weights: str
     opened: Outcome = field(default=NOT_OPENED)

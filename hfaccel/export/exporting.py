@@ -20,6 +20,7 @@ from hfaccel.export.engine import Engine, Job, Session
 from hfaccel.export.fingerprint import key
 from hfaccel.export.interface import Flat
 from hfaccel.outcome import Outcome
+from hfaccel.precision import Precision
 
 
 class ExportingEngine(Engine):
@@ -32,7 +33,7 @@ class ExportingEngine(Engine):
         """Export to files in `folder`. The first of the samples is the example, all are for calibration."""
 
     @abstractmethod
-    def load(self, folder: Path, precision: str) -> Session:
+    def load(self, folder: Path, precision: Precision) -> Session:
         """A session of what `write` wrote. It may not need the folder after that."""
 
     def open(self, model: nn.Module, job: Job) -> Session:
@@ -55,7 +56,7 @@ class ExportingEngine(Engine):
                 repr(model),
             ],
             interface=job.interface.to_key(),
-            calibration=_digest(job.samples) if job.precision == "int8" else "",
+            calibration=_digest(job.samples) if job.precision is Precision.INT8 else "",
         )
 
     def _write(self, model: nn.Module, job: Job, folder: Path) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from hfaccel.export.interface import Sample
+from hfaccel.precision import Precision
 
 # Largest relative error of an output, as length of the difference over length of the vector. Orders of
 # summation differ by 1e-6 in fp32; bf16 has 8 bits, int8 is what calibration makes of it.
-TOLERANCE = {"fp32": 1e-4, "bf16": 0.05, "int8": 0.3}
+TOLERANCE = {Precision.FLOAT32: 1e-4, Precision.BFLOAT16: 0.05, Precision.INT8: 0.3}
 
 
 def difference(expected: Any, got: Any, mask: torch.Tensor | None = None) -> float:

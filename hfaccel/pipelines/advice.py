@@ -6,26 +6,24 @@ The order is that of the usual gain.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from hfaccel.pipelines.profile import Profile
+from hfaccel.pipelines.figures import Figures
 
 PADDING, WAITING, FINISHING, COMPUTING = 0.10, 0.03, 0.10, 0.75  # shares from which on advice is given
 SHORT = 128  # tokens: below, one sequence alone does not keep the cores busy
 
 
-def optimizing(profile: Profile) -> str:
+def optimizing(profile: Figures) -> str:
     if profile.loop != "transformers":
         return ""
     return "pipe = hfaccel.optimize(pipe): packed and fused layers, batches of similar lengths, no waiting"
 
 
-def own_loop(profile: Profile) -> str:
+def own_loop(profile: Figures) -> str:
     return f"transformers' own loop ran: {profile.why_stock}" if profile.why_stock else ""
 
 
-def batching(profile: Profile) -> str:
+def batching(profile: Figures) -> str:
     if (
         profile.lengths
         and profile.rows < 2 <= profile.inputs
@@ -35,19 +33,19 @@ def batching(profile: Profile) -> str:
     return ""
 
 
-def padding(profile: Profile) -> str:
+def padding(profile: Figures) -> str:
     if profile.padding < PADDING or profile.loop == "transformers":
         return ""
     return f"{profile.padding:.0%} of the positions are padding: give more inputs at once"
 
 
-def tensors(profile: Profile) -> str:
+def tensors(profile: Figures) -> str:
     if profile.share(profile.finish.waited) < FINISHING or profile.task != "feature-extraction":
         return ""
     return "return_tensors=True: nested lists of floats are slow to make and take thirty times the memory"
 
 
-def tokenizing(profile: Profile) -> str:
+def tokenizing(profile: Figures) -> str:
     if profile.share(profile.prepare.waited) < WAITING or profile.loop == "transformers":
         return ""
     if not profile.fast_tokenizer:
@@ -55,13 +53,13 @@ def tokenizing(profile: Profile) -> str:
     return "a larger batch_size: inputs are then prepared while the model computes"
 
 
-def precision(profile: Profile) -> str:
+def precision(profile: Figures) -> str:
     if profile.share(profile.compute.total) < COMPUTING or profile.dtype != "float32":
         return ""
     return "dtype=torch.bfloat16 or quantization='int8' with hfaccel.optimize, if their accuracy suffices"
 
 
-ADVICE: list[Callable[[Profile], str]] = [
+ADVICE: list[Callable[[Figures], str]] = [
     optimizing,
     own_loop,
     batching,
@@ -72,5 +70,5 @@ ADVICE: list[Callable[[Profile], str]] = [
 ]
 
 
-def advise(profile: Profile) -> tuple[str, ...]:
+def advise(profile: Figures) -> tuple[str, ...]:
     return tuple(advice for advice in (check(profile) for check in ADVICE) if advice)

@@ -50,7 +50,7 @@ class Call:
                 f"{len(outputs)}; call the pipeline with batch_size=1"
             )
         longest = max(lengths)
-        return [self.pipe.hfaccel_own(*row, longest) for row in zip(outputs, lengths, strict=True)]
+        return [self.pipe.hfaccel_row(*row, longest) for row in zip(outputs, lengths, strict=True)]
 
     def finish(self, outputs: list[Any]) -> Any:
         if not self.chunked:

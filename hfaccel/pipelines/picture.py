@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hfaccel.errors import HfaccelError
-
-if TYPE_CHECKING:
-    from hfaccel.pipelines.profile import Profile
+from hfaccel.pipelines.figures import Figures
 
 STEPS = {"prepare": "tab:blue", "compute": "tab:green", "finish": "tab:orange"}
 
 
-def draw(profile: Profile, path: Path) -> None:
+def draw(profile: Figures, path: Path) -> None:
     """Write the picture of `profile` to `path`. Raises HfaccelError where matplotlib is missing."""
     try:
         from matplotlib.figure import Figure  # no pyplot: it would choose a backend for the whole program
@@ -30,7 +28,7 @@ def draw(profile: Profile, path: Path) -> None:
     figure.savefig(path)
 
 
-def _timeline(axes: Any, profile: Profile) -> None:
+def _timeline(axes: Any, profile: Figures) -> None:
     for row, (step, color) in enumerate(STEPS.items()):
         bars = [(begin, end - begin) for begin, end in profile.spans[step]]
         axes.broken_barh(bars, (row - 0.4, 0.8), color=color)
@@ -39,12 +37,12 @@ def _timeline(axes: Any, profile: Profile) -> None:
     axes.set(xlabel="seconds", xlim=(0, profile.seconds), title="what runs when")
 
 
-def _lengths(axes: Any, profile: Profile) -> None:
+def _lengths(axes: Any, profile: Figures) -> None:
     axes.hist(profile.lengths or [0], bins=30)
     axes.set(xlabel="tokens", ylabel="inputs", title="lengths")
 
 
-def _batches(axes: Any, profile: Profile) -> None:
+def _batches(axes: Any, profile: Figures) -> None:
     numbers = range(len(profile.batches))
     positions = [batch.rows * (batch.length or 1) for batch in profile.batches]
     tokens = [batch.tokens for batch in profile.batches]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,58 +10,18 @@ from typing import Any
 
 from hfaccel.errors import ModelError
 from hfaccel.pipelines.advice import advise
+from hfaccel.pipelines.figures import Figures, Phase
+from hfaccel.pipelines.picture import draw
 from hfaccel.tables import render
 
 
 @dataclass(frozen=True)
-class Phase:
-    """Seconds of one step over all inputs; `waited`: those in which the model did not compute."""
-
-    total: float
-    waited: float
-
-
-@dataclass(frozen=True)
-class Profile:
+class Profile(Figures):
     """One run of a pipeline. Times are seconds, lengths tokens. `print` it, `save` it as a picture."""
-
-    task: str
-    model: str
-    dtype: str
-    loop: str  # "hfaccel" or "transformers"
-    why_stock: str  # why transformers' loop ran in an optimized pipeline; "" where it did not
-    fast_tokenizer: bool
-    inputs: int
-    seconds: float
-    prepare: Phase  # tokenization, or whatever the task's `preprocess` does
-    compute: Phase  # `waited` is 0
-    finish: Phase  # `postprocess`
-    batches: tuple[Any, ...]  # timing.Batch, in order
-    lengths: tuple[int, ...]  # of each model input, without padding
-    spans: dict[str, tuple[tuple[float, float], ...]]  # prepare, compute, finish; from the run's begin on
-
-    @property
-    def rows(self) -> float:
-        """Mean number of sequences in a batch."""
-        return statistics.fmean(batch.rows for batch in self.batches) if self.batches else 0.0
-
-    @property
-    def tokens(self) -> int:
-        return sum(batch.tokens for batch in self.batches)
-
-    @property
-    def padding(self) -> float:
-        """Share of the positions given to the model that are padding; 0 where there are no tokens."""
-        positions = sum(batch.rows * batch.length for batch in self.batches if batch.length)
-        return 1 - self.tokens / positions if positions else 0.0
 
     @property
     def advice(self) -> tuple[str, ...]:
         return advise(self)
-
-    def share(self, seconds: float) -> float:
-        """`seconds` as a share of the run."""
-        return seconds / self.seconds if self.seconds else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         derived = {"rows": self.rows, "tokens": self.tokens, "padding": self.padding, "advice": self.advice}
@@ -73,8 +32,6 @@ class Profile:
 
         Raises HfaccelError where matplotlib is missing.
         """
-        from hfaccel.pipelines.picture import draw
-
         draw(self, Path(path))
 
     def __str__(self) -> str:
@@ -125,26 +82,25 @@ def profile(pipe: Any, inputs: Any, **settings: Any) -> Profile:
     """
     from transformers.pipelines import Pipeline
 
-    from hfaccel.pipelines import timing, wrap
+    from hfaccel.pipelines import scheduled, timing, wrap
 
     if not isinstance(pipe, Pipeline):
         raise ModelError(
             f"profile() takes a transformers pipeline, but got {type(pipe).__name__}; "
             "pass what transformers.pipeline or hfaccel.pipeline returned"
         )
-    watched = timing.timed(pipe)
-    watched.__dict__.pop("hfaccel_stock_calls", None)
+    watched, marks = timing.timed(pipe)
+    vars(watched).pop(scheduled.STOCK_CALLS, None)
     begin = time.perf_counter()
     count = _exhaust(watched(inputs if _is_many(inputs) else [inputs], **settings))
     whole = time.perf_counter() - begin
-    marks = watched.hfaccel_marks
     computed = [batch.span for batch in marks.batches]
     reasons = "; ".join(wrap.stock_calls(watched))
     return Profile(
         task=pipe.task or type(pipe).__name__,
         model=type(pipe.model).__name__,
         dtype=str(pipe.model.dtype).removeprefix("torch."),
-        loop="hfaccel" if isinstance(pipe, wrap.Scheduled) and not reasons else "transformers",
+        loop="hfaccel" if isinstance(pipe, scheduled.Scheduled) and not reasons else "transformers",
         why_stock=reasons,
         fast_tokenizer=getattr(pipe.tokenizer, "is_fast", True),
         inputs=count,

@@ -1,4 +1,4 @@
-"""What single tasks need of their own: small classes that stand in front of transformers' class."""
+"""What single tasks need of their own besides the loop: small classes in front of transformers' classes."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers.pipelines import FeatureExtractionPipeline, ImageFeatureExtractionPipeline
+from transformers.pipelines import FeatureExtractionPipeline, ImageFeatureExtractionPipeline, Pipeline
 
 from hfaccel.pipelines.nested import untracked
+from hfaccel.pipelines.scheduled import Scheduled
 
 
-class FeatureExtraction(FeatureExtractionPipeline):  # type: ignore[misc]
+class FeatureExtraction(Scheduled):
     """Features of a text's own tokens: a result does not depend on the texts that share its batch.
 
     transformers appends a row for each token of padding to the shorter texts of a batch. Those rows have
     no meaning; here they are left out, as transformers does with `batch_size=1`.
     """
 
-    def hfaccel_own(self: Any, output: Any, length: int, longest: int) -> Any:
+    def hfaccel_row(self, output: Any, length: int, longest: int) -> Any:
         """One row of a batch's output, cut from `longest` tokens to its own `length`."""
         if length == longest or not isinstance(output, Mapping):
             return output
@@ -32,7 +33,7 @@ class FeatureExtraction(FeatureExtractionPipeline):  # type: ignore[misc]
         return _light(super().postprocess(*arguments, **settings))
 
 
-class ImageFeatureExtraction(ImageFeatureExtractionPipeline):  # type: ignore[misc]
+class ImageFeatureExtraction(Scheduled):
     """The same lists, of images."""
 
     def postprocess(self, *arguments: Any, **settings: Any) -> Any:
@@ -44,12 +45,12 @@ def _light(result: Any) -> Any:
 
 
 # transformers' class -> the class in front of it
-IN_FRONT: dict[type, type] = {
+IN_FRONT: dict[type[Pipeline], type[Scheduled]] = {
     FeatureExtractionPipeline: FeatureExtraction,
     ImageFeatureExtractionPipeline: ImageFeatureExtraction,
 }
 
-# transformers' class -> why its own loop runs
-OWN_LOOP = {
-    "MaskGenerationPipeline": "its preprocessing runs the model",
-}
+
+def scheduled_for(stock: type[Pipeline]) -> type[Scheduled]:
+    """The class that goes in front of this one."""
+    return next((mixin for kind, mixin in IN_FRONT.items() if issubclass(stock, kind)), Scheduled)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from transformers.pipelines import Pipeline
 
+from hfaccel.replacement import Replacement, replace
 from hfaccel.upstream.of_pipelines import ChunkPipeline
 
 Span = tuple[float, float]  # begin and end, seconds
@@ -40,17 +40,17 @@ class Marks:
     lengths: list[int] = field(default_factory=list)  # tokens of each model input
 
 
-class Timed(Pipeline):  # type: ignore[misc]
-    """Stands in front of a pipeline's class; the marks are in `hfaccel_marks`."""
+class Timed(Pipeline, Replacement):  # type: ignore[misc]
+    """Stands in front of a pipeline's class and keeps marks."""
 
-    hfaccel_marks: Marks
+    _hfaccel_marks: Marks
 
     def preprocess(self, *arguments: Any, **settings: Any) -> Any:
         if isinstance(self, ChunkPipeline):
             return self._timed_parts(super().preprocess(*arguments, **settings))
         begin = time.perf_counter()
         made = super().preprocess(*arguments, **settings)
-        self.hfaccel_marks.prepare.append((begin, time.perf_counter()))
+        self._hfaccel_marks.prepare.append((begin, time.perf_counter()))
         return made
 
     def _timed_parts(self, parts: Iterator[Any]) -> Iterator[Any]:
@@ -61,7 +61,7 @@ class Timed(Pipeline):  # type: ignore[misc]
             except StopIteration:
                 return
             finally:
-                self.hfaccel_marks.prepare.append((begin, time.perf_counter()))
+                self._hfaccel_marks.prepare.append((begin, time.perf_counter()))
             yield part
 
     def forward(self, model_inputs: Any, **settings: Any) -> Any:
@@ -69,29 +69,23 @@ class Timed(Pipeline):  # type: ignore[misc]
         begin = time.perf_counter()
         outputs = super().forward(model_inputs, **settings)
         span = (begin, time.perf_counter())
-        self.hfaccel_marks.batches.append(Batch(rows, length, sum(lengths), span))
-        self.hfaccel_marks.lengths.extend(lengths)
+        self._hfaccel_marks.batches.append(Batch(rows, length, sum(lengths), span))
+        self._hfaccel_marks.lengths.extend(lengths)
         return outputs
 
     def postprocess(self, *arguments: Any, **settings: Any) -> Any:
         begin = time.perf_counter()
         result = super().postprocess(*arguments, **settings)
-        self.hfaccel_marks.finish.append((begin, time.perf_counter()))
+        self._hfaccel_marks.finish.append((begin, time.perf_counter()))
         return result
 
 
-def timed(pipe: Any) -> Any:
-    """A copy of the pipeline, around the same model, that keeps marks."""
-    result = copy.copy(pipe)
-    kind: Any = type(pipe)
-    result.__class__ = _timed_class(kind)
-    result.hfaccel_marks = Marks()
-    return result
-
-
-@functools.cache
-def _timed_class(kind: Any) -> type:
-    return type(kind.__name__, (Timed, kind), {"__module__": kind.__module__})
+def timed(pipe: Any) -> tuple[Any, Marks]:
+    """A copy of the pipeline, around the same model, and the marks that it keeps."""
+    result, marks = copy.copy(pipe), Marks()
+    replace(result, Timed)
+    result._hfaccel_marks = marks
+    return result, marks
 
 
 def sizes(model_inputs: Any) -> tuple[int, int | None, list[int]]:

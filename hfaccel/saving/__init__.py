@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hfaccel import engine, upstream
-from hfaccel.configuration import configure
+from hfaccel.configuration import configure_for_model, weights_placed
 from hfaccel.errors import HfaccelError, ModelError, UsageError, check_path
 from hfaccel.generators import kept_as_found
 from hfaccel.memory import lay_out
@@ -78,7 +78,7 @@ def load(directory: str | os.PathLike[str]) -> Any:
         raise UsageError(
             f"load() takes a folder that hfaccel.save(model, folder) wrote, but got {os.fspath(directory)!r}"
         )
-    configure()
+    configure_for_model()
     try:
         return _mapped(folder)
     except Unusable:
@@ -104,7 +104,8 @@ def _write(folder: Path, model: nn.Module, source: dict[str, Any] | None) -> Non
 
 
 def _mapped(folder: Path) -> Any:
-    with kept_as_found(), torch.inference_mode(False):  # weights made in it could not be prepared
+    # Weights made in inference mode could not be prepared.
+    with kept_as_found(), weights_placed(), torch.inference_mode(False):
         return _model_over(folder)
 
 

@@ -17,6 +17,7 @@ from hfaccel.errors import ModelError
 from hfaccel.memory import Layout, held, view
 from hfaccel.optimization import Record, mark, record_of
 from hfaccel.outcome import Outcome
+from hfaccel.precision import named
 from hfaccel.replacement import original
 from hfaccel.saving.files import Unusable
 from hfaccel.upstream.of_transformers import attention_of, from_config
@@ -81,7 +82,7 @@ def describe(model: Any, record: Record, layout: Layout) -> dict[str, Any]:
         "attention_types": _attention_types(model),
         "plan": engine.plan_of(model).to_dict(),
         "unpad": record.unpad,
-        "precision": str(record.precision).removeprefix("torch.") if record.precision else None,
+        "precision": record.precision.value if record.precision else None,
         "backend": record.backend,
         "kernels": {"set": engine.set_in_use(), "panel": engine.panel()},
         # but where in this process's memory they lie
@@ -240,7 +241,7 @@ def build(manifest: dict[str, Any], region: torch.Tensor) -> Any:
 def annotate(model: nn.Module, manifest: dict[str, Any], outcome: Outcome) -> None:
     """What report() says about a loaded model."""
     outcomes = (*(Outcome(**line) for line in manifest["outcomes"]), outcome)
-    record = Record(manifest["backend"], outcomes, precision(manifest["precision"]), manifest["unpad"])
+    record = Record(manifest["backend"], outcomes, named(manifest["precision"]), manifest["unpad"])
     mark(model, record)
 
 
@@ -249,11 +250,6 @@ def mark_made_again(model: nn.Module, reason: str) -> None:
     assert record is not None
     line = Outcome("saved weights", False, reason)
     mark(model, replace(record, outcomes=(*record.outcomes, line)))
-
-
-def precision(name: str | None) -> torch.dtype | str | None:
-    found = getattr(torch, name, None) if name else None
-    return found if isinstance(found, torch.dtype) and name != "int8" else name
 
 
 def _tensor_over(region: torch.Tensor, entry: dict[str, Any], panel: int) -> torch.Tensor:

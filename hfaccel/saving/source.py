@@ -11,7 +11,8 @@ from torch import nn
 
 from hfaccel.errors import HfaccelError
 from hfaccel.optimization import Record, optimize
-from hfaccel.saving.parts import model_class, names, precision
+from hfaccel.precision import named
+from hfaccel.saving.parts import model_class, names
 from hfaccel.upstream.of_transformers import attention_of, revision_of
 
 
@@ -31,7 +32,7 @@ def find_source(model: Any, record: Record) -> tuple[dict[str, Any] | None, str]
         "revision": None if folder.is_dir() else revision_of(model.config),
         "dtype": str(model.config.dtype or model.dtype).removeprefix("torch."),
         "attention": attention_of(model.config),
-        "precision": str(record.precision).removeprefix("torch.") if record.precision else None,
+        "precision": record.precision.value if record.precision else None,
         "unpad": record.unpad,
     }
     try:
@@ -66,8 +67,8 @@ def _stock(source: dict[str, Any]) -> Any:
 
 
 def _optimized(stock: Any, source: dict[str, Any]) -> Any:
-    wanted = precision(source["precision"])
-    arguments = {"quantization": wanted} if isinstance(wanted, str) else {"dtype": wanted}
+    wanted = named(source["precision"])
+    arguments = wanted.arguments() if wanted else {}
     return optimize(stock, inplace=True, unpad=source["unpad"], **arguments)
 
 

@@ -38,6 +38,9 @@ class Malloc:
         if self.error is not None:
             raise self.error
 
+    def memory_policy(self):
+        return "default", ()
+
     def set_memory_policy(self, mode, nodes):
         self.calls.append((mode, nodes))
         if self.error is not None:

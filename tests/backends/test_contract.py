@@ -18,6 +18,7 @@ from hfaccel.backends import BACKENDS, Backend, Options, base, by_name, register
 from hfaccel.errors import UsageError
 from hfaccel.host import read_host
 from hfaccel.outcome import Outcome
+from hfaccel.precision import Precision
 
 
 @pytest.fixture(autouse=True)
@@ -213,4 +214,4 @@ def test_ipex_says_that_it_is_retired(bert):
 def test_bfloat16_is_refused_where_it_would_be_emulated(monkeypatch):
     for name, refused in (("skylake-offline", True), ("zen4-vm", False), ("graviton3", False)):
         monkeypatch.setattr(base, "read_host", lambda name=name: read_host(HOSTS / f"{name}.txt"))
-        assert bool(base.too_slow("bf16")) is refused and base.too_slow("fp32") == ""
+        assert bool(base.too_slow(Precision.BFLOAT16)) is refused and base.too_slow(Precision.FLOAT32) == ""

@@ -47,7 +47,7 @@ def test_the_figures_are_those_of_the_run(stock, fast, optimized):
         assert 0 <= phase.waited <= phase.total + 1e-9 and phase.total <= found.seconds
     assert found.compute.total + found.prepare.waited + found.finish.waited <= found.seconds
     assert all(0 <= begin <= end <= found.seconds for spans in found.spans.values() for begin, end in spans)
-    assert not hasattr(stock, "hfaccel_marks")
+    assert not hasattr(stock, "_hfaccel_marks")
 
 
 def test_transformers_pads_and_waits_more(stock, fast, found):

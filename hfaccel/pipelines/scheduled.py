@@ -1,0 +1,118 @@
+"""The class in front of a pipeline's own: hfaccel's loop, and why transformers' own one runs instead.
+
+Only the loop is replaced (`get_iterator`). What a task does with one input, `preprocess`, `_forward` and
+`postprocess`, is transformers' own.
+"""
+
+from __future__ import annotations
+
+import collections
+import copy
+import functools
+from contextvars import ContextVar
+from typing import Any
+
+from transformers.pipelines import Pipeline
+
+from hfaccel.pipelines.call import Call, begin
+from hfaccel.pipelines.results import Results, Watched
+from hfaccel.pipelines.schedule import TOKENS
+from hfaccel.replacement import PREFIX, Replacement, undo
+from hfaccel.upstream import Need, problem
+from hfaccel.upstream.of_pipelines import SEAMS, calls_generate, collate_of
+
+STOCK_CALLS = f"{PREFIX}stock_calls"  # attribute of a pipeline: reason -> calls
+# transformers' class -> why its own loop runs
+OWN_LOOP = {
+    "MaskGenerationPipeline": "its preprocessing runs the model",
+}
+
+_progress: ContextVar[bool] = ContextVar("hfaccel_progress", default=False)
+
+
+class Setting:
+    """An attribute for users to set on a pipeline, kept where `undo` finds it."""
+
+    def __init__(self, default: Any) -> None:
+        self.default = default
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.place = f"_{name}"
+
+    def __get__(self, pipe: Any, owner: type | None = None) -> Any:
+        return self.default if pipe is None else vars(pipe).get(self.place, self.default)
+
+    def __set__(self, pipe: Any, value: Any) -> None:
+        vars(pipe)[self.place] = value
+
+
+class Scheduled(Pipeline, Replacement):  # type: ignore[misc]
+    """Stands in front of a pipeline's class. Pipeline comes first: the layouts of both must be equal."""
+
+    hfaccel_tokens = Setting(TOKENS)  # of one batch, padding included
+    hfaccel_progress = Setting(False)  # the default of `progress`
+
+    def __call__(self, *arguments: Any, progress: bool | None = None, **settings: Any) -> Any:
+        """As the pipeline's own; `progress=True` shows a bar over the inputs of a list or stream."""
+        token = _progress.set(self.hfaccel_progress if progress is None else progress)
+        try:
+            return super().__call__(*arguments, **settings)
+        finally:
+            _progress.reset(token)
+
+    def get_iterator(
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Any:
+        parameters = preprocess_params, forward_params, postprocess_params
+        # Built in any case: it checks the arguments, and knows how to pad.
+        stock = super().get_iterator(inputs, num_workers, batch_size, *parameters)
+        reason = why_not(self) or _why_not_now(num_workers)
+        if reason:
+            self.hfaccel_count(reason)
+            results = stock
+        else:
+            call = Call(self, collate_of(stock), batch_size, *parameters)
+            start = functools.partial(begin, call, inputs, self.hfaccel_tokens, self.hfaccel_count)
+            results = Results(inputs, start)
+        return Watched(results, inputs) if _progress.get() else results
+
+    def hfaccel_count(self, reason: str) -> None:
+        """Count a call that ran otherwise than it should, for the report."""
+        self.__dict__.setdefault(STOCK_CALLS, collections.Counter())[reason] += 1
+
+    def hfaccel_row(self, output: Any, length: int, longest: int) -> Any:
+        """What of one row of a batch's output belongs to the row's own tokens; see tasks.py."""
+        return output
+
+    def save_pretrained(self, *arguments: Any, **settings: Any) -> None:
+        stock = copy.copy(self)  # it compares its class by identity
+        undo(stock)
+        stock.save_pretrained(*arguments, **settings)
+
+
+def why_not(pipe: Any) -> str:
+    """Why this pipeline keeps transformers' loop; "" where it gets hfaccel's."""
+    if not isinstance(pipe, Pipeline):
+        return "it is not a transformers.Pipeline"
+    if reason := problem(Need.PIPELINES):
+        return reason
+    for name in SEAMS:
+        module = getattr(type(pipe), name).__module__
+        if module.partition(".")[0] not in ("transformers", "hfaccel"):
+            return f"its {name} is the program's own ({module})"
+    for kind in type(pipe).__mro__:
+        if kind.__name__ in OWN_LOOP:
+            return OWN_LOOP[kind.__name__]
+    if calls_generate(pipe) and pipe.model.can_generate() and pipe.task != "automatic-speech-recognition":
+        return "generation forms its own batches"
+    return ""
+
+
+def _why_not_now(num_workers: int) -> str:
+    return f"num_workers={num_workers} asks for transformers' worker processes" if num_workers > 0 else ""
