@@ -71,8 +71,8 @@ def test_a_missing_native_part_is_a_warning_with_its_cost(monkeypatch):
 @pytest.mark.parametrize(
     ("problem", "sets", "cap", "status", "text", "advice"),
     [
-        ("", ("amx",), "", "ok", "those for amx, which multiply float32, bfloat16", ""),
-        ("", ("amx",), "amx", "ok", "those for amx, the most that HFACCEL_MAX_ISA=amx allows, which", ""),
+        ("", ("amx",), "", "ok", "the kernels for amx compute layers, and multiply float32, bfloat16", ""),
+        ("", ("amx",), "amx", "ok", "; HFACCEL_MAX_ISA=amx allows no better set", ""),
         ("no AVX2", (), "", "warning", "no AVX2", "backend='openvino'"),
         ("none", (), "none", "warning", "none", "unset HFACCEL_MAX_ISA"),
         ("not built", ("amx",), "", "warning", "not built", "C compiler"),
