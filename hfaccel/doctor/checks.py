@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-
 from hfaccel import native
 from hfaccel.apply.verify import openmp_runtimes
+from hfaccel.bench.memory import probe_alignment
 from hfaccel.doctor.check import Check, Finding
 from hfaccel.host import MAX_ISA, HostFacts, read_host
 from hfaccel.plan import Goal, cpu_budget, make_plan
@@ -108,30 +106,15 @@ class HugePages(Check):
 
 
 class Alignment(Check):
-    """Kernels differ: commit efa7df3e3bb5 (6.7) aligns every large anonymous mapping to 2 MiB, which leaves
-    gaps between buffers of odd sizes; d4148aeab412 (6.12) aligns only multiples of 2 MiB. Vendor kernels have
-    either commit, so this check tests the behaviour, not the version."""
+    """Where the kernel aligns mappings of odd sizes, buffers have gaps that no huge page covers."""
 
     name = "alignment"
-    size = (2 << 20) + 4096
-    count = 6
 
     def find(self, facts: HostFacts) -> Finding:
         try:
-            aligned = sum(address % (2 << 20) == 0 for address in self.addresses())
+            return self.ok(f"this kernel {probe_alignment()}")
         except OSError as error:
-            return self.warning(f"six mappings of {self.size} bytes failed: {error}", "free some memory")
-        behaviour = "aligns every large mapping (6.7 to 6.11)" if aligned >= 5 else "aligns no odd sizes"
-        return self.ok(f"{aligned} of {self.count} mappings of odd size are aligned: this kernel {behaviour}")
-
-    def addresses(self) -> list[int]:
-        """Addresses of mappings that exist at the same time, so that each has its own."""
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        mappings = [mmap.mmap(-1, self.size, flags=flags) for _ in range(self.count)]
-        addresses = [ctypes.addressof(ctypes.c_char.from_buffer(mapping)) for mapping in mappings]
-        for mapping in mappings:
-            mapping.close()
-        return addresses
+            return self.warning(f"mappings of 2 MiB failed: {error}", "free some memory")
 
 
 CHECKS: list[Check] = [NativePart(), Kernels(), Threads(), OpenMP(), Allocator(), HugePages(), Alignment()]

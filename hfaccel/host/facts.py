@@ -77,10 +77,6 @@ class Topology(NamedTuple):
     caches: tuple[Cache, ...] = ()  # of the first CPU
     governor: str = ""  # cpufreq's, of the first CPU; "" on most virtual machines
 
-    def one_per_core(self, mask: tuple[int, ...]) -> tuple[int, ...]:
-        """The first CPU in `mask` of every physical core that the mask touches, ascending."""
-        return tuple(sorted(min(cpus) for cpus in self.cores(mask)))
-
     def cores(self, mask: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         """The CPUs in `mask`, grouped by core; cores of one node follow each other."""
         known = {entry.cpu: entry for entry in self.cpus}

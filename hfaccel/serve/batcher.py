@@ -73,9 +73,9 @@ class Batcher(Generic[In, Out]):
     request raises Overloaded. `call_tokens`: the cost of a call beside that of its tokens, in tokens; up to
     so many tokens of padding are accepted to save a call. The default suits float32 encoders; int8 wants
     more, a model that skips padding as many as `max_tokens`. `idle_release`: seconds without a request after
-    which memory that the allocator keeps for the next batch goes back to the system; None: never. `size`: gives
-    an item's tokens. `prepare`: converts an item before its size is asked, for example into tokens; runs in a
-    second thread.
+    which the memory that the allocator keeps for the next batch goes back to the system; None: never.
+    `size`: gives an item's tokens. `prepare`: converts an item before its size is asked, for example into
+    tokens; runs in a second thread.
 
     A batcher belongs to the event loop in which it is first used. Raises UsageError for a limit that breaks
     its rule.
