@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, NewType, Protocol
 
 
 class Region(Protocol):
@@ -54,33 +54,78 @@ class Comparison(Protocol):
     def sizes_are(self, tables: tuple[dict[Any, Any], ...], sizes: tuple[int, ...]) -> bool: ...
 
 
+# Objects of the classes of hfaccel._kernels_SET.
+NativeMatrix = NewType("NativeMatrix", object)
+NativeNorm = NewType("NativeNorm", object)
+NativeSequences = NewType("NativeSequences", object)
+NativeBias = NewType("NativeBias", object)
+NativeRotary = NewType("NativeRotary", object)
+NativeRelative = NewType("NativeRelative", object)
+NativeEmbedding = NewType("NativeEmbedding", object)
+Span = tuple[int, int]  # an address, and how many rows or numbers lie there
+
+
 class Kernels(Protocol):
-    """What hfaccel._kernels_SET offers, for each instruction set. Tensors are passed as addresses."""
+    """What hfaccel._kernels_SET offers, for each instruction set.
+
+    Tensors are passed as addresses, 0 for none. The classes check what they are made of; their objects keep
+    nothing alive. Arguments are positional."""
 
     PANEL: int  # columns of a packed weight that lie together
     DOT_BF16: int  # whether the set has an instruction that multiplies bfloat16; otherwise
     DOT_I8: int  # weights are widened as they are read. The same for int8
 
-    def Layer(self, *arguments: object) -> object: ...
-    def run_layers(self, layers: Objects, *arguments: object) -> None: ...
-    def linear(
+    def Matrix(
+        self, kind: int, columns: int, inputs: int, panels: int, bias: int, of_int8: tuple[int, ...] = ..., /
+    ) -> NativeMatrix: ...  # of_int8: scales, sums, factors, exact, exact_inputs
+    def Norm(self, weight: int, bias: int, epsilon: float, kind: int, /) -> NativeNorm: ...
+    def Layer(
         self,
-        threads: int,
-        matrix: tuple[int, ...],
+        attention: tuple[NativeMatrix, NativeMatrix, NativeMatrix, NativeMatrix],  # query, key, value, output
+        feed_forward: tuple[NativeMatrix | None, NativeMatrix, NativeMatrix],  # gate, up, down
+        norms: tuple[NativeNorm, NativeNorm],  # of attention, of the output
+        head_size: int,
+        norm_first: bool,
         activation: int,
-        input: int,
-        in_features: int,
-        output: int,
+        attention_kind: int,
+        scale: float,
+        /,
+    ) -> object: ...
+    def Sequences(
+        self,
         rows: int,
+        count: int,
+        first: int,
+        length: int,
+        skipped: int,
+        seen: int,
+        window: int,
+        padding_sees_all: bool,
+        /,
+    ) -> NativeSequences: ...
+    def Bias(self, numbers: int, head: int, query: int, /) -> NativeBias: ...
+    def Rotary(self, cosines: int, sines: int, angles: int, /) -> NativeRotary: ...
+    def Relative(
+        self, keys: int, queries: int, buckets: int, index: int, reach: int, /
+    ) -> NativeRelative: ...
+    def Embedding(self, columns: int, norm: NativeNorm, tables: tuple[Span, ...], /) -> NativeEmbedding: ...
+    def run_layers(
+        self,
+        layers: tuple[object, ...],
+        threads: int,
+        input: int,
+        output: int,
+        sequences: NativeSequences,
+        bias: NativeBias | None,
+        rotary: NativeRotary | None,
+        relative: NativeRelative | None,
+        /,
+    ) -> None: ...
+    def linear(
+        self, threads: int, matrix: NativeMatrix, activation: int, input: int, output: int, rows: int, /
     ) -> None: ...
     def embed(
-        self,
-        threads: int,
-        lookups: tuple[tuple[int, int, int, int], ...],
-        norm: tuple[int, int, float, int],
-        columns: int,
-        output: int,
-        rows: int,
+        self, threads: int, embedding: NativeEmbedding, ids: tuple[Span, ...], output: int, rows: int, /
     ) -> bool: ...
     def count(self, numbers: int, size: int, value: int) -> int: ...
     def use_threads(self, function: int) -> None: ...

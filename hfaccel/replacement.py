@@ -45,19 +45,19 @@ class Replacement:
         """The object's tensors have moved: drop what was noted of where they lay."""
 
 
-def replace(target: Any, mixin: type[Replacement], key: Hashable = None) -> None:
+def replace(target: object, mixin: type[Replacement], key: Hashable = None) -> None:
     """Put `mixin` in front of the object's class: the same class for the same arguments."""
     target.__class__ = _class(mixin, type(target), key)
 
 
-def undo(target: Any) -> None:
+def undo(target: object) -> None:
     """Undo every `replace`, and forget what replacements have noted on the object."""
     target.__class__ = original(type(target))
     for name in [name for name in vars(target) if name.startswith(PREFIX)]:
         del target.__dict__[name]
 
 
-def undo_outermost(target: Any) -> None:
+def undo_outermost(target: Replacement) -> None:
     """Undo the last `replace`; what was noted stays."""
     target.__class__ = target.hfaccel_original
 
@@ -69,12 +69,39 @@ def original(cls: type[Any]) -> type[Any]:
     return cls
 
 
-def shadow(target: T, children: Mapping[str, Any]) -> T:
-    """The module with other children under these names. All else is shared, and read at each call."""
-    result = object.__new__(type(target))
-    modules: Any = vars(target)["_modules"]
-    result.__dict__ = vars(target) | {"_modules": {**modules, **children}}
+class Shadow:
+    """Mixed into a module's class by `shadow`. The shadow and the module have one __dict__: what a method
+    writes to `self` is written to the module. Stand-ins lie beside it, in a slot."""
+
+    __slots__ = ("hfaccel_stand_ins",)
+    hfaccel_stand_ins: dict[str, Any]
+
+    def __getattr__(self, name: str) -> Any:  # children are found here: they are no ordinary attributes
+        stand_ins = self.hfaccel_stand_ins
+        return stand_ins[name] if name in stand_ins else super().__getattr__(name)  # type: ignore[misc]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.hfaccel_stand_ins.pop(name, None)
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self.hfaccel_stand_ins.pop(name, None)
+        super().__delattr__(name)
+
+
+def shadow(target: T, stand_ins: Mapping[str, Any]) -> T:
+    """The module with others in the place of its children of these names. All else is the module's own."""
+    cls: Any = type(target)
+    result: T = object.__new__(_shadow_class(cls))
+    object.__setattr__(result, "hfaccel_stand_ins", dict(stand_ins))
+    object.__setattr__(result, "__dict__", vars(target))
     return result
+
+
+@functools.cache
+def _shadow_class(cls: type) -> type:
+    members = {"__slots__": (), "__module__": cls.__module__, "__doc__": cls.__doc__, "hfaccel_original": cls}
+    return type(cls.__name__, (Shadow, cls), members)
 
 
 def _class(mixin: type[Replacement], stock: type[Any], key: Hashable) -> type[Any]:

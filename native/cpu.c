@@ -28,13 +28,11 @@ int cpu_requestable_state(uint64_t *mask)
 
 int cpu_saved_state(uint64_t *mask)
 {
-  (void)mask;
   return ENOSYS;
 }
 
 int cpu_requestable_state(uint64_t *mask)
 {
-  (void)mask;
   return ENOSYS;
 }
 

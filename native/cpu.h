@@ -3,9 +3,7 @@
  *
  * 0 or an errno: ENOSYS on other processors, EINVAL from kernels or sandboxes that do not know the request.
  */
-#ifndef HFACCEL_CPU_H
-#define HFACCEL_CPU_H
-
+#pragma once
 #include <stdint.h>
 
 /* Register sets that the operating system saves (XCR0): bits 5 to 7 AVX-512, 17 and 18 AMX tiles. */
@@ -13,5 +11,3 @@ int cpu_saved_state(uint64_t *mask);
 
 /* Register sets that a program may ask the kernel for (arch_prctl ARCH_GET_XCOMP_SUPP). Asks for none. */
 int cpu_requestable_state(uint64_t *mask);
-
-#endif

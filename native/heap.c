@@ -29,8 +29,6 @@ int heap_set_option(int option, int value)
 #ifdef __GLIBC__
   return mallopt(option, value) == 1 ? 0 : EINVAL;
 #else
-  (void)option;
-  (void)value;
   return EINVAL;
 #endif
 }

@@ -1,7 +1,5 @@
 /* The malloc of this process: who it is, and glibc's settings where it is glibc's. */
-#ifndef HFACCEL_HEAP_H
-#define HFACCEL_HEAP_H
-
+#pragma once
 #include <stddef.h>
 
 /* Write the path of the library that `malloc` resolves to. 0; ENOENT: not found (a static program);
@@ -22,5 +20,3 @@ int heap_reserve(size_t size, void **address);
 /* malloc_trim(3): give free memory back to the system. 1 if there was any. What was reserved is reserved
  * again, and is untouched then. Neither this nor heap_reserve may run in two threads at once. */
 int heap_trim(void);
-
-#endif

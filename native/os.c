@@ -50,6 +50,12 @@ struct os_calls os_calls = {
     .syscall = real_syscall,
 };
 
+/* What most calls return: 0, or -1 with errno set. */
+static int code_of(long result)
+{
+  return result == 0 ? 0 : errno;
+}
+
 int os_reserve(size_t size, void **address)
 {
   const size_t slack = OS_HUGE_PAGE_SIZE;
@@ -98,12 +104,12 @@ int os_reserve_hugetlb(size_t size, size_t page_size, void **address)
 
 int os_release(void *address, size_t size)
 {
-  return os_calls.munmap(address, size) == 0 ? 0 : errno;
+  return code_of(os_calls.munmap(address, size));
 }
 
 int os_advise_huge(void *address, size_t size)
 {
-  return os_calls.madvise(address, size, MADV_HUGEPAGE) == 0 ? 0 : errno;
+  return code_of(os_calls.madvise(address, size, MADV_HUGEPAGE));
 }
 
 int os_populate(void *address, size_t size)
@@ -125,55 +131,47 @@ int os_collapse(void *address, size_t size)
     return 0;
   if (errno != EAGAIN)
     return errno;
-  return os_calls.madvise(address, size, MADV_COLLAPSE) == 0 ? 0 : errno;
+  return code_of(os_calls.madvise(address, size, MADV_COLLAPSE));
 }
 
 int os_prefer_nodes(void *address, size_t size, const unsigned long *nodes, unsigned long max_node)
 {
-  const long result = os_calls.mbind(address, size, MPOL_PREFERRED, nodes, max_node);
-  return result == 0 ? 0 : errno;
+  return code_of(os_calls.mbind(address, size, MPOL_PREFERRED, nodes, max_node));
 }
 
 int os_lock(void *address, size_t size)
 {
-  return os_calls.mlock(address, size) == 0 ? 0 : errno;
+  return code_of(os_calls.mlock(address, size));
 }
 
 int os_name(void *address, size_t size, const char *name)
 {
-  const int result = os_calls.prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, (unsigned long)address,
-                                    (unsigned long)size, (unsigned long)name);
-  return result == 0 ? 0 : errno;
+  return code_of(os_calls.prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, (unsigned long)address, (unsigned long)size,
+                                (unsigned long)name));
 }
 
 int os_set_mempolicy(int mode, const unsigned long *nodes, unsigned long max_node)
 {
-  const long result =
-      os_calls.syscall(SYS_set_mempolicy, (unsigned long)mode, (unsigned long)nodes, max_node, 0);
-  return result == 0 ? 0 : errno;
+  return code_of(os_calls.syscall(SYS_set_mempolicy, (unsigned long)mode, (unsigned long)nodes, max_node, 0));
 }
 
 int os_get_mempolicy(int *mode, unsigned long *nodes, unsigned long max_node)
 {
-  const long result =
-      os_calls.syscall(SYS_get_mempolicy, (unsigned long)mode, (unsigned long)nodes, max_node, 0);
-  return result == 0 ? 0 : errno;
+  return code_of(os_calls.syscall(SYS_get_mempolicy, (unsigned long)mode, (unsigned long)nodes, max_node, 0));
 }
 
 int os_arch_prctl(int option, uint64_t *value)
 {
 #ifdef SYS_arch_prctl
-  return os_calls.syscall(SYS_arch_prctl, (unsigned long)option, (unsigned long)value, 0, 0) == 0 ? 0 : errno;
+  return code_of(os_calls.syscall(SYS_arch_prctl, (unsigned long)option, (unsigned long)value, 0, 0));
 #else
-  (void)option;
-  (void)value;
   return ENOSYS;
 #endif
 }
 
 int os_end_with_parent(int number)
 {
-  return os_calls.prctl(PR_SET_PDEATHSIG, (unsigned long)number, 0, 0, 0) == 0 ? 0 : errno;
+  return code_of(os_calls.prctl(PR_SET_PDEATHSIG, (unsigned long)number, 0, 0, 0));
 }
 
 int os_count_event(uint32_t type, uint64_t config, int *file)

@@ -6,9 +6,7 @@
  *
  * Sizes are bytes, addresses are those of this process.
  */
-#ifndef HFACCEL_OS_H
-#define HFACCEL_OS_H
-
+#pragma once
 #include <stddef.h>
 #include <stdint.h>
 
@@ -79,5 +77,3 @@ int os_count_event(uint32_t type, uint64_t config, int *file);
 
 /* Have the kernel send this process a signal when the thread that started it ends. EINVAL: no such signal. */
 int os_end_with_parent(int number);
-
-#endif

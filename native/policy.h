@@ -3,9 +3,7 @@
  * Every function returns 0 or the errno of the call: ENOSYS without NUMA in the kernel, EPERM under many
  * containers' seccomp filters, EINVAL for a node that is not allowed or does not exist.
  */
-#ifndef HFACCEL_POLICY_H
-#define HFACCEL_POLICY_H
-
+#pragma once
 #include <stddef.h>
 
 #define POLICY_MAX_NODES 1024 /* the most that Linux can be built for (CONFIG_NODES_SHIFT 10) */
@@ -23,5 +21,3 @@ int policy_has_node(const struct policy *policy, size_t node);
 
 int policy_set(const struct policy *policy);
 int policy_get(struct policy *policy);
-
-#endif

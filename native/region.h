@@ -6,9 +6,7 @@
  * What the kernel refuses is not a failure as long as the memory works without it: the refusal is kept in the
  * struct so that a report can name it. After fork the child has its own copy, as of any private memory.
  */
-#ifndef HFACCEL_REGION_H
-#define HFACCEL_REGION_H
-
+#pragma once
 #include <stddef.h>
 
 enum region_pages { REGION_PLAIN, REGION_THP, REGION_HUGETLB_2M, REGION_HUGETLB_1G };
@@ -40,5 +38,3 @@ int region_populate(const struct region *region, size_t offset, size_t size);
 
 /* Give the memory back. A second call does nothing. */
 int region_release(struct region *region);
-
-#endif

@@ -3,9 +3,7 @@
  * The kernel reports per mapping, not per page. A mapping that lies only partly in the range counts by
  * the share that does; regions carry names of their own, so theirs lie wholly in it.
  */
-#ifndef HFACCEL_SMAPS_H
-#define HFACCEL_SMAPS_H
-
+#pragma once
 #include <stddef.h>
 #include <stdint.h>
 
@@ -17,5 +15,3 @@ struct smaps_sum {
 
 /* Sum over [address, address + size) what the smaps text at `path` says. 0, or an errno value. */
 int smaps_sum(const char *path, uintptr_t address, size_t size, struct smaps_sum *sum);
-
-#endif

@@ -103,7 +103,7 @@ def test_the_metadata_agrees_with_the_package(built):
 
 
 def test_the_sdist_holds_the_sources(sources):
-    for name in ("native/CMakeLists.txt", "native/module.c", "hfaccel/py.typed", "README.md", "LICENSE"):
+    for name in ("native/CMakeLists.txt", "native/os.c", "hfaccel/py.typed", "README.md", "LICENSE"):
         assert (sources / name).is_file(), name
     assert python_files() <= {str(path.relative_to(sources)) for path in sources.rglob("*.py")}
     assert not list(sources.rglob("*.so")) and not list(sources.rglob("*.pyc"))

@@ -13,6 +13,7 @@ import torch
 
 from hfaccel import export
 from hfaccel.backends.base import Options, SessionBackend, missing, precision_of, version
+from hfaccel.host import read_host
 
 PACKAGES = ("onnxruntime", "onnx", "onnxscript")
 MODEL, QUANTIZED = "model.onnx", "int8.onnx"
@@ -72,7 +73,7 @@ def _quantize(folder: Path) -> None:
     """Weights to int8 by output channel; activations at run time, by tensor."""
     from onnxruntime.quantization import quantize_dynamic
 
-    reduced = not torch.cpu._is_vnni_supported()  # u8 times s8 saturates without VNNI
+    reduced = not read_host().processor.has("avx512_vnni")  # u8 times s8 saturates without VNNI
     with export.quiet():
         quantize_dynamic(
             folder / MODEL,

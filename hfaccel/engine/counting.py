@@ -6,15 +6,9 @@ from collections import Counter
 
 from torch import nn
 
-from hfaccel.engine.calls.fallback import Told, stock_calls_of, tell
-from hfaccel.engine.convolutions.convolution import PreparedConvolution
-from hfaccel.engine.convolutions.region import Region
-from hfaccel.engine.layers.embeddings import FusedEmbeddings
-from hfaccel.engine.layers.layer import FusedLayer
+from hfaccel.engine.calls.fallback import COUNTED, Told, stock_calls_of, tell
 from hfaccel.engine.models.padding import PaddedModel, padded_calls_of
-from hfaccel.engine.weights.linear import PackedModule
-
-PARTS = (FusedLayer, Region, PackedModule, PreparedConvolution, FusedEmbeddings)
+from hfaccel.engine.replacements import ModuleReplacement
 
 
 def stock_calls(model: nn.Module) -> Counter[str]:
@@ -35,11 +29,15 @@ def padded_calls(model: nn.Module) -> Counter[str]:
 
 
 def watch(model: nn.Module) -> None:
-    """From now on tell whoever calls the model when a part of it falls back."""
+    """Warn the model's callers, from now on, when a part of it falls back."""
     told = Told(type(model).__name__)
     for part in _parts(model):
         tell(part, told)
 
 
 def _parts(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if isinstance(module, PARTS)]
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, ModuleReplacement) and COUNTED in module.hfaccel_own
+    ]

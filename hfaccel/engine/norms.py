@@ -8,6 +8,9 @@ from enum import IntEnum
 import torch
 from torch import nn
 
+from hfaccel.engine.kernels import kernels
+from hfaccel.native import NativeNorm
+
 Vector = torch.Tensor | None
 EPSILONS = ("variance_epsilon", "eps")  # attributes of norms
 
@@ -36,11 +39,11 @@ def epsilon(norm: nn.Module) -> float:
     return float(next((getattr(norm, name) for name in EPSILONS if hasattr(norm, name)), 0.0))
 
 
-def native_norm(norm: nn.Module, float32: Callable[[Vector], Vector]) -> tuple[int, int, float, int]:
-    """As the kernels take it: the addresses of weight and bias (0 for none), epsilon, kind. `float32` gives
-    the vector that is read in place of one of these, and keeps it alive."""
+def native_norm(norm: nn.Module, float32: Callable[[Vector], Vector]) -> NativeNorm:
+    """As the kernels take it. `float32` gives the vector that is read in place of the weight or the bias, and
+    keeps it alive."""
     kind = norm_kind(norm)
     assert kind is not None
     vectors = (float32(norm._parameters.get(name)) for name in ("weight", "bias"))
     weight, bias = (0 if vector is None else vector.data_ptr() for vector in vectors)
-    return weight, bias, epsilon(norm), int(kind)
+    return kernels().Norm(weight, bias, epsilon(norm), kind)

@@ -14,6 +14,8 @@ from torch import nn
 from hfaccel.replacement import Replacement
 
 Settings = Mapping[str, Any]  # of one replacement, as JSON has them
+Arguments = tuple[Any, ...]  # of a call
+Keywords = dict[str, Any]
 Find = Callable[[str], nn.Module]  # the module of the model that has this path
 Paths = Mapping[nn.Module, str]  # of all modules of a model
 

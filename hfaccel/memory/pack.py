@@ -97,12 +97,12 @@ def is_plain(tensor: torch.Tensor) -> bool:
 
 def by_storage(tensors: Iterable[torch.Tensor]) -> list[Storage]:
     """The storages that hold the tensors; without those that have no byte."""
-    found: dict[int, Storage] = {}
+    found: dict[tuple[int, int], Storage] = {}
     for tensor in tensors:
         storage = held(tensor).untyped_storage()
         if storage.nbytes() == 0:
             continue
-        key = storage._cdata
+        key = storage.data_ptr(), storage.nbytes()
         if key not in found:
             found[key] = Storage(torch.empty(0, dtype=torch.uint8).set_(storage))
         found[key].tensors.append(tensor)

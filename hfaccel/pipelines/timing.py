@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from transformers.pipelines import Pipeline
-from transformers.pipelines.base import ChunkPipeline
+
+from hfaccel.upstream.of_pipelines import ChunkPipeline
 
 Span = tuple[float, float]  # begin and end, seconds
 

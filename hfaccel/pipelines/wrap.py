@@ -19,9 +19,10 @@ from hfaccel.pipelines.call import Call, begin
 from hfaccel.pipelines.results import Results, Watched
 from hfaccel.pipelines.schedule import TOKENS
 from hfaccel.pipelines.tasks import IN_FRONT, OWN_LOOP
+from hfaccel.upstream import Need, problem
+from hfaccel.upstream.of_pipelines import SEAMS, calls_generate, collate_of
 
 _progress: ContextVar[bool] = ContextVar("hfaccel_progress", default=False)
-_SEAMS = ("get_iterator", "preprocess", "forward", "_forward", "postprocess")
 
 
 class Scheduled(Pipeline):  # type: ignore[misc]
@@ -56,7 +57,7 @@ class Scheduled(Pipeline):  # type: ignore[misc]
             self.hfaccel_count(reason)
             results = stock
         else:
-            call = Call(self, stock.loader.loader.collate_fn, batch_size, *parameters)
+            call = Call(self, collate_of(stock), batch_size, *parameters)
             start = functools.partial(begin, call, inputs, self.hfaccel_tokens, self.hfaccel_count)
             results = Results(inputs, start)
         return Watched(results, inputs) if _progress.get() else results
@@ -78,7 +79,7 @@ class Scheduled(Pipeline):  # type: ignore[misc]
 
 def wrap(pipe: Any) -> Any:
     """Give the pipeline hfaccel's loop, in place. An object that is no transformers pipeline stays."""
-    if isinstance(pipe, Pipeline) and not isinstance(pipe, Scheduled):
+    if isinstance(pipe, Pipeline) and not isinstance(pipe, Scheduled) and not problem(Need.PIPELINES):
         stock: Any = type(pipe)
         pipe.__class__ = scheduled_class(stock)
     return pipe
@@ -113,18 +114,16 @@ def why_not(pipe: Any) -> str:
     """Why this pipeline keeps transformers' loop; "" where it gets hfaccel's."""
     if not isinstance(pipe, Pipeline):
         return "it is not a transformers.Pipeline"
-    for name in _SEAMS:
+    if reason := problem(Need.PIPELINES):
+        return reason
+    for name in SEAMS:
         module = getattr(type(pipe), name).__module__
         if module.partition(".")[0] not in ("transformers", "hfaccel"):
             return f"its {name} is the program's own ({module})"
     for kind in type(pipe).__mro__:
         if kind.__name__ in OWN_LOOP:
             return OWN_LOOP[kind.__name__]
-    if (
-        pipe._pipeline_calls_generate
-        and pipe.model.can_generate()
-        and pipe.task != "automatic-speech-recognition"
-    ):
+    if calls_generate(pipe) and pipe.model.can_generate() and pipe.task != "automatic-speech-recognition":
         return "generation forms its own batches"
     return ""
 

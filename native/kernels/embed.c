@@ -7,17 +7,17 @@
 enum { WORK = 64 }; /* what one number of the result costs, in multiplications of a matrix */
 
 struct job {
-  const struct lookup *lookups;
-  size_t lookup_count;
-  const struct norm *norm;
-  size_t columns;
+  const struct embedding *embedding;
+  const struct ids *ids;
   float *output;
   size_t rows;
 };
 
-static const float *found(const struct lookup *lookup, size_t row, size_t columns)
+/* The row of table t that row `row` of the result takes. */
+static const float *found(const struct job *job, size_t t, size_t row)
 {
-  return lookup->table + (size_t)lookup->ids[row % lookup->count] * columns;
+  const struct ids *ids = job->ids + t;
+  return job->embedding->tables[t].numbers + (size_t)ids->numbers[row % ids->count] * job->embedding->columns;
 }
 
 /* A table's rows lie anywhere: the next one is asked for while this one is added. */
@@ -30,40 +30,40 @@ static void prefetch(const float *row, size_t columns)
 static void run(void *context, const struct member *member)
 {
   const struct job *job = context;
-  const size_t columns = job->columns;
+  const size_t columns = job->embedding->columns;
   size_t begin, end;
   team_share(member, job->rows, &begin, &end);
   for (size_t row = begin; row < end; row++) {
     float *out = job->output + row * columns;
-    for (size_t l = 0; l < job->lookup_count; l++) {
-      const float *x = found(job->lookups + l, row, columns);
+    for (size_t t = 0; t < job->embedding->count; t++) {
+      const float *x = found(job, t, row);
       if (row + 1 < end)
-        prefetch(found(job->lookups + l, row + 1, columns), columns);
+        prefetch(found(job, t, row + 1), columns);
       for (size_t i = 0; i < columns; i += LANES) {
         const vec_mask some = lanes((long)(columns - i));
-        const vec sum = l == 0 ? vec_zero() : vec_load_some(out + i, some);
+        const vec sum = t == 0 ? vec_zero() : vec_load_some(out + i, some);
         vec_store_some(out + i, some, vec_add(sum, vec_load_some(x + i, some)));
       }
     }
-    norm_row(job->norm, out, columns, out);
+    norm_row(&job->embedding->norm, out, columns, out);
   }
 }
 
-static int is_inside(const struct lookup *lookup)
+static int is_inside(const struct ids *ids, const struct table *table)
 {
-  for (size_t i = 0; i < lookup->count; i++)
-    if ((uint64_t)lookup->ids[i] >= lookup->table_rows) /* below 0 is far above, unsigned */
+  for (size_t i = 0; i < ids->count; i++)
+    if ((uint64_t)ids->numbers[i] >= table->rows) /* below 0 is far above, unsigned */
       return 0;
   return 1;
 }
 
-int embed_run(const struct lookup *lookups, size_t lookup_count, const struct norm *norm, size_t columns,
-              float *output, size_t rows, unsigned threads)
+int embed_run(const struct embedding *embedding, const struct ids *ids, float *output, size_t rows,
+              unsigned threads)
 {
-  for (size_t l = 0; l < lookup_count; l++)
-    if (!is_inside(lookups + l))
+  for (size_t t = 0; t < embedding->count; t++)
+    if (!is_inside(ids + t, embedding->tables + t))
       return EDOM;
-  struct job job = {lookups, lookup_count, norm, columns, output, rows};
-  team_run(team_size(threads, (double)rows * (double)columns * WORK), run, &job);
+  struct job job = {embedding, ids, output, rows};
+  team_run(team_size(threads, (double)rows * (double)embedding->columns * WORK), run, &job);
   return 0;
 }

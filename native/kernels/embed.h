@@ -2,15 +2,26 @@
 #pragma once
 #include "rows.h"
 
-/* One summand: row i of the result takes row ids[i % count] of the table. */
-struct lookup {
-  const float *table; /* [table_rows][columns] */
-  size_t table_rows;
-  const int64_t *ids; /* 0 to table_rows - 1 */
-  size_t count;       /* above 0 */
+enum { MOST_TABLES = 8 };
+
+struct table {
+  const float *numbers; /* [rows][columns] */
+  size_t rows;
 };
 
-/* output[i] = norm(sum over the lookups, in their order). EDOM, and no output, where an id is of no row of
+struct embedding {
+  struct table tables[MOST_TABLES];
+  size_t count, columns; /* tables; numbers of a row, of all */
+  struct norm norm;
+};
+
+/* What is looked up in one table: row i of the result takes row numbers[i % count]. */
+struct ids {
+  const int64_t *numbers; /* 0 to table.rows - 1 */
+  size_t count;           /* above 0 */
+};
+
+/* output[i] = norm(sum over the tables, in their order). EDOM, and no output, where an id is of no row of
  * its table; 0 otherwise. */
-int embed_run(const struct lookup *lookups, size_t lookup_count, const struct norm *norm, size_t columns,
-              float *output, size_t rows, unsigned threads);
+int embed_run(const struct embedding *embedding, const struct ids *ids, float *output, size_t rows,
+              unsigned threads);

@@ -32,6 +32,17 @@ struct tile tile_at(const struct tiles *tiles, size_t number)
   return (struct tile){begin, tiles->rows * (number + 1) / tiles->count, begin};
 }
 
+/* LANES words of a panel as they are multiplied: one part, or two where they are widened. */
+INLINE vec panel_part(const enum kind kind, const size_t part, const uint32_t *words)
+{
+  const vec_ints b = vec_as_ints(vec_load(words));
+  if (words_per_word(kind) == 1)
+    return ints_as_vec(b);
+  if (kind == KIND_BF16)
+    return part == 0 ? ints_as_vec(ints_left(b, 16)) : vec_upper(ints_as_vec(b));
+  return ints_as_vec(bytes_widen(b, part));
+}
+
 /* Cache lines of a panel's word. */
 enum { LINES = PANEL * sizeof(uint32_t) / 64 };
 

@@ -21,7 +21,6 @@
 #include <stdint.h>
 
 #include "amx.h"
-#include "machine.h"
 #include "vector.h"
 
 enum { PANEL = VECTORS * LANES };
@@ -76,7 +75,8 @@ static inline size_t operand_stride(size_t words)
 struct matrix {
   enum kind kind;
   size_t columns;         /* out_features */
-  size_t words;           /* in_features, in words */
+  size_t inputs;          /* in_features */
+  size_t words;           /* the same, in words */
   const uint32_t *panels; /* [ceil(columns / PANEL)][words][PANEL] */
   const float *scales;    /* of columns; int8 only */
   const float *sums;      /* of the weights of each column; int8 only */

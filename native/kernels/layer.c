@@ -42,7 +42,7 @@ static size_t row_bytes(const struct layer *layer)
 static size_t most_rows(const struct layer *layer)
 {
   const size_t tile = is_split(&layer->up, SIZE_MAX) ? AMX_ROWS : tile_rows(layer->up.kind);
-  const size_t rows = machine.block_bytes / row_bytes(layer) / tile * tile;
+  const size_t rows = block_bytes / row_bytes(layer) / tile * tile;
   return smaller(larger(rows, larger(2 * tile, crew_rows(&layer->up))), 8 * tile);
 }
 
@@ -135,13 +135,13 @@ static void rotate_half(void *row, int bf16, const float *cosines, const float *
 static void rotate(const struct work *work, size_t row)
 {
   const struct layer *layer = work->layer;
-  const struct call *call = work->call;
+  const struct rotary *rotary = &work->call->rotary;
   const size_t bytes = sizeof(uint32_t) >> layer->attention;
-  const size_t angle = (size_t)work->chunk->index[row] % call->angles * layer->head_size;
+  const size_t angle = (size_t)work->chunk->index[row] % rotary->angles * layer->head_size;
   char *queries = work->memory->qkv + row * 3 * layer->heads * layer->head_size * bytes;
   for (size_t head = 0; head < 2 * layer->heads; head++) /* queries, and behind them keys */
     rotate_half(queries + head * layer->head_size * bytes, layer->attention == KIND_BF16,
-                call->cosines + angle, call->sines + angle, layer->head_size);
+                rotary->cosines + angle, rotary->sines + angle, layer->head_size);
 }
 
 static void project(const struct work *work, const struct place *place)
@@ -172,7 +172,7 @@ static void project(const struct work *work, const struct place *place)
                                    .bf16 = layer->attention == KIND_BF16};
     multiply(&place->crew.self, 3, matrices, &operand, last - first, results);
     team_wait(&place->crew.self);
-    for (size_t row = begin; work->call->cosines != NULL && row < end; row++)
+    for (size_t row = begin; work->call->rotary.cosines != NULL && row < end; row++)
       rotate(work, first + row);
   }
 }
@@ -192,25 +192,26 @@ static void attend(const struct work *work, const struct member *member)
     const size_t number = task % layer->heads;
     const char *start = memory->qkv + (unit->start * 3 * width + number * layer->head_size) * bytes;
     const char *keys = start + unit->skipped * 3 * width * bytes;
-    const struct head head = {.kind = layer->attention,
-                              .query = start,
-                              .key = keys + width * bytes,
-                              .value = keys + 2 * width * bytes,
-                              .stride = 3 * width,
-                              .length = unit->seen,
-                              .skipped = unit->skipped,
-                              .size = layer->head_size,
-                              .scale = layer->scale,
-                              .bias = call->bias == NULL ? NULL : call->bias + number * call->bias_head,
-                              .bias_stride = call->bias_query,
-                              .window = call->window,
-                              .relative = relative_of_head(&call->relative, number,
-                                                           kind_words(layer->attention, layer->head_size))};
+    const struct head head = {
+        .kind = layer->attention,
+        .query = start,
+        .key = keys + width * bytes,
+        .value = keys + 2 * width * bytes,
+        .stride = 3 * width,
+        .length = unit->seen,
+        .skipped = unit->skipped,
+        .size = layer->head_size,
+        .scale = layer->scale,
+        .bias = call->bias.numbers == NULL ? NULL : call->bias.numbers + number * call->bias.head,
+        .bias_stride = call->bias.query,
+        .window = call->sequences.window,
+        .relative =
+            relative_of_head(&call->relative, number, kind_words(layer->attention, layer->head_size))};
     char *out =
         (char *)(memory->context + (unit->start + unit->first) * stride) + number * layer->head_size * bytes;
     attention_head(&head, unit->first, unit->last, out, stride << layer->attention,
                    memory->scratch + member->rank * memory->thread_words);
-    if (call->padding_sees_all)
+    if (call->sequences.padding_sees_all)
       attention_mean(&head, unit->rows, unit->first, unit->last, out, stride << layer->attention);
   }
 }

@@ -21,21 +21,36 @@ struct layer {
   float scale;                /* of the scores before softmax */
 };
 
-/* The arguments of one call. Rows are numbered as in the padded (batch x length) input. */
-struct call {
-  const float *input; /* rows of layer->hidden */
-  float *output;      /* the same; rows of no sequence become zero */
-  size_t rows;        /* of both */
-  size_t sequences;
+/* Rows that belong together, numbered as in the padded (batch x length) input. */
+struct sequences {
+  size_t rows; /* of the padded input */
+  size_t count;
   const int32_t *first, *length; /* of each sequence: its first row, and how many follow one another */
   const int32_t *skipped, *seen; /* of each: rows before the first that attention sees, and how many it sees;
                                   * NULL: it sees all */
-  int padding_sees_all;          /* evenly: rows that attention does not see (DeBERTa's stay in the batch) */
   size_t window;                 /* a token sees others at most this far away; SIZE_MAX: all */
-  const float *bias;             /* added to the scores, [head][query][key], or NULL */
-  size_t bias_head, bias_query;  /* numbers from head to head, from query to query */
-  const float *cosines, *sines;  /* rotary positions: [row % angles][head_size], or NULL */
+  int padding_sees_all;          /* evenly: rows that attention does not see (DeBERTa's stay in the batch) */
+};
+
+/* What is added to the scores. */
+struct bias {
+  const float *numbers; /* [head][query][key], or NULL */
+  size_t head, query;   /* numbers from head to head, from query to query */
+};
+
+/* Rotary positions. */
+struct rotary {
+  const float *cosines, *sines; /* [row % angles][head_size], or NULL */
   size_t angles;
+};
+
+/* The arguments of one call. */
+struct call {
+  const float *input; /* rows of layer->hidden */
+  float *output;      /* the same; rows of no sequence become zero */
+  struct sequences sequences;
+  struct bias bias;
+  struct rotary rotary;
   struct relative relative; /* scores of distances, of all heads; reach: at least every length */
 };
 

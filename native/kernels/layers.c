@@ -31,15 +31,15 @@ struct stack {
   size_t lot_count;
 };
 
-static void clear_padding(const struct call *call, size_t hidden)
+static void clear_padding(const struct sequences *sequences, size_t hidden, float *output)
 {
   size_t end = 0;
-  for (size_t s = 0; s < call->sequences; s++) {
-    const size_t first = (size_t)call->first[s];
-    memset(call->output + end * hidden, 0, (first - end) * hidden * sizeof(float));
-    end = first + (size_t)call->length[s];
+  for (size_t s = 0; s < sequences->count; s++) {
+    const size_t first = (size_t)sequences->first[s];
+    memset(output + end * hidden, 0, (first - end) * hidden * sizeof *output);
+    end = first + (size_t)sequences->length[s];
   }
-  memset(call->output + end * hidden, 0, (call->rows - end) * hidden * sizeof(float));
+  memset(output + end * hidden, 0, (sequences->rows - end) * hidden * sizeof *output);
 }
 
 /* Layer i's turn on a chunk of a lot. */
@@ -61,7 +61,7 @@ static void run(void *context, const struct member *member)
 {
   const struct stack *stack = context;
   if (member->rank == member->size - 1)
-    clear_padding(stack->call, stack->layers[0]->hidden);
+    clear_padding(&stack->call->sequences, stack->layers[0]->hidden, stack->call->output);
   const struct group group = group_of(member, stack->lot_count);
   for (size_t l = group.number; l < stack->lot_count; l += group.count) {
     struct lot *lot = stack->lots + l;
@@ -88,29 +88,29 @@ struct sizes {
 
 static struct sizes sizes_of(const struct stack *stack, unsigned threads)
 {
-  const struct call *call = stack->call;
+  const struct sequences *sequences = &stack->call->sequences;
   struct sizes sizes = {.threads = threads, .most = (size_t)CHUNK_ROWS * threads};
-  for (size_t s = 0; s < call->sequences; s++) {
-    sizes.rows += (size_t)call->length[s];
-    sizes.longest = larger(sizes.longest, (size_t)call->length[s]);
+  for (size_t s = 0; s < sequences->count; s++) {
+    sizes.rows += (size_t)sequences->length[s];
+    sizes.longest = larger(sizes.longest, (size_t)sequences->length[s]);
   }
   for (size_t i = 0; i < stack->count; i++) { /* their kinds may differ */
     const struct layer *layer = stack->layers[i];
     sizes.qkv = larger(sizes.qkv, layer_qkv_bytes(layer));
     sizes.context = larger(sizes.context, layer_context_words(layer));
-    sizes.scratch = larger(sizes.scratch, layer_scratch(layer, sizes.longest, &call->relative));
+    sizes.scratch = larger(sizes.scratch, layer_scratch(layer, sizes.longest, &stack->call->relative));
   }
   sizes.scratch = (sizes.scratch + 15) / 16 * 16;
   return sizes;
 }
 
 /* Rows of the chunk that begins with sequence s of a share, and the sequence after its last. */
-static size_t chunk_rows(const struct call *call, const struct share *share, size_t s, size_t most,
+static size_t chunk_rows(const struct sequences *all, const struct share *share, size_t s, size_t most,
                          size_t *next)
 {
   size_t rows = 0;
   for (*next = s; *next < share->count; (*next)++) {
-    const size_t length = (size_t)call->length[share->sequences[*next]];
+    const size_t length = (size_t)all->length[share->sequences[*next]];
     if (rows > 0 && rows + length > most)
       break;
     rows += length;
@@ -118,19 +118,19 @@ static size_t chunk_rows(const struct call *call, const struct share *share, siz
   return rows;
 }
 
-static void fill_chunk(const struct call *call, const int32_t *sequences, size_t count, struct chunk *chunk,
-                       int32_t *index, struct unit *units)
+static void fill_chunk(const struct sequences *all, const int32_t *sequences, size_t count,
+                       struct chunk *chunk, int32_t *index, struct unit *units)
 {
   *chunk = (struct chunk){.index = index, .units = units};
   for (size_t i = 0; i < count; i++) {
-    const size_t s = (size_t)sequences[i], length = (size_t)call->length[s];
-    const size_t skipped = call->skipped == NULL ? 0 : (size_t)call->skipped[s];
-    const size_t seen = call->seen == NULL ? length : (size_t)call->seen[s];
+    const size_t s = (size_t)sequences[i], length = (size_t)all->length[s];
+    const size_t skipped = all->skipped == NULL ? 0 : (size_t)all->skipped[s];
+    const size_t seen = all->seen == NULL ? length : (size_t)all->seen[s];
     for (size_t first = 0; first < length; first += QUERIES)
       units[chunk->unit_count++] =
           (struct unit){chunk->rows, length, skipped, seen, first, smaller(first + QUERIES, length)};
     for (size_t row = 0; row < length; row++)
-      index[chunk->rows++] = call->first[s] + (int32_t)row;
+      index[chunk->rows++] = all->first[s] + (int32_t)row;
   }
 }
 
@@ -139,15 +139,15 @@ static void fill_chunk(const struct call *call, const int32_t *sequences, size_t
 static void lay_out_lot(const struct stack *stack, const struct share *share, const struct sizes *sizes,
                         struct lot *lot, char *base, size_t *used)
 {
-  const struct call *call = stack->call;
+  const struct sequences *all = &stack->call->sequences;
   size_t chunks = 0, highest = 0, units = 0, rows = 0;
   for (size_t s = 0, next; s < share->count; s = next, chunks++) {
-    const size_t of_chunk = chunk_rows(call, share, s, sizes->most, &next);
+    const size_t of_chunk = chunk_rows(all, share, s, sizes->most, &next);
     highest = larger(highest, of_chunk);
     rows += of_chunk;
   }
   for (size_t i = 0; i < share->count; i++)
-    units += ((size_t)call->length[share->sequences[i]] + QUERIES - 1) / QUERIES;
+    units += ((size_t)all->length[share->sequences[i]] + QUERIES - 1) / QUERIES;
   struct memory memory = {.thread_words = sizes->scratch};
   struct chunk *chunk = carve(base, used, chunks, sizeof *chunk);
   struct taken *taken = carve(base, used, stack->count * chunks, sizeof *taken);
@@ -165,8 +165,8 @@ static void lay_out_lot(const struct stack *stack, const struct share *share, co
   memset(taken, 0, stack->count * chunks * sizeof *taken);
   memset(memory.barriers, 0, sizes->threads * sizeof *memory.barriers);
   for (size_t s = 0, next; s < share->count; s = next, chunk++) {
-    chunk_rows(call, share, s, sizes->most, &next);
-    fill_chunk(call, share->sequences + s, next - s, chunk, index, unit);
+    chunk_rows(all, share, s, sizes->most, &next);
+    fill_chunk(all, share->sequences + s, next - s, chunk, index, unit);
     index += chunk->rows;
     unit += chunk->unit_count;
   }
@@ -211,11 +211,11 @@ int layers_run(const struct layer *const *layers, size_t count, const struct cal
 {
   const struct layer *layer = layers[0];
   const double work = multiplications(layer), pairs = 2 * (double)(layer->heads * layer->head_size);
-  threads = team_size(threads, (double)call->rows * work);
+  threads = team_size(threads, (double)call->sequences.rows * work);
   struct stack stack = {.layers = layers, .count = count, .call = call};
   struct division division;
-  if (!divide_sequences(&division, call->length, call->sequences, threads, crew_rows(&layer->up),
-                        pairs / work))
+  if (!divide_sequences(&division, call->sequences.length, call->sequences.count, threads,
+                        crew_rows(&layer->up), pairs / work))
     return ENOMEM;
   const int error = divided_run(&stack, &division, threads);
   division_free(&division);

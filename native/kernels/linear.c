@@ -14,7 +14,6 @@ struct job {
   const struct matrix *matrix;
   enum activation activation;
   const float *input;
-  size_t in_features;
   float *output;
   size_t rows;
   uint32_t *words; /* [rows][room]: the input converted; NULL where the matrix multiplies it as it is */
@@ -32,14 +31,14 @@ static void run(void *context, const struct member *member)
   struct blocks blocks = crew_blocks(&crew, job->rows, BLOCK_TILES * tile_rows(matrix->kind), &job->next);
   size_t first, last, begin, end;
   while (crew_next(&blocks, &first, &last)) {
-    const float *input = job->input + first * job->in_features;
-    struct operand operand = {.words = (uint32_t *)input, .stride = job->in_features}; /* is only read */
+    const float *input = job->input + first * matrix->inputs;
+    struct operand operand = {.words = (uint32_t *)input, .stride = matrix->inputs}; /* is only read */
     if (job->words != NULL) {
       operand = operand_of(matrix, last - first, job->words + first * room, job->scales + first,
                            job->shifts + first);
       team_share(&crew.self, last - first, &begin, &end);
       for (size_t row = begin; row < end; row++)
-        fill_row(matrix, &operand, row, input + row * job->in_features, 0, job->in_features);
+        fill_row(matrix, &operand, row, input + row * matrix->inputs, 0, matrix->inputs);
       team_wait(&crew.self);
     }
     const struct result result = {.rows = job->output + first * matrix->columns,
@@ -50,11 +49,12 @@ static void run(void *context, const struct member *member)
   }
 }
 
-int linear_run(const struct matrix *matrix, enum activation activation, const float *input,
-               size_t in_features, float *output, size_t rows, unsigned threads)
+int linear_run(const struct matrix *matrix, enum activation activation, const float *input, float *output,
+               size_t rows, unsigned threads)
 {
+  const size_t in_features = matrix->inputs;
   threads = team_size(threads, (double)rows * (double)matrix->columns * (double)in_features);
-  struct job job = {matrix, activation, input, in_features, output, rows, NULL, NULL, NULL, NULL, 0};
+  struct job job = {matrix, activation, input, output, rows, NULL, NULL, NULL, NULL, 0};
   const size_t room = operand_room(matrix);
   /* float32 is multiplied where it lies, unless it is split, its rows fall on the same sets of the cache, or
    * its end is inside a word of the weight */

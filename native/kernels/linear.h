@@ -4,5 +4,5 @@
 
 /* output = activation(input weight^T + bias): rows of float32, contiguous. ENOMEM where there is no memory
  * for converted rows; 0 otherwise. */
-int linear_run(const struct matrix *matrix, enum activation activation, const float *input,
-               size_t in_features, float *output, size_t rows, unsigned threads);
+int linear_run(const struct matrix *matrix, enum activation activation, const float *input, float *output,
+               size_t rows, unsigned threads);

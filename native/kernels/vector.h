@@ -1,4 +1,5 @@
 /* Arithmetic on vectors of floats, over the few functions that every instruction set offers in its lanes.h.
+ * Where an intrinsic is the function as it is, a macro gives it the name.
  *
  * A vec holds LANES floats, or words of 32 bits that are only moved; vec_ints holds integers; a vec_mask says
  * for each lane whether it counts.
@@ -12,16 +13,16 @@
  *   vec_round, vec_fraction      to the nearest whole number; x - floor(x)
  *   vec_scale(x, power)          x 2^floor(power), power in [-126, 127]
  *   vec_select(some, a, b)       a where the lane counts, otherwise b
- *   vec_sum, vec_highest, vec_lowest, vec_has_nan   of all lanes
- *   vec_load_bf16, vec_store_bf16   rounded to the nearest, ties to even; of the first lanes
- *   vec_upper, vec_store_upper   the upper half of each float's bits: bfloat16, rounded towards 0
- *   vec_from_ints                the floats of a vec that holds int32
+ *   vec_is_nan                   the lanes that hold NaN
+ *   vec_sum, vec_highest, vec_lowest   of all lanes
  *   ints_...                     the same on integers; ints_steps(step): 0, step, 2 step, ...
+ *   ints_as_vec, vec_as_ints     the same bits; ints_to_floats: the same numbers
+ *   halves_load, halves_store    the lower 16 bits of integers, whose upper ones are 0; of the first lanes
  *   vec_gather                   numbers[index] of the lanes that count
  *   bytes_store(words, number, x)   4 vecs of x, rounded to 0 ... 255, as numbers of an int8 operand, from
  *                                `number` on
  *   bytes_store_some             the first `count` of one vec, and zeros up to the end of their last word
- *   words_of_pairs               words of two 16-bit numbers, the lower ones first; of the first lanes
+ *   bytes_widen(words, part)     of each four int8 the first and third (part 0), or the others, as 16 bits
  *   words_transpose              LANES vecs: word j of row i becomes word i of row j
  *
  * Coefficients are least-squares fits made by fit.py beside this file. */
@@ -29,6 +30,50 @@
 #include "set.h"
 
 #include "lanes.h"
+
+INLINE int vec_has_nan(vec x)
+{
+  return mask_any(vec_is_nan(x));
+}
+
+/* The floats of a vec that holds int32. */
+INLINE vec vec_from_ints(vec bits)
+{
+  return ints_to_floats(vec_as_ints(bits));
+}
+
+/* Words of two 16-bit numbers, the lower ones first; of the first lanes. */
+INLINE vec words_of_pairs(const uint16_t *low, vec_mask of_low, const uint16_t *high, vec_mask of_high)
+{
+  return ints_as_vec(ints_or(halves_load(low, of_low), ints_left(halves_load(high, of_high), 16)));
+}
+
+INLINE vec vec_load_bf16(const uint16_t *from, vec_mask first)
+{
+  return ints_as_vec(ints_left(halves_load(from, first), 16));
+}
+
+#ifndef HAS_STORE_BF16
+/* Rounded to the nearest, ties to even. */
+INLINE void vec_store_bf16(uint16_t *to, vec_mask first, vec x)
+{
+  const vec_ints bits = vec_as_ints(x), odd = ints_and(ints_right(bits, 16), ints_of(1));
+  const vec_ints rounded = ints_add(bits, ints_add(odd, ints_of(0x7fff))), quiet = ints_of(1 << 22);
+  const vec kept = vec_select(vec_is_nan(x), ints_as_vec(ints_or(bits, quiet)), ints_as_vec(rounded));
+  halves_store(to, first, ints_right(vec_as_ints(kept), 16));
+}
+#endif
+
+/* The upper half of each float's bits: bfloat16, rounded towards 0. */
+INLINE vec vec_upper(vec x)
+{
+  return ints_as_vec(ints_and(vec_as_ints(x), ints_of((int32_t)0xffff0000)));
+}
+
+INLINE void vec_store_upper(uint16_t *to, vec_mask first, vec x)
+{
+  halves_store(to, first, ints_right(vec_as_ints(x), 16));
+}
 
 /* x between -limit and limit. NaN stays NaN: min and max return their second operand where one is NaN. */
 INLINE vec bounded_by(vec x, float limit)

@@ -89,10 +89,12 @@ static double quantize_column(struct weight *weight, size_t column, float *scale
 
 struct weight make_weight(enum kind kind, size_t columns, size_t in_features, int with_bias)
 {
-  struct weight weight = {
-      .matrix = {.kind = kind, .columns = columns, .words = kind_words(kind, in_features)},
-      .numbers = guarded(columns * in_features, sizeof(double)),
-      .in_features = in_features};
+  struct weight weight = {.matrix = {.kind = kind,
+                                     .columns = columns,
+                                     .inputs = in_features,
+                                     .words = kind_words(kind, in_features)},
+                          .numbers = guarded(columns * in_features, sizeof(double)),
+                          .in_features = in_features};
   const size_t words = weight.matrix.words, panels = matrix_panels(&weight.matrix);
   uint32_t *packed = guarded(panels * words * PANEL, sizeof *packed), *row = guarded(words, sizeof *row);
   float *scales = guarded(columns, sizeof *scales), *sums = guarded(columns, sizeof *sums);

@@ -155,25 +155,27 @@ void test_rows(void)
 
 static void test_embed(size_t rows, size_t columns, size_t lookups, enum norm_kind kind)
 {
-  const struct norm norm = {uniform_floats(columns, -2, 2), NULL, 1e-5f, kind};
-  struct lookup lookup[3];
+  struct embedding embedding = {
+      .count = lookups, .columns = columns, .norm = {uniform_floats(columns, -2, 2), NULL, 1e-5f, kind}};
+  struct ids ids[3];
   float *out = guarded(rows * columns, sizeof *out);
   double *sum = guarded(columns, sizeof *sum), *expected = guarded(columns, sizeof *expected);
   for (size_t l = 0; l < lookups; l++) { /* every second one repeats its ids */
     const size_t count = l % 2 ? (rows + 2) / 3 : rows, table_rows = 5 + l;
-    int64_t *ids = guarded(count, sizeof *ids);
+    int64_t *numbers = guarded(count, sizeof *numbers);
     for (size_t i = 0; i < count; i++)
-      ids[i] = i == 0 ? (int64_t)table_rows - 1 : (int64_t)below(table_rows);
-    lookup[l] = (struct lookup){uniform_floats(table_rows * columns, -2, 2), table_rows, ids, count};
+      numbers[i] = i == 0 ? (int64_t)table_rows - 1 : (int64_t)below(table_rows);
+    ids[l] = (struct ids){numbers, count};
+    embedding.tables[l] = (struct table){uniform_floats(table_rows * columns, -2, 2), table_rows};
   }
   for (unsigned threads = 1; threads <= 2; threads++) {
-    CHECK(embed_run(lookup, lookups, &norm, columns, out, rows, threads) == 0);
+    CHECK(embed_run(&embedding, ids, out, rows, threads) == 0);
     for (size_t row = 0; row < rows; row++) {
       memset(sum, 0, columns * sizeof *sum);
       for (size_t l = 0; l < lookups; l++)
         for (size_t i = 0; i < columns; i++)
-          sum[i] += lookup[l].table[(size_t)lookup[l].ids[row % lookup[l].count] * columns + i];
-      reference_norm(&norm, sum, columns, expected);
+          sum[i] += embedding.tables[l].numbers[(size_t)ids[l].numbers[row % ids[l].count] * columns + i];
+      reference_norm(&embedding.norm, sum, columns, expected);
       for (size_t i = 0; i < columns; i++)
         CHECK(fabs(out[row * columns + i] - expected[i]) <= 1e-4 * (1 + fabs(expected[i])));
     }
@@ -184,12 +186,13 @@ static void test_embed(size_t rows, size_t columns, size_t lookups, enum norm_ki
 static void test_embed_of_ids_that_are_no_rows(void)
 {
   const int64_t bad[] = {-1, 5, INT64_MIN, INT64_MAX};
-  const struct norm norm = {NULL, NULL, 1e-5f, NORM_NONE};
+  const struct embedding embedding = {
+      {{uniform_floats(5 * 33, -2, 2), 5}}, 1, 33, {NULL, NULL, 1e-5f, NORM_NONE}};
   float *out = uniform_floats(2 * 33, 7, 7);
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-    const int64_t ids[] = {0, bad[i]};
-    const struct lookup lookup = {uniform_floats(5 * 33, -2, 2), 5, ids, 2};
-    CHECK(embed_run(&lookup, 1, &norm, 33, out, 2, 1) == EDOM);
+    const int64_t numbers[] = {0, bad[i]};
+    const struct ids ids = {numbers, 2};
+    CHECK(embed_run(&embedding, &ids, out, 2, 1) == EDOM);
     CHECK(out[0] == 7 && out[65] == 7);
   }
   guarded_release();
@@ -267,7 +270,7 @@ static void test_linear(enum kind kind, struct shape shape, unsigned threads)
   float *out = guarded(shape.rows * shape.columns, sizeof *out);
   double *wide = guarded(shape.in_features, sizeof *wide),
          *expected = guarded(shape.columns, sizeof *expected);
-  CHECK(linear_run(&weight.matrix, ACT_SILU, x, shape.in_features, out, shape.rows, threads) == 0);
+  CHECK(linear_run(&weight.matrix, ACT_SILU, x, out, shape.rows, threads) == 0);
   const double tolerance = kind == KIND_F32 ? 1e-5 : kind == KIND_BF16 ? 2e-2 : 5e-2;
   for (size_t row = 0; row < shape.rows; row++) {
     for (size_t k = 0; k < shape.in_features; k++)
@@ -289,9 +292,9 @@ static void test_no_rows_and_no_memory(void)
 {
   const struct weight weight = make_weight(KIND_F32, 40, 512, 1); /* 512: its rows are copied */
   float *x = uniform_floats(512, -1, 1), *out = guarded(40, sizeof *out);
-  CHECK(linear_run(&weight.matrix, ACT_NONE, x, 512, out, 0, 2) == 0);
+  CHECK(linear_run(&weight.matrix, ACT_NONE, x, out, 0, 2) == 0);
   scratch_allocate = no_memory;
-  CHECK(linear_run(&weight.matrix, ACT_NONE, x, 512, out, 1, 2) == ENOMEM);
+  CHECK(linear_run(&weight.matrix, ACT_NONE, x, out, 1, 2) == ENOMEM);
   scratch_allocate = aligned_alloc;
   guarded_release();
 }
@@ -317,7 +320,7 @@ static void test_exact_inputs(size_t rows, size_t columns, size_t in_features, s
   weight.matrix.factors = factors;
   weight.matrix.exact = exact;
   weight.matrix.exact_inputs = inputs;
-  CHECK(linear_run(&weight.matrix, ACT_NONE, x, in_features, out, rows, 2) == 0);
+  CHECK(linear_run(&weight.matrix, ACT_NONE, x, out, rows, 2) == 0);
   for (size_t row = 0; row < rows; row++)
     for (size_t column = 0; column < columns; column++) {
       double expected = weight.matrix.bias[column], size = 1;

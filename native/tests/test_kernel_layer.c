@@ -429,20 +429,19 @@ static struct call make_call(const struct variant *variant, size_t length, const
   const size_t rows = SEQUENCES * length, angles = length;
   return (struct call){.input = uniform_floats(rows * s.hidden, -2, 2),
                        .output = guarded(rows * s.hidden, sizeof(float)),
-                       .rows = rows,
-                       .sequences = SEQUENCES,
-                       .first = first,
-                       .length = count,
-                       .skipped = variant->partly ? skipped : NULL,
-                       .seen = variant->partly ? seen : NULL,
-                       .padding_sees_all = variant->partly && variant->relative,
-                       .window = variant->window,
-                       .bias = variant->biased ? uniform_floats(s.heads * length * length, -1, 1) : NULL,
-                       .bias_head = length * length,
-                       .bias_query = length,
-                       .cosines = variant->rotary ? uniform_floats(angles * s.head_size, -1, 1) : NULL,
-                       .sines = variant->rotary ? uniform_floats(angles * s.head_size, -1, 1) : NULL,
-                       .angles = angles,
+                       .sequences = {.rows = rows,
+                                     .count = SEQUENCES,
+                                     .first = first,
+                                     .length = count,
+                                     .skipped = variant->partly ? skipped : NULL,
+                                     .seen = variant->partly ? seen : NULL,
+                                     .window = variant->window,
+                                     .padding_sees_all = variant->partly && variant->relative},
+                       .bias = {variant->biased ? uniform_floats(s.heads * length * length, -1, 1) : NULL,
+                                length * length, length},
+                       .rotary = {variant->rotary ? uniform_floats(angles * s.head_size, -1, 1) : NULL,
+                                  variant->rotary ? uniform_floats(angles * s.head_size, -1, 1) : NULL,
+                                  angles},
                        .relative = buckets->relative};
 }
 
@@ -477,10 +476,10 @@ static void reference_project(const struct test_layer *test, const struct call *
   reference_linear(&test->query, x, out);
   reference_linear(&test->key, x, out + width);
   reference_linear(&test->value, x, out + 2 * width);
-  for (size_t head = 0; call->cosines != NULL && head < 2 * layer->heads; head++)
+  for (size_t head = 0; call->rotary.cosines != NULL && head < 2 * layer->heads; head++)
     reference_rotate(out + head * layer->head_size, layer->head_size,
-                     call->cosines + row % call->angles * layer->head_size,
-                     call->sines + row % call->angles * layer->head_size);
+                     call->rotary.cosines + row % call->rotary.angles * layer->head_size,
+                     call->rotary.sines + row % call->rotary.angles * layer->head_size);
   free(x);
 }
 
@@ -517,26 +516,29 @@ static void reference_sequence(const struct test_layer *test, const struct call 
                                const struct buckets *buckets, size_t s, double *out)
 {
   const struct layer *layer = &test->layer;
-  const size_t size = layer->head_size, width = layer->heads * size, length = (size_t)call->length[s];
+  const size_t size = layer->head_size, width = layer->heads * size,
+               length = (size_t)call->sequences.length[s];
   const struct sight sight = {length,
-                              call->skipped ? (size_t)call->skipped[s] : 0,
-                              call->seen ? (size_t)call->seen[s] : length,
-                              call->window,
-                              call->bias != NULL,
+                              call->sequences.skipped ? (size_t)call->sequences.skipped[s] : 0,
+                              call->sequences.seen ? (size_t)call->sequences.seen[s] : length,
+                              call->sequences.window,
+                              call->bias.numbers != NULL,
                               0};
   double *qkv = malloc((length * 3 + 1) * width * sizeof *qkv), *context = qkv + length * 3 * width;
   double *bias = malloc(length * sizeof *bias);
   char *visible = malloc(length);
   CHECK(qkv != NULL && (length == 0 || (bias != NULL && visible != NULL)));
   for (size_t i = 0; i < length; i++)
-    reference_project(test, call, (size_t)call->first[s] + i, qkv + i * 3 * width);
+    reference_project(test, call, (size_t)call->sequences.first[s] + i, qkv + i * 3 * width);
   for (size_t q = 0; q < length; q++) {
-    const int all = call->padding_sees_all && (q < sight.skipped || q >= sight.skipped + sight.seen);
+    const int all =
+        call->sequences.padding_sees_all && (q < sight.skipped || q >= sight.skipped + sight.seen);
     for (size_t head = 0; head < layer->heads; head++) {
       const double *start = qkv + head * size, *query = start + q * 3 * width;
       for (size_t k = 0; k < length; k++) {
         visible[k] = (char)(all || sees(&sight, q, k));
-        bias[k] = call->bias ? call->bias[head * call->bias_head + q * call->bias_query + k] : 0;
+        bias[k] =
+            call->bias.numbers ? call->bias.numbers[head * call->bias.head + q * call->bias.query + k] : 0;
         bias[k] +=
             layer->scale * distance_score(buckets, head, size, q, k, query, start + (k * 3 + 1) * width);
         bias[k] = all ? 0 : bias[k];
@@ -544,7 +546,7 @@ static void reference_sequence(const struct test_layer *test, const struct call 
       reference_attention(query, start + width, start + 2 * width, 3 * width, length, size,
                           all ? 0 : layer->scale, visible, bias, context + head * size);
     }
-    const size_t row = (size_t)call->first[s] + q;
+    const size_t row = (size_t)call->sequences.first[s] + q;
     reference_finish(test, call->input + row * layer->hidden, context, out + row * layer->hidden);
   }
   free(qkv);
@@ -556,10 +558,10 @@ static void reference_sequence(const struct test_layer *test, const struct call 
 static double difference(const struct test_layer *test, const struct call *call,
                          const struct buckets *buckets)
 {
-  const size_t count = call->rows * test->layer.hidden;
+  const size_t count = call->sequences.rows * test->layer.hidden;
   double *wanted = calloc(count, sizeof *wanted), square = 0, size = 0;
   CHECK(wanted != NULL);
-  for (size_t s = 0; s < call->sequences; s++)
+  for (size_t s = 0; s < call->sequences.count; s++)
     reference_sequence(test, call, buckets, s, wanted);
   for (size_t i = 0; i < count; i++) {
     CHECK(isfinite(call->output[i]) && (wanted[i] != 0 || call->output[i] == 0));
@@ -642,9 +644,9 @@ static void test_nothing_to_do(void)
 {
   const struct test_layer test = make_layer(&plain);
   struct call call = make_call(&plain, 4, &no_buckets);
-  call.sequences = 0;
+  call.sequences.count = 0;
   CHECK(run_one(&test.layer, &call, 2) == 0);
-  for (size_t i = 0; i < call.rows * 32; i++)
+  for (size_t i = 0; i < call.sequences.rows * 32; i++)
     CHECK(call.output[i] == 0);
   guarded_release();
 }
@@ -658,7 +660,7 @@ static void test_stack(size_t count, unsigned threads)
   other.sizes = (struct sizes){32, 4, 8, 96};
   const struct test_layer made[2] = {make_layer(&plain), make_layer(&other)};
   struct call call = make_call(&plain, 30, &no_buckets), single = call;
-  const size_t numbers = call.rows * 32;
+  const size_t numbers = call.sequences.rows * 32;
   const struct layer *layers[5];
   float *steps = guarded((count + 1) * numbers, sizeof *steps);
   memcpy(steps, call.input, numbers * sizeof *steps);

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 import hfaccel
 from hfaccel import engine
+from hfaccel.engine.calls.last_seen import LastSeen
 from hfaccel.engine.kernels import kernels_problem
-from hfaccel.engine.layers.distances import LastSeen, bucket_index
+from hfaccel.engine.layers.distances import bucket_index
 from hfaccel.engine.layers.layer import FusedLayer
 
 if kernels_problem():
@@ -105,10 +106,10 @@ def test_buckets_are_projected_once(options):
         fast = hfaccel.optimize(stock, **options)
     run(fast, inputs(OWN))
     layers = [module for module in fast.modules() if isinstance(module, FusedLayer)]
-    first = [layer._hfaccel_plan.buckets for layer in layers]
+    first = [layer._hfaccel_native.buckets for layer in layers]
     assert first[0].embeddings is first[1].embeddings
     run(fast, inputs(OWN, length=9))
-    assert all(layer._hfaccel_plan.buckets is each for layer, each in zip(layers, first, strict=True))
+    assert all(layer._hfaccel_native.buckets is each for layer, each in zip(layers, first, strict=True))
 
 
 def test_models_in_turn_and_at_once():

@@ -264,3 +264,24 @@ def test_shapes_are_broadcast_as_torch_does(shapes):
     except RuntimeError:
         expected = None
     assert embeddings._broadcast(sizes) == expected
+
+
+def test_what_a_forward_writes_to_itself_is_kept(sums):
+    """The forward runs on a shadow of the module."""
+    stock = make("BERT")
+
+    class Counting(type(stock.embeddings)):
+        def forward(self, *args, **kwargs):
+            self.calls = getattr(self, "calls", 0) + 1
+            self.last = super().forward(*args, **kwargs)
+            return self.last
+
+    stock.embeddings.__class__ = Counting
+    fast = hfaccel.optimize(copy.deepcopy(stock))
+    module, given = fast.embeddings, inputs("BERT")
+    before = module.calls
+    sums.clear()
+    with torch.inference_mode():
+        for number in range(1, 4):
+            result = module(given["input_ids"])
+            assert module.last is result and module.calls == before + number and len(sums) == number

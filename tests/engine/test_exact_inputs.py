@@ -13,8 +13,9 @@ from hfaccel.engine import Precision, transform
 from hfaccel.engine.calibration import smoothing
 from hfaccel.engine.calibration.smoothing import exceptions
 from hfaccel.engine.kernels import Kind, kernels, kernels_problem
+from hfaccel.engine.weights.layout import EXACT
 from hfaccel.engine.weights.linear import linear
-from hfaccel.engine.weights.packed import EXACT, PackedWeight
+from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.memory import Arena
 
 if kernels_problem():
@@ -95,10 +96,10 @@ def test_matrices_that_share_their_inputs_round_them():
         weight.matrix(None, slice(0, 32))
     matrix = pack(torch.randn(64, 64), torch.ones(64).index_fill(0, torch.tensor([1]), 0.0)).matrix()
     plain = pack(torch.randn(64, 64), None).matrix()
-    norm = (0, 0, 1e-5, 0)
+    norm = kernels().Norm(0, 0, 1e-5, 0)
     for position in range(7):
         parts = [matrix if number == position else plain for number in range(7)]
-        arguments = (64, 4, 16, *parts, norm, norm, False, 1, 0, 0.25)
+        arguments = (tuple(parts[:4]), tuple(parts[4:]), (norm, norm), 16, False, 1, 0, 0.25)
         if position in (3, 6):  # output and down
             kernels().Layer(*arguments)
         else:

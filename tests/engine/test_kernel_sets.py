@@ -19,7 +19,8 @@ import hfaccel
 from hfaccel import native
 from hfaccel.engine import kernels
 from hfaccel.engine.kernels import Kind, kernels_problem, set_in_use
-from hfaccel.engine.weights.packed import PackedWeight, TransposedWeight, laid_out_anew, read
+from hfaccel.engine.weights.layout import laid_out_anew, read
+from hfaccel.engine.weights.packed import PackedWeight, TransposedWeight
 from hfaccel.errors import KernelsMissing
 from hfaccel.host import KERNEL_SETS, MAX_ISA, read_host
 from hfaccel.memory import Arena

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -266,6 +267,20 @@ def test_share_memory_shares_the_packed_bytes():
     linear, values = packed_linear()
     linear.share_memory()
     assert is_packed(linear) and linear.weight.is_shared() and torch.equal(linear.weight, values)
+
+
+def test_the_kernels_matrix_is_kept_until_its_memory_or_bias_moves():
+    linear, values = packed_linear()
+    weight, x = linear.weight, torch.randn(3, values.shape[1])
+    expected, kept = linear(x).detach(), weight.matrix(linear.bias)
+    assert weight.matrix(linear.bias) is kept and weight.matrix() is not kept
+    before = weight.memory
+    weight.share_memory_()
+    before.zero_()
+    assert torch.equal(linear(x), expected)
+    assert type(pickle.loads(ForkingPickler.dumps(weight))) is PackedWeight  # without the matrix, an address
+    linear.bias = nn.Parameter(linear.bias + 1)
+    torch.testing.assert_close(linear(x), expected + 1)
 
 
 def test_unpack_gives_the_original_back():

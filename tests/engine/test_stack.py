@@ -13,7 +13,7 @@ from torch import nn
 import hfaccel
 from hfaccel.engine import transform
 from hfaccel.engine.kernels import kernels_problem
-from hfaccel.engine.layers import stack
+from hfaccel.engine.layers.call import Call
 from hfaccel.engine.layers.stack import FusedStack, Together
 
 if kernels_problem():
@@ -29,7 +29,7 @@ def stacks(model):
 @pytest.fixture
 def calls(number_of_each_call):
     """How many layers each call of the kernels ran."""
-    return number_of_each_call(stack.Call, "compute", lambda self, layers, *_: len(layers))
+    return number_of_each_call(Call, "compute", lambda self, layers, *_: len(layers))
 
 
 @pytest.fixture
@@ -203,3 +203,23 @@ def test_together_is_one_layer_after_another(bert):
         for layer in bert.encoder.layer:
             one_by_one = layer(one_by_one)
         torch.testing.assert_close(Together(bert.encoder.layer)(hidden), one_by_one, rtol=0, atol=0)
+
+
+def test_what_a_loop_writes_to_itself_is_kept(calls):
+    """The loop runs on a shadow of the module."""
+    stock, given = make("BERT"), inputs("BERT")
+
+    class Counting(type(stock.encoder)):
+        def forward(self, hidden_states, *args, **kwargs):
+            self.calls = getattr(self, "calls", 0) + 1
+            self.register_buffer("given", hidden_states, persistent=False)
+            return super().forward(hidden_states, *args, **kwargs)
+
+    stock.encoder.__class__ = Counting
+    fast = hfaccel.optimize(copy.deepcopy(stock))
+    before = fast.encoder.calls
+    calls.clear()
+    for number in range(1, 4):
+        run(fast, given)
+        assert fast.encoder.calls == before + number and calls == [2] * number
+        assert fast.encoder.given.shape == (3, 17, 64)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hfaccel.engine.kernels import Kind, kernels, kernels_problem
-from hfaccel.engine.weights.packed import NO_MATRIX, PackedWeight
+from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.memory import Arena
 
 if kernels_problem():
@@ -19,7 +19,7 @@ _kernels = kernels()
 
 WIDTH, HEADS, WIDE, ROWS = 64, 4, 128, 6
 KINDS = list(Kind)
-NORM = (0, 0, 1e-5, 0)
+NORM = _kernels.Norm(0, 0, 1e-5, 0)
 
 
 def packed(rows, columns, kind=Kind.FLOAT32):
@@ -36,25 +36,37 @@ def weights(kind=Kind.FLOAT32):
 KEPT = weights()  # addresses are all that the kernels see
 X, OUT = torch.randn(ROWS, WIDTH), torch.empty(ROWS, WIDTH)
 FIRST, LENGTH = torch.tensor([0, 4], dtype=torch.int32), torch.tensor([4, 2], dtype=torch.int32)
-LAYER = (WIDTH, HEADS, WIDTH // HEADS, *(weight.matrix() for weight in KEPT), NORM, NORM, False, 1, 0, 0.25)
+MATRIX = (int(Kind.FLOAT32), WIDTH, WIDTH, KEPT[0].memory.data_ptr(), 0)
+PARTS = [weight.matrix() for weight in KEPT]
+LAYER = dict(attention=tuple(PARTS[:4]), feed_forward=tuple(PARTS[4:]), norms=(NORM, NORM))
+LAYER |= dict(head_size=WIDTH // HEADS, norm_first=False, activation=1, attention_kind=0, scale=0.25)
+SEQUENCES = dict(rows=ROWS, count=2, first=FIRST.data_ptr(), length=LENGTH.data_ptr(), skipped=0, seen=0)
+SEQUENCES |= dict(window=-1, padding_sees_all=False)
+BIAS = dict(numbers=X.data_ptr(), head=0, query=0)
+ROTARY = dict(cosines=X.data_ptr(), sines=X.data_ptr(), angles=1)
+BUCKET, INDEX = torch.randn(HEADS, WIDTH // HEADS, 32), torch.zeros(9, dtype=torch.int32)
+RELATIVE = dict(keys=BUCKET.data_ptr(), queries=BUCKET.data_ptr(), buckets=1)
+RELATIVE |= dict(index=INDEX.data_ptr(), reach=4)
 RUN = dict(
-    layers=(_kernels.Layer(*LAYER),),
+    layers=(_kernels.Layer(*LAYER.values()),),
     threads=2,
     input=X.data_ptr(),
     output=OUT.data_ptr(),
-    rows=ROWS,
-    sequences=2,
-    first=FIRST.data_ptr(),
+    sequences=_kernels.Sequences(*SEQUENCES.values()),
+    bias=None,
+    rotary=None,
+    relative=None,
 )
-RUN |= dict(length=LENGTH.data_ptr(), skipped=0, seen=0, window=-1, bias=0, bias_head=0, bias_query=0)
-RUN |= dict(cosines=0, sines=0, angles=0, relative=None, padding_sees_all=False)
-RELATIVE = (X.data_ptr(), X.data_ptr(), 1, FIRST.data_ptr(), 4)  # keys, queries, buckets, index, reach
-LINEAR = dict(threads=2, matrix=KEPT[0].matrix(), activation=0, input=X.data_ptr(), in_features=WIDTH)
-LINEAR |= dict(output=OUT.data_ptr(), rows=ROWS)
+LINEAR = dict(threads=2, matrix=PARTS[0], activation=0, input=X.data_ptr(), output=OUT.data_ptr(), rows=ROWS)
 
 IDS = torch.tensor([0, 2, 5, 1, 0, 3])  # rows of X
-EMBED = dict(threads=2, lookups=((X.data_ptr(), ROWS, IDS.data_ptr(), ROWS),), norm=NORM, columns=WIDTH)
+EMBEDDING = dict(columns=WIDTH, norm=NORM, tables=((X.data_ptr(), ROWS),))
+EMBED = dict(threads=2, embedding=_kernels.Embedding(*EMBEDDING.values()), ids=((IDS.data_ptr(), ROWS),))
 EMBED |= dict(output=OUT.data_ptr(), rows=ROWS)
+
+
+def embedding(**changes):
+    return _kernels.Embedding(*{**EMBEDDING, **changes}.values())
 
 
 def embed(**changes):
@@ -62,9 +74,30 @@ def embed(**changes):
 
 
 def layer(**changes):
-    names = ["hidden", "heads", "head_size", "query", "key", "value", "output", "gate", "up", "down"]
-    names += ["attention_norm", "output_norm", "norm_first", "activation", "attention", "scale"]
-    return _kernels.Layer(*{**dict(zip(names, LAYER, strict=True)), **changes}.values())
+    return _kernels.Layer(*{**LAYER, **changes}.values())
+
+
+def layer_with(**changes):
+    """With other matrices, by name."""
+    names = ["query", "key", "value", "output", "gate", "up", "down"]
+    parts = [*{**dict(zip(names, PARTS, strict=True)), **changes}.values()]
+    return layer(attention=tuple(parts[:4]), feed_forward=tuple(parts[4:]))
+
+
+def sequences(**changes):
+    return _kernels.Sequences(*{**SEQUENCES, **changes}.values())
+
+
+def bias(**changes):
+    return _kernels.Bias(*{**BIAS, **changes}.values())
+
+
+def rotary(**changes):
+    return _kernels.Rotary(*{**ROTARY, **changes}.values())
+
+
+def relative(**changes):
+    return _kernels.Relative(*{**RELATIVE, **changes}.values())
 
 
 def run(**changes):
@@ -79,7 +112,7 @@ def linear(**changes):
 def test_a_layer_and_a_linear_layer_run(kind):
     kept = weights(kind)
     names = ["query", "key", "value", "output", "gate", "up", "down"]
-    made = layer(**{name: weight.matrix() for name, weight in zip(names, kept, strict=True)})
+    made = layer_with(**{name: weight.matrix() for name, weight in zip(names, kept, strict=True)})
     OUT.fill_(float("nan"))
     run(layers=(made,))
     assert OUT.isfinite().all()
@@ -89,15 +122,20 @@ def test_a_layer_and_a_linear_layer_run(kind):
 
 
 NARROW_WEIGHTS = [packed(32, 32) for _ in range(7)]
-NARROW = _kernels.Layer(32, 2, 16, *(weight.matrix() for weight in NARROW_WEIGHTS), *LAYER[10:])
-MATRIX = KEPT[0].matrix()
+NARROW_PARTS = [weight.matrix() for weight in NARROW_WEIGHTS]
+NARROW = layer(attention=tuple(NARROW_PARTS[:4]), feed_forward=tuple(NARROW_PARTS[4:]))
+ADDRESS = MATRIX[3]
+REFUSED = (TypeError, ValueError, OverflowError)
+
+
+def test_parts_of_a_layer_may_be_missing():
+    layer_with(gate=None)
+    run(bias=bias(), rotary=rotary(), relative=relative())
 
 
 @pytest.mark.parametrize(
     "matrix",
     [
-        None,
-        [*MATRIX],
         MATRIX[:-1],
         (*MATRIX, 0),
         ("0", *MATRIX[1:]),
@@ -106,79 +144,148 @@ MATRIX = KEPT[0].matrix()
         (3, *MATRIX[1:]),
         (0, -1, *MATRIX[2:]),
         (0, WIDTH, -1, *MATRIX[3:]),
-        (0, WIDTH, WIDTH + 1, *MATRIX[3:]),
-        (0, WIDTH, WIDTH, 0, 0, 0, 0),
-        (0, WIDTH, WIDTH, None, 0, 0, 0),
-        (2, WIDTH, WIDTH // 4, MATRIX[3], 0, 0, 0),  # int8 without scales
+        (0, 0, WIDTH, ADDRESS, 0),
+        (0, WIDTH, 0, ADDRESS, 0),
+        (0, WIDTH, WIDTH, 0, 0),
+        (0, WIDTH, WIDTH, None, 0),
+        (2, WIDTH, WIDTH, ADDRESS, 0),  # int8 without scales
+        *((2, *MATRIX[1:], numbers) for numbers in ((), (ADDRESS,) * 4, (ADDRESS,) * 6, None)),
+        *((2, *MATRIX[1:], (*(ADDRESS * (i != zero) for i in range(3)), 0, 0)) for zero in range(3)),
+        *((2, *MATRIX[1:], (*[ADDRESS] * 3, *exact)) for exact in ((ADDRESS, 0), (0, ADDRESS))),
+        (0, *MATRIX[1:], (0, 0, 0, ADDRESS, ADDRESS)),  # exact inputs of float32
         (0, 1 << 70, WIDTH, *MATRIX[3:]),
     ],
 )
 def test_what_is_no_matrix_is_refused(matrix):
-    for call in (linear, lambda matrix: layer(query=matrix), lambda matrix: layer(down=matrix)):
-        with pytest.raises((TypeError, ValueError, OverflowError)):
-            call(matrix=matrix) if call is linear else call(matrix)
+    with pytest.raises(REFUSED):
+        _kernels.Matrix(*matrix)
+
+
+@pytest.mark.parametrize("matrix", [None, MATRIX, [*MATRIX], NORM, 1])
+def test_a_matrix_is_a_matrix(matrix):
+    for call, name in ((linear, "matrix"), (layer_with, "query"), (layer_with, "down")):
+        with pytest.raises(TypeError, match=r"_kernels.Matrix must be given, but got"):
+            call(**{name: matrix})
+
+
+@pytest.mark.parametrize(
+    "norm", [(), (0, 0, 1e-5), (0, 0, 1e-5, 3), (0, 0, 1e-5, -1), (0, 0, "e", 0), ("0", 0, 0, 0)]
+)
+def test_what_is_no_norm_is_refused(norm):
+    with pytest.raises(REFUSED):
+        _kernels.Norm(*norm)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        *(
-            {name: value}
-            for name in ("hidden", "heads", "head_size")
-            for value in (0, -1, 1 << 62, "1", None, 16.0)
-        ),
+        *({"head_size": value} for value in (0, -1, 1 << 62, 1 << 70, "1", None, 16.0)),
         *({"activation": value} for value in (-1, 8, 99, "gelu")),
-        *({"attention": value} for value in (-1, 2, 3)),
-        *({"attention_norm": value} for value in (None, (), (0, 0, 1e-5), (0, 0, 1e-5, 3), (0, 0, "e", 0))),
+        *({"attention_kind": value} for value in (-1, 2, 3)),
+        *({"norms": value} for value in (None, (), (NORM,), (NORM, None), (NORM, PARTS[0]), (NORM,) * 3)),
+        *({"attention": value} for value in (None, (), LAYER["attention"][1:], (None,) * 4)),
+        *({"feed_forward": value} for value in (None, (), LAYER["feed_forward"][1:], (None,) * 3)),
         {"scale": "1"},
-        {"key": NO_MATRIX},
-        {"key": KEPT[5].matrix()},
-        {"output": KEPT[5].matrix()},
-        {"gate": KEPT[0].matrix()},
-        {"up": NO_MATRIX},
-        {"down": KEPT[0].matrix()},
-        {"down": KEPT[4].matrix()},
-        {"head_size": 16, "heads": 5},
+        {"head_size": 15},
+        {"head_size": 128},
     ],
 )
-def test_a_layer_of_parts_that_do_not_fit_is_refused(changes):
-    with pytest.raises((TypeError, ValueError, OverflowError)):
+def test_a_layer_with_bad_arguments_is_refused(changes):
+    with pytest.raises(REFUSED):
         layer(**changes)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        *({name: -1} for name in ("rows", "sequences", "bias_head", "bias_query", "angles")),
-        *({name: 0} for name in ("input", "output", "first", "length", "rows")),
-        *({name: value} for name in [*RUN][:-2] for value in ("1", 0.5, None)),
-        *({"relative": value} for value in ("1", 0.5, [*RELATIVE], RELATIVE[:-1], (0, 0, *RELATIVE[2:]))),
-        *({"relative": (*RELATIVE[:place], -1, *RELATIVE[place + 1 :])} for place in (2, 4)),
-        {"relative": (*RELATIVE[:3], 0, 4)},
+        {"key": None},
+        {"key": PARTS[5]},
+        {"output": PARTS[5]},
+        {"gate": PARTS[0]},
+        {"up": None},
+        {"down": PARTS[0]},
+        {"down": PARTS[4]},
+        {"query": NARROW_PARTS[0]},
+    ],
+)
+def test_a_layer_of_parts_that_do_not_fit_is_refused(changes):
+    with pytest.raises((TypeError, ValueError)):
+        layer_with(**changes)
+
+
+def int32(*numbers):
+    return torch.tensor(numbers, dtype=torch.int32)
+
+
+OUTSIDE = {
+    "first": [int32(0, 3), int32(-1, 4), int32(4, 0), int32(0, 5), int32(0, 2**31 - 1)],
+    "length": [int32(5, 2), int32(-1, 2), int32(4, 3), int32(4, 2**31 - 1)],
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({name: -1} for name in ("rows", "count")),
+        *({name: 0} for name in ("first", "length", "rows")),
+        *({name: value} for name in [*SEQUENCES][:-1] for value in ("1", 0.5, None)),
+        *({name: each.data_ptr()} for name, values in OUTSIDE.items() for each in values),
+        {"rows": 5},
         {"skipped": FIRST.data_ptr()},
         {"seen": FIRST.data_ptr()},
-        {"cosines": X.data_ptr(), "angles": 1},
-        {"cosines": X.data_ptr(), "sines": X.data_ptr()},
+        {"skipped": LENGTH.data_ptr(), "seen": LENGTH.data_ptr()},
+    ],
+)
+def test_sequences_that_do_not_fit_their_rows_are_refused(changes):
+    with pytest.raises(REFUSED):
+        sequences(**changes)
+
+
+@pytest.mark.parametrize(
+    ("make", "changes"),
+    [
+        *((bias, {name: value}) for name in BIAS for value in ("1", 0.5, None)),
+        *((bias, {name: -1}) for name in ("head", "query")),
+        (bias, {"numbers": 0}),
+        *((rotary, {name: value}) for name in ROTARY for value in (0, "1", 0.5, None)),
+        (rotary, {"angles": -1}),
+        *((relative, {name: value}) for name in RELATIVE for value in ("1", 0.5, None)),
+        *((relative, {name: -1}) for name in ("buckets", "reach")),
+        *((relative, {name: 0}) for name in ("buckets", "index")),
+        (relative, {"keys": 0, "queries": 0}),
+    ],
+)
+def test_what_is_added_to_scores_with_bad_arguments_is_refused(make, changes):
+    with pytest.raises(REFUSED):
+        make(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({name: 0} for name in ("input", "output")),
+        *({name: value} for name in [*RUN][:4] for value in ("1", 0.5, None)),
+        *({name: value} for name in [*RUN][4:] for value in ("1", 0.5, (), NORM)),
+        {"sequences": None},
         {"threads": 1 << 40},
     ],
 )
 def test_a_run_with_bad_arguments_is_refused(changes):
-    with pytest.raises((TypeError, ValueError, OverflowError)):
+    with pytest.raises(REFUSED):
         run(**changes)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        *({name: -1} for name in ("rows", "in_features", "activation")),
-        *({name: 0} for name in ("input", "output", "in_features")),
+        *({name: -1} for name in ("rows", "activation")),
+        *({name: 0} for name in ("input", "output")),
         *({name: value} for name in LINEAR for value in ("1", 0.5, None)),
-        {"in_features": WIDTH + 1},
         {"activation": 8},
     ],
 )
 def test_a_linear_layer_with_bad_arguments_is_refused(changes):
-    with pytest.raises((TypeError, ValueError, OverflowError)):
+    with pytest.raises(REFUSED):
         linear(**changes)
 
 
@@ -190,27 +297,37 @@ def test_embeddings_are_looked_up_and_normed():
 @pytest.mark.parametrize(
     "changes",
     [
-        *({name: -1} for name in ("columns", "rows")),
-        *({name: 0} for name in ("columns", "output")),
         *({name: value} for name in EMBED for value in ("1", 0.5, None)),
-        {"lookups": ()},
-        {"lookups": EMBED["lookups"] * 9},
-        {"lookups": (None,)},
-        {"lookups": ((1, 2, 3),)},
-        *({"lookups": ((*EMBED["lookups"][0][:i], 0, *EMBED["lookups"][0][i + 1 :]),)} for i in range(4)),
-        {"norm": (0, 0, 1e-5, 3)},
+        *({"ids": value} for value in ((), EMBED["ids"] * 2, (None,), (1,), ((1,),), ((1, 2, 3),))),
+        *({"ids": ((IDS.data_ptr() * (i > 0), ROWS * (i < 1)),)} for i in range(2)),
+        {"output": 0},
+        {"rows": -1},
     ],
 )
 def test_embeddings_with_bad_arguments_are_refused(changes):
-    with pytest.raises((TypeError, ValueError, OverflowError)):
+    with pytest.raises(REFUSED):
         embed(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({name: value} for name in EMBEDDING for value in ("1", 0.5, None)),
+        *({"columns": value} for value in (0, -1)),
+        *({"tables": value} for value in ((), EMBEDDING["tables"] * 9, (None,), (1,), ((1,),), ((1, 2, 3),))),
+        *({"tables": (table,)} for table in ((0, ROWS), (X.data_ptr(), 0), (X.data_ptr(), -1))),
+    ],
+)
+def test_what_is_no_embedding_is_refused(changes):
+    with pytest.raises(REFUSED):
+        embedding(**changes)
 
 
 def test_ids_of_no_row_are_told():
     for bad in (-1, ROWS, -(1 << 63)):
         ids = torch.tensor([0, bad])
         OUT.fill_(7)
-        assert embed(lookups=((X.data_ptr(), ROWS, ids.data_ptr(), 2),), rows=2) is False
+        assert embed(ids=((ids.data_ptr(), 2),), rows=2) is False
         assert (OUT == 7).all()
 
 
@@ -224,8 +341,11 @@ def test_numbers_are_counted():
             _kernels.count(*arguments)
 
 
+TYPES = [each for each in vars(_kernels).values() if isinstance(each, type)]
+
+
 @pytest.mark.parametrize(
-    "function", [_kernels.Layer, _kernels.linear, _kernels.run_layers, _kernels.embed, _kernels.count]
+    "function", [*TYPES, _kernels.linear, _kernels.run_layers, _kernels.embed, _kernels.count]
 )
 def test_too_few_and_too_many_arguments(function):
     for arguments in ((), (1,), (0,) * 40):
@@ -244,15 +364,16 @@ def test_what_takes_no_arguments_or_one():
         _kernels.use_cache("much")
     with pytest.raises(OverflowError):
         _kernels.use_cache(-1)
-    with pytest.raises(TypeError):
-        _kernels.Layer(hidden=1)
+    for each in TYPES:
+        with pytest.raises(TypeError, match="no keyword arguments"):
+            each(rows=1)
 
 
 def test_no_memory_is_a_memory_error():
     """More rows than addresses: nothing is read."""
     wide = packed(64, 512)  # its rows are copied
     with pytest.raises(MemoryError):
-        linear(matrix=wide.matrix(), in_features=512, rows=1 << 44)
+        linear(matrix=wide.matrix(), rows=1 << 44)
 
 
 @pytest.mark.parametrize("threads", [-1, 0, 1, 2, 64])
@@ -279,7 +400,7 @@ def test_layers_follow_one_another(count, threads):
     [
         ((), ValueError, "from 1 to 1024 layers can run, but got 0"),
         (RUN["layers"] * 1025, ValueError, "but got 1025"),
-        ((None,), TypeError, "must be a tuple of Layer"),
+        ((None,), TypeError, "_kernels.Layer must be given, but got None"),
         (list(RUN["layers"]), TypeError, "must be tuple"),
         ((*RUN["layers"], NARROW), ValueError, "the same hidden size"),
     ],
@@ -292,34 +413,42 @@ def test_what_cannot_follow_one_another_is_refused(layers, error, words):
 def test_nothing_to_do():
     linear(rows=0, input=0, output=0)
     OUT.fill_(1)
-    run(sequences=0)
+    run(sequences=sequences(count=0))
     assert not OUT.any()
-    run(sequences=0, rows=0, input=0, output=0)
+    run(sequences=sequences(count=0, rows=0), input=0, output=0)
 
 
 # Leaks
 
 LEAK_TESTS = {
+    "Matrix": lambda: _kernels.Matrix(*MATRIX),
+    "Norm": lambda: _kernels.Norm(0, 0, 1e-5, 0),
     "Layer": layer,
+    "Sequences": sequences,
+    "Bias": bias,
+    "Rotary": rotary,
+    "Relative": relative,
+    "Embedding": embedding,
     "run_layers": lambda: run(threads=1),
     "layers that are refused": lambda: refused(run, layers=(1,)),
     "linear": lambda: linear(threads=1),
     "embed": lambda: embed(threads=1),
-    "lookups that are refused": lambda: refused(embed, lookups=(EMBED["lookups"][0], (1,))),
+    "ids that are refused": lambda: refused(embed, ids=(1,)),
     "count": lambda: _kernels.count(IDS.data_ptr(), IDS.numel(), 1 << 40),
     "use_threads": lambda: refused(_kernels.use_threads, -1),  # a real one is in use
     "use_cache": lambda: refused(_kernels.use_cache, -1),
-    "a matrix that is refused": lambda: refused(layer, query=(0, 1)),
-    "a matrix too large": lambda: refused(linear, in_features=-1),
-    "sizes that are refused": lambda: refused(run, rows=-1),
-    "no memory": lambda: refused(linear, matrix=WIDE_MATRIX, in_features=512, rows=1 << 44),
+    "a matrix that is refused": lambda: refused(_kernels.Matrix, -1, *MATRIX[1:]),
+    "a layer that is refused": lambda: refused(layer_with, key=None),
+    "an embedding that is refused": lambda: refused(embedding, tables=(EMBEDDING["tables"][0], (1,))),
+    "sequences that are refused": lambda: refused(sequences, rows=1),
+    "no memory": lambda: refused(linear, matrix=WIDE_MATRIX, rows=1 << 44),
 }
 WIDE_WEIGHT = packed(64, 512)
 WIDE_MATRIX = WIDE_WEIGHT.matrix()
 
 
 def refused(function, *arguments, **changes):
-    with pytest.raises((TypeError, ValueError, OverflowError, MemoryError)):
+    with pytest.raises((*REFUSED, MemoryError)):
         function(*arguments, **changes)
 
 
@@ -334,12 +463,12 @@ def test_nothing_leaks(name):
     for _ in range(50):
         call()
     gc.collect()
-    before, references = sys.getallocatedblocks(), sys.getrefcount(_kernels.Layer)
+    before, references = sys.getallocatedblocks(), [sys.getrefcount(each) for each in TYPES]
     for _ in range(500):
         call()
     gc.collect()
     assert sys.getallocatedblocks() - before < 200  # 500 leaked objects
-    assert sys.getrefcount(_kernels.Layer) - references < 10
+    assert all(sys.getrefcount(each) - old < 10 for each, old in zip(TYPES, references, strict=True))
 
 
 def test_runs_give_their_memory_back():

@@ -1,7 +1,7 @@
-"""How many times faster a fused layer, or a packed linear layer, is than the model's own: measured on this
-machine, at the thread count in force, when it is made.
+"""The speed-up of fused layers and packed linear layers over the model's own, measured on this machine at the
+current number of threads.
 
-One of each kind is measured, with few, some and many rows. Not to use what is slower is up to the caller.
+One layer of each kind is measured, with few, some and many rows. The caller decides what to do with losers.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from torch import nn
 from hfaccel.engine.calls.fallback import COUNTED
 from hfaccel.engine.calls.regimes import REGIMES, Regime
 from hfaccel.engine.kernels import Kind
+from hfaccel.engine.layers.kinds import kind_of
 from hfaccel.engine.layers.layer import FusedLayer
-from hfaccel.engine.layers.trial import call, kind_of, sample
+from hfaccel.engine.layers.trial import call, sample
 from hfaccel.engine.weights.linear import PackedModule, fits, linear, unpack, weight_class
 from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.memory import Arena
 from hfaccel.replacement import undo
 
-BUDGET = 1.0  # seconds for all fused layers, and for all linear layers; what was begun is ended
-LEAD = 3  # won pairs more than lost ones: only then something is called faster, or slower
-PAIRS = 15  # at most; if none leads by then, the least times decide
-NOT_SLOWER = 0.97  # then
-CLEAR = 1.3  # gained with some rows, which many rows cannot turn into a loss
-SMALLEST = 1 << 18  # numbers of a weight: below, the cost of a call is measured and not the layer
-LARGEST = 1 << 25  # of larger weights of linear layers only some rows are measured
+BUDGET = 1.0  # seconds for all fused layers, and for all linear layers; the last measurement may exceed them
+LEAD = 3  # pairs won minus pairs lost from which on one side counts as faster
+PAIRS = 15  # at most; without a leader by then, the least times decide
+NOT_SLOWER = 0.97  # the tolerance of that decision
+CLEAR = 1.3  # a speed-up with some rows that many rows cannot turn into a loss
+SMALLEST = 1 << 18  # numbers in a weight; for smaller weights a timing would show the cost of a call
+LARGEST = 1 << 25  # of a larger weight only some rows are measured
 
 Call = Callable[[], object]
 M = TypeVar("M", bound=nn.Module)
@@ -42,7 +43,8 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one call: the least of several, the two in turn; and how many pairs the fast one won."""
+    """Seconds of one call on either side, the least of several in turn, and how many pairs the fast side
+    won."""
 
     stock: float = math.inf
     fast: float = math.inf
@@ -64,13 +66,13 @@ class Times:
         return abs(self.won - self.lost) >= LEAD
 
     def after(self, stock: float, fast: float) -> Times:
-        """With one more pair."""
+        """The same with one more pair."""
         won = fast <= stock
         return Times(min(self.stock, stock), min(self.fast, fast), self.won + won, self.lost + (not won))
 
 
 def combined(measured: Iterable[Times]) -> float | None:
-    """The gain of all together; None for none."""
+    """The gain of all together; None for an empty iterable."""
     found = list(measured)
     if not found:
         return None
@@ -81,17 +83,17 @@ Gains = Mapping[Regime, Times]
 
 
 def of_layers(layers: Iterable[FusedLayer]) -> dict[nn.Module, Gains]:
-    """The times of each layer, in each regime. Those that were not measured are missing."""
+    """The times of each layer, by regime. Layers that were not measured are missing."""
     kinds: dict[Hashable, list[FusedLayer]] = {}
     for layer in layers:
         kinds.setdefault(kind_of(layer.hfaccel_family, layer), []).append(layer)
     return dict(_one_of_each(kinds, _layer_gains))
 
 
-def of_linears(wanted: Mapping[Any, Kind]) -> dict[nn.Module, Gains]:
-    """The times of linear layers, which are not packed yet, if their weights were packed in these kinds.
-    Those that were not measured are missing."""
-    kinds: dict[Hashable, list[Any]] = {}
+def of_linears(wanted: Mapping[nn.Linear, Kind]) -> dict[nn.Module, Gains]:
+    """The times that linear layers would have with weights packed in these kinds. Layers that were not
+    measured are missing."""
+    kinds: dict[Hashable, list[nn.Linear]] = {}
     for module, kind in wanted.items():
         weight = module.weight
         if weight.numel() >= SMALLEST and not isinstance(weight, PackedWeight) and fits(module.bias):
@@ -116,11 +118,11 @@ def _one_of_each(
 
 
 def _layer_gains(layer: FusedLayer) -> Gains:
-    """Empty where the layer would not run fused."""
+    """The times of a fused layer, by regime; empty where the kernels would not run."""
     return _gains(lambda regime: _time_layer(layer, regime))
 
 
-def _linear_gains(module: Any, kind: Kind) -> Gains:
+def _linear_gains(module: nn.Linear, kind: Kind) -> Gains:
     return _gains(lambda regime: _time_linear(module, kind, regime.batch * regime.length))
 
 
@@ -141,8 +143,8 @@ def _numbers(module: nn.Module) -> int:
 
 
 def _time_layer(layer: FusedLayer, regime: Regime, *, own_forward: bool = False) -> Times | None:
-    """None where the layer would not run fused. `own_forward`: its own forward on packed weights runs
-    instead."""
+    """None where the kernels would not run. `own_forward`: time the layer's own forward on packed weights
+    instead of the kernels."""
     family = layer.hfaccel_family
     dtype = family.linears(layer)[0].weight.dtype
     hidden, (mask, *_), arguments = sample(layer, family, regime.batch, regime.length, dtype)
@@ -158,13 +160,13 @@ def _time_layer(layer: FusedLayer, regime: Regime, *, own_forward: bool = False)
 
 
 def is_own_forward_slower(layer: FusedLayer, regime: Regime) -> bool:
-    """Whether its own forward is slower on packed weights than on ordinary ones."""
+    """Whether the layer's own forward is slower on packed weights than on ordinary ones."""
     times = _time_layer(layer, regime, own_forward=True)
     return times is not None and times.is_slower
 
 
 def _stock_twin(layer: FusedLayer) -> nn.Module:
-    """A copy as it was before it was fused. Of its weights only the shapes count here."""
+    """A copy of the layer as it was before it was fused, with weights of the same shapes."""
     shared = {id(tensor): tensor for tensor in (*layer.parameters(), *layer.buffers())}
     for weight in layer.parameters():
         if isinstance(weight, PackedWeight):
@@ -177,8 +179,9 @@ def _stock_twin(layer: FusedLayer) -> nn.Module:
     return twin
 
 
-def _time_linear(module: Any, kind: Kind, count: int) -> Times:
-    weight, bias = module.weight, module.bias
+def _time_linear(module: nn.Linear, kind: Kind, count: int) -> Times:
+    weight = module.weight
+    bias: torch.Tensor | None = module.bias
     cls = weight_class(module)
     if weight.numel() > LARGEST and cls is PackedWeight:  # memory for another copy of it may be scarce
         weight = nn.Parameter(weight.detach()[: LARGEST // weight.shape[1]], False)
@@ -186,14 +189,14 @@ def _time_linear(module: Any, kind: Kind, count: int) -> Times:
     arena = Arena(cls.layout_of(kind, weight.shape).nbytes, pages="default")
     packed = cls.pack(weight, arena, kind)
     rows = torch.full((count, packed.packing.columns), 0.5, dtype=weight.dtype)
-    stock = module.forward
+    stock: Callable[[torch.Tensor], torch.Tensor] = module.forward
     if weight is not module.weight:
         stock = lambda rows: nn.functional.linear(rows, weight, bias)  # noqa: E731
     return time_pairs(lambda: stock(rows), lambda: linear(rows, packed, bias))
 
 
 def time_pairs(stock: Call, fast: Call) -> Times:
-    """Pairs of calls in turn, until one side leads."""
+    """Time pairs of calls in turn until one side leads."""
     times = Times()
     with torch.inference_mode():
         stock(), fast()  # what only the first call does

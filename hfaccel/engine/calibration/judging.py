@@ -1,10 +1,9 @@
-"""What stays of a plan's steps after they were timed: nothing that is slower than the model's own."""
+"""Drops those steps of a plan that would make the model slower."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
@@ -18,7 +17,7 @@ from hfaccel.engine.calibration.gains import (
 )
 from hfaccel.engine.kernels import Kind
 from hfaccel.engine.layers.layer import FusedLayer, run_stock
-from hfaccel.engine.plan import Step
+from hfaccel.engine.plan import Step, module_at
 from hfaccel.engine.weights.linear import PackedModule, unpack_all
 from hfaccel.outcome import Outcome
 from hfaccel.replacement import undo
@@ -27,11 +26,11 @@ from hfaccel.replacement import undo
 def judge_linears(
     model: nn.Module, steps: Iterable[Step], fused: Iterable[nn.Module]
 ) -> tuple[list[Step], list[Outcome]]:
-    """The steps for linear layers without those that would be slower packed, which are not packed yet; each
-    with its speed-up. Those of `fused` layers are judged with their layers."""
+    """The steps for linear layers that pay, with their speed-ups, and why the others are left. No weight is
+    packed yet. Linear layers of `fused` layers are judged with their layers."""
     steps, inside = list(steps), {part for layer in fused for part in layer.modules()}
-    kinds: dict[Any, Kind] = {
-        model.get_submodule(step.path): Kind[step.settings["kind"].upper()] for step in steps
+    kinds: dict[nn.Linear, Kind] = {
+        module_at(model, step.path): Kind[step.settings["kind"].upper()] for step in steps
     }
     measured = of_linears({module: kind for module, kind in kinds.items() if module not in inside})
     losers = {module for module, gains in measured.items() if slower(gains)}
@@ -48,11 +47,13 @@ def judge_linears(
 
 
 def judge_layers(model: nn.Module, steps: Sequence[Step]) -> tuple[list[Step], list[Outcome]]:
-    """The steps for layers, which are fused already. Where one is slower its own forward runs; where that is
-    slower too, because its weights are packed, the layer becomes what it was."""
-    layers: dict[Any, Step] = {model.get_submodule(step.path): step for step in steps}
+    """The steps for layers, which are fused already. With numbers of rows for which a layer is slower fused,
+    its own forward runs; where that is slower too, because the weights are packed, the layer is restored."""
+    layers: dict[FusedLayer, Step] = {module_at(model, step.path): step for step in steps}
     measured = of_layers(layers)
-    settled: dict[object, tuple[str, ...] | None] = {}  # by what was measured, once for layers of a kind
+    settled: dict[
+        object, tuple[str, ...] | None
+    ] = {}  # measurement -> regimes: once for all layers of a kind
     kept: list[Step] = []
     left: list[Outcome] = []
     for layer, step in layers.items():
@@ -76,15 +77,15 @@ def judge_layers(model: nn.Module, steps: Sequence[Step]) -> tuple[list[Step], l
 
 
 def _regimes_on_its_own(layer: FusedLayer, gains: Gains) -> tuple[str, ...] | None:
-    """The regimes in which the layer's own forward runs; None: it is not to be fused at all."""
+    """The regimes in which the layer's own forward runs; None where the layer should not be fused at all."""
     lost = slower(gains)
     if len(lost) == len(gains) > 0 or any(is_own_forward_slower(layer, regime) for regime in lost):
         return None
     return tuple(regime.name for regime in lost)
 
 
-def _left(gains: Mapping[Any, Any], subject: str, what: str, stock: str) -> Outcome:
-    """That something was left as it was."""
+def _left(gains: Gains, subject: str, what: str, stock: str) -> Outcome:
+    """The line of a report about something that was left as it was."""
     worst = min(slower(gains), key=lambda regime: gains[regime].gain)
     gain = gains[worst].gain
     return Outcome(

@@ -1,10 +1,11 @@
-"""What int8 would lose in each linear layer, measured; and which layers therefore stay in more bits.
+"""The quantization error of int8 in each linear layer, measured, and which layers therefore stay in more
+bits.
 
-A weight is packed in int8 and multiplied by the kernels with some rows; the result is compared with the
-layer's own. The rows are those of samples where the user gives some. Otherwise no data is needed: an encoder
-layer runs as it is on rows as the norm before it makes them (a normal number for each channel, times the
-norm's weight, plus its bias), so that all linear layers in it see rows of the kind that they are for, and
-a linear layer of which nothing is known sees normal numbers.
+The kernels multiply a weight packed in int8 with some rows, and the result is compared with the layer's own.
+The rows come from the user's samples if there are any. Otherwise no data is needed: an encoder layer runs on
+rows as the norm before it makes them (a normally distributed number for each channel, times the norm's
+weight, plus its bias), so that its linear layers see typical rows. A linear layer of which nothing is known
+sees normally distributed numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -28,28 +29,28 @@ from hfaccel.engine.weights.linear import fits, linear, weight_class
 from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.memory import Arena
 
-ROWS = 32  # of a call: the median of so many vectors is steady
-BOUND = 0.06  # of a result. all-MiniLM-L6-v2 loses 1 to 2.5 %, on texts up to 4.4 %
-FEW = 8  # rows tell a constant from what varies; fewer do not
-FLOOR = 1e-3  # of the columns' usual spread: one that is nearly constant has none of its own
+ROWS = 32  # of a call; the median over so many rows is steady
+BOUND = 0.06  # relative error. all-MiniLM-L6-v2 has 1 to 2.5 %, on texts up to 4.4 %
+FEW = 8  # rows from which on a constant can be told from what varies
+FLOOR = 1e-3  # of the columns' mean spread: the least spread that a nearly constant column counts with
 TINY = torch.finfo(torch.float32).tiny
 
 Layers = Sequence[tuple[nn.Module, Family]]
-Losses = Mapping[torch.Tensor, float]  # of weights: of the result that each computes
+Losses = Mapping[torch.Tensor, float]  # of weights: the relative error of their results
 W = TypeVar("W", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """By weights."""
+    """What the trial of int8 has shown, by weight."""
 
     packed: dict[torch.Tensor, PackedWeight] = field(default_factory=dict)  # in int8, in memory of their own
     losses: dict[torch.Tensor, float] = field(default_factory=dict)
-    higher: set[torch.Tensor] = field(default_factory=set)  # those that would lose too much
+    higher: set[torch.Tensor] = field(default_factory=set)  # weights whose error is too large
 
     @property
     def higher_kind(self) -> Kind:
-        """In what these stay."""
+        """The kind in which those of `higher` stay."""
         return Kind.BFLOAT16 if multiplies(Kind.BFLOAT16) else Kind.FLOAT32
 
     def kind(self, weight: torch.Tensor) -> Kind:
@@ -59,14 +60,14 @@ class Verdict:
 def try_int8(
     model: nn.Module,
     layers: Layers,
-    linears: Sequence[Any],
+    linears: Sequence[nn.Linear],
     factors: Mapping[torch.Tensor, torch.Tensor],
     samples: Sequence[Mapping[str, torch.Tensor]] = (),
 ) -> Verdict:
-    """Pack the weights of `linears` in int8 beside what they are, and say which must not stay so.
+    """Pack copies of the weights of `linears` in int8, and measure which of them must not stay so.
 
-    `layers`: those that are to be fused; their linear layers are among `linears`. `factors`: those of
-    smooth_layers. Raises what the model raises for a sample that it does not take.
+    `layers`: those to be fused; their linear layers are among `linears`. `factors`: from smooth_layers.
+    Raises what the model raises for a sample that it does not take.
     """
     meter = Meter(factors)
     with torch.no_grad():
@@ -89,17 +90,18 @@ def try_int8(
 
 @dataclass
 class Meter:
-    """What linear layers lose in the calls that it sees."""
+    """Measures the error of linear layers in the calls that it watches."""
 
     factors: Mapping[torch.Tensor, torch.Tensor]
     packed: dict[torch.Tensor, PackedWeight] = field(default_factory=dict)
-    losses: dict[torch.Tensor, float] = field(default_factory=dict)  # of all calls the largest
+    losses: dict[torch.Tensor, float] = field(default_factory=dict)  # the largest of all calls
 
     @contextmanager
-    def watching(self, modules: Iterable[Any], mask: torch.Tensor | None = None) -> Iterator[None]:
-        """`mask`: (batch, sequence length), 0 where a row is padding, which does not count."""
+    def watching(self, modules: Iterable[nn.Linear], mask: torch.Tensor | None = None) -> Iterator[None]:
+        """Watch calls of these modules. `mask`: (batch, sequence length), 0 for padding, which does not
+        count."""
 
-        def hook(module: Any, given: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
+        def hook(module: nn.Linear, given: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
             rows = given[0]
             if mask is not None and mask.shape == rows.shape[:-1]:
                 rows, result = rows[mask.bool()], result[mask.bool()]
@@ -112,7 +114,7 @@ class Meter:
             for handle in handles:
                 handle.remove()
 
-    def see(self, module: Any, rows: torch.Tensor, result: torch.Tensor) -> None:
+    def see(self, module: nn.Linear, rows: torch.Tensor, result: torch.Tensor) -> None:
         """`rows`: (..., in_features), and the module's `result` of them: (..., out_features)."""
         weight = module.weight
         if rows.numel() == 0 or not fits(module.bias):
@@ -127,10 +129,11 @@ class Meter:
 
 
 def relative_loss(expected: torch.Tensor, got: torch.Tensor) -> float:
-    """Of (rows, columns): the length of the difference over that of what is expected, the median of the rows.
+    """The relative error of (rows, columns): norm of the difference over norm of `expected`, median over
+    rows.
 
-    Columns are centred, and count in units of their own spread, by medians: neither constants nor a few
-    columns or rows that are much larger than all others hide what happens to the rest.
+    Columns are centred and scaled by their spread, both as medians, so that neither constants nor a few
+    columns or rows that are much larger than all others hide the error of the rest.
     """
     centred, spread = expected, expected.square().mean().sqrt()
     if len(expected) >= FEW:
@@ -143,8 +146,8 @@ def relative_loss(expected: torch.Tensor, got: torch.Tensor) -> float:
 
 
 def too_lossy(losses: Mapping[W, float], groups: Sequence[Sequence[W]], bound: float = BOUND) -> set[W]:
-    """The weights that lose more than `bound`, and those that have to be of one kind with them. `groups`: of
-    weights that multiply the same rows; a weight may be in several."""
+    """The weights with an error above `bound`, and those that must be of one kind with them. `groups`:
+    weights that multiply the same rows; a weight may be in several groups."""
     found: set[W] = set()
     more = {weight for weight, loss in losses.items() if loss > bound}
     while more:
@@ -154,7 +157,7 @@ def too_lossy(losses: Mapping[W, float], groups: Sequence[Sequence[W]], bound: f
 
 
 def _groups(layers: Layers) -> list[list[torch.Tensor]]:
-    """The kernels of a fused layer take query, key and value in one kind, and so gate and up."""
+    """In a fused layer query, key and value must be of one kind, and so must gate and up."""
     return [
         [attrgetter(path)(layer).weight for path in paths]
         for layer, family in layers
@@ -163,15 +166,15 @@ def _groups(layers: Layers) -> list[list[torch.Tensor]]:
 
 
 def _some(rows: torch.Tensor) -> torch.Tensor:
-    """At most ROWS of them, from everywhere."""
+    """At most ROWS rows, evenly spread."""
     if len(rows) <= ROWS:
         return rows
     return rows[torch.linspace(0, len(rows) - 1, ROWS).long()]
 
 
 def _run(layer: nn.Module, family: Family, norm: nn.Module | None) -> None:
-    """The layer's own forward on tokens as `norm` makes them: ROWS sequences of one, because attention would
-    make the mean of many random ones, which is the same for all."""
+    """Run the layer's own forward on tokens as `norm` makes them: ROWS sequences of one token, because
+    attention over many random tokens gives the same mean for all."""
     dtype = family.linears(layer)[0].weight.dtype
     hidden, (mask, *_), arguments = sample(layer, family, ROWS, 1, dtype)
     if not family.norm_first:
@@ -182,12 +185,12 @@ def _run(layer: nn.Module, family: Family, norm: nn.Module | None) -> None:
 def _like(norm: nn.Module | None, normal: torch.Tensor) -> torch.Tensor:
     weight, bias = (getattr(norm, name, None) for name in ("weight", "bias"))
     if weight is None or weight.shape != normal.shape[-1:]:
-        return normal  # there is none, or something lies between: a projection of narrower embeddings
+        return normal  # no norm, or a projection of narrower embeddings lies between
     made: torch.Tensor = normal * weight
     return made if bias is None else made + bias
 
 
-def _noise(module: Any) -> torch.Tensor:
+def _noise(module: nn.Linear) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)  # the program's random numbers are left alone
     in_features = weight_class(module).layout_of(Kind.INT8, module.weight.shape).columns
     return torch.randn(ROWS, in_features, generator=generator).to(module.weight.dtype)
@@ -197,7 +200,7 @@ def _noise(module: Any) -> torch.Tensor:
 
 
 def reasons(verdict: Verdict, paths: Mapping[str, torch.Tensor]) -> dict[torch.Tensor, str]:
-    """Of each weight. `paths`: of linear layers, with their weights."""
+    """The line of a report about each weight. `paths`: paths of linear layers -> their weights."""
     losses, higher = verdict.losses, verdict.higher
     fine = [loss for weight, loss in losses.items() if weight not in higher and loss == loss]
     told = f"packed in {Kind.INT8.label}"
@@ -213,7 +216,7 @@ def reasons(verdict: Verdict, paths: Mapping[str, torch.Tensor]) -> dict[torch.T
 
 
 def brief(paths: Iterable[str]) -> list[str]:
-    """Paths that differ in their first number alone, as one: encoder.layer.{0,2}.output.dense."""
+    """Joins paths that differ only in their first number: encoder.layer.{0,2}.output.dense."""
     numbers: dict[tuple[str, str], list[str]] = {}
     for path in paths:
         number = re.search(r"\d+", path)

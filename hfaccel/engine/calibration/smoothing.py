@@ -1,10 +1,10 @@
 """Factors that make activations easier to round to int8, found without any data.
 
-A few channels of a LayerNorm's output are much larger than the others, the same for all tokens: in these
-its weight and bias are large. Rounded with one scale per token they leave few steps to the rest. Each
-channel is multiplied with a factor before rounding, and the weights that multiply it are divided by it:
-what is easy for activations is then hard for weights, and ALPHA says how the burden is shared.
-(SmoothQuant, Xiao et al. 2022, arXiv:2211.10438; there the size of activations comes from samples.)
+A few channels of a LayerNorm's output are much larger than the others, the same ones for all tokens, because
+the norm's weight and bias are large there. With one scale per token these channels leave few steps to the
+rest. So each channel is multiplied by a factor before rounding, and the weights of that channel are divided
+by the factor. What helps activations harms weights; ALPHA divides the burden between both. (SmoothQuant, Xiao
+et al. 2022, arXiv:2211.10438; there the size of activations comes from samples.)
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import nn
 
 from hfaccel.engine.layers.families import Family
 from hfaccel.engine.norms import norm_kind
-from hfaccel.engine.weights.packed import EXACT
+from hfaccel.engine.weights.layout import EXACT
 
-MANY = 3.0  # times the usual column's largest weight: what is larger leaves the others too few steps
+MANY = 3.0  # times the median column's largest weight: a larger weight leaves the others too few steps
 ALPHA = 0.4
-SPREAD = 3.0  # standard deviations of a normalised number that are to be covered
+SPREAD = 3.0  # standard deviations of a normalised number that the range covers
 LEAST = 1e-5
 
 

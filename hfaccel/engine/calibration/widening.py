@@ -1,8 +1,9 @@
-"""Whether int8 or bfloat16 pays where the CPU has no instruction for it, and weights are widened as they are
+"""Whether int8 or bfloat16 pays on a CPU without instructions for them, where weights are widened as they are
 read.
 
-Fewer bytes come from memory, but each weight costs instructions. What wins depends on the CPU: with AVX2 int8
-is twice as fast as float32 on one and no faster on another. So a linear layer is measured, once in a process.
+Fewer bytes come from memory, but each weight costs instructions. The CPU decides what wins: with AVX2, int8
+is twice as fast as float32 on one CPU and no faster on another. So one linear layer is measured in each
+process.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LEAST = 0.9  # in each of them
 
 
 def widening_problem(kind: Kind) -> str:
-    """Why float32 is multiplied although `kind` is asked for; "" where that is multiplied."""
+    """Why float32 is multiplied although `kind` is asked for; "" where `kind` is multiplied."""
     if multiplies(kind):
         return ""
     gains = widening_gains(kind, torch.get_num_threads())

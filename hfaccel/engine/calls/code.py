@@ -1,9 +1,9 @@
-"""The code that a trial ran: whether a forward that the kernels stand for still is the one that agreed.
+"""Whether the code that a trial ran is still there.
 
 Programs replace functions of classes (`BertSelfAttention.forward = mine`), of modules
-(`torch.nn.functional.scaled_dot_product_attention = mine`) and of transformers' tables of attention
-functions. A call of the kernels runs none of them, so it has to look. What a forward may run is read off the
-names in its code, and looking is comparing what stands under those names.
+(`torch.nn.functional.scaled_dot_product_attention = mine`) and in transformers' tables of attention
+functions. The kernels call none of these functions, so each call compares them with those of the trial. The
+names in the code of a forward show which functions it may call.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from torch import nn
 
 from hfaccel.engine.calls.snapshot import columns, comparison
 from hfaccel.replacement import original
+from hfaccel.upstream.of_torch import CALL
+from hfaccel.upstream.of_transformers import INTERFACE
 
-ENTRIES = ("__call__", "_call_impl", "forward")
-INTERFACE = ("_global_mapping", "_local_mapping")  # tables of functions, by the name of an implementation
+ENTRIES = ("__call__", CALL, "forward")
 IMPLEMENTATION = "sdpa"  # of which layers are fused
 WATCHED = ("torch", "transformers")  # packages whose modules are looked into
 KINDS = (FunctionType, BuiltinFunctionType, type)  # other callables may be models, which nothing shall keep
 
 
 class Code:
-    """What the forwards of some classes run, as it was when this was made.
+    """The functions that the forwards of some classes may call, as they were when this object was made.
 
-    A copy of a model, or one that was unpickled, gets what its process trusts.
+    A copied or unpickled model gets the functions that its process trusts.
     """
 
     def __init__(self, classes: frozenset[type[nn.Module]]) -> None:
@@ -37,11 +38,11 @@ class Code:
         self._items = columns(reached.of_tables.values())
 
     def holds(self) -> bool:
-        """Whether all of it still is so."""
+        """Whether all functions are still the same."""
         return comparison.attributes_are(*self._attributes) and comparison.items_are(*self._items)
 
     def problem(self) -> str:
-        """What is no longer as it was; "" for nothing."""
+        """Which function was replaced; "" for none."""
         for owner, name, function in zip(*self._attributes, strict=True):
             if getattr(owner, name, None) is not function:
                 return f"{owner.__name__}.{name} was replaced"
@@ -58,7 +59,7 @@ _known: dict[frozenset[type[nn.Module]], Code] = {}
 
 
 def trusted(modules: Iterable[nn.Module]) -> Code:
-    """The code of these modules' classes as a trial last agreed with it, or as it was first asked for."""
+    """The code of these modules' classes at the last trial that agreed, or else at the first request."""
     return code_of(map(stock_class, modules))
 
 
@@ -68,7 +69,7 @@ def current(modules: Iterable[nn.Module]) -> Code:
 
 
 def trust(modules: Iterable[nn.Module]) -> Code:
-    """From now on trust the code as it is now; returns what was trusted before, for `trust_again`."""
+    """Trust the present code from now on. Returns the code trusted before, for `trust_again`."""
     modules = list(modules)
     before = trusted(modules)
     if not before.holds():
@@ -86,14 +87,14 @@ def stock_class(module: nn.Module) -> type[nn.Module]:
 
 
 def code_of(classes: Iterable[type[nn.Module]]) -> Code:
-    """As `trusted`."""
+    """The same as `trusted`, for classes."""
     classes = frozenset(classes)
     code = _known.get(classes)
     return _known.setdefault(classes, Code(classes)) if code is None else code
 
 
 class _Reached:
-    """Everything that is called by name from the forwards of these classes."""
+    """The functions that are called by name from the forwards of these classes."""
 
     def __init__(self, classes: Iterable[type[nn.Module]]) -> None:
         self.of_classes: dict[tuple[int, str], tuple[type, str, Any]] = {}

@@ -71,12 +71,6 @@ def tell(part: nn.Module, told: Told) -> None:
     stock_calls_of(part)  # the attribute is there from now on: a part that falls back is still what it was
 
 
-def forget(part: nn.Module) -> None:
-    """Neither tell nor know that the part fell back."""
-    for name in (COUNTED, TOLD):
-        part.__dict__.pop(name, None)
-
-
 def stock_calls_of(part: nn.Module) -> Counter[str]:
     calls: Counter[str] = part.__dict__.setdefault(COUNTED, Counter())
     return calls

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 
 from hfaccel.engine.calls.last_seen import LastSeen
+from hfaccel.engine.kernels import kernels
+from hfaccel.native import NativeSequences
 
 HIDDEN = -1e4  # an additive mask hides what is at most this: float16's lowest is -65504
 
@@ -20,6 +22,7 @@ class Sequences:
     (None: all). Rows of no sequence become zero.
     """
 
+    rows: int
     count: int
     first: torch.Tensor
     length: torch.Tensor
@@ -27,12 +30,16 @@ class Sequences:
     seen: torch.Tensor | None = None
     window: int = -1  # a token sees others at most this far away; -1: all
     causal: bool = False  # a token sees none of those after it
+    padding_sees_all: bool = False  # evenly, where padding is computed (DeBERTa)
 
-    @property
-    def addresses(self) -> tuple[int, int, int, int]:
+    @cached_property
+    def native(self) -> NativeSequences:
+        """As the kernels take them."""
         places = (self.first, self.length, self.skipped, self.seen)
         first, length, skipped, seen = (0 if place is None else place.data_ptr() for place in places)
-        return first, length, skipped, seen
+        return kernels().Sequences(
+            self.rows, self.count, first, length, skipped, seen, self.window, self.padding_sees_all
+        )
 
 
 @lru_cache(maxsize=64)
@@ -40,7 +47,7 @@ def whole(batch: int, length: int) -> Sequences:
     """Every row is a sequence of `length` tokens."""
     with torch.inference_mode(False):
         first = torch.arange(0, batch * length, length, dtype=torch.int32)
-        return Sequences(batch, first, torch.full((batch,), length, dtype=torch.int32))
+        return Sequences(batch * length, batch, first, torch.full((batch,), length, dtype=torch.int32))
 
 
 _masks: LastSeen[Sequences | str] = LastSeen()
@@ -110,7 +117,8 @@ def _read_pairs(mask: torch.Tensor, batch: int, length: int, unpad: bool) -> Seq
     real = visible.diagonal(dim1=1, dim2=2)
     if not torch.equal(visible, real[:, :, None] & real[:, None, :]):
         return "the attention mask hides more than padding"
-    return _runs(real.expand(batch, length), -1, unpad)
+    found = _runs(real.expand(batch, length), -1, unpad)
+    return found if isinstance(found, str) else replace(found, padding_sees_all=True)
 
 
 def _is_seen(visible: torch.Tensor, real: torch.Tensor, window: int) -> bool:
@@ -142,5 +150,5 @@ def _runs(real: torch.Tensor, window: int, unpad: bool) -> Sequences | str:
     with torch.inference_mode(False):
         begins, counts = begins.clone(), counts.clone()
         if unpad:
-            return Sequences(batch, rows.first + begins, counts, window=window)
-        return Sequences(batch, rows.first, rows.length, begins, counts, window)
+            return Sequences(rows.rows, batch, rows.first + begins, counts, window=window)
+        return Sequences(rows.rows, batch, rows.first, rows.length, begins, counts, window)

@@ -1,17 +1,17 @@
 """Convolutions that are computed from prepared weights (engine.prepared), with what follows them.
 
-A convolution is fast where images lie with their channels last, as blocks of oneDNN and rows of a matrix both
-want it, and where the batch norm and the activation after it cost no pass over memory. Both are possible only
-within a region (engine.region) of modules that a trial has shown not to mind. Elsewhere a convolution gives
-what torch's own gives, in the same layout, and is prepared only where that pays by itself.
+A convolution is fast if images are stored channels last, which oneDNN's blocks and matrix rows both need, and
+if the batch norm and the activation after the convolution cost no pass over memory. Both need a region
+(`engine.convolutions.region`): modules that a trial has shown to work channels last. Elsewhere a prepared
+convolution returns the layout that torch returns, and is used only where that pays by itself.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
+from hfaccel import upstream
 from hfaccel.engine.calls.code import trusted
 from hfaccel.engine.calls.fallback import COUNTED, fall_back
 from hfaccel.engine.calls.guards import COMPUTED, has_hooks, stock_reason
@@ -21,15 +21,17 @@ from hfaccel.engine.kernels import Kind, kernels_problem
 from hfaccel.engine.replacements import Find, ModuleReplacement, Paths, Settings, register
 from hfaccel.engine.weights.linear import MIN_WIDTH
 from hfaccel.replacement import replace
+from hfaccel.upstream.of_torch import _ConvNd
 
 KINDS = (nn.Conv1d, nn.Conv2d)
 
 
 @register
 class PreparedConvolution(ModuleReplacement, _ConvNd):
-    """An nn.Conv1d or nn.Conv2d. Everything but forward treats it as what it was.
+    """An nn.Conv1d or nn.Conv2d that computes from a prepared weight.
 
-    `_hfaccel_followers`: modules whose work it does within a region. `_hfaccel_wanted`: the Kind asked for.
+    `_hfaccel_followers`: modules whose work the convolution does within a region. `_hfaccel_wanted`: the Kind
+    asked for.
     """
 
     hfaccel_name = "convolution"
@@ -90,13 +92,14 @@ class PreparedConvolution(ModuleReplacement, _ConvNd):
         )
 
     def _pays(self, input: torch.Tensor) -> bool:
-        """Outside a region: torch's own float32 reorders the weight at each call, this one the images."""
+        """Whether a call outside of a region pays. In float32 torch reorders the weight at each call, the
+        prepared convolution reorders the images."""
         weight = self._parameters["weight"]
         assert weight is not None
         return bool(kind_of(self, self.wanted)[0] is not Kind.FLOAT32 or weight.numel() >= input.numel())
 
     def _usable_followers(self) -> tuple[nn.Module, ...]:
-        """Those that can be left out in this call: a hook, or a norm in training mode, wants to be called."""
+        """The followers that this call may leave out: none from a hook or a norm in training mode on."""
         followers = self.followers
         if followers and (has_hooks(self) or has_hooks(followers[0]) or followers[0].training):
             return ()
@@ -121,8 +124,8 @@ class PreparedConvolution(ModuleReplacement, _ConvNd):
 
 
 def _is_channels_last(input: torch.Tensor) -> bool:
-    """As torch's own convolutions tell it: by the strides, of dimensions with one number too, where the order
-    of the numbers says nothing."""
+    """Whether the strides are channels last, as torch's convolutions judge: also in dimensions of size 1,
+    where strides say nothing about the order in memory."""
     if input.dim() != 4:
         return False
     sizes, strides = input.shape, input.stride()
@@ -152,13 +155,14 @@ def convolution_problem(module: _ConvNd) -> str:
         "it pads its sides differently": sides(module) is None,
         "it pads by more than its window sees": _sees_only_padding(module),
         kernels_problem(): bool(kernels_problem()),
-        "this torch lacks oneDNN's convolution": not hasattr(torch.ops.mkldnn, "_convolution_pointwise"),
+        upstream.problem(upstream.Need.CONVOLUTIONS): bool(upstream.problem(upstream.Need.CONVOLUTIONS)),
     }
     return next((problem for problem, applies in problems.items() if applies), "")
 
 
 def _sees_only_padding(module: _ConvNd) -> bool:
-    """Whether a window may lie outside of the image: oneDNN's kernels then read other memory (torch 2.13)."""
+    """Whether a window may lie outside of the image, where oneDNN's kernels read other memory (torch
+    2.13)."""
     geometry = sides(module)
     if geometry is None:
         return False
@@ -168,7 +172,7 @@ def _sees_only_padding(module: _ConvNd) -> bool:
 
 
 def alone_problem(module: _ConvNd) -> str:
-    """Why it does not pay outside a region; "" where it may."""
+    """Why the convolution does not pay outside of a region; "" where it may."""
     outputs, *rest = module.weight.shape
     if module.groups != 1:
         return "grouped, and not in a part of the model that runs channels last"
@@ -178,7 +182,8 @@ def alone_problem(module: _ConvNd) -> str:
 
 
 def prepare(module: _ConvNd, wanted: Kind, followers: tuple[nn.Module, ...] = ()) -> None:
-    """Compute from prepared weights from now on; `followers` are left to it within a region."""
+    """Compute from a prepared weight from now on. `followers`: the modules whose work the convolution
+    does."""
     for each in followers:
         if not isinstance(each, Follower):
             replace(each, Follower)

@@ -1,9 +1,9 @@
 """A convolution's weight as it is multiplied: in channels-last blocks of oneDNN, or packed as a matrix.
 
-What follows the convolution is computed with it: a batch norm in evaluation mode is a factor and a shift for
-each channel, which go into the weight and the bias (in float64, rounded once); an activation is applied to
-the sums. All of that is derived from the modules' own tensors, which stay as they are; `is_stale` notices
-when one of them was replaced, has moved or has changed.
+The convolution also computes what follows. A batch norm in evaluation mode is a factor and a shift per
+channel, which go into weight and bias (in float64, rounded once); an activation is applied to the sums. The
+modules' own tensors stay as they are; `is_stale` notices when one of them was replaced, has moved or has
+changed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, multiplies
 from hfaccel.engine.weights.linear import MIN_WIDTH, linear
@@ -21,6 +20,7 @@ from hfaccel.engine.weights.packed import PackedWeight, packed_bytes
 from hfaccel.host import read_host
 from hfaccel.memory import Arena
 from hfaccel.replacement import original
+from hfaccel.upstream.of_torch import _ConvNd, convolve, reorder
 
 # class name -> oneDNN's name, numbers and variant of the activation
 POINTWISE: dict[str, tuple[str, tuple[str, ...], str]] = {
@@ -36,10 +36,10 @@ POINTWISE: dict[str, tuple[str, tuple[str, ...], str]] = {
     "Sigmoid": ("sigmoid", (), ""),
 }
 NO_ACTIVATION: tuple[str, tuple[str, ...], str] = ("none", (), "")
-# Rows of windows that overlap repeat their input: up to so many times the packed matrix is still at least as
-# fast as blocks in the same numbers, and as blocks in float32. (Blocks of a window of 1 x 1 differ with the
-# size of the image: oneDNN brings others into the right ones at each call, in up to ten times the time of the
-# convolution.)
+# Overlapping windows repeat their input in the rows of a matrix. Up to so many repetitions the packed matrix
+# is at least as fast as blocks of the same kind, and as blocks in float32. (For a 1 x 1 window the best
+# blocks depend on the size of the image; oneDNN reorders other blocks at each call, in up to ten times the
+# convolution's time.)
 MAX_REPEAT = 1.0
 MAX_REPEAT_AGAINST_FLOAT32 = 3.0
 WRONG_ON_AMX = "torch's own in bfloat16 are wrong for some sizes on CPUs with AMX (pytorch issue 169688)"
@@ -49,7 +49,7 @@ NUMBERS = ("eps", "negative_slope", "min_val", "max_val")
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether this may be a batch norm with fixed statistics. That it is one shows in a trial."""
+    """Whether this may be a batch norm with fixed statistics. A trial confirms that."""
     stock = original(type(module))
     plain = stock in (nn.BatchNorm1d, nn.BatchNorm2d) and module.track_running_stats
     frozen = "FrozenBatchNorm" in type(module).__name__ and not any(module.children())
@@ -82,7 +82,7 @@ def sides(module: _ConvNd) -> tuple[tuple[int, int], tuple[int, int], tuple[int,
 
 
 def kind_of(module: _ConvNd, wanted: Kind) -> tuple[Kind, bool]:
-    """In which numbers this convolution multiplies where `wanted` is asked for, and whether as a matrix."""
+    """The kind in which this convolution multiplies if `wanted` is asked for, and whether as a matrix."""
     geometry = sides(module)
     assert geometry is not None
     _, stride, dilation = geometry
@@ -97,7 +97,7 @@ def kind_of(module: _ConvNd, wanted: Kind) -> tuple[Kind, bool]:
 
 
 def kind_of_blocks(wanted: Kind) -> Kind:
-    """In which numbers oneDNN's blocks are multiplied."""
+    """The kind in which oneDNN's blocks are multiplied."""
     onednn_can = multiplies(Kind.BFLOAT16) and not read_host().processor.has("amx_bf16")  # torch's bug on AMX
     return wanted if wanted is Kind.BFLOAT16 and onednn_can else Kind.FLOAT32
 
@@ -121,7 +121,7 @@ def folded(module: _ConvNd, norm: nn.Module | None) -> tuple[torch.Tensor, torch
 
 
 class Prepared:
-    """What one convolution, with what follows it, is computed from."""
+    """The weight and bias from which one convolution and its followers are computed."""
 
     def __init__(self, module: _ConvNd, followers: tuple[nn.Module, ...], wanted: Kind) -> None:
         norm = next((each for each in followers if is_norm(each)), None)
@@ -151,7 +151,7 @@ class Prepared:
                 NO_ACTIVATION if activation is None else POINTWISE[type(activation).__name__]
             )
             self.pointwise = (name, [float(getattr(activation, each)) for each in numbers], variant)
-            self.weight = torch.ops.mkldnn._reorder_convolution_weight(
+            self.weight = reorder(
                 weight.to(self.dtype), self.padding, self.stride, self.dilation, self.groups, None
             )
 
@@ -178,7 +178,7 @@ class Prepared:
         return result.squeeze(2) if self.flat else result
 
     def _blocks(self, image: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
+        result: torch.Tensor = convolve(
             image.to(dtype=self.dtype, memory_format=torch.channels_last),
             self.weight,
             self.bias,
@@ -191,7 +191,7 @@ class Prepared:
         return result
 
     def _rows(self, image: torch.Tensor) -> torch.Tensor:
-        """Every window is a row, and the convolution the product of all rows and the weight."""
+        """Every window as a row: the convolution is the product of these rows and the weight."""
         assert isinstance(self.weight, PackedWeight)
         (above, beside), (down, right) = self.padding, self.stride
         if above or beside:
@@ -211,7 +211,7 @@ def _matrix(weight: torch.Tensor, kind: Kind) -> PackedWeight:
 
 
 def _sources(module: _ConvNd, norm: nn.Module | None) -> Iterator[tuple[dict[str, Any], str, Any, Any]]:
-    """Every tensor that is read: the table and name under which it is known, itself, and its mark."""
+    """Every tensor that is read: its table and name, the tensor, and its mark."""
     for owner, names in ((module, VECTORS[:2]), (norm, VECTORS)):
         for name in names if owner is not None else ():
             assert owner is not None
@@ -221,7 +221,7 @@ def _sources(module: _ConvNd, norm: nn.Module | None) -> Iterator[tuple[dict[str
 
 
 def _mark(tensor: torch.Tensor) -> tuple[int, int]:
-    """What changes with a tensor's memory or, noted by torch, with its values."""
+    """A value that changes with the tensor's memory, and with its values as far as torch counts versions."""
     return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
 
 

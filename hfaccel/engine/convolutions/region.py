@@ -1,32 +1,31 @@
-"""Parts of a model whose images lie with their channels last, and in which a convolution does the work of
-the norm and the activation after it.
+"""Parts of a model that run channels last, and in which a convolution does the work of the norm and the
+activation after it.
 
-A region is a module whose forward stays what it is. Around it the images given are turned once, and its
-results turned back, so that nobody outside meets another layout. Inside, a convolution hands its result over
-together with the modules whose work it contains; each of them, given that very tensor, returns it as it is.
-Should one of them not be called with it (it was replaced, or the forward takes another path), the call is
-made again by the stock modules, and the reason counted.
+The forward of a region stays what it is. Images are converted to channels last before it and back after it,
+so that nobody outside meets another layout. Inside, a convolution hands over its result together with the
+modules whose work the result contains; each of these, called with that tensor, returns it as it is. If one of
+them is never called (it was replaced, or the forward takes another path), the stock modules repeat the call,
+and the reason is counted.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from hfaccel.engine.calls.fallback import COUNTED, GRADIENTS, TRAINS, fall_back
 from hfaccel.engine.calls.guards import GLOBAL_HOOKS, stock_reason
-from hfaccel.engine.replacements import Find, ModuleReplacement, Settings, register
+from hfaccel.engine.replacements import Arguments, Find, Keywords, ModuleReplacement, Settings, register
 from hfaccel.replacement import replace
+from hfaccel.upstream.of_torch import tree_leaves, tree_map
 
 _thread = threading.local()
 
 
 class Pass:
-    """One call of a region, in one thread: results whose followers have not been called yet."""
+    """One call of a region in one thread: the results whose followers have not been called yet."""
 
     def __init__(self) -> None:
         self.handed: dict[int, tuple[torch.Tensor, tuple[nn.Module, ...]]] = {}
@@ -36,7 +35,7 @@ class Pass:
             self.handed[id(result)] = (result, followers)
 
     def takes(self, input: object, follower: nn.Module) -> bool:
-        """Whether the work of `follower` on this tensor is done already."""
+        """Whether the convolution has already done the work of `follower` on this tensor."""
         tensor, followers = self.handed.get(id(input), (None, ()))
         if tensor is None or tensor is not input or followers[0] is not follower:
             return False
@@ -54,17 +53,17 @@ class Pass:
 
 
 def current() -> Pass | None:
-    """The region's call that this thread is in."""
+    """The call of a region that this thread is in; None outside of regions."""
     return getattr(_thread, "current", None)
 
 
 class Follower(ModuleReplacement):
-    """A norm or activation, which leaves alone what a convolution has done in its place."""
+    """A norm or activation that returns its input if a convolution has done the work already."""
 
     hfaccel_signatures = ("forward",)
     hfaccel_own = (COUNTED,)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> object:
         if not torch.compiler.is_compiling() and len(args) == 1 and not kwargs:
             run = current()
             if run is not None and run.takes(args[0], self):
@@ -82,7 +81,7 @@ class Region(ModuleReplacement):
     def hfaccel_apply(cls, module: nn.Module, settings: Settings, find: Find) -> None:
         replace(module, cls)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> object:
         if torch.compiler.is_compiling():
             return super().forward(*args, **kwargs)
         problem = self.__dict__.get("_hfaccel_off", "") or self._problem(args, kwargs)
@@ -107,7 +106,7 @@ class Region(ModuleReplacement):
         fall_back(self, problem)
         return super().forward(*args, **kwargs)
 
-    def _problem(self, args: Any, kwargs: Any) -> str:
+    def _problem(self, args: Arguments, kwargs: Keywords) -> str:
         if self.training:
             return TRAINS
         if torch.is_grad_enabled():
@@ -119,20 +118,20 @@ class Region(ModuleReplacement):
         return next(filter(None, map(stock_reason, images)), "")
 
 
-def _channels_last(value: Any) -> Any:
+def _channels_last(value: object) -> object:
     if isinstance(value, torch.Tensor) and value.dim() == 4 and value.is_floating_point():
         return value.contiguous(memory_format=torch.channels_last)
     return value
 
 
-def _turned_back(result: Any) -> Any:
-    """In the layout that stock convolutions give; the very same object where nothing has to be turned."""
+def _turned_back(result: object) -> object:
+    """The result in the layout of stock convolutions; the same object where nothing has to be converted."""
     if not any(map(_is_turned, tree_leaves(result))):
         return result
     return tree_map(lambda value: value.contiguous() if _is_turned(value) else value, result)
 
 
-def _is_turned(value: Any) -> bool:
+def _is_turned(value: object) -> bool:
     if not isinstance(value, torch.Tensor) or value.is_contiguous():
         return False
     if value.dim() == 3:

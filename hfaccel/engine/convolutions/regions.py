@@ -1,9 +1,9 @@
-"""Which parts of a model can run channels last, and what each convolution in them can do besides.
+"""Which parts of a model can run channels last, and whose work each convolution in them can do.
 
-Nothing is concluded from names or from the order of modules. A copy of the part, its batch norms filled with
-random numbers, is called with a random image; hooks see which tensor goes from which convolution into which
-norm and activation. Then the same copy runs as a region, and is believed where the results are equal. The
-largest parts are tried first.
+Nothing is concluded from names or from the order of modules. A copy of the part, with random numbers in its
+batch norms, is called with a random image; hooks record which tensor goes from which convolution into which
+norm and activation. Then the same copy runs as a region. The part becomes a region if the results are equal.
+The largest parts are tried first.
 """
 
 from __future__ import annotations
@@ -12,12 +12,9 @@ import copy
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
-from torch.utils._pytree import tree_leaves
 
 from hfaccel.engine.calls.fallback import stock_calls_of
 from hfaccel.engine.calls.trials import difference
@@ -25,7 +22,10 @@ from hfaccel.engine.convolutions.convolution import KINDS, convolution_problem, 
 from hfaccel.engine.convolutions.prepared import VECTORS, is_activation, is_norm
 from hfaccel.engine.convolutions.region import Region
 from hfaccel.engine.kernels import Kind
+from hfaccel.engine.replacements import Arguments
 from hfaccel.replacement import replace
+from hfaccel.upstream import Need, problem
+from hfaccel.upstream.of_torch import _ConvNd, tree_leaves
 
 # Sizes of random inputs: sides of an image and of what a convolution has made of one; samples, frames.
 IMAGE, MAP, SOUND, FRAMES = 64, 16, 2000, 48
@@ -37,7 +37,7 @@ Followers = dict[str, tuple[str, ...]]  # path of a convolution -> paths of the 
 
 @dataclass(frozen=True)
 class Found:
-    """A module that can be a region, and what each of its convolutions can do besides."""
+    """A module that can be a region, and the followers of each of its convolutions."""
 
     module: nn.Module
     followers: Followers
@@ -47,9 +47,9 @@ Trials = dict[object, "Followers | str"]  # what the trial of a part of this kin
 
 
 def find_regions(model: nn.Module, fused: set[nn.Module], reasons: dict[nn.Module, str]) -> Iterator[Found]:
-    """The largest parts that pass, without what is around all of their convolutions.
+    """The largest parts that pass a trial.
 
-    `fused`: modules computed otherwise. `reasons`: is filled with why a part does not pass."""
+    `fused`: modules that are computed otherwise. `reasons` receives the reason for each part that fails."""
     trials: Trials = {}
 
     def below(module: nn.Module) -> Iterator[Found]:
@@ -58,7 +58,7 @@ def find_regions(model: nn.Module, fused: set[nn.Module], reasons: dict[nn.Modul
         if not isinstance(module, NO_FORWARD) and not _is_in_one_child(module):
             key = _kind(module)
             if key not in trials:
-                trials[key] = trial(module)
+                trials[key] = problem(Need.CONVOLUTIONS) or trial(module)
             verdict = trials[key]
             if not isinstance(verdict, str):
                 yield Found(module, verdict)
@@ -71,7 +71,7 @@ def find_regions(model: nn.Module, fused: set[nn.Module], reasons: dict[nn.Modul
 
 
 def convolutions(module: nn.Module) -> dict[str, _ConvNd]:
-    """Those of a module that can be prepared, by their paths."""
+    """The convolutions of a module that can be prepared, by path."""
     return {
         path: each
         for path, each in module.named_modules()
@@ -80,13 +80,13 @@ def convolutions(module: nn.Module) -> dict[str, _ConvNd]:
 
 
 def _is_worth_it(module: nn.Module) -> bool:
-    """Turning an image there and back costs more than one convolution gains, unless a norm goes as well."""
+    """Whether a region pays: converting an image costs more than one convolution gains without a norm."""
     count = len(convolutions(module))
     return count > 1 or (count == 1 and any(map(is_norm, module.modules())))
 
 
 def _is_in_one_child(module: nn.Module) -> bool:
-    """Whether a child has all of the convolutions: it is a smaller region, with a shorter trial."""
+    """Whether one child has all convolutions: the child is the smaller region, with a shorter trial."""
     count = len(convolutions(module))
     children = (child for child in module.children() if not isinstance(child, (*NO_FORWARD, *KINDS)))
     return any(len(convolutions(child)) == count for child in children)
@@ -109,7 +109,7 @@ def _kind(module: nn.Module) -> object:
 
 
 def enter(module: nn.Module, followers: Followers, wanted: Callable[[torch.Tensor], Kind]) -> None:
-    """Make `module` a region. `wanted`: in which numbers to compute with a weight, where that is possible."""
+    """Make `module` a region. `wanted`: the kind in which to compute with a weight, where possible."""
     for path, convolution in convolutions(module).items():
         chosen = tuple(module.get_submodule(each) for each in followers.get(path, ()))
         prepare(convolution, wanted(convolution.weight), chosen)
@@ -120,7 +120,7 @@ def enter(module: nn.Module, followers: Followers, wanted: Callable[[torch.Tenso
 
 
 def trial(module: nn.Module) -> Followers | str:
-    """What each convolution of this part can do besides, or why the part cannot be a region."""
+    """The followers of each convolution of this part, or why the part cannot be a region."""
     try:
         stock = _copy(module)
     except Exception as error:  # noqa: BLE001 (whatever a foreign module raises when copied is the reason)
@@ -153,7 +153,7 @@ def _try(stock: nn.Module, image: torch.Tensor) -> Followers | str:
 
 
 def _difference(expected: object, stock: nn.Module, followers: Followers, image: torch.Tensor) -> str:
-    """Why the part as a region is not the part itself; "" where it is."""
+    """How the part as a region differs from the part itself; "" where the results are equal."""
     fast = _copy(stock, random=False)
     enter(fast, followers, lambda weight: Kind.FLOAT32)
     try:
@@ -171,7 +171,7 @@ def _difference(expected: object, stock: nn.Module, followers: Followers, image:
 
 
 class Flow:
-    """Sees which tensors go from which convolution into which norm and activation of a module."""
+    """Records which tensors go from which convolution into which norm and activation of a module."""
 
     def __init__(self, module: nn.Module) -> None:
         self.norms = {id(each): path for path, each in module.named_modules() if is_norm(each)}
@@ -179,7 +179,7 @@ class Flow:
         self.convolutions = {id(each): path for path, each in convolutions(module).items()}
         self.paths = self.norms | self.activations | self.convolutions
         self.modules = [each for each in module.modules() if id(each) in self.paths]
-        self.kept: list[Any] = []  # tensors, so that no two have one id
+        self.kept: list[object] = []  # tensors, so that no two have one id
         # (id, version) of a tensor -> paths that it went through, of one chain
         self.makers: dict[tuple[int, int], list[str]] = {}
         self.given: dict[int, tuple[int, int]] = {}  # id of a module that runs -> what it was given
@@ -193,15 +193,13 @@ class Flow:
     def __exit__(self, *error: object) -> None:
         for handle in self.handles:
             handle.remove()
-        for (
-            chain
-        ) in self.makers.values():  # a chain of which a part is used elsewhere as well fails the trial
+        for chain in self.makers.values():  # if another module reads a tensor of a chain too, the trial fails
             self.chains.setdefault(chain[0], set()).add(tuple(chain[1:]))
 
-    def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def before(self, module: nn.Module, args: Arguments) -> None:
         self.given[id(module)] = _state(args[0]) if args else (0, 0)
 
-    def after(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+    def after(self, module: nn.Module, args: Arguments, result: object) -> None:
         path, given = self.paths[id(module)], self.given.pop(id(module))
         self.kept += [args, result]
         if id(module) in self.convolutions:
@@ -218,7 +216,7 @@ class Flow:
         return not any(path in self.activations.values() for path in chain[1:])
 
     def choices(self) -> Iterator[Followers]:
-        """From all followers to none. A convolution that is followed by different modules has none."""
+        """Choices of followers, from all to none. A convolution with changing followers has none."""
         same = {path: next(iter(chains)) for path, chains in self.chains.items() if len(chains) == 1}
         norms = set(self.norms.values())
         levels: tuple[Followers, ...] = (
@@ -230,14 +228,14 @@ class Flow:
 
 
 def _state(tensor: object) -> tuple[int, int]:
-    """Changes in place make another tensor of it."""
+    """What identifies a tensor and its values: a change in place gives another state."""
     counted = isinstance(tensor, torch.Tensor) and not tensor.is_inference()
     return id(tensor), tensor._version if counted else 0  # type: ignore[attr-defined]
 
 
 def _copy(module: nn.Module, random: bool = True) -> nn.Module:
     """A copy in float32 around the same parameters; its batch norms get random numbers of their own."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, object] = {}
     for parameter in module.parameters():
         half = parameter.is_floating_point() and parameter.dtype is not torch.float32
         memo[id(parameter)] = nn.Parameter(parameter.float(), requires_grad=False) if half else parameter
@@ -253,7 +251,7 @@ def _copy(module: nn.Module, random: bool = True) -> nn.Module:
 
 
 def _randomize(norm: nn.Module, generator: torch.Generator) -> None:
-    """A new norm changes next to nothing, which would hide that it was left out."""
+    """Give a norm random numbers: a new norm changes almost nothing, so its absence would not show."""
     for name in VECTORS:
         tensor = getattr(norm, name, None)
         if tensor is None:
@@ -265,7 +263,7 @@ def _randomize(norm: nn.Module, generator: torch.Generator) -> None:
 
 
 def _images(module: nn.Module) -> Iterator[torch.Tensor]:
-    """Random inputs for a module whose first convolution may be the first that is called."""
+    """Random inputs, of shapes that the module's first convolution would take."""
     first = next(iter(convolutions(module).values()), None)
     if first is None:
         return

@@ -1,4 +1,4 @@
-"""The convolutions of a model: which are prepared, in what, and what the report says of each."""
+"""Which convolutions of a model are prepared, in which kind, and what a report says about each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from hfaccel.engine.convolutions.convolution import alone_problem, convolution_problem
 from hfaccel.engine.convolutions.prepared import WRONG_ON_AMX, is_norm, kind_of
@@ -14,6 +13,7 @@ from hfaccel.engine.convolutions.regions import Found, convolutions, find_region
 from hfaccel.engine.kernels import Kind
 from hfaccel.engine.plan import Step
 from hfaccel.outcome import Outcome
+from hfaccel.upstream.of_torch import _ConvNd
 
 Wanted = Callable[[torch.Tensor], Kind]  # weight -> the kind asked for
 
@@ -21,8 +21,8 @@ Wanted = Callable[[torch.Tensor], Kind]  # weight -> the kind asked for
 def find_convolutions(
     model: nn.Module, fused: Iterable[nn.Module], wanted: Wanted
 ) -> tuple[list[Step], list[Outcome]]:
-    """Those worth preparing outside of `fused` layers; and what is to be said of the other parts. The model
-    must be in ordinary numbers still: trials compare float32."""
+    """Steps for the convolutions outside of `fused` layers that pay, and lines of a report about the others.
+    Weights must be unpacked still, because trials compare results in float32."""
     reasons: dict[nn.Module, str] = {}
     paths = {module: path for path, module in model.named_modules()}
     inside = {part for layer in fused for part in layer.modules()}
@@ -45,7 +45,7 @@ def find_convolutions(
 
 
 def _norms_left(model: nn.Module, seen: set[nn.Module], reasons: dict[nn.Module, str]) -> Iterator[Outcome]:
-    """Batch norms outside of every region that have a convolution beside them."""
+    """Lines about batch norms outside of every region."""
     for parent in model.modules():
         children = [each for each in parent.children() if each not in seen]
         beside = any(isinstance(each, nn.Conv1d | nn.Conv2d) for each in children)

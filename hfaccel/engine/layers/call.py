@@ -3,54 +3,63 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from hfaccel.engine.calls.ragged import Sequences, read_mask, whole
 from hfaccel.engine.kernels import kernels
-from hfaccel.engine.layers.families import Family, head_size
-
-if TYPE_CHECKING:
-    from hfaccel.engine.layers.layer import Plan
+from hfaccel.engine.layers.native_layer import NativeLayer
+from hfaccel.engine.layers.parts import Parts, head_size
+from hfaccel.native import NativeBias, NativeRelative, NativeRotary
 
 # Keyword arguments that transformers hands down to every layer and that have no effect in one whose
 # attention is scaled_dot_product_attention without cache.
 HARMLESS_ARGUMENTS = frozenset({"position_ids", "use_cache", "return_dict", "output_hidden_states"})
 
 Mask = torch.Tensor | None
+Sample = tuple[list[Mask], dict[str, Any]]  # masks, and what else a forward is given
 MASK, CAUSAL = "attention_mask", "is_causal"  # names of arguments
+HIDDEN = torch.finfo(torch.float32).min  # added to a score, it hides a token
 
 
 @lru_cache(maxsize=16)
 def hides_later(length: int) -> torch.Tensor:
     """(1, length, length), for all heads: a bias that hides from each token those after it."""
     with torch.inference_mode(False):
-        return torch.full((length, length), torch.finfo(torch.float32).min).triu(1)[None]
+        return torch.full((length, length), HIDDEN).triu(1)[None]
+
+
+def _native_bias(bias: torch.Tensor) -> NativeBias:
+    return kernels().Bias(bias.data_ptr(), 0 if len(bias) == 1 else bias.stride(0), bias.stride(1))
+
+
+def _native_rotary(cosines: torch.Tensor, sines: torch.Tensor) -> NativeRotary:
+    angles = cosines.shape[0] * cosines.shape[1]
+    return kernels().Rotary(cosines.data_ptr(), sines.data_ptr(), angles)
 
 
 class Call:
     """Of a layer that takes hidden states, a mask and perhaps rotary positions, and gives hidden states.
-    Other layers have subclasses (`hfaccel.engine.layers.adapters`)."""
+    Other layers have subclasses, which their families name (`hfaccel.engine.layers.families`)."""
 
-    __slots__ = ("bias", "causal", "cosines", "family", "plan", "relative", "sequences", "sines")
+    __slots__ = ("bias", "causal", "cosines", "layer", "relative", "sequences", "sines")
     implementation: ClassVar[str] = "sdpa"  # of attention, by the name in the config
+    configured: ClassVar[bool] = True  # attention is transformers' own, and its config chooses it
     unpads: ClassVar[bool] = True  # it can leave out padding
     positional: ClassVar[tuple[str, ...]] = ()  # names of the arguments after the mask
-    padding_sees_all: ClassVar[bool] = False  # evenly, where it is computed
     masked: ClassVar[bool] = True  # the layer's forward takes a mask
     alike: ClassVar[bool] = True  # the layers after this one are given the same, and read it alike
 
-    def __init__(self, plan: Plan, family: Family) -> None:
-        self.plan = plan
-        self.family = family
+    def __init__(self, layer: NativeLayer) -> None:
+        self.layer = layer
         self.sequences: Sequences
         self.bias: torch.Tensor | None = None  # (heads or 1, length, length), float32
         self.causal = False  # is_causal was passed
         self.cosines: torch.Tensor | None = None
         self.sines: torch.Tensor | None = None
-        self.relative: tuple[int, int, int, int, int] | None = None  # of native/kernels/relative.h
+        self.relative: NativeRelative | None = None
 
     def read(
         self,
@@ -60,7 +69,7 @@ class Call:
         unpad: bool,
     ) -> str:
         """What a layer's forward was given, mask first; why the kernels cannot take it."""
-        if hidden.dim() != 3 or hidden.shape[-1] != self.plan.linears[0].in_features:
+        if hidden.dim() != 3 or hidden.shape[-1] != self.layer.linears[0].in_features:
             return f"the hidden states have the shape {tuple(hidden.shape)}"
         mask = args[0] if args else kwargs.get(MASK)
         return self.take(hidden, args[1:], kwargs) or self.see(hidden, mask, unpad)
@@ -82,22 +91,22 @@ class Call:
 
     def take_argument(self, hidden: torch.Tensor, name: str, value: Any) -> str:
         """One argument that is not None; why it is out of the ordinary."""
-        if name == "position_embeddings" and self.family.rotary:
+        if name == "position_embeddings" and self.layer.parts.rotary:
             return self._rotate(hidden, value)
-        if name == CAUSAL and self.family.causal:
+        if name == CAUSAL and self.layer.parts.causal:
             self.causal = True
             return ""
         return f"{name} was passed"
 
     def complete(self, hidden: torch.Tensor) -> str:
         """When all arguments have been taken; why something is missing."""
-        missing = self.family.rotary and self.cosines is None
+        missing = self.layer.parts.rotary and self.cosines is None
         return "no position_embeddings were passed" if missing else ""
 
     def _rotate(self, hidden: torch.Tensor, embeddings: Any) -> str:
         batch, length, _ = hidden.shape
         cosines, sines = (part.float().contiguous() for part in embeddings)
-        size = head_size(self.plan.attention)
+        size = head_size(self.layer.attention)
         if cosines.shape != sines.shape or cosines.shape not in {(1, length, size), (batch, length, size)}:
             return f"the position embeddings have the shape {tuple(cosines.shape)}"
         self.cosines, self.sines = cosines, sines
@@ -106,9 +115,7 @@ class Call:
     def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
         """What the mask says; why that is out of the ordinary."""
         batch, length, _ = hidden.shape
-        found: Sequences | str = whole(batch, length)
-        if mask is not None:
-            found = read_mask(mask, batch, length, self.plan.window, unpad, causal=self.causal)
+        found = whole(batch, length) if mask is None else self.sequences_of(mask, hidden, unpad)
         if isinstance(found, str):
             return found
         self.sequences = found
@@ -116,12 +123,19 @@ class Call:
             self.bias = hides_later(length)
         return ""
 
+    def sequences_of(
+        self, mask: torch.Tensor, hidden: torch.Tensor, unpad: bool, pairs: bool = False
+    ) -> Sequences | str:
+        """As `read_mask`, which is asked once for all layers of a model that are given this mask."""
+        wanted = (*hidden.shape[:2], self.layer.window, unpad, pairs, self.causal)
+        return self.layer.seen.masks.get(mask, wanted, lambda: read_mask(mask, *wanted))
+
     def give(self, result: torch.Tensor) -> Any:
         """What the layer's own forward returns where this is the new hidden states."""
         return result
 
     def __call__(self, hidden: torch.Tensor) -> Any:
-        return self.run(hidden, (self.plan.native,))
+        return self.run(hidden, (self.layer.native,))
 
     def run(self, hidden: torch.Tensor, layers: tuple[object, ...]) -> Any:
         """`hidden`: (batch, sequence length, hidden size), float32 or bfloat16, without gradient; through
@@ -133,40 +147,43 @@ class Call:
 
     def compute(self, layers: tuple[object, ...], rows: torch.Tensor, output: torch.Tensor) -> None:
         """The same from contiguous float32 to such."""
-        sequences, bias, cosines, sines = self.sequences, self.bias, self.cosines, self.sines
         kernels().run_layers(
             layers,
             torch.get_num_threads(),
             rows.data_ptr(),
             output.data_ptr(),
-            rows.shape[0] * rows.shape[1],
-            sequences.count,
-            *sequences.addresses,
-            sequences.window,
-            0 if bias is None else bias.data_ptr(),
-            0 if bias is None or len(bias) == 1 else bias.stride(0),
-            0 if bias is None else bias.stride(1),
-            0 if cosines is None else cosines.data_ptr(),
-            0 if sines is None else sines.data_ptr(),
-            0 if cosines is None else cosines.shape[0] * cosines.shape[1],
+            self.sequences.native,
+            None if self.bias is None else _native_bias(self.bias),
+            None if self.cosines is None or self.sines is None else _native_rotary(self.cosines, self.sines),
             self.relative,
-            self.padding_sees_all,
         )
 
     # For the trial of such a layer
 
     @staticmethod
-    def sample(
-        layer: nn.Module, family: Family, padding: torch.Tensor, generator: torch.Generator
-    ) -> tuple[list[Mask], dict[str, Any]]:
+    def sample(layer: nn.Module, parts: Parts, padding: torch.Tensor, generator: torch.Generator) -> Sample:
         """Masks, the last of which hides what `padding` (batch, length) marks, and other arguments. Without
         masks the forward must be callable too."""
         length = padding.shape[1]
         hides = (~padding)[:, None, None, :].expand(-1, -1, length, -1)
         arguments: dict[str, Any] = {}
-        if family.rotary:
-            half = (head_size(layer.get_submodule(family.attention)) or 2) // 2
+        if parts.rotary:
+            half = (head_size(layer.get_submodule(parts.attention)) or 2) // 2
             arguments["position_embeddings"] = tuple(
                 torch.randn(1, length, half, generator=generator).repeat(1, 1, 2) for _ in range(2)
             )
         return [None, hides], arguments
+
+
+def added(padding: torch.Tensor) -> torch.Tensor:
+    """The mask (batch, 1, 1, length) that hides these when it is added to scores."""
+    return torch.where(padding, HIDDEN, 0.0)[:, None, None, :]
+
+
+def random_bias(
+    layer: nn.Module, parts: Parts, padding: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """For scores: (1, heads, length, length)."""
+    width = parts.linears(layer)[0].out_features
+    heads = width // (head_size(layer.get_submodule(parts.attention)) or 1)
+    return torch.randn(1, heads, padding.shape[1], padding.shape[1], generator=generator)

@@ -14,21 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfaccel.engine.calls.last_seen import LastSeen
-from hfaccel.engine.kernels import Kind, panel
+from hfaccel.engine.kernels import Kind, kernels, panel
 from hfaccel.engine.weights.packed import PackedWeight
-
-_indices: LastSeen[torch.Tensor | str] = LastSeen()
-_embeddings: LastSeen[torch.Tensor] = LastSeen()
+from hfaccel.native import NativeRelative
 
 
 def bucket_index(relative: torch.Tensor, length: int, span: int) -> torch.Tensor | str:
     """(2 length - 1,) int32: the bucket of key - query, from 1 - length on, where buckets are counted from
     the last one; or why `relative`, (..., query, key), cannot be said so."""
-    return _indices.get(relative, (length, span), lambda: _bucket_index(relative, length, span))
-
-
-def _bucket_index(relative: torch.Tensor, length: int, span: int) -> torch.Tensor | str:
     if relative.dim() < 2 or relative.shape[-2:] != (length, length) or relative.numel() != length * length:
         return f"the relative positions have the shape {tuple(relative.shape)}"
     distances = relative.reshape(length, length)
@@ -73,28 +66,26 @@ class Buckets:
     queries: torch.Tensor | None
     count: int
 
-    @property
-    def addresses(self) -> tuple[int, int, int]:
+    def native(self, index: torch.Tensor, reach: int) -> NativeRelative:
+        """As the kernels take them, for texts whose tokens are at most `reach` apart."""
         keys, queries = (0 if part is None else part.data_ptr() for part in (self.keys, self.queries))
-        return keys, queries, self.count
+        return kernels().Relative(keys, queries, self.count, index.data_ptr(), reach)
 
 
 def buckets_of(attention: Any, embeddings: torch.Tensor, known: Buckets | None, kind: Kind) -> Buckets:
-    """`known`, if it was made of these embeddings, (buckets, hidden size), and of the module's weights as
-    they are now; otherwise anew, for attention that multiplies in `kind`."""
-    own = None if known is None else known.embeddings
-    settled = _embeddings.get(embeddings, (), lambda: _same(embeddings, own))
+    """`known`, if it was made of these embeddings, (buckets, hidden size), which `settle` gave, and of the
+    module's weights as they are now; otherwise anew, for attention that multiplies in `kind`."""
     projections = _projections(attention)
     parameters = [each for module in projections if module is not None for each in module.parameters()]
-    if known is not None and known.embeddings is settled and _hold(known.stamps, parameters):
+    if known is not None and known.embeddings is embeddings and _hold(known.stamps, parameters):
         return known
-    count = 2 * attention.pos_ebd_size
+    count, size = 2 * attention.pos_ebd_size, attention.attention_head_size
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
         keys, queries = (
-            None if module is None else _panels(module(settled[:count]), attention.attention_head_size, kind)
+            None if module is None else _panels(module(embeddings[:count]), size, kind)
             for module in projections
         )
-        return Buckets(settled, tuple(Stamp.of(each) for each in parameters), keys, queries, count)
+        return Buckets(embeddings, tuple(Stamp.of(each) for each in parameters), keys, queries, count)
 
 
 def _hold(stamps: tuple[Stamp, ...], parameters: list[nn.Parameter]) -> bool:
@@ -102,11 +93,13 @@ def _hold(stamps: tuple[Stamp, ...], parameters: list[nn.Parameter]) -> bool:
     return len(stamps) == len(parameters) and all(stamp.holds(each) for stamp, each in pairs)
 
 
-def _same(tensor: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
-    if known is not None and known.dtype is tensor.dtype and torch.equal(known, tensor):
-        return known
+def settle(embeddings: torch.Tensor, known: Buckets | None) -> torch.Tensor:
+    """The embeddings of which `known` was made where their values are these; a copy of these otherwise."""
+    own = None if known is None else known.embeddings
+    if own is not None and own.dtype is embeddings.dtype and torch.equal(own, embeddings):
+        return own
     with torch.inference_mode(False):
-        return tensor.detach().clone()
+        return embeddings.detach().clone()
 
 
 def _projections(attention: Any) -> tuple[nn.Module | None, nn.Module | None]:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
 from hfaccel.engine.calls.code import trust, trusted
 from hfaccel.engine.calls.fallback import COUNTED, fall_back
@@ -22,9 +21,12 @@ from hfaccel.engine.calls.trials import difference
 from hfaccel.engine.kernels import kernels
 from hfaccel.engine.norms import NormKind, native_norm, norm_kind
 from hfaccel.engine.replacements import Find, ModuleReplacement, Settings, register
+from hfaccel.native import NativeEmbedding
 from hfaccel.replacement import replace, shadow
+from hfaccel.upstream import Need, problem
+from hfaccel.upstream.of_torch import tree_map
 
-MOST = 8  # summands, of native/kernels/module.c
+MOST = 8  # summands, of native/kernels/embed.h
 # What Python looks up in the class of a value.
 OPERATORS = ("__sub__", "__mul__", "__truediv__", "__matmul__", "__neg__", "__getitem__", "__len__")
 
@@ -51,7 +53,7 @@ class FusedEmbeddings(ModuleReplacement):
         return self.hfaccel_original.forward(shadow(self, _stand_ins(self)), *args, **kwargs)
 
 
-class Lookup:
+class EmbeddingStandIn:
     """Called as the embedding that it stands for, it only notes the ids."""
 
     def __init__(self, embedding: nn.Embedding) -> None:
@@ -108,7 +110,7 @@ for _name in OPERATORS:
     setattr(Sum, _name, _of_whole(_name))
 
 
-class Normed:
+class NormStandIn:
     """Called as the norm that it stands for, with a sum that is not computed yet."""
 
     def __init__(self, norm: nn.Module) -> None:
@@ -153,19 +155,24 @@ def embed(value: Sum, shape: torch.Size, norm: nn.Module) -> torch.Tensor | None
     """The norm of the sum, which has no problem; None where an id is of no row of its table."""
     output = torch.empty(shape, dtype=torch.float32)
     ids = [_once(ids) for _, ids in value.summands]
-    tables = [embedding.weight for embedding, _ in value.summands]
     done = kernels().embed(
         torch.get_num_threads(),
-        tuple(
-            (table.data_ptr(), table.shape[0], each.data_ptr(), each.numel())
-            for table, each in zip(tables, ids, strict=True)
-        ),
-        native_norm(norm, lambda vector: vector),
-        shape[-1],
+        native_embedding(norm, [embedding for embedding, _ in value.summands]),
+        tuple([(each.data_ptr(), each.numel()) for each in ids]),
         output.data_ptr(),
         shape[0] * shape[1],
     )
     return output if done else None
+
+
+def native_embedding(norm: nn.Module, embeddings: list[nn.Embedding]) -> NativeEmbedding:
+    """The sum of some embeddings and its norm, as the kernels take them."""
+    tables = [embedding.weight for embedding in embeddings]
+    return kernels().Embedding(
+        tables[0].shape[1],
+        native_norm(norm, lambda vector: vector),
+        tuple([(table.data_ptr(), table.shape[0]) for table in tables]),
+    )
 
 
 def _broadcast(shapes: list[torch.Size]) -> tuple[int, ...] | None:
@@ -193,9 +200,9 @@ def _stand_ins(module: nn.Module) -> dict[str, Any]:
         if child._forward_hooks or child._forward_pre_hooks or "forward" in vars(child):
             return {}  # it is to be given tensors, not sums that were noted
         if type(child) is nn.Embedding and child.max_norm is None:
-            result[name] = Lookup(child)
+            result[name] = EmbeddingStandIn(child)
         elif norm_kind(child) in (NormKind.LAYER, NormKind.RMS):
-            result[name] = Normed(child)
+            result[name] = NormStandIn(child)
         elif type(child) is nn.Dropout and not child.training:
             result[name] = _same
     return result
@@ -208,7 +215,11 @@ def _same(value: Any) -> Any:
 def embeddings_of(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
     """The modules that look up and norm, by path, each with why it cannot do so in one pass ("" where it
     can)."""
-    return [(path, module, _trial(module)) for path, module in model.named_modules() if _has_parts(module)]
+    return [
+        (path, module, problem(Need.LAYERS) or _trial(module))
+        for path, module in model.named_modules()
+        if _has_parts(module)
+    ]
 
 
 def summed(module: nn.Module, args: Any, kwargs: Any) -> tuple[Sum, nn.Module]:
@@ -217,7 +228,7 @@ def summed(module: nn.Module, args: Any, kwargs: Any) -> tuple[Sum, nn.Module]:
     stand_ins = _stand_ins(module)
     with torch.inference_mode():
         module.hfaccel_original.forward(shadow(module, stand_ins), *args, **kwargs)
-    norm = next(each for each in stand_ins.values() if isinstance(each, Normed))
+    norm = next(each for each in stand_ins.values() if isinstance(each, NormStandIn))
     return norm.sums[0], norm.norm
 
 
@@ -229,15 +240,14 @@ def _has_parts(module: nn.Module) -> bool:
     ):
         return False
     kinds = [type(each) for each in _stand_ins(module).values()]
-    return Lookup in kinds and kinds.count(Normed) == 1
+    return EmbeddingStandIn in kinds and kinds.count(NormStandIn) == 1
 
 
 def _trial(module: nn.Module) -> str:
     """Run the module's forward both ways on random ids; "" where they agree."""
     stand_ins = _stand_ins(module)
-    first, norm = (
-        next(each for each in stand_ins.values() if isinstance(each, kind)) for kind in (Lookup, Normed)
-    )
+    kinds = EmbeddingStandIn, NormStandIn
+    first, norm = (next(each for each in stand_ins.values() if isinstance(each, kind)) for kind in kinds)
     ids = torch.randint(first.num_embeddings, (2, 8), generator=torch.Generator().manual_seed(0))
     ids[1, 5:] = first.padding_idx or 0  # positions may be counted without padding
     with torch.inference_mode():

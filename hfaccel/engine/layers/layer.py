@@ -8,250 +8,35 @@ runs and the reason is counted.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import nn
 
-from hfaccel.engine.calls.code import trusted
-from hfaccel.engine.calls.fallback import (
-    AUTOCAST,
-    COUNTED,
-    GRADIENTS,
-    SLOWER,
-    TRAINS,
-    UNPACKED,
-    fall_back,
-)
-from hfaccel.engine.calls.guards import GLOBAL_HOOKS, has_foreign, is_hooked, outside_graphs, stock_reason
+from hfaccel.engine.calls.fallback import AUTOCAST, COUNTED, GRADIENTS, SLOWER, TRAINS, fall_back
+from hfaccel.engine.calls.guards import is_hooked, outside_graphs, stock_reason
 from hfaccel.engine.calls.regimes import regime_of
-from hfaccel.engine.calls.settings import Setting, setting_problem, settings_of
-from hfaccel.engine.calls.snapshot import Held, Place, Snapshot, place
+from hfaccel.engine.calls.settings import setting_problem, settings_of
 from hfaccel.engine.calls.unpadding import UNPADS, is_computed
-from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, kernels, multiplies
-from hfaccel.engine.layers.adapters import CALLS
 from hfaccel.engine.layers.call import Call
-from hfaccel.engine.layers.distances import Buckets
-from hfaccel.engine.layers.families import Family, family_of, head_size, scale, split, vectors, window
-from hfaccel.engine.norms import EPSILONS, epsilon, native_norm
+from hfaccel.engine.layers.families import Family, family_of
+from hfaccel.engine.layers.native_layer import SETTINGS, NativeLayer
+from hfaccel.engine.layers.seen import Seen, seen_by
 from hfaccel.engine.replacements import Find, ModuleReplacement, Paths, Settings, register
-from hfaccel.engine.weights.autocast import forget_laid_out, is_bfloat16, is_rounded, rounded
-from hfaccel.engine.weights.packed import NO_MATRIX, Matrix, PackedWeight
+from hfaccel.engine.weights.autocast import forget_laid_out, is_bfloat16, is_rounded
+from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.replacement import replace
 
-# How a config of transformers names its attention; it keeps that under a name that begins so.
-CHOICE = "_attn_implementation"
-
-# Attributes of a fused layer: its Plan, and the one for calls under autocast where that is another.
-PLAN, ROUNDED_PLAN = "_hfaccel_plan", "_hfaccel_rounded_plan"
+# Attributes of a fused layer: its NativeLayer, and the one for calls under autocast where that is another.
+NATIVE, ROUNDED = "_hfaccel_native", "_hfaccel_rounded"
+SEEN = "_hfaccel_seen"  # attribute of a fused layer: what it shares with the other layers of its model
+SLOWER_REGIMES = "_hfaccel_slower"  # attribute of a fused layer: regimes in which its own forward runs
 # Attribute of a fused layer: the type of its own forward's result under autocast, as the first such call saw.
 AUTOCAST_GIVES = "_hfaccel_autocast_gives"
 
 
-class Plan:
-    """What the kernels need of one layer, looked up once, and whether that still is the layer's.
-
-    `rounds`: for calls under autocast, with weights that are rounded for those."""
-
-    def __init__(self, layer: nn.Module, family: Family, rounds: bool = False) -> None:
-        self.attention = attrgetter(family.attention)(layer)
-        self.config = getattr(self.attention, "config", None)
-        self.implementation = CALLS[family.adapter].implementation
-        self.window = window(self.attention)
-        self.links = list(_links(layer))
-        self.parts = [child for _, _, child in self.links]
-        self.code = trusted((layer, *self.parts))
-        self.settings: tuple[Setting, ...] = vars(layer).get("_hfaccel_settings", ())
-        self.own = [name for path, name, _ in self.settings if not path and name != "__class__"]
-        self.own_values: list[
-            Any
-        ] = []  # of the layer itself, of which the snapshot must not hold the attributes
-        self.hooks = [
-            hooks for _, _, child in self.links for hooks in (child._forward_hooks, child._forward_pre_hooks)
-        ]
-        self.linears = family.linears(layer)
-        # A part may have been wrapped since (by peft, for one): then it has no packed weight.
-        weights = [linear._parameters.get("weight") for linear in self.linears]
-        self.memories = [getattr(weight, "memory", None) for weight in weights]
-        self.copied = [
-            memory for memory in self.memories if rounds and memory is not None and not memory.is_inference()
-        ]
-        self.versions = [memory._version for memory in self.copied]
-        self.rounds = rounds
-        self.vectors = [(table, name, table.get(name)) for table, name in vectors(family, layer)]
-        self.places = [place(vector) for _, _, vector in self.vectors]
-        self.epsilons = [(norm, epsilon(norm)) for norm in family.norms(layer)]
-        self.snapshot: Snapshot | None = None  # of the last time that nothing kept the kernels from running
-        self.buckets: Buckets | None = None  # of the last call, where distances have scores
-        self.kept: dict[int, torch.Tensor] = {}
-        self.kept_weights: dict[int, PackedWeight] = {}  # by the id of what it was rounded from
-        self.attention_kind = Kind.FLOAT32
-        self.native: object | None = None
-        self.refusal = UNPACKED
-        if all(memory is not None for memory in self.memories):
-            try:
-                self.native = self._native(layer, family)
-            except ValueError as error:  # a part was replaced by a packed one of another kind or size
-                self.refusal = f"its parts do not fit each other ({error})"
-
-    def _native(self, layer: nn.Module, family: Family) -> object:
-        def matrix(linear: nn.Linear, rows: slice | None = None) -> Matrix:
-            weight = linear.weight
-            assert isinstance(weight, PackedWeight)
-            if self.rounds:
-                weight = self.kept_weights.setdefault(id(weight), rounded(weight))
-            return weight.matrix(self._float32(linear.bias), rows)
-
-        def part(path: str) -> Matrix:
-            return matrix(attrgetter(path)(layer)) if path else NO_MATRIX
-
-        if family.qkv:
-            query, key, value = (matrix(*piece) for piece in split(attrgetter(family.qkv)(layer), 3))
-        else:
-            query, key, value = part(family.query), part(family.key), part(family.value)
-        if family.gate_up:
-            gate, up = (matrix(*piece) for piece in split(attrgetter(family.gate_up)(layer), 2))
-        else:
-            gate, up = part(family.gate), part(family.up)
-        size = head_size(self.attention) or 1
-        self.attention_kind = attention_kind(Kind(query[0]))
-        down = part(family.down)
-        activation = ACTIVATIONS[type(attrgetter(family.activation)(layer)).__name__]
-        if down[0] == Kind.INT8 and activation is Activation.GELU:
-            activation = Activation.GELU_ROUGH
-        norms = [native_norm(norm, self._float32) for norm in family.norms(layer)]
-        return kernels().Layer(
-            self.linears[0].in_features,
-            query[1] // size,
-            size,
-            query,
-            key,
-            value,
-            part(family.attention_output),
-            gate,
-            up,
-            down,
-            *norms,
-            family.norm_first,
-            int(activation),
-            int(self.attention_kind),
-            scale(self.attention),
-        )
-
-    def _float32(self, vector: torch.Tensor | None) -> torch.Tensor | None:
-        """The vector itself, or a copy in float32: `problem` notices when it changes."""
-        if vector is None:
-            return None
-        return self.kept.setdefault(id(vector), vector.detach().float())
-
-    def is_as_before(self, layer: nn.Module) -> bool:
-        """Whether all is as it was when `problem` last found none: quickly, for nearly every call asks it."""
-        return (
-            self.snapshot is not None and self._own_values(layer) == self.own_values and self.snapshot.holds()
-        )
-
-    def _own_values(self, layer: nn.Module) -> list[Any]:
-        attributes = vars(layer)
-        return [len(attributes), *map(attributes.get, self.own), *(each._version for each in self.copied)]
-
-    def is_stale(self) -> bool:
-        """Whether a weight, bias or norm was replaced or has moved, or one of which there is a copy has
-        changed."""
-        for (table, name, vector), before in zip(self.vectors, self.places, strict=True):
-            if table.get(name) is not vector or (vector is not None and _has_changed(vector, before)):
-                return True
-        for linear, memory in zip(self.linears, self.memories, strict=True):
-            if getattr(linear._parameters.get("weight"), "memory", None) is not memory:
-                return True  # share_memory() moves it, .to() and training pack it anew
-        if [memory._version for memory in self.copied] != self.versions:
-            return True
-        return any(epsilon(norm) != before for norm, before in self.epsilons)
-
-    def problem(self, layer: nn.Module) -> str:
-        """Why the stock forward must run; "" for none."""
-        problem = self._problem() or setting_problem(layer, self.settings)
-        if not problem:
-            vectors = (vector for _, _, vector in self.vectors if vector is not None)
-            hooks = (*self.hooks, *GLOBAL_HOOKS)
-            self.snapshot = Snapshot(self._held(layer), hooks, vectors, self.parts)
-            self.own_values = self._own_values(layer)
-        return problem
-
-    def _held(self, layer: nn.Module) -> Iterator[Held]:
-        """Where `is_stale` and `problem` look."""
-        yield from self.links
-        yield from self.vectors
-        for child in self.parts:
-            yield vars(child), "training", False
-            if "forward" in vars(child):
-                yield vars(child), "forward", vars(child)["forward"]
-        of_parts = {path: vars(part) for path, part in layer.named_modules() if path}
-        for path, name, _ in self.settings:
-            if path and name != "__class__":
-                yield of_parts[path], name, of_parts[path].get(name)
-        for linear in self.linears:
-            weight = linear.weight
-            yield linear._parameters, "weight", weight
-            yield vars(weight), "memory", weight.memory
-        for norm, _ in self.epsilons:
-            yield from ((vars(norm), name, vars(norm).get(name)) for name in EPSILONS)
-        chosen = {} if self.config is None else vars(self.config)
-        yield from ((chosen, name, value) for name, value in chosen.items() if name.startswith(CHOICE))
-
-    def _problem(self) -> str:
-        if self.native is None:
-            return self.refusal
-        if self.config is not None and getattr(self.config, CHOICE) != self.implementation:
-            return f"the attention implementation is {getattr(self.config, CHOICE)}"
-        for linear, memory in zip(self.linears, self.memories, strict=True):
-            weight = linear._parameters.get("weight")  # pruning and parametrizations take it away
-            if type(weight) is not PackedWeight or weight.memory is not memory:
-                return "a weight was replaced, moved or cast"
-        return self._problem_of_parts()
-
-    def _problem_of_parts(self) -> str:
-        for table, name, child in self.links:
-            if table.get(name) is not child:
-                return f"the submodule {name} was replaced"
-            if "forward" in child.__dict__ and _is_replaced(child):  # as accelerate's hooks have it
-                return f"the forward of the submodule {name} was replaced"
-            if child.training:  # Monte Carlo dropout trains nothing but the dropouts
-                return f"the submodule {name} is in training mode"
-        for hooks in self.hooks:
-            if has_foreign(hooks):
-                return "a submodule has a hook"
-        if any(GLOBAL_HOOKS):
-            return "a hook is registered for all modules"
-        return ""
-
-
-def _is_replaced(module: nn.Module) -> bool:
-    """Whether the module's forward is not its class' own; accelerate puts that back as an attribute."""
-    return getattr(module.forward, "__func__", None) is not type(module).forward
-
-
 def _is_rounded(weight: Any) -> bool:
     return isinstance(weight, PackedWeight) and is_rounded(weight)
-
-
-def _has_changed(vector: torch.Tensor, before: Place) -> bool:
-    return vector.data_ptr() != before[0] or (before[1] >= 0 and vector._version != before[1])
-
-
-def attention_kind(kind: Kind) -> Kind:
-    """In which numbers attention multiplies where the linear layers multiply in `kind`."""
-    if kind is Kind.FLOAT32 or not multiplies(Kind.BFLOAT16):
-        return Kind.FLOAT32
-    return Kind.BFLOAT16
-
-
-def _links(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, nn.Module]]:
-    """Every submodule with the table and the name under which its parent knows it."""
-    for name, child in module._modules.items():
-        if child is not None:
-            yield module._modules, name, child
-            yield from _links(child)
 
 
 def call_problem(module: nn.Module, hidden: torch.Tensor) -> str:
@@ -267,7 +52,7 @@ def call_problem(module: nn.Module, hidden: torch.Tensor) -> str:
 
 
 def _slower_reason(module: nn.Module, hidden: torch.Tensor) -> str:
-    slower = module.__dict__.get("_hfaccel_slower", ())
+    slower = module.__dict__.get(SLOWER_REGIMES, ())
     if not slower:
         return ""
     name = regime_of(hidden.numel() // hidden.shape[-1]).name
@@ -280,14 +65,14 @@ class FusedLayer(ModuleReplacement):
 
     hfaccel_name = "layer"
     hfaccel_prefix = "Fused"
-    hfaccel_own = (COUNTED, PLAN, ROUNDED_PLAN)  # these are addresses, which are found again when needed
+    hfaccel_own = (COUNTED, NATIVE, ROUNDED)  # these are addresses, which are found again when needed
 
     @classmethod
     def hfaccel_apply(cls, module: nn.Module, settings: Settings, find: Find) -> None:
         family = family_of(settings["family"])
         if not is_packed(family, module):
             raise ValueError("the weights of a fused layer must be packed, but are not")
-        fuse(module, family, settings["unpad"])
+        fuse(module, family, settings["unpad"], seen_by(find("")))
         run_stock(module, tuple(settings["slower"]))
 
     def hfaccel_settings(self, paths: Paths) -> Settings:
@@ -298,7 +83,7 @@ class FusedLayer(ModuleReplacement):
         return "" if is_packed(self.hfaccel_family, self) else "its weights are not packed now"
 
     def hfaccel_forget_places(self) -> None:
-        for name in (PLAN, ROUNDED_PLAN):
+        for name in (NATIVE, ROUNDED):
             self.__dict__.pop(name, None)
 
     @property
@@ -347,41 +132,45 @@ class FusedLayer(ModuleReplacement):
         problem = call_problem(self, hidden)
         if problem:
             return problem
-        plan = self.checked_plan(torch.is_autocast_enabled("cpu"))
-        if isinstance(plan, str):
-            return plan
-        if not plan.code.holds():
-            return plan.code.problem()
-        call = CALLS[self.hfaccel_family.adapter](plan, self.hfaccel_family)
+        native = self.checked_native(torch.is_autocast_enabled("cpu"))
+        if isinstance(native, str):
+            return native
+        if not native.code.holds():
+            return native.code.problem()
+        call = self.hfaccel_family.call(native)
         return call.read(hidden, args, kwargs, self.unpads) or call
 
     def train(self, mode: bool = True) -> FusedLayer:
         if mode:
-            self.hfaccel_forget_places()  # a plan keeps the packed weights
+            self.hfaccel_forget_places()  # a NativeLayer keeps the packed weights
         super().train(mode)
         return self
 
-    def checked_plan(self, casts: bool = False) -> Plan | str:
+    def checked_native(self, casts: bool = False) -> NativeLayer | str:
         """What the kernels need, as the layer is now; or why they cannot run it. Whether its code is
         still the one that agreed is asked apart: all layers of a kind have the same. `casts`: under
         autocast."""
         rounds = casts and any(map(_is_rounded, self._weights()))
-        name = ROUNDED_PLAN if rounds else PLAN
-        plan: Plan | None = self.__dict__.get(name)
-        if plan is not None and plan.is_as_before(self):
-            return plan
-        if plan is None or plan.is_stale():
-            problem = setting_problem(self, self.__dict__.get("_hfaccel_settings", ()))
-            if problem:  # a plan would be made of the wrong numbers
+        name = ROUNDED if rounds else NATIVE
+        native: NativeLayer | None = self.__dict__.get(name)
+        if native is not None and native.is_as_before(self):
+            return native
+        if native is None or native.is_stale():
+            problem = setting_problem(self, self.__dict__.get(SETTINGS, ()))
+            if problem:  # it would be made of the wrong numbers
                 return problem
-            plan = self.__dict__[name] = Plan(self, self.hfaccel_family, rounds)
-        return plan.problem(self) or plan
+            native = self.__dict__[name] = self._made_native(rounds)
+        return native.problem(self) or native
 
-    def unwatched_plan(self) -> Plan | str:
-        """As `checked_plan`; also why nothing of this layer's calls is the kernels' alone."""
+    def _made_native(self, rounds: bool) -> NativeLayer:
+        family, seen = self.hfaccel_family, self.__dict__[SEEN]
+        return NativeLayer(self, family, family.call.implementation, seen, rounds)
+
+    def unwatched_native(self) -> NativeLayer | str:
+        """As `checked_native`; also why nothing of this layer's calls is the kernels' alone."""
         if "forward" in vars(self) or is_hooked(self):
             return "a layer has a hook, or a forward that is not its class'"
-        return self.checked_plan(torch.is_autocast_enabled("cpu"))
+        return self.checked_native(torch.is_autocast_enabled("cpu"))
 
     @property
     def unpads(self) -> bool:
@@ -391,22 +180,23 @@ class FusedLayer(ModuleReplacement):
     @property
     def slower(self) -> tuple[str, ...]:
         """The regimes in which the layer's own forward runs."""
-        regimes: tuple[str, ...] = self.__dict__.get("_hfaccel_slower", ())
+        regimes: tuple[str, ...] = self.__dict__.get(SLOWER_REGIMES, ())
         return regimes
 
 
-def fuse(layer: nn.Module, family: Family, unpad: bool | str = "auto") -> None:
+def fuse(layer: nn.Module, family: Family, unpad: bool | str = "auto", seen: Seen | None = None) -> None:
     """Run the layer as one function. Its linear layers must be packed. `unpad`: whether padding is left out;
-    "auto": except in calls that have to compute it."""
+    "auto": except in calls that have to compute it. `seen`: shared with the other layers of its model."""
     if not isinstance(layer, FusedLayer):
         replace(layer, FusedLayer, family)
-    layer.__dict__[UNPADS] = unpad if CALLS[family.adapter].unpads else False
-    layer.__dict__["_hfaccel_settings"] = tuple(settings_of(layer))
+    layer.__dict__[UNPADS] = unpad if family.call.unpads else False
+    layer.__dict__[SETTINGS] = tuple(settings_of(layer))
+    layer.__dict__[SEEN] = seen or Seen()
 
 
 def run_stock(layer: nn.Module, regimes: tuple[str, ...]) -> None:
     """From now on its own forward computes calls of these regimes (engine.regimes, by name)."""
-    layer.__dict__["_hfaccel_slower"] = regimes
+    layer.__dict__[SLOWER_REGIMES] = regimes
 
 
 def is_packed(family: Family, layer: nn.Module) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from torch import nn
 
 from hfaccel.engine.kernels import kernels_problem
-from hfaccel.engine.layers.adapters import CALLS
 from hfaccel.engine.layers.embeddings import embeddings_of
 from hfaccel.engine.layers.families import Family, family_of
 from hfaccel.engine.layers.layer import FusedLayer
@@ -25,7 +24,7 @@ def find_layers(model: nn.Module, unpad: bool | str) -> tuple[list[Step], list[O
     left out."""
     steps: list[Step] = []
     left: list[Outcome] = []
-    trials: Trials = {}
+    trials = Trials()
     for path, layer in model.named_modules():
         verdict = None if isinstance(layer, FusedLayer) else match(layer, trials)
         if verdict is None:
@@ -34,7 +33,7 @@ def find_layers(model: nn.Module, unpad: bool | str) -> tuple[list[Step], list[O
         if family is None:
             left.append(Outcome(type(layer).__name__, False, f"not fused: {problem}"))
         else:
-            unpads = unpad if CALLS[family.adapter].unpads else False
+            unpads = unpad if family.call.unpads else False
             settings: Settings = {"family": family.name, "unpad": unpads, "slower": []}
             steps.append(Step(path, "layer", settings, f"{family.name} layer"))
     return steps, left

@@ -16,9 +16,8 @@ from torch import nn
 from hfaccel.engine.calls.code import trust, trusted
 from hfaccel.engine.calls.guards import GLOBAL_HOOKS, is_hooked, outside_graphs
 from hfaccel.engine.calls.trials import difference, unwatched
-from hfaccel.engine.layers.adapters import CALLS
-from hfaccel.engine.layers.call import Call
-from hfaccel.engine.layers.layer import FusedLayer, Plan, call_problem
+from hfaccel.engine.layers.layer import FusedLayer, call_problem
+from hfaccel.engine.layers.native_layer import NativeLayer
 from hfaccel.engine.layers.trial import sample
 from hfaccel.engine.replacements import Find, ModuleReplacement, Paths, Settings, register
 from hfaccel.replacement import replace, shadow
@@ -67,12 +66,12 @@ class Together:
         self.layers = list(layers)
 
     def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        plans = plans_of(self.layers, hidden_states)
-        if plans:
+        natives = natives_of(self.layers, hidden_states)
+        if natives:
             first: Any = self.layers[0]
-            call = _calls(first)(plans[0], first.hfaccel_family)
+            call = first.hfaccel_family.call(natives[0])
             if not call.read(hidden_states, args, kwargs, first.unpads):
-                return call.run(hidden_states, tuple(plan.native for plan in plans))
+                return call.run(hidden_states, tuple(each.native for each in natives))
         result: Any = hidden_states
         for layer in self.layers:  # each finds its own reason
             hidden_states = result[0] if isinstance(result, tuple) else result
@@ -80,13 +79,9 @@ class Together:
         return result
 
 
-def _calls(layer: FusedLayer) -> type[Call]:
-    return CALLS[layer.hfaccel_family.adapter]
-
-
-def plans_of(layers: Sequence[nn.Module], hidden: torch.Tensor) -> list[Plan]:
+def natives_of(layers: Sequence[nn.Module], hidden: torch.Tensor) -> list[NativeLayer]:
     """What the kernels need of each layer; [] where the layers cannot run together."""
-    plans: list[Plan] = []
+    natives: list[NativeLayer] = []
     first = layers[0] if layers else None
     if not isinstance(first, FusedLayer) or call_problem(first, hidden):
         return []
@@ -98,11 +93,11 @@ def plans_of(layers: Sequence[nn.Module], hidden: torch.Tensor) -> list[Plan]:
             return []
         if casts and not layer.runs_under_autocast(hidden):
             return []
-        plan = layer.checked_plan(casts)
-        if isinstance(plan, str) or (plans and plan.window != plans[0].window):
+        native = layer.checked_native(casts)
+        if isinstance(native, str) or (natives and native.window != natives[0].window):
             return []
-        plans.append(plan)
-    return plans if all(code.holds() for code in {plan.code for plan in plans}) else []
+        natives.append(native)
+    return natives if all(code.holds() for code in {each.code for each in natives}) else []
 
 
 def _collects(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -143,9 +138,7 @@ def _list_of_layers(module: nn.Module) -> str:
         for name, child in module.named_children()
         if isinstance(child, nn.ModuleList)
         and len(child) > 1
-        and all(
-            isinstance(layer, FusedLayer) and CALLS[layer.hfaccel_family.adapter].alike for layer in child
-        )
+        and all(isinstance(layer, FusedLayer) and layer.hfaccel_family.call.alike for layer in child)
     ]
     return names[0] if len(names) == 1 else ""
 

@@ -1,55 +1,68 @@
-"""A layer's fused form against its own forward on random input: what a family's row assumes is tested."""
+"""A layer's fused form against its own forward on random input: what a family says is tested."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Hashable, Iterator
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
+from hfaccel import upstream
 from hfaccel.engine.calls.code import trust, trust_again
 from hfaccel.engine.calls.fallback import stock_calls_of
 from hfaccel.engine.calls.trials import difference, without_padding
-from hfaccel.engine.layers.adapters import CALLS
-from hfaccel.engine.layers.call import CAUSAL
-from hfaccel.engine.layers.families import Family, candidates, fusing_problem, head_size, window
+from hfaccel.engine.layers.call import CAUSAL, Mask
+from hfaccel.engine.layers.families import Family, candidates, fusing_problem
+from hfaccel.engine.layers.kinds import indices_of, kind_of
 from hfaccel.engine.layers.layer import FusedLayer, fuse
 from hfaccel.engine.weights.linear import linear_problem, pack
 from hfaccel.engine.weights.packed import PackedWeight, packed_bytes
 from hfaccel.memory import Arena, padded
+from hfaccel.upstream.of_torch import tree_map
 
-Trials = dict[object, str]  # one for each kind of layer: what `trial` said
+# Batch and length: of sequences with padding, of a sequence of an odd number of tokens, of one token.
+SHAPES = ((2, 8), (1, 7), (1, 1))
+
+
+class Trials:
+    """What the trials of a model's layers said: one for each kind of layer."""
+
+    def __init__(self) -> None:
+        self._problems: dict[Hashable, str] = {}
+        self._indexed: dict[Hashable, bool] = {}  # kinds -> whether layers of the kind read their index
+
+    def problem(self, layer: nn.Module, family: Family) -> str:
+        """As `trial`."""
+        kind = kind_of(family, layer)
+        if kind not in self._indexed:
+            self._indexed[kind] = reads_index(layer, family)
+        if self._indexed[kind]:
+            kind = kind_of(family, layer, indexed=True)
+        if kind not in self._problems:
+            before = trust(layer.modules())
+            self._problems[kind] = trial(layer, family)
+            if self._problems[kind]:
+                trust_again(before)
+        return self._problems[kind]
 
 
 def match(layer: nn.Module, trials: Trials | None = None) -> tuple[Family | None, str] | None:
-    """The row that computes what this layer computes, or None and why there is none; None where the
-    module has the parts of no row. `trials` remembers what was tried, for layers of one kind."""
-    problem, trials = "", {} if trials is None else trials
+    """The family that computes what this layer computes, or None and why there is none; None where the
+    module has the parts of no family. `trials` remembers what was tried, for layers of one kind."""
+    problem, trials = "", trials or Trials()
+    missing = upstream.problem(upstream.Need.LAYERS)
     for family in candidates(layer):
-        problem = _linears_problem(family, layer) or fusing_problem(family, layer)
-        if not problem:
-            key = kind_of(family, layer)
-            if key not in trials:
-                before = trust(layer.modules())
-                trials[key] = trial(layer, family)
-                if trials[key]:
-                    trust_again(before)
-            problem = trials[key]
+        problem = (
+            missing
+            or _linears_problem(family, layer)
+            or fusing_problem(family, layer)
+            or trials.problem(layer, family)
+        )
         if not problem:
             return family, ""
     return (None, problem) if problem else None
-
-
-def kind_of(family: Family, layer: nn.Module) -> object:
-    """Layers of one class may differ in their parts (a model's first layer may lack a norm), and a model
-    may hold layers of one class in several sizes."""
-    attention = layer.get_submodule(family.attention)
-    parts = tuple((name, type(child)) for name, child in layer.named_modules())
-    shapes = tuple(linear.weight.shape for linear in family.linears(layer))
-    return type(layer), parts, shapes, family.name, head_size(attention), window(attention)
 
 
 def _linears_problem(family: Family, layer: nn.Module) -> str:
@@ -66,8 +79,13 @@ def trial(layer: nn.Module, family: Family) -> str:
     For as long as the trial takes there is one layer's packed weights beside the model.
     """
     stock, fused = _in_float32(layer), _fused(layer, family)
-    hidden, masks, arguments = sample(fused, family)
-    for mask, more in _calls(family, masks):
+    problems = (_compare(stock, fused, family, *shape) for shape in SHAPES)
+    return next(filter(None, problems), "")
+
+
+def _compare(stock: nn.Module, fused: nn.Module, family: Family, batch: int, length: int) -> str:
+    hidden, masks, arguments = sample(fused, family, batch, length)
+    for mask, more in _variants(family, masks):
         with torch.inference_mode():
             try:
                 expected, got = (
@@ -76,13 +94,43 @@ def trial(layer: nn.Module, family: Family) -> str:
             except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
                 return f"its forward cannot be called with a mask alone ({type(error).__name__}: {error})"
         if mask is not None and mask is not masks[0]:
-            expected, got = (_shown(each, _padding(*hidden.shape[:2])) for each in (expected, got))
+            expected, got = (_shown(each, _padding(batch, length)) for each in (expected, got))
         problem = difference(expected, got)
         if isinstance(fused, FusedLayer) and stock_calls_of(fused):
             problem = next(iter(stock_calls_of(fused)))
         if problem:
             return problem
     return ""
+
+
+def reads_index(layer: nn.Module, family: Family) -> bool:
+    """Whether the layer's forward does more with the layer's index than hand it on to a cache, which it is
+    not given here."""
+    twin = _in_float32(layer)
+    places = list(indices_of(twin))
+    for table, name in places:
+        table[name] = Unreadable()
+    return bool(places) and not _can_be_called(twin, family)
+
+
+def _can_be_called(layer: nn.Module, family: Family) -> bool:
+    hidden, masks, arguments = sample(layer, family)
+    try:
+        with torch.inference_mode():
+            for mask, more in _variants(family, masks):
+                call(layer, family, hidden, mask, arguments | more)
+    except Exception:  # noqa: BLE001 (the trial, with the layer's own index, tells why)
+        return False
+    return True
+
+
+class Unreadable:
+    """In the place of a layer's index: can be handed on, and nothing else. Other operators it lacks."""
+
+    def _read(self, *others: object) -> NoReturn:
+        raise TypeError("the layer's index was read")
+
+    __eq__ = __bool__ = __repr__ = _read
 
 
 def _fused(layer: nn.Module, family: Family) -> nn.Module:
@@ -97,9 +145,7 @@ def _fused(layer: nn.Module, family: Family) -> nn.Module:
     return fused
 
 
-def _calls(
-    family: Family, masks: list[torch.Tensor | None]
-) -> Iterator[tuple[torch.Tensor | None, dict[str, Any]]]:
+def _variants(family: Family, masks: list[Mask]) -> Iterator[tuple[Mask, dict[str, Any]]]:
     """Each mask, and what else says whom a token sees."""
     for mask in masks:
         yield mask, {}
@@ -124,7 +170,7 @@ def sample(
     sixth on, and what else the forward takes."""
     generator = torch.Generator().manual_seed(0)  # optimizing must not advance the program's random numbers
     hidden = torch.randn(batch, length, family.linears(layer)[0].in_features, generator=generator)
-    masks, arguments = CALLS[family.adapter].sample(layer, family, _padding(batch, length), generator)
+    masks, arguments = family.call.sample(layer, family, _padding(batch, length), generator)
     return hidden.to(dtype), masks, tree_map(lambda each: _as(each, dtype), arguments)
 
 
@@ -146,7 +192,7 @@ def call(
     arguments: dict[str, Any],
 ) -> Any:
     """The forward of a layer of this family for what `sample` gives."""
-    masks = (mask,) if CALLS[family.adapter].masked else ()
+    masks = (mask,) if family.call.masked else ()
     return layer.forward(hidden, *masks, **arguments)
 
 

@@ -1,7 +1,7 @@
-"""Whether a model's results depend on what stands at padding: found out by calling it with and without.
+"""Whether a model's results depend on the values at padding positions. A pair of calls answers the question.
 
-A pooler of SigLIP takes the last token of a text, padding or not, and another head may take the mean of all.
-The layers of such a model compute padding, in every call.
+The pooler of SigLIP takes the last token of a text, padding or not; another head may take the mean of all
+tokens. The layers of these models compute padding in every call.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from hfaccel.engine.models.padding import all_around, models_around, padding_id,
 from hfaccel.engine.models.recipe import named_ids, ordinary_ids
 from hfaccel.engine.plan import Step
 
-BATCH, LENGTH, REAL = 2, 8, 5  # of the first text REAL tokens are real
+BATCH, LENGTH, REAL = 2, 8, 5  # the first text has REAL tokens, the rest is padding
 
 
 def compute_where_read(model: nn.Module, steps: Sequence[Step]) -> list[Step]:
-    """Let fused layers compute padding in the models whose results depend on it; the steps as
-    they are then."""
+    """Let fused layers compute padding in the models whose results depend on padding. Returns the steps,
+    updated."""
     layers = {model.get_submodule(step.path): step for step in steps}
     around = all_around(model, [*layers])
     for inner in models_around(model, [*layers]):
         if why_always(inner) or padding_id(inner) is None:
-            continue  # is computed anyway
+            continue  # padding is computed anyway
         outer = [each for each in around if each is not inner and inner in list(each.modules())]
         if _depends(inner, inner) is False and not any(_depends(each, inner) for each in outer):
             continue
@@ -45,8 +45,9 @@ def compute_where_read(model: nn.Module, steps: Sequence[Step]) -> list[Step]:
 
 
 def _depends(model: nn.Module, inner: nn.Module) -> bool | None:
-    """Whether the results of `model`, which is `inner` or around it, depend on padding; None where it
-    cannot be called with ids and a mask. A head of pairs reads what the models in it give."""
+    """Whether the results of `model` (`inner`, or a model that contains `inner`) depend on padding; None
+    where the model cannot be called with ids and a mask. A head over pairs reads the results of inner
+    models."""
     if any(each.training for each in model.modules()):
         return None  # a trial would draw from the program's random numbers
     for arguments in _arguments(inner):
@@ -59,12 +60,12 @@ def _depends(model: nn.Module, inner: nn.Module) -> bool | None:
 
 
 def _arguments(inner: Any) -> Iterator[dict[str, torch.Tensor]]:
-    """As texts, as choices and for a decoder too."""
+    """Inputs as texts, as multiple choices, and with decoder ids."""
     ids = ordinary_ids(inner, BATCH, LENGTH)
     mask = torch.ones_like(ids)
     mask[0, REAL:] = 0
     end = getattr(inner.config, "eos_token_id", None)
-    if end in named_ids(inner):  # some heads read at the end of a text, of which there has to be one
+    if end in named_ids(inner):  # some heads look for exactly one end token in each text
         ids[:, REAL - 1] = end
     ids = ids.masked_fill(mask == 0, padding_id(inner) or 0)
     given = {"input_ids": ids, "attention_mask": mask}
@@ -74,7 +75,7 @@ def _arguments(inner: Any) -> Iterator[dict[str, torch.Tensor]]:
 
 
 def _call(model: nn.Module, arguments: dict[str, torch.Tensor], padding: bool) -> tuple[Any, ...]:
-    """The numbers of the result, without those that stand at padding."""
+    """The tensors of the result, with zeros at padding positions."""
     parts = list(model.modules())
     with torch.inference_mode(), unwatched(parts), computed() if padding else nullcontext():
         result = model.forward(**arguments)

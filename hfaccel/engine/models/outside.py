@@ -1,14 +1,13 @@
-"""Models that torch.compile leaves as they are, because packed linear layers are all over their forwards.
+"""Models that torch.compile leaves as they are, because their forwards consist of packed linear layers.
 
-A packed layer is no part of a graph of torch. A decoder would be cut into hundreds of graphs, and entering
-them costs more than is gained by the few operations between two layers. A compiled model of that kind calls
-its own forward, in one piece.
+A packed layer cannot be part of a torch graph. torch.compile would cut a decoder into hundreds of graphs, and
+entering these costs more than compiling the few operations between two layers gains. So a compiled model of
+this kind calls its own forward as a whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,16 +18,16 @@ from hfaccel.engine.layers.layer import FusedLayer
 from hfaccel.engine.layers.stack import FusedStack
 from hfaccel.engine.models.padding import PaddedModel
 from hfaccel.engine.plan import Step
-from hfaccel.engine.replacements import Find, ModuleReplacement, Settings, register
+from hfaccel.engine.replacements import Arguments, Find, Keywords, ModuleReplacement, Settings, register
 from hfaccel.engine.weights.linear import PackedModule
 from hfaccel.replacement import replace
 
-THEMSELVES = (FusedLayer, FusedStack, FusedEmbeddings, PaddedModel)  # look after torch.compile
+THEMSELVES = (FusedLayer, FusedStack, FusedEmbeddings, PaddedModel)  # these handle torch.compile themselves
 
 
 @register
 class OutsideModel(ModuleReplacement):
-    """A model of that kind."""
+    """A model whose whole call stays outside of torch graphs."""
 
     hfaccel_name = "outside"
     hfaccel_signatures = ("forward",)
@@ -37,20 +36,20 @@ class OutsideModel(ModuleReplacement):
     def hfaccel_apply(cls, module: nn.Module, settings: Settings, find: Find) -> None:
         replace(module, cls)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> object:
         if torch.compiler.is_dynamo_compiling() and not self.training:
             return outside_of_graphs(self, args, kwargs)
         return super().forward(*args, **kwargs)
 
 
 @outside_graphs
-def outside_of_graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The whole call: what torch.compile makes of the few operations around packed layers takes longer."""
+def outside_of_graphs(model: nn.Module, args: Arguments, kwargs: Keywords) -> object:
+    """Call the model outside of any graph."""
     return type(model).forward(model, *args, **kwargs)
 
 
 def find_outside(model: nn.Module) -> list[Step]:
-    """The models in this one whose own layers are packed."""
+    """The models inside `model` whose own linear layers are packed."""
     return [
         Step(path, "outside")
         for path, module in model.named_modules()
@@ -61,7 +60,7 @@ def find_outside(model: nn.Module) -> list[Step]:
 
 
 def _own(module: nn.Module) -> Iterator[bool]:
-    """Whether each part is packed, but those of fused layers and of models that look after themselves."""
+    """For each part: whether it is a packed linear layer. Parts of THEMSELVES are left out."""
     for child in module.children():
         if not isinstance(child, THEMSELVES):
             yield isinstance(child, PackedModule)

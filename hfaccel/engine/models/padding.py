@@ -1,23 +1,24 @@
-"""Which calls of a model may leave out padding: those in which nobody reads what stands there.
+"""Which calls of a model may leave out padding: those in which nobody reads the values at padding positions.
 
-A fused layer leaves out the tokens that no token sees, and gives zeros in their places. Who is given those
-has to know them for padding:
+A fused layer leaves out the tokens that no token attends to, and returns zeros for them. The reader of these
+zeros has to know that they are padding:
 
-- A model of texts is given ids and a mask of the same shape: what the mask hides is padding if it is the
-  padding token. Other tokens under the mask (ColBERT's query expansion) are read although no other token
-  sees them. Without ids, or with a mask of another shape, nobody can tell.
-- A model of sounds is given a mask of samples, and gives frames. Its caller has no mask of frames and reads
-  all of them: a CTC head's are decoded, others are averaged.
-- Answers to questions are sought by comparing all positions.
-- Heads and poolers take the first token of a text as its sum, padding or not. A few take the last, or all:
-  whether a model's results depend on padding is found out by calling it (`hfaccel.engine.models.dependence`).
-- Hooks in layers, and parts that a program has put there, are given all positions of the layer before.
+- A text model gets ids and a mask of the same shape. What the mask hides is padding if the id is the padding
+  token. Other hidden tokens (ColBERT's query expansion) are read although no token attends to them. Without
+  ids, or with a mask of another shape, nobody can tell.
+- A speech model gets a mask of samples and returns frames. Its caller has no mask of frames and reads all of
+  them: a CTC decoder decodes them, other heads average them.
+- Question answering compares the scores of all positions.
+- Most heads and poolers read the first token of a text. A few read the last token, or all: calls with and
+  without padding show whether the results depend on padding (`hfaccel.engine.models.dependence`).
+- A hook in a layer, or a part that the program has put there, sees all positions.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections import Counter
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -26,8 +27,17 @@ from torch import nn
 
 from hfaccel.engine.calls.guards import is_traced
 from hfaccel.engine.calls.unpadding import UNPADS, computed, is_computed
+from hfaccel.engine.layers.layer import FusedLayer
 from hfaccel.engine.plan import Step
-from hfaccel.engine.replacements import Find, ModuleReplacement, Paths, Settings, register
+from hfaccel.engine.replacements import (
+    Arguments,
+    Find,
+    Keywords,
+    ModuleReplacement,
+    Paths,
+    Settings,
+    register,
+)
 from hfaccel.replacement import replace
 
 IDS, MASK = "input_ids", "attention_mask"
@@ -36,16 +46,16 @@ DEPENDS = "its results depend on it, its layers cannot leave it out, or nobody c
 
 # Attribute of a model: Counter of reasons why calls computed padding.
 PADDED = "_hfaccel_padded"
-# Attributes of a model: where its fused layers are; and where these were found.
+# Attributes of a model: the paths of its fused layers, and the links that were found there.
 LAYERS, LINKS = "_hfaccel_layers", "_hfaccel_links"
-# The table of the parent, the name there, and the fused layer; None where another stands there.
-Link = tuple[dict[str, Any], str, Any]
+# The parent's table, the name in it, and the fused layer; None where another module stands there.
+Link = tuple[dict[str, nn.Module | None], str, FusedLayer | None]
 UNKNOWN = "the mask hides more than the padding token, or is not of the shape of input_ids"
 
 
 @register
 class PaddedModel(ModuleReplacement):
-    """A model with fused layers: it tells them when padding counts. Its key says whether they leave it out at
+    """A model that tells its fused layers when to compute padding. Its key: whether they leave out padding at
     all."""
 
     hfaccel_name = "padding"
@@ -60,13 +70,13 @@ class PaddedModel(ModuleReplacement):
     def hfaccel_settings(self, paths: Paths) -> Settings:
         return {"unpads": bool(self.hfaccel_key)}
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:  # sentence-transformers calls it directly
+    def forward(self, *args: object, **kwargs: object) -> object:  # sentence-transformers calls it directly
         if self.training and torch.compiler.is_dynamo_compiling():
             return super().forward(*args, **kwargs)  # what is trained is compiled as without hfaccel
         return self._hfaccel_forward(*args, **kwargs)
 
     @torch.compiler.disable(recursive=False)
-    def _hfaccel_forward(self, *args: Any, **kwargs: Any) -> Any:
+    def _hfaccel_forward(self, *args: object, **kwargs: object) -> object:
         reason = self._hfaccel_reads_padding(args, kwargs)
         if not reason:
             return super().forward(*args, **kwargs)
@@ -74,8 +84,9 @@ class PaddedModel(ModuleReplacement):
         with computed():
             return super().forward(*args, **kwargs)
 
-    def _hfaccel_reads_padding(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        """Why padding, which this call has, is computed; "" where it is not, or by the model's own path."""
+    def _hfaccel_reads_padding(self, args: Arguments, kwargs: Keywords) -> str:
+        """Why this call, which has padding, computes it; "" where padding is left out, or the call takes the
+        model's own path."""
         if not self.hfaccel_key or torch.is_grad_enabled() or is_traced() or is_computed():
             return ""
         ids, mask = _given(self.hfaccel_original, args, kwargs)
@@ -90,27 +101,28 @@ class PaddedModel(ModuleReplacement):
 
 
 def _changed_layer(model: nn.Module) -> str:
-    """Why one of the model's fused layers takes its own path or is watched; "" where none does. Since it was
-    optimized, a program has put something there that may read what other layers leave at padding."""
+    """Why one of the model's fused layers takes its own path or is watched; "" where none does. What the
+    program has put there since may read padding positions."""
     codes = set()
     for table, name, layer in _links(model):
         if table.get(name) is not layer or layer is None:
             return "a layer was replaced"
-        plan = layer.unwatched_plan()
-        if isinstance(plan, str):
-            return plan
-        codes.add(plan.code)
+        native = layer.unwatched_native()
+        if isinstance(native, str):
+            return native
+        codes.add(native.code)
     return next((code.problem() for code in codes if not code.holds()), "")
 
 
 def watch_layers(model: nn.Module) -> None:
-    """Note where the model's fused layers are. Shortcuts hold while no attribute is added: all are, here."""
+    """Note the paths of the model's fused layers. All attributes are set here: an attribute that is added
+    later would end the model's shortcut."""
     model.__dict__[LAYERS] = tuple(name for name, part in model.named_modules() if UNPADS in vars(part))
     padded_calls_of(model), _links(model)
 
 
 def _links(model: nn.Module) -> list[Link]:
-    """To each of its layers that was fused."""
+    """A link to each layer that was fused."""
     links: list[Link] | None = model.__dict__.get(LINKS)
     if links is None:
         links, parts = [], dict(model.named_modules())
@@ -118,7 +130,7 @@ def _links(model: nn.Module) -> list[Link]:
             parent, _, name = path.rpartition(".")
             if path in parts:
                 found = parts[path]
-                links.append((parts[parent]._modules, name, found if UNPADS in vars(found) else None))
+                links.append((parts[parent]._modules, name, found if isinstance(found, FusedLayer) else None))
         model.__dict__[LINKS] = links
     return links
 
@@ -128,8 +140,8 @@ def padded_calls_of(model: nn.Module) -> Counter[str]:
     return calls
 
 
-def why_always(model: Any) -> str:
-    """Why every call of this model has to compute padding; "" where its ids tell."""
+def why_always(model: nn.Module) -> str:
+    """Why every call of this model computes padding; "" where the ids of a call decide."""
     if COMPARING in type(model).__name__:
         return "answers are sought at every position"
     if getattr(model, "main_input_name", IDS) != IDS:
@@ -142,8 +154,8 @@ def padding_id(model: Any) -> int | None:
     return getattr(model.get_input_embeddings(), "padding_idx", None) if padding is None else padding
 
 
-def hides_padding_alone(ids: Any, mask: Any, padding: int | None) -> bool:
-    """Whether the mask hides nothing but the padding token, behind the texts, and that is known."""
+def hides_padding_alone(ids: object, mask: object, padding: int | None) -> bool:
+    """Whether the mask is known to hide nothing but padding tokens behind the texts."""
     if padding is None or not isinstance(ids, torch.Tensor) or not isinstance(mask, torch.Tensor):
         return False
     if ids.shape != mask.shape or ids.dim() != 2:
@@ -152,13 +164,13 @@ def hides_padding_alone(ids: Any, mask: Any, padding: int | None) -> bool:
     return not bool(hides[:, 0].any()) and not bool((hides & (ids != padding)).any())
 
 
-def _hides(mask: Any) -> bool:
-    """Whether the mask, which may be of any kind, hides something."""
+def _hides(mask: object) -> bool:
+    """Whether the mask hides something. A mask that is no 2-dimensional tensor counts as if it did."""
     return not isinstance(mask, torch.Tensor) or mask.dim() != 2 or bool((mask == 0).any())
 
 
-def _given(stock: type[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """Ids and mask."""
+def _given(stock: type[nn.Module], args: Arguments, kwargs: Keywords) -> tuple[object, object]:
+    """The ids and the mask of a call."""
     values = [kwargs.get(name) for name in (IDS, MASK)]
     for number, place in enumerate(_places(stock.forward) if args else ()):
         if place < len(args):
@@ -167,15 +179,15 @@ def _given(stock: type[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 @lru_cache(maxsize=256)
-def _places(forward: Any) -> tuple[int, int]:
-    """Of ids and mask among the positional arguments."""
+def _places(forward: Callable[..., object]) -> tuple[int, int]:
+    """The indices of ids and mask among the positional arguments."""
     names = [*inspect.signature(forward).parameters][1:]
     ids, mask = (names.index(name) if name in names else len(names) for name in (IDS, MASK))
     return ids, mask
 
 
 def find_padding(model: nn.Module, layers: list[nn.Module]) -> list[Step]:
-    """The models around these fused layers, which tell them when padding counts."""
+    """Steps for the models that contain these fused layers and tell them when to compute padding."""
     steps, paths = [], {module: path for path, module in model.named_modules()}
     for each in models_around(model, layers):
         why, padding = why_always(each) or _depends(each), padding_id(each)
@@ -192,20 +204,20 @@ def find_padding(model: nn.Module, layers: list[nn.Module]) -> list[Step]:
 
 
 def _depends(model: nn.Module) -> str:
-    """That its layers were told to compute padding."""
+    """DEPENDS, where all layers of the model compute padding; otherwise ""."""
     layers = [layer for layer in model.modules() if UNPADS in vars(layer)]
     return DEPENDS if layers and not any(vars(layer)[UNPADS] for layer in layers) else ""
 
 
 def models_around(model: nn.Module, layers: list[nn.Module]) -> list[nn.Module]:
-    """Those next to the layers, which get the ids; and those around them that always read padding."""
+    """The innermost models, which get the ids, and outer models that always read padding."""
     around = all_around(model, layers)
     next_to = [each for each in around if not any(part in around for part in list(each.modules())[1:])]
     return [each for each in around if each in next_to or COMPARING in type(each).__name__]
 
 
 def all_around(model: nn.Module, layers: list[nn.Module]) -> list[nn.Module]:
-    """The models in this one, and it itself, that contain layers of these."""
+    """`model` and the models inside, as far as they contain one of these layers."""
     inside = {id(layer) for layer in layers}
     return [
         each

@@ -1,8 +1,8 @@
-"""How a model's result follows from its ids, found out by calling it.
+"""How a model's result follows from its ids. Two calls of the model show it.
 
-What a model of transformers does before and after its layers is little: it looks up some tables, and a
-pooler takes what the layers give. But it does so in some hundred steps of Python. A recipe says the little,
-for calls without padding.
+Before and after its layers a model of transformers does little: it looks up some tables, and a pooler reads
+the result of the layers. That little takes some hundred steps of Python. A recipe describes the same
+computation, for calls without padding, in a few fields.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import torch
 from torch import nn
 
 from hfaccel.engine.kernels import ACTIVATIONS, Activation
-from hfaccel.engine.layers.adapters import CALLS
 from hfaccel.engine.layers.call import Call
 from hfaccel.engine.layers.embeddings import FusedEmbeddings, Sum, summed
 from hfaccel.engine.layers.stack import FusedStack
+from hfaccel.engine.replacements import Arguments, Keywords
 from hfaccel.engine.weights.linear import PackedModule
 
 
 class NoRecipe(Exception):
-    """There is none, and why."""
+    """The reason why a model has no recipe."""
 
 
 class Source(Enum):
-    """What a table is looked up with."""
+    """The numbers with which a table is looked up."""
 
     IDS = "ids"
     TYPES = "types of tokens"  # 0 where none are given
@@ -53,7 +53,7 @@ class Pooler:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The norm of a sum of lookups goes through layers; what they and a pooler give is the result."""
+    """The layers get the norm of a sum of lookups; the result is what the layers and a pooler return."""
 
     lookups: tuple[Lookup, ...]
     norm: nn.Module
@@ -69,26 +69,26 @@ class Recipe:
 
 @dataclass(frozen=True)
 class _Note:
-    """One call of a module: what it was given, and the tensor that it gave."""
+    """One call of a module: its arguments, and the tensor that it returned."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: Arguments
+    kwargs: Keywords
     gave: torch.Tensor
 
     @property
     def given(self) -> list[int]:
-        """Which tensors, by id()."""
+        """The ids (by `id()`) of the tensors among the arguments."""
         return [id(each) for each in (*self.args, *self.kwargs.values()) if isinstance(each, torch.Tensor)]
 
 
 def is_candidate(model: nn.Module) -> bool:
-    """Whether it may have a recipe, and no model inside of it."""
+    """Whether this model, and no model inside of it, may have a recipe."""
     models = (module for module in model.modules() if hasattr(module, "save_pretrained"))
     return [module for module in models if _parts(module)] == [model]
 
 
 def recipe_of(model: Any) -> Recipe:
-    """Raises NoRecipe."""
+    """The recipe of a model. Raises NoRecipe."""
     parameters = inspect.signature(model.forward).parameters
     if next(iter(parameters), "nothing") != "input_ids":
         raise NoRecipe("its forward does not take input_ids first")
@@ -98,7 +98,7 @@ def recipe_of(model: Any) -> Recipe:
     embeddings, stack = parts
     layers: Any = stack.get_submodule(stack.hfaccel_list)
     family = layers[0].hfaccel_family
-    if CALLS[family.adapter] is not Call or family.rotary:
+    if family.call is not Call or family.rotary:
         raise NoRecipe("its layers are given more than hidden states")
     ids = ordinary_ids(model, 2, 8)
     result, notes = _call(model, ids)
@@ -131,7 +131,7 @@ def recipe_of(model: Any) -> Recipe:
 
 
 def _pooler(module: nn.Module) -> Pooler:
-    """What it seems to be, by its parts."""
+    """The pooler, as its parts suggest. A trial tests it later."""
     linear, activation = None, Activation.NONE
     for part in module.children():
         if isinstance(part, PackedModule):
@@ -146,7 +146,7 @@ def _pooler(module: nn.Module) -> Pooler:
 
 
 def ordinary_ids(model: Any, batch: int, length: int) -> torch.Tensor:
-    """Random ones that have no name."""
+    """Random ids of ordinary tokens: none that named_ids returns."""
     named = named_ids(model)
     nameless = [each for each in range(model.get_input_embeddings().num_embeddings) if each not in named]
     choice = torch.randint(len(nameless), (batch, length), generator=torch.Generator().manual_seed(0))
@@ -154,7 +154,7 @@ def ordinary_ids(model: Any, batch: int, length: int) -> torch.Tensor:
 
 
 def named_ids(model: Any) -> list[int]:
-    """Those that the config or the table has a name for: of padding, masks, begins and ends."""
+    """Ids with a role in the config or the table: padding, mask, begin, end."""
     table = model.get_input_embeddings()
     named = [value for name, value in vars(model.config).items() if name.endswith("_token_id")]
     known = {each for each in (*named, table.padding_idx) if isinstance(each, int)}
@@ -162,18 +162,19 @@ def named_ids(model: Any) -> list[int]:
 
 
 def _parts(model: nn.Module) -> tuple[FusedEmbeddings, FusedStack] | None:
-    """The part that looks up and the part that runs layers, where there is one of each."""
+    """The part that looks up and the part that runs the layers. Raises NoRecipe where there is not one of
+    each."""
     embeddings = [module for module in model.modules() if isinstance(module, FusedEmbeddings)]
     stacks = [module for module in model.modules() if isinstance(module, FusedStack)]
     return (embeddings[0], stacks[0]) if len(embeddings) == len(stacks) == 1 else None
 
 
 def _call(model: nn.Module, ids: torch.Tensor) -> tuple[Any, dict[nn.Module, _Note]]:
-    """The model's result, and what its two parts and its direct children were given and gave."""
+    """The model's result, and a note of each call of its two parts and its direct children."""
     notes: dict[nn.Module, _Note] = {}
     own = threading.get_ident()
 
-    def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def note(module: nn.Module, args: Arguments, kwargs: Keywords, output: Any) -> None:
         if threading.get_ident() == own:  # others may call the model meanwhile
             notes[module] = _Note(args, kwargs, output if isinstance(output, torch.Tensor) else output[0])
 
@@ -204,7 +205,7 @@ def _lookups(value: Sum, ids: torch.Tensor) -> tuple[Lookup, ...]:
 
 
 def _uncounted(model: Any, embeddings: nn.Module, lookups: tuple[Lookup, ...]) -> int | None:
-    """The id of padding, where tokens after it have other positions."""
+    """The padding id, if the position of a token depends on padding before it."""
     padding = model.get_input_embeddings().padding_idx
     if padding is None:
         padding = model.config.pad_token_id

@@ -1,14 +1,13 @@
-"""A model that follows its recipe instead of its own forward, where a call without padding allows that.
+"""A model that follows its recipe instead of running its forward, in calls without padding.
 
-With few tokens much of the time is the model's Python, which finds all that it needs evicted by the weights:
-0.4 of 0.9 ms for MiniLM and 8 tokens.
+With few tokens the Python of a forward takes much of the time, because each step finds its working set
+evicted by the weights: 0.4 of 0.9 ms for MiniLM and 8 tokens.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any, TypeGuard
 
 import torch
@@ -22,10 +21,10 @@ from hfaccel.engine.calls.snapshot import Held, Snapshot
 from hfaccel.engine.calls.trials import difference
 from hfaccel.engine.kernels import kernels
 from hfaccel.engine.layers.call import Call
-from hfaccel.engine.layers.embeddings import Sum, sum_problem
-from hfaccel.engine.layers.stack import plans_of
+from hfaccel.engine.layers.stack import natives_of
 from hfaccel.engine.models.outside import outside_of_graphs
 from hfaccel.engine.models.padding import PaddedModel, watch_layers
+from hfaccel.engine.models.places import Places
 from hfaccel.engine.models.recipe import (
     NoRecipe,
     Recipe,
@@ -35,11 +34,8 @@ from hfaccel.engine.models.recipe import (
     ordinary_ids,
     recipe_of,
 )
-from hfaccel.engine.norms import EPSILONS, NormKind, native_norm, norm_kind
 from hfaccel.engine.plan import Step
-from hfaccel.engine.replacements import Find, Settings, register
-from hfaccel.engine.weights.linear import PackedModule
-from hfaccel.engine.weights.packed import NO_MATRIX, PackedWeight
+from hfaccel.engine.replacements import Arguments, Find, Keywords, Settings, register
 from hfaccel.outcome import Outcome
 from hfaccel.replacement import replace, undo_outermost
 
@@ -51,7 +47,7 @@ TENSORS = ("input_ids", "attention_mask", "token_type_ids")
 
 @register
 class ShortModel(PaddedModel):
-    """A model that takes its shortcut where that can be taken."""
+    """A model with a shortcut, which is taken where a call allows it."""
 
     hfaccel_name = "shortcut"
     hfaccel_own = (*PaddedModel.hfaccel_own, "_hfaccel_shortcut")
@@ -64,7 +60,9 @@ class ShortModel(PaddedModel):
             watch_layers(module)
         replace(module, cls, bool(settings["unpads"]))
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:  # not __call__, which not every caller takes
+    def forward(
+        self, *args: object, **kwargs: object
+    ) -> object:  # not __call__, which not every caller takes
         if torch.compiler.is_dynamo_compiling() and not self.training:
             return outside_of_graphs(self, args, kwargs)
         if not (self._hfaccel_is_changed() or torch.is_grad_enabled() or is_watched()):
@@ -76,13 +74,14 @@ class ShortModel(PaddedModel):
         return super().forward(*args, **kwargs)
 
     def _hfaccel_is_changed(self) -> bool:
-        """Whether it is to do something of its own. The shortcut does not look at that: it would have to hold
-        the attributes in which it is itself, and a model shall be gone as soon as nobody holds it."""
+        """Whether the model trains or has a forward of its own. The shortcut does not check this: it would
+        have to hold the model's attributes, which hold the shortcut, and a model must not outlive its last
+        user."""
         return self.training or "forward" in self.__dict__
 
     def shortcut(self) -> Shortcut | str:
-        """Or why there is none. A copy, or a model that was loaded, looks for its own when asked again: the
-        first result shall not wait for that."""
+        """The shortcut, or why there is none. A copy or a loaded model looks for a shortcut at its second
+        call, so that the first result does not wait for the search."""
         found: Shortcut | str | None = self.__dict__.get("_hfaccel_shortcut")
         if found is None:
             found = self.__dict__["_hfaccel_shortcut"] = NOT_SOUGHT
@@ -104,7 +103,7 @@ class ShortModel(PaddedModel):
 
 
 class Shortcut:
-    """A model's recipe, for as long as nothing has changed since it was found."""
+    """A model's recipe, valid while nothing has changed since it was found."""
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -115,8 +114,8 @@ class Shortcut:
         self.unchanged = Snapshot(_held(model, modules), (*hooks, *GLOBAL_HOOKS), (), modules[1:])
         self.places: Places | None = None
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the model returns for these arguments; None where its own forward has to say."""
+    def __call__(self, args: Arguments, kwargs: Keywords) -> Any:
+        """What the model returns for these arguments; None where its own forward has to compute it."""
         given = _given(self.recipe, args, kwargs)
         if given is None or not self.unchanged.holds() or not self.code.holds():
             return None
@@ -124,110 +123,30 @@ class Shortcut:
         if places is None or not places.unchanged.holds():
             places = self.places = Places(self.recipe)
         recipe, (batch, length) = self.recipe, given[0].shape
-        # Whatever Python does comes first: after the kernels it would find what it needs evicted once more.
+        # All Python comes before the kernels, which evict its working set.
         rows = torch.empty((batch, length, places.size), dtype=torch.float32)
         layers: Any = list(recipe.layers._modules.values())
-        plans = [] if places.problem else plans_of(layers, rows)
-        if not plans:
+        natives = [] if places.problem else natives_of(layers, rows)
+        if not natives:
             return None
-        call = Call(plans[0], layers[0].hfaccel_family)
+        call = Call(natives[0])
         call.sequences = whole(batch, length)
         fields = {recipe.hidden: torch.empty_like(rows)}
         if recipe.pooler is not None:
-            fields[recipe.pooled] = torch.empty((batch, places.matrix[1]), dtype=torch.float32)
-        result = recipe.result(**fields)
+            fields[recipe.pooled] = torch.empty((batch, places.pooled), dtype=torch.float32)
+        result: object = recipe.result(**fields)
         if not places.embed(*given, rows):
             return None
-        call.compute(tuple(plan.native for plan in plans), rows, fields[recipe.hidden])
+        call.compute(tuple(each.native for each in natives), rows, fields[recipe.hidden])
         if recipe.pooler is not None:
             places.pool(fields[recipe.hidden], fields[recipe.pooled])
         return result
 
 
-class Places:
-    """Where the tables, the norm and the pooler of a recipe lie, as the kernels take them."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.lookups, self.pooler, self.matrix = recipe.lookups, recipe.pooler, NO_MATRIX
-        self.size = recipe.lookups[0].table.embedding_dim
-        tables, norm = [lookup.table for lookup in recipe.lookups], recipe.norm
-        held: list[Held] = [(vars(table), "max_norm", vars(table).get("max_norm")) for table in tables]
-        held += ((vars(norm), name, vars(norm).get(name)) for name in EPSILONS)
-        modules: list[nn.Module] = [*tables, norm]
-        self.problem = _parts_problem(tables, norm)
-        if not self.problem:
-            self.tables = [(table.weight.data_ptr(), table.num_embeddings) for table in tables]
-            self.norm = native_norm(norm, lambda vector: vector)
-        if self.pooler is not None:
-            linear = self.pooler.linear
-            modules.append(linear)
-            if _is_packed(linear):
-                self.matrix = linear.weight.matrix(linear.bias)
-                held.append((vars(linear.weight), "memory", linear.weight.memory))
-            else:
-                self.problem = "the pooler is not packed, or not in float32"
-        parameters = [
-            (each._parameters, name, value) for each in modules for name, value in each._parameters.items()
-        ]
-        plain = (value for *_, value in parameters if value is not None and type(value) is not PackedWeight)
-        self.unchanged = Snapshot([*held, *parameters], (), plain)
-
-    def embed(self, ids: torch.Tensor, types: torch.Tensor | None, output: torch.Tensor) -> bool:
-        """Fill `output` (batch, length, size). False where an id is of no row of its table."""
-        length = ids.shape[1]
-        numbers = {Source.IDS: ids, Source.TYPES: _counted(0, 1) if types is None else types}
-        used = [
-            _counted(each.first, length) if each.source is Source.POSITIONS else numbers[each.source]
-            for each in self.lookups
-        ]
-        return kernels().embed(
-            torch.get_num_threads(),
-            tuple(
-                (*table, each.data_ptr(), each.numel()) for table, each in zip(self.tables, used, strict=True)
-            ),
-            self.norm,
-            self.size,
-            output.data_ptr(),
-            ids.numel(),
-        )
-
-    def pool(self, hidden: torch.Tensor, output: torch.Tensor) -> None:
-        """Fill `output` (batch, size) from the first tokens of `hidden` (batch, length, size)."""
-        first = hidden if len(hidden) == 1 else hidden[:, 0].contiguous()
-        assert self.pooler is not None
-        kernels().linear(
-            torch.get_num_threads(),
-            self.matrix,
-            self.pooler.activation,
-            first.data_ptr(),
-            self.size,
-            output.data_ptr(),
-            len(hidden),
-        )
-
-
-def _parts_problem(tables: list[nn.Embedding], norm: nn.Module) -> str:
-    """Why the kernel cannot look up these and norm the sum; "" where it can."""
-    for table in tables:
-        if type(table) is not nn.Embedding or table.max_norm is not None or "weight" not in table._parameters:
-            return "a table is no plain nn.Embedding"
-    if norm_kind(norm) not in (NormKind.LAYER, NormKind.RMS):
-        return "the norm was replaced"
-    one = Sum([(table, _counted(0, 1)) for table in tables])
-    return sum_problem(one, torch.Size((1, 1, tables[0].embedding_dim)), norm)
-
-
-def _is_packed(linear: PackedModule) -> bool:
-    """Whether its own parameters (not what is computed from others) are as the kernels take them."""
-    weight, bias = linear.weight, linear.bias
-    own = {"weight", "bias"} <= linear._parameters.keys()
-    return own and type(weight) is PackedWeight and (bias is None or bias.dtype is torch.float32)
-
-
 def _given(
-    recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any]
+    recipe: Recipe, args: Arguments, kwargs: Keywords
 ) -> tuple[torch.Tensor, torch.Tensor | None] | None:
-    """Ids and types of tokens, (batch, length) each, where a call is about nothing else; None otherwise."""
+    """Ids and token types, (batch, length) each, if the call asks for nothing else; None otherwise."""
     if args:
         kwargs = {**kwargs, "input_ids": args[0]}
     if len(args) > 1 or not all(_is_default(recipe, name, value) for name, value in kwargs.items()):
@@ -242,8 +161,8 @@ def _given(
     return ids, types
 
 
-def _is_default(recipe: Recipe, name: str, value: Any) -> bool:
-    """Whether the argument is one of the tensors, or says what would be so without it."""
+def _is_default(recipe: Recipe, name: str, value: object) -> bool:
+    """Whether the argument is one of the tensors, or equals its default."""
     if name in TENSORS:
         return True
     if name not in recipe.names and not recipe.more_names:
@@ -251,8 +170,8 @@ def _is_default(recipe: Recipe, name: str, value: Any) -> bool:
     return value is None or value is (name == "return_dict")
 
 
-def _are_numbers(tensor: Any) -> TypeGuard[torch.Tensor]:
-    """Whether it is (batch, length) integers that the kernels can read."""
+def _are_numbers(tensor: object) -> TypeGuard[torch.Tensor]:
+    """Whether this is a (batch, length) tensor of integers that the kernels can read."""
     if type(tensor) is not torch.Tensor or tensor.dtype is not torch.int64:
         return False
     return tensor.dim() == 2 and tensor.is_cpu and tensor.is_contiguous() and tensor.numel() > 0
@@ -263,15 +182,8 @@ def _has(numbers: torch.Tensor, value: int) -> bool:
     return kernels().count(numbers.data_ptr(), numbers.numel(), value) > 0
 
 
-@lru_cache(maxsize=64)
-def _counted(first: int, length: int) -> torch.Tensor:
-    """(1, length): first, first + 1, ..."""
-    with torch.inference_mode(False):
-        return torch.arange(first, first + length)[None]
-
-
 def _outside(model: nn.Module, layers: nn.ModuleList) -> Iterator[nn.Module]:
-    """All modules but the list of layers, which look after themselves."""
+    """All modules except the layers, which check themselves."""
     yield model
     for child in model.children():
         if child is not layers:
@@ -290,7 +202,8 @@ def _held(model: nn.Module, modules: list[nn.Module]) -> Iterator[Held]:
 
 
 def shorten(model: nn.Module) -> tuple[list[Step], list[Outcome]]:
-    """Give a shortcut to every model in this one that may have one, and say why others have none."""
+    """Give a shortcut to every model inside `model` that can have one. Returns the steps, and why others have
+    none."""
     steps: list[Step] = []
     left: list[Outcome] = []
     for path, module in list(model.named_modules()):

@@ -1,4 +1,4 @@
-"""Linear layers whose weight is packed once, computed by the kernels."""
+"""Linear layers with packed weights, computed by the kernels."""
 
 from __future__ import annotations
 
@@ -34,23 +34,21 @@ def linear(
     """activation(input weight^T + bias), in the type of the input. `input`: (..., in_features), float32 or
     bfloat16."""
     rows, added = input.float().contiguous(), float32(bias)
-    out_features, in_features = weight.packing.rows, weight.packing.columns
-    output = torch.empty((*input.shape[:-1], out_features), dtype=torch.float32)
+    output = torch.empty((*input.shape[:-1], weight.packing.rows), dtype=torch.float32)
     kernels().linear(
         torch.get_num_threads(),
         weight.matrix(added),
         activation,
         rows.data_ptr(),
-        in_features,
         output.data_ptr(),
-        rows.numel() // in_features,
+        rows.numel() // weight.packing.columns,
     )
     return output.to(input.dtype)
 
 
 def float32(vector: torch.Tensor | None) -> torch.Tensor | None:
-    """A bias as the kernels add it. Converted at each call where it is bfloat16: a copy kept from before
-    would miss in-place changes."""
+    """The bias as the kernels add it. A bfloat16 bias is converted at each call, because a kept copy would
+    miss changes in place."""
     return None if vector is None else vector.detach().float().contiguous()
 
 
@@ -61,11 +59,10 @@ def fits(vector: torch.Tensor | None) -> bool:
 
 @register
 class PackedModule(ModuleReplacement):
-    """A linear layer with a packed weight, of which `hfaccel_key` is the class. It becomes one by `pack` and
-    stops being one by `unpack`.
+    """A linear layer with a packed weight of the class `hfaccel_key`. `pack` makes one, `unpack` undoes it.
 
-    Everything but forward treats it as the layer that it is. Should the weight be replaced by an ordinary
-    one (`.to(torch.bfloat16)`, `load_state_dict(assign=True)`), it computes as its own class does.
+    If the weight is replaced by an ordinary one (`.to(torch.bfloat16)`, `load_state_dict(assign=True)`), the
+    layer's own forward runs.
     """
 
     hfaccel_name = "linear"
@@ -129,7 +126,7 @@ class PackedModule(ModuleReplacement):
         return result
 
     def _apply(self, fn: Any, recurse: bool = True) -> PackedModule:
-        """Where `.to()` and its like change the weight they get an ordinary one; what comes out is packed
+        """Where `.to()` and the like change the weight, they get an ordinary one. Their result is packed
         again if the kernels take its type."""
         weight = self._parameters.get("weight")
         if isinstance(weight, PackedWeight) and fn(weight) is not weight:
@@ -155,7 +152,7 @@ class PackedModule(ModuleReplacement):
 
 
 def packed_class(module: nn.Module) -> type[PackedWeight] | None:
-    """The class of this layer's weight when it is packed; None for what is no plain linear layer."""
+    """The class of this layer's weight when packed; None if this is no plain linear layer."""
     cls = original(type(module))
     if cls is nn.Linear:
         return PackedWeight
@@ -164,7 +161,7 @@ def packed_class(module: nn.Module) -> type[PackedWeight] | None:
 
 
 def weight_class(module: nn.Module) -> type[PackedWeight]:
-    """The same for any linear layer."""
+    """The same, with PackedWeight instead of None."""
     return packed_class(module) or PackedWeight
 
 
@@ -232,12 +229,12 @@ def pack(module: Any, arena: Arena, kind: Kind = Kind.FLOAT32) -> str:
 
 
 def unpack(module: PackedModule) -> None:
-    """Undo `pack`: its own class, with an ordinary weight, bit for bit the one that was packed in float32."""
+    """Undo `pack`: the layer's own class, and an ordinary weight, bit for bit the one packed in float32."""
     unpack_all([module])
 
 
 def unpack_all(modules: Sequence[PackedModule]) -> None:
-    """The same for several layers. Where one cannot be unpacked all stay packed; HfaccelError says why."""
+    """The same for several layers. If one cannot be unpacked, all stay packed and HfaccelError says why."""
     unpacked: list[tuple[torch.Tensor, PackedWeight]] = []
     try:
         for module in modules:

@@ -1,4 +1,5 @@
-"""Weights that are laid out as stock for a while, in training or in another type, and packed again after."""
+"""Weights in the ordinary layout for a while, for training or for a change of type, and packed again
+later."""
 
 from __future__ import annotations
 
@@ -33,13 +34,13 @@ class Was:
 
 
 def kind_of(dtype: torch.dtype) -> Kind:
-    """In which numbers a weight is packed where nothing else is asked for."""
+    """The kind in which a weight is packed if none is asked for."""
     half = dtype is torch.bfloat16 and not kernels_problem()
     return Kind.BFLOAT16 if half else Kind.FLOAT32
 
 
 def unpack_for_now(module: nn.Module) -> None:
-    """Lay the weight out as stock has it, and remember how it was packed."""
+    """Give the weight its ordinary layout, and remember how it was packed."""
     weight = module._parameters.get("weight")
     if isinstance(weight, PackedWeight):
         own = weight.kind is kind_of(weight.dtype)
@@ -55,8 +56,8 @@ def unpack_to_train(module: nn.Module) -> None:
 
 
 def pack_again(module: nn.Module, cls: type[PackedWeight], *, exactly: bool) -> None:
-    """Pack what was packed before, where the weight's type and place allow that. `exactly`: only where no
-    value is rounded, as those of a weight that was trained since would be."""
+    """Pack a weight that was packed before, if its type and place allow that. `exactly`: only if no value is
+    rounded, which training since would cause."""
     was, weight = module.__dict__.get(WAS), module._parameters.get("weight")
     if was is None or isinstance(weight, PackedWeight):
         module.__dict__.pop(WAS, None)
@@ -87,7 +88,7 @@ def _is_near(packed: PackedWeight, weight: torch.Tensor) -> bool:
 
 
 def _arena(size: int) -> Arena:
-    """Room for a weight: beside those that were packed before it, as all of a model are by one `eval()`."""
+    """Room for a weight, beside those packed before: one `eval()` packs all weights of a model."""
     if size >= LARGE:
         return _new_arena(size)
     last: Callable[[], Arena | None] = getattr(_thread, "last", lambda: None)

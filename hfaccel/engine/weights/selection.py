@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,12 +15,12 @@ from hfaccel.memory import Arena, padded
 from hfaccel.outcome import Outcome
 
 
-def find_linears(model: nn.Module, first: Sequence[nn.Module]) -> tuple[dict[Any, str], list[Outcome]]:
+def find_linears(model: nn.Module, first: Sequence[nn.Linear]) -> tuple[dict[nn.Linear, str], list[Outcome]]:
     """Those to pack with their paths, in memory order: `first`, which were found packable, then the others;
     and why those left are left."""
     paths = {module: path for path, module in model.named_modules()}
     embeddings = {module.weight for module in paths if isinstance(module, nn.Embedding)}
-    selected: dict[Any, str] = {module: paths[module] for module in first}
+    selected: dict[nn.Linear, str] = {module: paths[module] for module in first}
     left: list[Outcome] = []
     for module, path in paths.items():
         if not is_linear(module) or module in selected:
@@ -36,7 +35,7 @@ def find_linears(model: nn.Module, first: Sequence[nn.Module]) -> tuple[dict[Any
     return selected, left
 
 
-def is_dense(module: Any, kind: Kind, rounds: bool) -> bool:
+def is_dense(module: nn.Linear, kind: Kind, rounds: bool) -> bool:
     """Whether the weight of a linear layer still has to be packed. `rounds`: where it is packed otherwise
     than in `kind` as well."""
     weight = module.weight
@@ -57,7 +56,7 @@ def pack_weights(
     packed: dict[torch.Tensor, PackedWeight] = {}
     problems = {}
     for step in steps:
-        module: Any = model.get_submodule(step.path)
+        module: nn.Linear = module_at(model, step.path)
         kind = Kind[step.settings["kind"].upper()]
         weight = module.weight
         if own and is_dense(module, kind, True):
@@ -69,7 +68,7 @@ def pack_weights(
     return problems
 
 
-def _packed(module: Any, arena: Arena, kind: Kind, tried: PackedWeight | None) -> PackedWeight:
+def _packed(module: nn.Linear, arena: Arena, kind: Kind, tried: PackedWeight | None) -> PackedWeight:
     if tried is None:
         return weight_class(module).pack(module.weight, arena, kind)
     return tried.over(arena.take(tried.memory.shape, torch.uint8).copy_(tried.memory))

@@ -170,26 +170,21 @@ void amx_multiply_split(size_t rows, const uint32_t *a, size_t stride, size_t a_
     multiply_split(0, a, stride, a_part, panel, panel_part, words);
 }
 
+#define EACH_SUM(move)                                                                                       \
+  const size_t bytes = sums_stride * sizeof *sums;                                                           \
+  move(0, sums, bytes);                                                                                      \
+  move(1, sums + ROWS, bytes);                                                                               \
+  if (rows > ROWS) {                                                                                         \
+    move(2, sums + ROWS * sums_stride, bytes);                                                               \
+    move(3, sums + ROWS * sums_stride + ROWS, bytes);                                                        \
+  }
+
 void amx_load(size_t rows, const float *sums, size_t sums_stride)
 {
-  const size_t bytes = sums_stride * sizeof *sums;
-  const float *lower = sums + ROWS * sums_stride;
-  LOAD(0, sums, bytes);
-  LOAD(1, sums + ROWS, bytes);
-  if (rows > ROWS) {
-    LOAD(2, lower, bytes);
-    LOAD(3, lower + ROWS, bytes);
-  }
+  EACH_SUM(LOAD)
 }
 
 void amx_store(size_t rows, float *sums, size_t sums_stride)
 {
-  const size_t bytes = sums_stride * sizeof *sums;
-  float *lower = sums + ROWS * sums_stride;
-  STORE(0, sums, bytes);
-  STORE(1, sums + ROWS, bytes);
-  if (rows > ROWS) {
-    STORE(2, lower, bytes);
-    STORE(3, lower + ROWS, bytes);
-  }
+  EACH_SUM(STORE)
 }

@@ -48,10 +48,7 @@ INLINE vec vec_load(const void *from)
   return _mm256_loadu_ps(from);
 }
 
-INLINE vec vec_load_some(const float *from, vec_mask some)
-{
-  return _mm256_maskload_ps(from, some);
-}
+#define vec_load_some _mm256_maskload_ps
 
 INLINE void vec_store(void *to, vec x)
 {
@@ -94,55 +91,16 @@ INLINE __m128i to_halves(__m256i x)
 
 /* Arithmetic */
 
-INLINE vec vec_zero(void)
-{
-  return _mm256_setzero_ps();
-}
-
-INLINE vec vec_of(float x)
-{
-  return _mm256_set1_ps(x);
-}
-
-INLINE vec vec_add(vec a, vec b)
-{
-  return _mm256_add_ps(a, b);
-}
-
-INLINE vec vec_sub(vec a, vec b)
-{
-  return _mm256_sub_ps(a, b);
-}
-
-INLINE vec vec_mul(vec a, vec b)
-{
-  return _mm256_mul_ps(a, b);
-}
-
-INLINE vec vec_div(vec a, vec b)
-{
-  return _mm256_div_ps(a, b);
-}
-
-INLINE vec vec_fma(vec a, vec b, vec c)
-{
-  return _mm256_fmadd_ps(a, b, c);
-}
-
-INLINE vec vec_minus_product(vec a, vec b, vec c)
-{
-  return _mm256_fnmadd_ps(a, b, c);
-}
-
-INLINE vec vec_min(vec a, vec b)
-{
-  return _mm256_min_ps(a, b);
-}
-
-INLINE vec vec_max(vec a, vec b)
-{
-  return _mm256_max_ps(a, b);
-}
+#define vec_zero _mm256_setzero_ps
+#define vec_of _mm256_set1_ps
+#define vec_add _mm256_add_ps
+#define vec_sub _mm256_sub_ps
+#define vec_mul _mm256_mul_ps
+#define vec_div _mm256_div_ps
+#define vec_fma _mm256_fmadd_ps
+#define vec_minus_product _mm256_fnmadd_ps
+#define vec_min _mm256_min_ps
+#define vec_max _mm256_max_ps
 
 INLINE vec vec_round(vec x)
 {
@@ -166,9 +124,9 @@ INLINE vec vec_select(vec_mask some, vec a, vec b)
   return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(some));
 }
 
-INLINE int vec_has_nan(vec x)
+INLINE vec_mask vec_is_nan(vec x)
 {
-  return _mm256_movemask_ps(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)) != 0;
+  return _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
 }
 
 #define REDUCE(operation)                                                                                    \
@@ -182,69 +140,26 @@ INLINE float vec_highest(vec x){REDUCE(_mm_max_ps)}
 
 INLINE float vec_lowest(vec x){REDUCE(_mm_min_ps)}
 
-/* bfloat16 */
-
-INLINE vec vec_load_bf16(const uint16_t *from, vec_mask first)
-{
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_halves(from, first)), 16));
-}
-
-INLINE void vec_store_bf16(uint16_t *to, vec_mask first, vec x)
-{
-  const __m256i bits = _mm256_castps_si256(x), nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(1 << 22));
-  store_halves(to, mask_count(first),
-               to_halves(_mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16)));
-}
-
-INLINE vec vec_upper(vec x)
-{
-  return _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32((int)0xffff0000)));
-}
-
-INLINE void vec_store_upper(uint16_t *to, vec_mask first, vec x)
-{
-  store_halves(to, mask_count(first), to_halves(_mm256_srli_epi32(_mm256_castps_si256(x), 16)));
-}
-
 /* Integers of 32 bits */
 
-INLINE vec vec_from_ints(vec bits)
-{
-  return _mm256_cvtepi32_ps(_mm256_castps_si256(bits));
-}
-
-INLINE vec_ints ints_of(int32_t x)
-{
-  return _mm256_set1_epi32(x);
-}
-
-INLINE vec_ints ints_load_some(const int32_t *from, vec_mask some)
-{
-  return _mm256_maskload_epi32(from, some);
-}
+#define ints_as_vec _mm256_castsi256_ps
+#define vec_as_ints _mm256_castps_si256
+#define ints_to_floats _mm256_cvtepi32_ps
+#define ints_and _mm256_and_si256
+#define ints_or _mm256_or_si256
+#define ints_left _mm256_slli_epi32
+#define ints_right _mm256_srli_epi32
+#define ints_of _mm256_set1_epi32
+#define ints_load_some _mm256_maskload_epi32
 
 INLINE vec_ints ints_steps(int32_t step)
 {
   return _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), ints_of(step));
 }
 
-INLINE vec_ints ints_add(vec_ints a, vec_ints b)
-{
-  return _mm256_add_epi32(a, b);
-}
-
-INLINE vec_ints ints_sub(vec_ints a, vec_ints b)
-{
-  return _mm256_sub_epi32(a, b);
-}
-
-INLINE int32_t ints_first(vec_ints x)
-{
-  return _mm256_cvtsi256_si32(x);
-}
+#define ints_add _mm256_add_epi32
+#define ints_sub _mm256_sub_epi32
+#define ints_first _mm256_cvtsi256_si32
 
 INLINE int ints_differ(vec_ints a, vec_ints b, vec_mask some)
 {
@@ -300,11 +215,19 @@ INLINE void bytes_store_some(uint32_t *words, size_t number, size_t count, vec x
 
 /* Words */
 
-INLINE vec words_of_pairs(const uint16_t *low, vec_mask of_low, const uint16_t *high, vec_mask of_high)
+INLINE vec_ints halves_load(const uint16_t *from, vec_mask first)
 {
-  const __m256i a = _mm256_cvtepu16_epi32(load_halves(low, of_low));
-  const __m256i b = _mm256_cvtepu16_epi32(load_halves(high, of_high));
-  return _mm256_castsi256_ps(_mm256_or_si256(a, _mm256_slli_epi32(b, 16)));
+  return _mm256_cvtepu16_epi32(load_halves(from, first));
+}
+
+INLINE void halves_store(uint16_t *to, vec_mask first, vec_ints x)
+{
+  store_halves(to, mask_count(first), to_halves(x));
+}
+
+INLINE vec_ints bytes_widen(vec_ints words, size_t part)
+{
+  return _mm256_srai_epi16(part == 0 ? _mm256_slli_epi16(words, 8) : words, 8);
 }
 
 INLINE void words_transpose(vec rows[LANES])

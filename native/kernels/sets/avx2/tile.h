@@ -9,17 +9,6 @@
   CASE(kind, 1) CASE(kind, 2) CASE(kind, 3) CASE(kind, 4) CASE(kind, 5) CASE(kind, 6)
 // clang-format on
 
-INLINE vec panel_part(const enum kind kind, const size_t part, const uint32_t *words)
-{
-  const __m256i b = _mm256_loadu_si256((const __m256i *)words);
-  if (words_per_word(kind) == 1)
-    return _mm256_castsi256_ps(b);
-  if (kind == KIND_BF16)
-    return _mm256_castsi256_ps(part == 0 ? _mm256_slli_epi32(b, 16)
-                                         : _mm256_and_si256(b, _mm256_set1_epi32((int)0xffff0000)));
-  return _mm256_castsi256_ps(_mm256_srai_epi16(part == 0 ? _mm256_slli_epi16(b, 8) : b, 8));
-}
-
 /* int8 is in assembler: 12 sums, two vectors of the panel and two of products leave no register, and the
  * compiler would load several rows' words before it multiplies. */
 INLINE void multiply(const enum kind kind, vec sums[VECTORS], const uint32_t *a, const vec b[VECTORS])

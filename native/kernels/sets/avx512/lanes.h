@@ -30,77 +30,28 @@ INLINE int mask_any(vec_mask some)
 
 /* Memory */
 
-INLINE vec vec_load(const void *from)
-{
-  return _mm512_loadu_ps(from);
-}
+#define vec_load _mm512_loadu_ps
 
 INLINE vec vec_load_some(const float *from, vec_mask some)
 {
   return _mm512_maskz_loadu_ps(some, from);
 }
 
-INLINE void vec_store(void *to, vec x)
-{
-  _mm512_storeu_ps(to, x);
-}
-
-INLINE void vec_store_some(float *to, vec_mask some, vec x)
-{
-  _mm512_mask_storeu_ps(to, some, x);
-}
+#define vec_store _mm512_storeu_ps
+#define vec_store_some _mm512_mask_storeu_ps
 
 /* Arithmetic */
 
-INLINE vec vec_zero(void)
-{
-  return _mm512_setzero_ps();
-}
-
-INLINE vec vec_of(float x)
-{
-  return _mm512_set1_ps(x);
-}
-
-INLINE vec vec_add(vec a, vec b)
-{
-  return _mm512_add_ps(a, b);
-}
-
-INLINE vec vec_sub(vec a, vec b)
-{
-  return _mm512_sub_ps(a, b);
-}
-
-INLINE vec vec_mul(vec a, vec b)
-{
-  return _mm512_mul_ps(a, b);
-}
-
-INLINE vec vec_div(vec a, vec b)
-{
-  return _mm512_div_ps(a, b);
-}
-
-INLINE vec vec_fma(vec a, vec b, vec c)
-{
-  return _mm512_fmadd_ps(a, b, c);
-}
-
-INLINE vec vec_minus_product(vec a, vec b, vec c)
-{
-  return _mm512_fnmadd_ps(a, b, c);
-}
-
-INLINE vec vec_min(vec a, vec b)
-{
-  return _mm512_min_ps(a, b);
-}
-
-INLINE vec vec_max(vec a, vec b)
-{
-  return _mm512_max_ps(a, b);
-}
+#define vec_zero _mm512_setzero_ps
+#define vec_of _mm512_set1_ps
+#define vec_add _mm512_add_ps
+#define vec_sub _mm512_sub_ps
+#define vec_mul _mm512_mul_ps
+#define vec_div _mm512_div_ps
+#define vec_fma _mm512_fmadd_ps
+#define vec_minus_product _mm512_fnmadd_ps
+#define vec_min _mm512_min_ps
+#define vec_max _mm512_max_ps
 
 INLINE vec vec_fraction(vec x)
 {
@@ -112,79 +63,32 @@ INLINE vec vec_round(vec x)
   return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
-INLINE vec vec_scale(vec x, vec power)
-{
-  return _mm512_scalef_ps(x, power);
-}
+#define vec_scale _mm512_scalef_ps
 
 INLINE vec vec_select(vec_mask some, vec a, vec b)
 {
   return _mm512_mask_mov_ps(b, some, a);
 }
 
-INLINE int vec_has_nan(vec x)
+INLINE vec_mask vec_is_nan(vec x)
 {
-  return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0;
+  return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
 }
 
-INLINE float vec_sum(vec x)
-{
-  return _mm512_reduce_add_ps(x);
-}
-
-INLINE float vec_highest(vec x)
-{
-  return _mm512_reduce_max_ps(x);
-}
-
-INLINE float vec_lowest(vec x)
-{
-  return _mm512_reduce_min_ps(x);
-}
-
-/* bfloat16 */
-
-INLINE vec vec_load_bf16(const uint16_t *from, vec_mask some)
-{
-  return _mm512_castsi512_ps(
-      _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, from)), 16));
-}
-
-INLINE void vec_store_bf16(uint16_t *to, vec_mask some, vec x)
-{
-#ifdef __AVX512BF16__
-  _mm256_mask_storeu_epi16(to, some, (__m256i)_mm512_cvtneps_pbh(x));
-#else
-  const __m512i bits = _mm512_castps_si512(x),
-                odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  const __m512i kept =
-      _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), bits, _mm512_set1_epi32(1 << 22));
-  _mm512_mask_cvtepi32_storeu_epi16(to, some, _mm512_srli_epi32(kept, 16));
-#endif
-}
-
-INLINE vec vec_upper(vec x)
-{
-  return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32((int)0xffff0000)));
-}
-
-INLINE void vec_store_upper(uint16_t *to, vec_mask some, vec x)
-{
-  _mm512_mask_cvtepi32_storeu_epi16(to, some, _mm512_srli_epi32(_mm512_castps_si512(x), 16));
-}
+#define vec_sum _mm512_reduce_add_ps
+#define vec_highest _mm512_reduce_max_ps
+#define vec_lowest _mm512_reduce_min_ps
 
 /* Integers of 32 bits */
 
-INLINE vec vec_from_ints(vec bits)
-{
-  return _mm512_cvtepi32_ps(_mm512_castps_si512(bits));
-}
-
-INLINE vec_ints ints_of(int32_t x)
-{
-  return _mm512_set1_epi32(x);
-}
+#define ints_as_vec _mm512_castsi512_ps
+#define vec_as_ints _mm512_castps_si512
+#define ints_to_floats _mm512_cvtepi32_ps
+#define ints_and _mm512_and_si512
+#define ints_or _mm512_or_si512
+#define ints_left _mm512_slli_epi32
+#define ints_right _mm512_srli_epi32
+#define ints_of _mm512_set1_epi32
 
 INLINE vec_ints ints_load_some(const int32_t *from, vec_mask some)
 {
@@ -197,15 +101,8 @@ INLINE vec_ints ints_steps(int32_t step)
                             ints_of(step));
 }
 
-INLINE vec_ints ints_add(vec_ints a, vec_ints b)
-{
-  return _mm512_add_epi32(a, b);
-}
-
-INLINE vec_ints ints_sub(vec_ints a, vec_ints b)
-{
-  return _mm512_sub_epi32(a, b);
-}
+#define ints_add _mm512_add_epi32
+#define ints_sub _mm512_sub_epi32
 
 INLINE int32_t ints_first(vec_ints x)
 {
@@ -264,12 +161,25 @@ INLINE void bytes_store_some(uint32_t *words, size_t number, size_t count, vec x
 
 /* Words */
 
-INLINE vec words_of_pairs(const uint16_t *low, vec_mask of_low, const uint16_t *high, vec_mask of_high)
+INLINE vec_ints halves_load(const uint16_t *from, vec_mask some)
 {
-  const __m512i a = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(of_low, low));
-  const __m512i b = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(of_high, high));
-  return _mm512_castsi512_ps(_mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
+  return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, from));
 }
+
+#define halves_store _mm512_mask_cvtepi32_storeu_epi16
+
+INLINE vec_ints bytes_widen(vec_ints words, size_t part)
+{
+  return _mm512_srai_epi16(part == 0 ? _mm512_slli_epi16(words, 8) : words, 8);
+}
+
+#ifdef __AVX512BF16__
+#define HAS_STORE_BF16
+INLINE void vec_store_bf16(uint16_t *to, vec_mask some, vec x)
+{
+  _mm256_mask_storeu_epi16(to, some, (__m256i)_mm512_cvtneps_pbh(x));
+}
+#endif
 
 INLINE void words_transpose(vec rows[LANES])
 {

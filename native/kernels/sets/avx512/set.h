@@ -6,9 +6,6 @@
 
 enum { VECTOR_ROWS = 14, VECTORS = 2 }; /* of a tile: 28 of 32 registers hold sums */
 
-/* Whether one instruction multiplies the numbers of a word and adds the products. */
-enum { DOT_BF16 = SET_BF16, DOT_I8 = SET_I8 };
-enum { HAS_AMX = SET_AMX };
 enum { BYTE_SHIFT = 0 }; /* activations in int8 are stored as they are: 0 to 255 */
 
 /* What this CPU lacks of the set, or NULL. */

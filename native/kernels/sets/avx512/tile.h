@@ -10,17 +10,6 @@
   CASE(kind, 8) CASE(kind, 9) CASE(kind, 10) CASE(kind, 11) CASE(kind, 12) CASE(kind, 13) CASE(kind, 14)
 // clang-format on
 
-INLINE vec panel_part(const enum kind kind, const size_t part, const uint32_t *words)
-{
-  const __m512i b = _mm512_loadu_si512(words);
-  if (words_per_word(kind) == 1)
-    return _mm512_castsi512_ps(b);
-  if (kind == KIND_BF16)
-    return _mm512_castsi512_ps(part == 0 ? _mm512_slli_epi32(b, 16)
-                                         : _mm512_and_si512(b, _mm512_set1_epi32((int)0xffff0000)));
-  return _mm512_castsi512_ps(_mm512_srai_epi16(part == 0 ? _mm512_slli_epi16(b, 8) : b, 8));
-}
-
 /* bf16 and int8 are in assembler: the compiler would otherwise load all rows' words before it multiplies, and
  * run out of registers. */
 INLINE void multiply(const enum kind kind, vec sums[VECTORS], const uint32_t *a, const vec b[VECTORS])

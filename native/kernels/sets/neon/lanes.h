@@ -21,10 +21,7 @@ INLINE vec_mask lanes(long count)
   return vcgtq_s32(vdupq_n_s32(some), vld1q_s32(steps));
 }
 
-INLINE vec_mask mask_except(vec_mask all, vec_mask without)
-{
-  return vbicq_u32(all, without);
-}
+#define mask_except vbicq_u32
 
 INLINE int mask_any(vec_mask some)
 {
@@ -103,30 +100,11 @@ INLINE vec vec_zero(void)
   return vdupq_n_f32(0);
 }
 
-INLINE vec vec_of(float x)
-{
-  return vdupq_n_f32(x);
-}
-
-INLINE vec vec_add(vec a, vec b)
-{
-  return vaddq_f32(a, b);
-}
-
-INLINE vec vec_sub(vec a, vec b)
-{
-  return vsubq_f32(a, b);
-}
-
-INLINE vec vec_mul(vec a, vec b)
-{
-  return vmulq_f32(a, b);
-}
-
-INLINE vec vec_div(vec a, vec b)
-{
-  return vdivq_f32(a, b);
-}
+#define vec_of vdupq_n_f32
+#define vec_add vaddq_f32
+#define vec_sub vsubq_f32
+#define vec_mul vmulq_f32
+#define vec_div vdivq_f32
 
 INLINE vec vec_fma(vec a, vec b, vec c)
 {
@@ -149,10 +127,7 @@ INLINE vec vec_max(vec a, vec b)
   return vbslq_f32(vcgtq_f32(a, b), a, b);
 }
 
-INLINE vec vec_round(vec x)
-{
-  return vrndnq_f32(x);
-}
+#define vec_round vrndnq_f32
 
 INLINE vec vec_fraction(vec x)
 {
@@ -165,68 +140,27 @@ INLINE vec vec_scale(vec x, vec power)
   return vmulq_f32(x, vreinterpretq_f32_s32(exponent));
 }
 
-INLINE vec vec_select(vec_mask some, vec a, vec b)
+#define vec_select vbslq_f32
+
+INLINE vec_mask vec_is_nan(vec x)
 {
-  return vbslq_f32(some, a, b);
+  return vmvnq_u32(vceqq_f32(x, x));
 }
 
-INLINE int vec_has_nan(vec x)
-{
-  return !mask_all(vceqq_f32(x, x));
-}
-
-INLINE float vec_sum(vec x)
-{
-  return vaddvq_f32(x);
-}
-
-INLINE float vec_highest(vec x)
-{
-  return vmaxvq_f32(x);
-}
-
-INLINE float vec_lowest(vec x)
-{
-  return vminvq_f32(x);
-}
-
-/* bfloat16 */
-
-INLINE vec vec_load_bf16(const uint16_t *from, vec_mask first)
-{
-  return vreinterpretq_f32_u32(vshll_n_u16(load_halves(from, first), 16));
-}
-
-INLINE void vec_store_bf16(uint16_t *to, vec_mask first, vec x)
-{
-  const uint32x4_t bits = vreinterpretq_u32_f32(x), odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
-  const uint32x4_t rounded = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
-  const uint32x4_t quiet = vorrq_u32(bits, vdupq_n_u32(1 << 22));
-  const uint32x4_t kept = vbslq_u32(vceqq_f32(x, x), rounded, quiet);
-  store_halves(to, mask_count(first), vshrn_n_u32(kept, 16));
-}
-
-INLINE vec vec_upper(vec x)
-{
-  return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(x), vdupq_n_u32(0xffff0000)));
-}
-
-INLINE void vec_store_upper(uint16_t *to, vec_mask first, vec x)
-{
-  store_halves(to, mask_count(first), vshrn_n_u32(vreinterpretq_u32_f32(x), 16));
-}
+#define vec_sum vaddvq_f32
+#define vec_highest vmaxvq_f32
+#define vec_lowest vminvq_f32
 
 /* Integers of 32 bits */
 
-INLINE vec vec_from_ints(vec bits)
-{
-  return vcvtq_f32_s32(vreinterpretq_s32_f32(bits));
-}
-
-INLINE vec_ints ints_of(int32_t x)
-{
-  return vdupq_n_s32(x);
-}
+#define ints_as_vec vreinterpretq_f32_s32
+#define vec_as_ints vreinterpretq_s32_f32
+#define ints_to_floats vcvtq_f32_s32
+#define ints_and vandq_s32
+#define ints_or vorrq_s32
+#define ints_left vshlq_n_s32
+#define ints_right(x, bits) vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(x), bits))
+#define ints_of vdupq_n_s32
 
 INLINE vec_ints ints_load_some(const int32_t *from, vec_mask some)
 {
@@ -239,15 +173,8 @@ INLINE vec_ints ints_steps(int32_t step)
   return vmulq_n_s32(vld1q_s32(steps), step);
 }
 
-INLINE vec_ints ints_add(vec_ints a, vec_ints b)
-{
-  return vaddq_s32(a, b);
-}
-
-INLINE vec_ints ints_sub(vec_ints a, vec_ints b)
-{
-  return vsubq_s32(a, b);
-}
+#define ints_add vaddq_s32
+#define ints_sub vsubq_s32
 
 INLINE int32_t ints_first(vec_ints x)
 {
@@ -315,10 +242,20 @@ INLINE void bytes_store(uint32_t *words, size_t number, const vec x[4])
 
 /* Words */
 
-INLINE vec words_of_pairs(const uint16_t *low, vec_mask of_low, const uint16_t *high, vec_mask of_high)
+INLINE vec_ints halves_load(const uint16_t *from, vec_mask first)
 {
-  const uint32x4_t a = vmovl_u16(load_halves(low, of_low)), b = vshll_n_u16(load_halves(high, of_high), 16);
-  return vreinterpretq_f32_u32(vorrq_u32(a, b));
+  return vreinterpretq_s32_u32(vmovl_u16(load_halves(from, first)));
+}
+
+INLINE void halves_store(uint16_t *to, vec_mask first, vec_ints x)
+{
+  store_halves(to, mask_count(first), vmovn_u32(vreinterpretq_u32_s32(x)));
+}
+
+INLINE vec_ints bytes_widen(vec_ints words, size_t part)
+{
+  const int16x8_t pairs = vreinterpretq_s16_s32(words);
+  return vreinterpretq_s32_s16(vshrq_n_s16(part == 0 ? vshlq_n_s16(pairs, 8) : pairs, 8));
 }
 
 INLINE void words_transpose(vec rows[LANES])

@@ -5,9 +5,6 @@
 
 enum { VECTOR_ROWS = 6, VECTORS = 4 }; /* of a tile: 24 of 32 registers hold sums */
 
-/* Whether one instruction multiplies the numbers of a word and adds the products. */
-enum { DOT_BF16 = SET_BF16, DOT_I8 = SET_I8 };
-enum { HAS_AMX = SET_AMX };
 enum { BYTE_SHIFT = DOT_I8 ? 128 : 0 }; /* sdot multiplies signed numbers: 0 to 255 are stored less 128 */
 
 /* Linux, arch/arm64/include/uapi/asm/hwcap.h */

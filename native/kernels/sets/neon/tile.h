@@ -9,17 +9,6 @@
   CASE(kind, 1) CASE(kind, 2) CASE(kind, 3) CASE(kind, 4) CASE(kind, 5) CASE(kind, 6)
 // clang-format on
 
-INLINE vec panel_part(const enum kind kind, const size_t part, const uint32_t *words)
-{
-  const uint32x4_t b = vld1q_u32(words);
-  if (words_per_word(kind) == 1)
-    return vreinterpretq_f32_u32(b);
-  if (kind == KIND_BF16)
-    return vreinterpretq_f32_u32(part == 0 ? vshlq_n_u32(b, 16) : vandq_u32(b, vdupq_n_u32(0xffff0000)));
-  const int16x8_t pairs = vreinterpretq_s16_u32(b);
-  return vreinterpretq_f32_s16(vshrq_n_s16(part == 0 ? vshlq_n_s16(pairs, 8) : pairs, 8));
-}
-
 /* sum += the two products of 16-bit numbers in each word */
 INLINE int32x4_t add_pairs(int32x4_t sum, int16x8_t a, int16x8_t b)
 {

@@ -1,0 +1,111 @@
+"""What a family is, and the list of those that are known."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from operator import attrgetter
+from typing import Any
+
+from torch import nn
+
+from hfaccel.engine.kernels import ACTIVATIONS, WIDEST_PANEL
+from hfaccel.engine.layers.call import Call
+from hfaccel.engine.layers.parts import Parts, head_size
+from hfaccel.engine.norms import norm_kind
+
+GROUP = "hfaccel.families"  # of entry points
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family(Parts):
+    """One naming scheme of a layer's parts and one way to call the layer."""
+
+    name: str
+    call: type[Call] = Call
+    marks: tuple[str, ...] = ()  # attributes that the attention has, where the parts are those of others too
+
+    def __reduce__(self) -> Any:
+        """By name: a pickled model is loaded where the family may lie elsewhere or be a newer one."""
+        return family_of, (self.name,)
+
+
+FAMILIES: list[Family] = []
+
+
+def register(family: Family) -> None:
+    """Add a family, or replace the one of that name. Layers are tried in this order."""
+    names = [known.name for known in FAMILIES]
+    if family.name in names:
+        FAMILIES[names.index(family.name)] = family
+    else:
+        FAMILIES.append(family)
+
+
+@cache
+def load_others() -> None:
+    """Register the families of other packages, once."""
+    for entry in entry_points(group=GROUP):
+        try:
+            register(entry.load())
+        except Exception as error:  # noqa: BLE001 (one broken package must not keep models from being optimized)
+            warnings.warn(
+                f"an entry point of {GROUP} must load as a Family, but {entry.name} ({entry.value}) raised "
+                f"{error!r}: layers of that family stay as they are. Update or uninstall its package",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def family_of(name: str) -> Family:
+    """Raises ValueError for a name that no family has."""
+    load_others()
+    for family in FAMILIES:
+        if family.name == name:
+            return family
+    names = ", ".join(family.name for family in FAMILIES)
+    raise ValueError(
+        f"a family must be one of {names}, but got {name!r}: install or import the package that registers it"
+    )
+
+
+def candidates(layer: nn.Module) -> Iterator[Family]:
+    """The families whose parts this module has."""
+    load_others()
+    for family in FAMILIES:
+        try:
+            family.linears(layer), family.norms(layer)
+            attrgetter(family.activation)(layer)
+            attention = attrgetter(family.attention)(layer)
+        except AttributeError:
+            continue
+        if all(hasattr(attention, mark) for mark in family.marks):
+            yield family
+
+
+def fusing_problem(family: Family, layer: nn.Module) -> str:
+    """Why the parts, as they are, cannot be computed as one layer; "" where they can. The linear layers
+    must have been found packable before."""
+    activation, attention = attrgetter(family.activation)(layer), attrgetter(family.attention)(layer)
+    linears = family.linears(layer)
+    if not all(isinstance(linear, nn.Linear) for linear in linears):
+        return "a projection is no nn.Linear"
+    if any(norm_kind(norm) is None for norm in family.norms(layer)):
+        return "its norms are not nn.LayerNorm"
+    if type(activation).__name__ not in ACTIVATIONS:
+        return f"the activation {type(activation).__name__} cannot be fused"
+    if getattr(layer, "is_decoder", False) or getattr(attention, "is_causal", False):
+        return "it is a decoder's layer"
+    if family.call.configured and not hasattr(attention, "config"):
+        return "its attention does not use transformers' attention interface"
+    width = linears[0].out_features // (3 if family.qkv else 1)
+    size = head_size(attention)
+    if size is None or size % 2 or width % size:
+        return f"heads of {size} numbers do not make up a row of {width}"
+    splits = [*([width] if family.qkv else []), *([linears[-1].in_features] if family.gate_up else [])]
+    if any(split % WIDEST_PANEL for split in splits):
+        return f"parts of a joint projection are no multiple of {WIDEST_PANEL} wide"
+    return ""

@@ -1,0 +1,81 @@
+"""Which layers are of one kind, so that the trial of one speaks for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfaccel.engine.calls.settings import FUNCTIONS
+from hfaccel.engine.layers.families import Family
+from hfaccel.replacement import PREFIX
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum)
+CONTAINERS = (list, tuple, dict, set, frozenset)
+TORCHS = frozenset(vars(nn.Module()))
+# A layer's number among the layers of its model. Caches read it, and a fused layer takes no cache. What else
+# may depend on it is seen: what was chosen by it when the layer was made, such as a sliding window, is an
+# attribute of its own, and whether a forward reads it `hfaccel.engine.layers.trial` finds out.
+INDICES = ("layer_idx", "layer_id")
+
+
+def kind_of(family: Family, layer: nn.Module, indexed: bool = False) -> Hashable:
+    """Equal for layers that compute the same where their weights are equal: of the same classes and shapes,
+    with the same attributes of all parts and of their configs. `indexed`: indices count too."""
+    known: dict[int, Hashable] = {}
+    parts = (
+        (path, type(part), part.training, *_shapes(part), *_attributes(part, indexed, known))
+        for path, part in layer.named_modules()
+    )
+    return family.name, *parts
+
+
+def indices_of(layer: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
+    """Where the layer and its parts keep the layer's index: table and name."""
+    for part in layer.modules():
+        yield from ((vars(part), name) for name in INDICES if name in vars(part))
+
+
+def _shapes(part: nn.Module) -> Iterator[Hashable]:
+    for name, tensor in (*part._parameters.items(), *part._buffers.items()):
+        yield name, None if tensor is None else (tensor.shape, tensor.dtype)
+
+
+def _attributes(part: nn.Module, indexed: bool, known: dict[int, Hashable]) -> Iterator[Hashable]:
+    for name, value in sorted(vars(part).items()):
+        if name in TORCHS or name.startswith(PREFIX) or (name in INDICES and not indexed):
+            continue
+        yield name, _value(value, known)
+
+
+def _value(value: Any, known: dict[int, Hashable]) -> Hashable:
+    """Equal for equal values. What is not known to be plain is equal to itself alone. `known`: configs, which
+    many parts share."""
+    if isinstance(value, PLAIN):
+        return repr(value)
+    if isinstance(value, FUNCTIONS):
+        return value
+    if isinstance(value, CONTAINERS):
+        return type(value), _items(value, known)
+    if isinstance(value, torch.Tensor):
+        return value.shape, value.dtype
+    if not hasattr(value, "to_dict"):
+        return id(value)
+    if id(value) not in known:
+        known[id(value)] = type(value), *_value_of_config(value, known)
+    return known[id(value)]
+
+
+def _items(container: Any, known: dict[int, Hashable]) -> Hashable:
+    if isinstance(container, dict):
+        return tuple((repr(key), _value(each, known)) for key, each in container.items())
+    if isinstance(container, set | frozenset):
+        return frozenset(map(repr, container))
+    return tuple(_value(each, known) for each in container)
+
+
+def _value_of_config(config: Any, known: dict[int, Hashable]) -> Iterator[Hashable]:
+    yield from ((name, _value(each, known)) for name, each in sorted(vars(config).items()))

@@ -1,0 +1,93 @@
+"""Where a layer keeps its parts, and what those parts say about the computation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Paths of a layer's parts from the layer. One projection may do the work of several: `qkv`, `gate_up`
+    (gate first). Norms come after the residual additions, or before what is added (`norm_first`)."""
+
+    attention: str
+    attention_output: str
+    attention_norm: str
+    activation: str
+    down: str
+    output_norm: str
+    query: str = ""
+    key: str = ""
+    value: str = ""
+    qkv: str = ""
+    up: str = ""
+    gate: str = ""
+    gate_up: str = ""
+    norm_first: bool = False
+    rotary: bool = False  # the forward takes position_embeddings
+    causal: bool = False  # the forward listens to is_causal: then no token sees those after it
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """Paths of the linear layers, in the order in which their weights shall lie in memory."""
+        return (*self.attention_inputs, self.attention_output, *self.wide_inputs, self.down)
+
+    @property
+    def attention_inputs(self) -> tuple[str, ...]:
+        """Paths of the linear layers that multiply attention's input."""
+        return (self.qkv,) if self.qkv else (self.query, self.key, self.value)
+
+    @property
+    def wide_inputs(self) -> tuple[str, ...]:
+        """Paths of the linear layers that multiply the feed-forward's input."""
+        return (self.gate_up,) if self.gate_up else tuple(filter(None, (self.gate, self.up)))
+
+    def linears(self, layer: nn.Module) -> list[Any]:
+        return [attrgetter(path)(layer) for path in self.projections]
+
+    def norms(self, layer: nn.Module) -> list[Any]:
+        return [attrgetter(path)(layer) for path in (self.attention_norm, self.output_norm)]
+
+    def vectors(self, layer: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
+        """Where the biases, and the weights and biases of the norms are kept: table and name. Some are
+        None."""
+        for module in (*self.linears(layer), *self.norms(layer)):
+            for name in ("bias",) if isinstance(module, nn.Linear) else ("weight", "bias"):
+                yield module._parameters, name
+
+
+def head_size(attention: nn.Module) -> int | None:
+    for name in ("attention_head_size", "head_dim", "key_value_proj_dim"):
+        size = getattr(attention, name, None)
+        if isinstance(size, int) and size > 0:
+            return size
+    return None
+
+
+def scale(attention: nn.Module) -> float:
+    """What scores are multiplied with before softmax."""
+    for name in ("scaling", "scale"):
+        value = getattr(attention, name, None)
+        if isinstance(value, int | float):
+            return float(value)
+    terms = 1 + sum(kind in (getattr(attention, "pos_att_type", None) or ()) for kind in ("c2p", "p2c"))
+    return 1.0 / math.sqrt((head_size(attention) or 1) * terms)  # of disentangled attention there are three
+
+
+def window(attention: nn.Module) -> int:
+    """How far a token sees at most, -1 for no limit. The attribute counts the token itself (as flash
+    attention does)."""
+    wanted = getattr(attention, "sliding_window", None)
+    return wanted - 1 if isinstance(wanted, int) else -1
+
+
+def split(linear: nn.Linear, count: int) -> list[tuple[nn.Linear, slice]]:
+    """The linear layer's rows in this many equal pieces."""
+    rows = linear.out_features // count
+    return [(linear, slice(piece * rows, (piece + 1) * rows)) for piece in range(count)]

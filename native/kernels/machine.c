@@ -1,3 +1,0 @@
-#include "machine.h"
-
-struct machine machine = {.block_bytes = 768 << 10};

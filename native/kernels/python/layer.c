@@ -1,0 +1,152 @@
+/* Encoder layers, and a call of some of them. */
+#include "seam.h"
+
+static int is_shaped(const struct matrix *matrix, size_t columns, size_t inputs)
+{
+  return matrix->columns == columns && matrix->inputs == inputs;
+}
+
+/* Whether each part takes what the one before it gives. */
+static int fits(const struct layer *layer)
+{
+  const size_t hidden = layer->hidden, width = layer->heads * layer->head_size, wide = layer->up.columns;
+  return is_shaped(&layer->query, width, hidden) && is_shaped(&layer->key, width, hidden) &&
+         is_shaped(&layer->value, width, hidden) && is_shaped(&layer->output, hidden, width) &&
+         (layer->gate.columns == 0 || is_shaped(&layer->gate, wide, hidden)) &&
+         is_shaped(&layer->up, wide, hidden) && is_shaped(&layer->down, hidden, wide) &&
+         layer->query.exact == NULL && layer->key.exact == NULL && layer->value.exact == NULL &&
+         layer->gate.exact == NULL && layer->up.exact == NULL && layer->query.kind == layer->key.kind &&
+         layer->query.kind == layer->value.kind &&
+         (layer->gate.columns == 0 || layer->gate.kind == layer->up.kind) &&
+         layer->head_size % kind_numbers(layer->attention) == 0;
+}
+
+/* Layer((query, key, value, output), (gate or None, up, down), (attention_norm, output_norm), head_size,
+ *       norm_first, activation, attention_kind, scale) */
+int read_layer(PyObject *args, void *content)
+{
+  struct layer *layer = content;
+  int attention;
+  if (!PyArg_ParseTuple(args, "(O&O&O&O&)(O&O&O&)(O&O&)O&pO&if", to_matrix, &layer->query, to_matrix,
+                        &layer->key, to_matrix, &layer->value, to_matrix, &layer->output, to_matrix_or_none,
+                        &layer->gate, to_matrix, &layer->up, to_matrix, &layer->down, to_norm,
+                        &layer->attention_norm, to_norm, &layer->output_norm, to_size, &layer->head_size,
+                        &layer->norm_first, to_activation, &layer->activation, &attention, &layer->scale))
+    return 0;
+  if (layer->head_size == 0 || (attention != KIND_F32 && !operand_is_bf16((enum kind)attention))) {
+    PyErr_Format(PyExc_ValueError, "head_size above 0 and attention in %s must hold, but got %zu and %d",
+                 DOT_BF16 ? "0, 1" : "0", layer->head_size, attention);
+    return 0;
+  }
+  layer->attention = (enum kind)attention;
+  layer->hidden = layer->output.columns;
+  layer->heads = layer->query.columns / layer->head_size;
+  return must_hold(
+      fits(layer),
+      "shapes and kinds of the matrices that fit each other and head_size, and whole words in a head,");
+}
+
+/* Whether sequences lie one after another within the rows, and attention sees rows of theirs. */
+static int lie_in_order(const struct sequences *all)
+{
+  int64_t end = 0;
+  for (size_t s = 0; s < all->count; s++) {
+    const int64_t first = all->first[s], length = all->length[s];
+    if (first < end || length < 0 || first + length > (int64_t)all->rows)
+      return 0;
+    if (all->seen != NULL &&
+        (all->skipped[s] < 0 || all->seen[s] < 0 || (int64_t)all->skipped[s] + all->seen[s] > length))
+      return 0;
+    end = first + length;
+  }
+  return 1;
+}
+
+/* Sequences(rows, count, first, length, skipped, seen, window, padding_sees_all); a window below 0 is none */
+int read_sequences(PyObject *args, void *content)
+{
+  struct sequences *all = content;
+  Py_ssize_t window;
+  if (!PyArg_ParseTuple(args, "O&O&O&O&O&O&np", to_size, &all->rows, to_size, &all->count, to_address,
+                        &all->first, to_address, &all->length, to_address, &all->skipped, to_address,
+                        &all->seen, &window, &all->padding_sees_all))
+    return 0;
+  all->window = window < 0 ? SIZE_MAX : (size_t)window;
+  return must_hold(all->count == 0 || (all->first != NULL && all->length != NULL),
+                   "addresses of first and length that are not 0") &&
+         must_hold((all->skipped == NULL) == (all->seen == NULL), "skipped and seen together") &&
+         must_hold(lie_in_order(all),
+                   "sequences one after another within the rows, which see rows of theirs,");
+}
+
+/* Bias(numbers, head, query) */
+int read_bias(PyObject *args, void *content)
+{
+  struct bias *bias = content;
+  return PyArg_ParseTuple(args, "O&O&O&", to_address, &bias->numbers, to_size, &bias->head, to_size,
+                          &bias->query) &&
+         must_hold(bias->numbers != NULL, "an address that is not 0");
+}
+
+/* Rotary(cosines, sines, angles) */
+int read_rotary(PyObject *args, void *content)
+{
+  struct rotary *rotary = content;
+  return PyArg_ParseTuple(args, "O&O&O&", to_address, &rotary->cosines, to_address, &rotary->sines, to_size,
+                          &rotary->angles) &&
+         must_hold(rotary->cosines != NULL && rotary->sines != NULL && rotary->angles > 0,
+                   "addresses of cosines and sines that are not 0, and angles above 0,");
+}
+
+/* Relative(keys, queries, buckets, index, reach) */
+int read_relative(PyObject *args, void *content)
+{
+  struct relative *relative = content;
+  return PyArg_ParseTuple(args, "O&O&O&O&O&", to_address, &relative->keys, to_address, &relative->queries,
+                          to_size, &relative->buckets, to_address, &relative->index, to_size,
+                          &relative->reach) &&
+         must_hold(is_relative(relative) && relative->index != NULL && relative->buckets > 0,
+                   "addresses of keys or queries and of index that are not 0, and buckets above 0,");
+}
+
+enum { MOST_LAYERS = 1024 };
+
+/* The layers of a tuple of Layer, which must be of one hidden size; their number, or -1 with an error set. */
+static Py_ssize_t take_layers(PyObject *tuple, const struct layer **layers)
+{
+  const Py_ssize_t count = PyTuple_Size(tuple);
+  if (count < 1 || count > MOST_LAYERS) {
+    PyErr_Format(PyExc_ValueError, "from 1 to %d layers can run, but got %zd", MOST_LAYERS, count);
+    return -1;
+  }
+  for (Py_ssize_t i = 0; i < count; i++) {
+    layers[i] = content_of(PyTuple_GetItem(tuple, i), LAYER);
+    if (layers[i] == NULL || !must_hold(layers[i]->hidden == layers[0]->hidden,
+                                        "the same hidden size of layers that follow one another"))
+      return -1;
+  }
+  return count;
+}
+
+/* run_layers(layers, threads, input, output, sequences, bias, rotary, relative) -> None; None for any of the
+ * last three */
+PyObject *run_layers(PyObject *module, PyObject *args)
+{
+  PyObject *tuple;
+  unsigned threads;
+  struct call call = {0};
+  if (!PyArg_ParseTuple(args, "O!O&O&O&O&O&O&O&", &PyTuple_Type, &tuple, to_threads, &threads, to_address,
+                        &call.input, to_address, &call.output, to_sequences, &call.sequences, to_bias_or_none,
+                        &call.bias, to_rotary_or_none, &call.rotary, to_relative_or_none, &call.relative))
+    return NULL;
+  const struct layer *layers[MOST_LAYERS];
+  const Py_ssize_t count = take_layers(tuple, layers);
+  if (count < 0 || !must_hold(call.sequences.rows == 0 || (call.input != NULL && call.output != NULL),
+                              "addresses that are not 0"))
+    return NULL;
+  int error;
+  Py_BEGIN_ALLOW_THREADS;
+  error = layers_run(layers, (size_t)count, &call, threads);
+  Py_END_ALLOW_THREADS;
+  return done(error);
+}
