@@ -171,8 +171,6 @@ class HostFacts(NamedTuple):
 
 def to_data(value: object) -> object:
     """Facts and choices for JSON: named tuples become dicts, other tuples lists."""
-    if not isinstance(value, tuple):
-        return value
-    items = [to_data(item) for item in value]
-    fields = getattr(value, "_fields", ())
-    return dict(zip(fields, items, strict=True)) if fields else items
+    if hasattr(value, "_asdict"):
+        return {name: to_data(item) for name, item in value._asdict().items()}
+    return [to_data(item) for item in value] if isinstance(value, tuple) else value
