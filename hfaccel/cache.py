@@ -1,13 +1,13 @@
 """A cache of folders on disk, for exports that take seconds to make.
 
-An entry is a folder under a key. It is made in a folder beside its place and renamed into it, so it is
-there as a whole or not at all. A lock of the kernel's (flock) for each key lets one process make it while
-the others wait, and is released by the kernel when its holder dies: what then lies unfinished under a key
-whose lock is free is removed. A manifest with sizes and checksums shows damage; a damaged entry is made
-again. Entries not used for longest go when the cache is too large.
+An entry is a folder under a key. A process makes the entry beside its place and then renames it, so an entry
+is complete or absent. A kernel lock (flock) for each key lets one process make the entry while others wait.
+The kernel releases the lock when its holder dies; unfinished folders whose key is not locked are removed.
+A manifest with sizes and checksums shows damage, and a damaged entry is made again. When the cache is too
+large, the least recently used entries are removed.
 
-Where the folder cannot be written or is full, the entry is made in a temporary folder, used, and
-forgotten; `Entry.problem` says so.
+Where the folder cannot be written or is full, the entry is made in a temporary folder, and removed after its
+use; `Entry.problem` says so.
 """
 
 from __future__ import annotations
@@ -30,24 +30,22 @@ from hfaccel.errors import UsageError
 MANIFEST = "manifest.json"
 LIMIT = 16.0  # GiB
 FULL = (errno.ENOSPC, errno.EDQUOT)
-LARGE_EXPORT = 2**30  # bytes: with less room, an export that failed may have failed for that
+LARGE_EXPORT = 2**30  # bytes: with less room on the disk, that may be why an export failed
 
 Make = Callable[[Path], None]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished folder; `found` if it was there, `problem` why it could not be kept ("" if it was)."""
-
-    path: Path
-    found: bool
-    problem: str = ""
+    path: Path  # a finished folder
+    found: bool  # whether it was there before
+    problem: str = ""  # why it could not be kept
 
 
 def default_folder() -> Path:
     """$HFACCEL_CACHE, or hfaccel in $XDG_CACHE_HOME, or ~/.cache/hfaccel.
 
-    Raises UsageError where that needs a home directory and there is none.
+    Raises UsageError where the path needs a home directory and there is none.
     """
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     named = Path(os.environ.get("HFACCEL_CACHE") or Path(caches, "hfaccel"))
@@ -78,10 +76,10 @@ class Cache:
 
     @contextlib.contextmanager
     def entry(self, key: str, make: Make) -> Iterator[Entry]:
-        """The entry of that key, made by `make(folder)` unless it is there. It stays as long as the context.
+        """The entry of that key, made by `make(folder)` unless it exists. The context keeps it from removal.
 
-        What `make` raises is raised. After an OSError, which may be the disk's, it first runs once more in
-        a temporary folder. Raises OSError where that is impossible too.
+        Raises what `make` raises; but after an OSError, which may be the disk's, `make` first runs once more
+        in a temporary folder. Raises OSError where no temporary folder can be made.
         """
         with contextlib.ExitStack() as stack:
             try:
@@ -100,20 +98,20 @@ class Cache:
             for name in ("entries", "locks"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = locks.enter_context(self._lock_file(key))
-            portable.flock(lock, portable.LOCK_SH)  # readers share; only who makes it is alone
+            portable.flock(lock, portable.LOCK_SH)  # readers share the lock; a maker holds it alone
         except OSError:
-            if intact(target):  # read-only, or without locks: who made it here is done
+            if intact(target):  # read-only, or without locks: whoever made the entry has finished
                 return Entry(target, True)
             raise
         found = intact(target)
         if not found:
             found = self._made(lock, target, make)
-        with contextlib.suppress(PermissionError):  # somebody else's: it counts as used when it was made
+        with contextlib.suppress(PermissionError):  # of another user: its time of use stays
             os.utime(target)
         return Entry(target, found)
 
     def _made(self, lock: int, target: Path, make: Make) -> bool:
-        """Make the entry, or find that another process was first. Leaves the lock shared."""
+        """Make the entry unless another process was first; whether another was. Leaves the lock shared."""
         found = there = False
         while not there:
             portable.flock(lock, portable.LOCK_EX)
@@ -121,7 +119,7 @@ class Cache:
             if not found:
                 self._fill(target, make)
                 self._evict(keep=target.name)
-            portable.flock(lock, portable.LOCK_SH)  # gives the other up first: it may be evicted in between
+            portable.flock(lock, portable.LOCK_SH)  # first unlocks: an eviction may come in between
             there = target.exists()
         return found
 
@@ -151,16 +149,16 @@ class Cache:
             unfinished.rename(target)
         except Exception as error:
             if full(unfinished, LARGE_EXPORT) and not (isinstance(error, OSError) and error.errno in FULL):
-                # Engines written in C++ report a full disk as anything, or not at all, and may have removed
-                # what filled it.
+                # Engines written in C++ report a full disk as any error, or not at all, and may have removed
+                # the files that filled the disk.
                 raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({error})") from error
             raise
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 
     def _evict(self, keep: str) -> None:
-        """Remove what was left unfinished, then entries, least recently used first, until the rest fits;
-        leave those in use."""
+        """Remove unfinished folders, then entries that are not in use, the least recently used first, until
+        the rest fits."""
         entries = self.folder / "entries"
         for path, key in unfinished_below(entries):
             self._removed(path, key)
@@ -177,7 +175,7 @@ class Cache:
                 total -= bytes_
 
     def _removed(self, path: Path, key: str) -> bool:
-        """Remove it unless somebody uses that key or it is not ours to remove; whether it was removed."""
+        """Remove a path unless its key is in use or the system refuses; whether it was removed."""
         try:
             with self._lock_file(key) as lock:
                 portable.flock(lock, portable.LOCK_EX | portable.LOCK_NB)
@@ -197,10 +195,10 @@ def describe(folder: Path) -> dict[str, list[int | str]]:
 
 
 def intact(folder: Path) -> bool:
-    """Whether the folder is an entry whose files are those that were written."""
+    """Whether the folder is an entry whose files are as they were written."""
     try:
         return bool(json.loads((folder / MANIFEST).read_text()) == describe(folder))
-    except (OSError, ValueError, RecursionError):  # of a file that cannot be read, or of damaged JSON
+    except (OSError, ValueError, RecursionError):  # an unreadable file, or damaged JSON
         return False
 
 
@@ -219,17 +217,17 @@ def full(folder: Path, room: int = 2**20) -> bool:
 
 
 def beside(path: Path) -> Path:
-    """A name for what is not, or no longer, the entry `path`."""
+    """A new name in the same folder, for an entry that is not finished or no longer valid."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def unfinished_below(entries: Path) -> list[tuple[Path, str]]:
-    """What has a name of `beside`, with the key of its entry. Those of living processes are locked."""
+    """Paths named by `beside`, each with the key of its entry. The keys of living processes are locked."""
     return [(path, path.name[1:].rpartition(".")[0] or path.name) for path in entries.glob(".*")]
 
 
 def remove(path: Path) -> None:
-    """Out of the way by one rename, then deleted: nobody finds half of it."""
+    """Rename a path and then delete it, so that nobody finds a half-deleted entry."""
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
         return

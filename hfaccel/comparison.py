@@ -1,4 +1,4 @@
-"""compare(): what an optimized model's results differ by, and how much faster it is, on the user's inputs."""
+"""compare(): how far an optimized model's results differ, and how much faster it is, on the user's inputs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import math
 import statistics
 import time
 from collections import UserDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -23,7 +22,7 @@ Batch = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Comparison:
-    """One vector stands for each input: the mean of its real tokens' hidden states, or its logits."""
+    """Each input is represented by a vector: the mean of its real tokens' hidden states, or its logits."""
 
     inputs: int
     mean_cosine: float
@@ -33,7 +32,7 @@ class Comparison:
     seconds: tuple[float, float]  # for all inputs: original, optimized
     times_faster: float  # median of the ratios, the two models in turn
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
     def __str__(self) -> str:
@@ -50,22 +49,22 @@ class Comparison:
 
 
 def compare(
-    original: Any,
-    optimized: Any,
+    original: object,
+    optimized: object,
     inputs: Sequence[str] | Sequence[Batch],
     *,
-    tokenizer: Any = None,
+    tokenizer: Callable[..., Batch] | None = None,
     batch_size: int = 32,
     repeats: int = 3,
-    **tokenize_kwargs: Any,
+    **tokenize_kwargs: object,
 ) -> Comparison:
-    """Run both models (or those of two pipelines) on `inputs`: texts, which need a `tokenizer` (default: the
-    pipeline's), or batches of tensors as the models take them. The models take turns, `repeats` times.
+    """Run both models, or the models of two pipelines, on `inputs`: texts, which need a `tokenizer` (default:
+    the pipeline's), or batches of tensors as the models accept them. The models take turns, `repeats` times.
 
     Texts are padded in batches of `batch_size`, in their order; `tokenize_kwargs` go to the tokenizer
-    (default: truncation=True). Raises UsageError for no inputs, for what is neither text nor batch, and for
-    texts without a tokenizer; ModelError for what is no model; HfaccelError for models whose outputs do not
-    match each other.
+    (default: truncation=True). Raises UsageError for no inputs, for inputs that are neither texts nor
+    batches, and for texts without a tokenizer; ModelError for anything but a model; HfaccelError where the
+    outputs of the models have different shapes.
     """
     models = module_of(original), module_of(optimized)
     tokenizer = getattr(original, "tokenizer", None) if tokenizer is None else tokenizer
@@ -91,7 +90,7 @@ def _times(
 
 
 def _joined(rows: list[torch.Tensor]) -> torch.Tensor:
-    """One vector for each input. Outputs may be as long as their batch: the rest counts as 0."""
+    """One vector for each input. Where an output's length depends on its batch, zeros fill it up."""
     longest = max(part.shape[1] for part in rows)
     return torch.cat([nn.functional.pad(part, (0, longest - part.shape[1])) for part in rows])
 
@@ -114,8 +113,8 @@ def _share(value: float) -> str:
 
 
 def represent(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """(batch, numbers) of float32: the mean over real tokens of a (batch, tokens, numbers) output, or any
-    other output flattened, without what it says of padding."""
+    """(batch, numbers) of float32: the mean over the real tokens of an output of (batch, tokens, numbers);
+    any other output flattened, with 0 for padding."""
     with torch.inference_mode():
         output = model(**batch)
     first: torch.Tensor = output[0].float()
@@ -129,7 +128,7 @@ def represent(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def agreement(one: torch.Tensor, two: torch.Tensor) -> float:
-    """The share of each row's nearest neighbours by cosine that are the same in both sets of vectors."""
+    """The share of each row's nearest neighbours, by cosine, that both sets of vectors have in common."""
     if len(one) <= NEIGHBOURS + 1:
         return float("nan")
     nearest = []
@@ -143,7 +142,10 @@ def agreement(one: torch.Tensor, two: torch.Tensor) -> float:
 
 
 def _batches(
-    inputs: Sequence[str] | Sequence[Batch], tokenizer: Any, batch_size: int, settings: dict[str, Any]
+    inputs: Sequence[str] | Sequence[Batch],
+    tokenizer: Callable[..., Batch] | None,
+    batch_size: int,
+    settings: Mapping[str, object],
 ) -> list[Batch]:
     given = list(inputs) if isinstance(inputs, Iterable) and not isinstance(inputs, str | Mapping) else None
     if given is None:

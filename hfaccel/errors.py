@@ -1,10 +1,9 @@
-"""Errors of hfaccel: each states the rule, the value received and the remedy, and has an exit code."""
+"""The errors of hfaccel. Each states the rule, the value received and the remedy, and has an exit code."""
 
 from __future__ import annotations
 
-import operator
 import os
-from typing import Any
+from typing import SupportsIndex
 
 
 class HfaccelError(Exception):
@@ -26,11 +25,11 @@ class ModelError(HfaccelError, TypeError):
 
 
 class KernelsMissing(HfaccelError, RuntimeError):
-    """Something would be computed by kernels that this CPU, or this installation, does not have."""
+    """A computation needs kernels that this CPU, or this installation, does not have."""
 
 
 class StockPathError(HfaccelError, RuntimeError):
-    """With HFACCEL_STRICT=1: a call of an optimized model would have taken the model's own, slower path."""
+    """With HFACCEL_STRICT=1: a call of an optimized model would take the model's own, slower path."""
 
 
 class StockPathWarning(UserWarning):
@@ -40,25 +39,32 @@ class StockPathWarning(UserWarning):
 class ScriptError(HfaccelError):
     """The program that `hfaccel-run` should start cannot be started."""
 
-    exit_code = 2  # as Python itself ends then
+    exit_code = 2  # Python's own for a script that does not exist
 
 
 # Rules that many arguments share
 
 
-def check_count(name: str, value: Any, remedy: str = "") -> int:
-    """`value`, a whole number from 1 on. Raises UsageError for anything else; True is no number."""
+def whole_number(value: object) -> int | None:
+    """`value` as an int where it is an integer (NumPy's included); None for anything else, as for True."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        return None
     try:
-        number = 0 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1:
+        return value.__index__()
+    except TypeError:  # every tensor has the method, and refuses it unless it holds one integer
+        return None
+
+
+def check_count(name: str, value: object, remedy: str = "") -> int:
+    """`value` as an int. Raises UsageError unless it is an integer from 1 on."""
+    number = whole_number(value)
+    if number is None or number < 1:
         raise UsageError(f"`{name} >= 1` must hold, but got {value!r}{remedy}")
     return number
 
 
-def check_path(name: str, value: Any) -> str | os.PathLike[str]:
-    """`value`, a path. Raises UsageError for anything else."""
+def check_path(name: str, value: object) -> str | os.PathLike[str]:
+    """`value`. Raises UsageError unless it is a path."""
     if not isinstance(value, str | os.PathLike):
         raise UsageError(f"{name} must be a path, but got {value!r}")
     return value

@@ -1,4 +1,4 @@
-"""The generators of random numbers that a program draws from, left as they are found."""
+"""The states of random number generators, kept for the program."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 
 @contextmanager
 def kept_as_found() -> Iterator[None]:
-    """What runs inside may draw from torch's generator of the CPU, numpy's and Python's: afterwards each is
-    where it was. Models draw when they are made, and when a part of them is in training mode."""
+    """Restore the states of torch's CPU generator, NumPy's and Python's at the end of the context. Models
+    draw random numbers when they are made, and when a part of them is in training mode."""
     numpy = sys.modules.get("numpy.random")
     states = torch.get_rng_state(), random.getstate(), numpy.get_state() if numpy else None
     try:

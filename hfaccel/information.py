@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hfaccel.errors import UsageError, check_path
 from hfaccel.host import MAX_ISA, HostFacts, Processor, format_number_list, is_capture, read_host
@@ -20,7 +19,7 @@ class Information:
     facts: HostFacts
     plan: Plan
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return {"facts": self.facts.to_dict(), "plan": self.plan.to_dict()}
 
     def __str__(self) -> str:
@@ -35,9 +34,8 @@ class Information:
 
 
 def info(root: str | Path = "/") -> Information:
-    """Read the host below `root` and plan for it: "/" is this machine, a folder or a captured file any other.
-
-    Changes nothing. Raises UsageError for a root that cannot be read.
+    """Read the facts of a host and plan for it. `root`: "/" for this machine; a folder or a captured file for
+    another host. Changes nothing. Raises UsageError for a root that cannot be read.
     """
     check_path("a root", root)
     if not os.access(root, os.R_OK):
@@ -135,7 +133,6 @@ def _list(numbers: tuple[int, ...]) -> str:
 
 
 def _size(count: int) -> str:
-    """Bytes for people: 1.5 GiB."""
     if count == 0:
         return "unknown"
     power = min(3, (count.bit_length() - 1) // 10)

@@ -1,8 +1,7 @@
-"""The C extensions, or the reason why there are none.
+"""The C extensions, or the reason why they are missing.
 
-The package installs without a compiler. Then `arena` is None, and `MISSING` says what that costs; every
-caller goes through here, so that each sentence exists once. hfaccel.engine.kernels decides which kernels are
-loaded.
+The package installs without a compiler. Then `arena` is None, and `MISSING` says what that costs.
+hfaccel.engine.kernels decides which kernels are loaded.
 """
 
 from __future__ import annotations
@@ -13,24 +12,19 @@ from typing import Any, NewType, Protocol
 
 
 class Region(Protocol):
-    """Anonymous memory, aligned to and advised for huge pages; freed when the last tensor in it goes.
+    """Anonymous memory, aligned to and advised for huge pages; freed with the last tensor in it.
 
-    It has the buffer protocol, so that torch.frombuffer makes tensors of it."""
+    A region has the buffer protocol, so torch.frombuffer makes tensors from it. Its length is in bytes."""
 
-    @property
-    def address(self) -> int: ...
     @property
     def pages(self) -> str: ...
     @property
     def refused(self) -> tuple[tuple[str, int], ...]: ...
     def __len__(self) -> int: ...
-    def populate(self, offset: int, size: int) -> None: ...
 
 
 class Arena(Protocol):
     """What hfaccel._arena offers. Sizes and addresses are bytes; failures raise OSError."""
-
-    HUGE_PAGE_SIZE: int
 
     def Region(self, size: int, pages: str = "thp", node: int = -1, locked: bool = False) -> Region: ...
     def make_huge(self, address: int, size: int, collapse: bool) -> int: ...
@@ -47,16 +41,16 @@ class Arena(Protocol):
     def requestable_state(self) -> int: ...
 
 
-class Comparison(Protocol):
-    """What hfaccel._snapshot offers: each argument is a tuple, all of one length."""
+Objects = tuple[object, ...]
+Names = tuple[str, ...]
 
-    def items_are(
-        self, tables: tuple[dict[str, Any], ...], names: tuple[str, ...], values: tuple[Any, ...]
-    ) -> bool: ...
-    def attributes_are(
-        self, owners: tuple[Any, ...], names: tuple[str, ...], values: tuple[Any, ...]
-    ) -> bool: ...
-    def types_are(self, objects: tuple[Any, ...], types: tuple[type, ...]) -> bool: ...
+
+class Comparison(Protocol):
+    """What hfaccel._snapshot offers. The arguments of a call are tuples of one length."""
+
+    def items_are(self, tables: tuple[dict[str, object], ...], names: Names, values: Objects) -> bool: ...
+    def attributes_are(self, owners: Objects, names: Names, values: Objects) -> bool: ...
+    def types_are(self, objects: Objects, types: tuple[type, ...]) -> bool: ...
     def sizes_are(self, tables: tuple[dict[Any, Any], ...], sizes: tuple[int, ...]) -> bool: ...
 
 
@@ -78,8 +72,8 @@ class Kernels(Protocol):
     nothing alive. Arguments are positional."""
 
     PANEL: int  # columns of a packed weight that lie together
-    DOT_BF16: int  # whether the set multiplies bfloat16 by an instruction of its own,
-    DOT_I8: int  # and int8; otherwise weights are widened as they are read
+    DOT_BF16: int  # whether the set has an instruction that multiplies bfloat16; otherwise
+    DOT_I8: int  # weights are widened as they are read. The same for int8
 
     def Matrix(
         self, kind: int, columns: int, inputs: int, panels: int, bias: int, of_int8: tuple[int, ...] = ..., /
@@ -146,7 +140,7 @@ def _load(name: str, cost: str) -> tuple[Any, str]:
         return import_module(f"hfaccel.{name}"), ""
     except ModuleNotFoundError as error:
         return None, f"the native part is missing ({error}): {cost}; {INSTALL}"
-    except ImportError as error:  # by the extension itself: it says why
+    except ImportError as error:  # raised by the extension itself, with the reason
         return None, f"{name}: {error}"
 
 
@@ -156,8 +150,8 @@ comparison: Comparison | None = _load("_snapshot", "calls of fused models take l
 
 
 def load_kernels(names: Iterable[str]) -> tuple[Kernels | None, str, str]:
-    """The kernels of the first of these sets that this CPU and this installation have, the name of the set,
-    and why those before it cannot be used."""
+    """The kernels of the first set that this CPU and this installation have, the set's name, and why the sets
+    before it cannot be used."""
     problems: list[str] = []
     for name in names:
         kernels, problem = _load(f"_kernels_{name}", "layers are computed by torch")

@@ -1,18 +1,17 @@
-"""What was done to something, or was not, and why. Every floor of the house reports in this form."""
+"""What was done to something, or was not done, and why. Every package reports in this form."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 
 @dataclass(frozen=True)
 class Outcome:
     """One line of a report.
 
-    `subject` names the thing, `applied` whether it was changed, `reason` why or why not. `count` is the
-    number of equal things that the line stands for. `gain` is how many times faster it is than before, as
-    measured on this machine; None where it was not.
+    `subject`: what the line is about. `applied`: whether it was changed. `reason`: why, or why not. `count`:
+    how many equal things the line stands for. `gain`: how many times faster the thing became, as measured on
+    this machine; None where it was not measured.
     """
 
     subject: str
@@ -21,12 +20,12 @@ class Outcome:
     count: int = 1
     gain: float | None = None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
 
 def merge(outcomes: list[Outcome]) -> tuple[Outcome, ...]:
-    """Equal lines become one line with a count; the order of first appearance is kept."""
+    """Equal lines as one line with a count, in the order of first appearance."""
     counts: dict[Outcome, int] = {}
     for outcome in outcomes:
         key = replace(outcome, count=1)

@@ -1,9 +1,9 @@
 """backend="auto" with samples: every backend that can run is measured on the user's model and inputs.
 
-Each candidate gets a copy of the model and takes turns with the model itself. One whose results differ by
-more than its precision allows is discarded. The fastest wins if it is faster than the model itself on the
-whole and slower on none of the samples; otherwise nothing changes. The answer is kept in the cache of
-exports: of many processes that start at once, one measures and the others wait for it.
+Each candidate gets a copy of the model and takes turns with the model itself. A candidate whose results
+differ by more than its precision allows is discarded. The fastest candidate wins if it is faster than the
+model itself on the whole and slower on none of the samples; otherwise nothing changes. The cache of exports
+keeps the choice: of many processes that start at once, one measures and the others wait.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -35,21 +34,19 @@ BUDGET = 8.0  # seconds
 WORTH = 1.03  # a gain below this is noise
 NOT_SLOWER = 0.97  # on any sample
 ROUNDS = (3, 25)  # turns of a candidate with the model itself, per sample: least, most
-CALLS = 3  # that a candidate needs at least: one for its results, one turn with the model itself
+CALLS = 3  # the least for a candidate: one for its results, two for a turn with the model itself
 SETTLE = 0.005  # seconds: threads of the other engine spin for a while after their last work
-BERT_BASE = 110e6  # parameters; `Backend.preparation` is told for it
-
-Call = Callable[[], Any]
+BERT_BASE = 110e6  # parameters of the model for which `Backend.preparation` is given
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One candidate: how many times faster than the model itself on each sample, or why that is not known."""
+    """One candidate."""
 
     backend: str
-    speeds: tuple[float, ...] = ()
+    speeds: tuple[float, ...] = ()  # how many times faster than the model itself, by sample
     error: float = 0.0  # relative, of the results
-    problem: str = ""
+    problem: str = ""  # why there are no speeds
 
     @property
     def speed(self) -> float:
@@ -63,12 +60,12 @@ class Verdict:
 
 
 def select(model: nn.Module, options: Options, budget: float = BUDGET) -> Verdict:
-    """Measure for about `budget` seconds, or remember. `options.samples` must not be empty."""
+    """Measure for about `budget` seconds, or read an earlier choice. `options.samples` must not be empty."""
     candidates, rejected = _candidates(model)
     results: list[Measured] = []
 
     def make(folder: Path) -> None:
-        if not results:  # else the first folder was on a disk that is full
+        if not results:  # otherwise this is the second folder, after a full disk
             results.extend(measure(model, candidates, options, budget))
         document = {"date": datetime.date.today().isoformat(), "measured": [asdict(one) for one in results]}
         (folder / "choice.json").write_text(json.dumps(document))
@@ -76,7 +73,7 @@ def select(model: nn.Module, options: Options, budget: float = BUDGET) -> Verdic
     try:
         with Cache().entry(_key(model, candidates, options, budget), make) as entry:
             document = json.loads((entry.path / "choice.json").read_text())
-    except OSError as error:  # nor is there a temporary folder
+    except OSError as error:  # neither the cache nor a temporary folder can be written
         measured = results or measure(model, candidates, options, budget)
         source = f"measured just now; not kept: {error.strerror or error}"
     else:
@@ -90,7 +87,7 @@ def select(model: nn.Module, options: Options, budget: float = BUDGET) -> Verdic
 
 
 def decide(measured: Iterable[Measured]) -> str:
-    """The fastest that is worth it and slower nowhere; "" where there is none."""
+    """The fastest candidate that gains enough and is slower on no sample; "" where there is none."""
     good = [one for one in measured if one.speed >= WORTH and min(one.speeds) >= NOT_SLOWER]
     return max(good, key=lambda one: one.speed).backend if good else ""
 
@@ -136,11 +133,11 @@ def measure(
 
 @dataclass(frozen=True)
 class Stock:
-    """The model itself: what it returns for the samples, and how long it takes for all of them."""
+    """The model itself."""
 
     model: nn.Module
-    outputs: tuple[Any, ...]
-    seconds: float
+    outputs: tuple[object, ...]  # for the samples
+    seconds: float  # for all samples
 
     @classmethod
     def of(cls, model: nn.Module, samples: Sequence[export.Sample]) -> Stock:
@@ -173,7 +170,7 @@ def _measure(stock: Stock, backend: Backend, options: Options, end: float, shari
     return Measured(backend.name, speeds, error)
 
 
-def _error(stock: Stock, other: Any, samples: Sequence[export.Sample]) -> float:
+def _error(stock: Stock, other: nn.Module, samples: Sequence[export.Sample]) -> float:
     """The largest relative error of `other` over the samples."""
     with torch.inference_mode():
         return max(
@@ -182,8 +179,8 @@ def _error(stock: Stock, other: Any, samples: Sequence[export.Sample]) -> float:
         )
 
 
-def _speed(stock: Any, other: Any, sample: export.Sample, seconds: float, end: float) -> float:
-    """Median of stock's time over the other's, taken in turn, for `seconds`; one turn is the least."""
+def _speed(stock: nn.Module, other: nn.Module, sample: export.Sample, seconds: float, end: float) -> float:
+    """The median of stock's time over the other's. They take turns for `seconds`, at least once."""
     share = time.monotonic() + seconds
     ratios: list[float] = []
     with torch.inference_mode():
@@ -195,12 +192,12 @@ def _speed(stock: Any, other: Any, sample: export.Sample, seconds: float, end: f
 
 
 def _another(turns: int, now: float, share: float, end: float) -> bool:
-    """Whether to take one more turn: one at least, some until the end, more within the share."""
+    """Whether to take another turn: the first always, some until the end, more within the share."""
     least, most = ROUNDS
     return not turns or (turns < least and now < end) or (turns < most and now < share)
 
 
-def _time(call: Any, sample: export.Sample) -> float:
+def _time(call: nn.Module, sample: export.Sample) -> float:
     time.sleep(SETTLE)
     start = time.perf_counter()
     call(**sample)
@@ -208,7 +205,7 @@ def _time(call: Any, sample: export.Sample) -> float:
 
 
 def _candidates(model: nn.Module) -> tuple[list[Backend], tuple[Outcome, ...]]:
-    """What can run this model here, quickest prepared first; and why the others cannot."""
+    """The backends that can run this model here, in ascending order of preparation, and why others cannot."""
     problems = {
         backend: backend.available() or backend.supports(model)
         for backend in BACKENDS

@@ -1,14 +1,15 @@
-"""Tables for the terminal, drawn by rich. Imported only when something is printed."""
+"""Tables for the terminal, drawn by rich."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 
-def render(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """One table as text, as wide as the terminal (or $COLUMNS), without colours."""
+def render(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table as text, without colours, as wide as the terminal (or $COLUMNS), from 80 to 160 columns."""
+    import shutil
+
     from rich.console import Console
     from rich.table import Table
 
@@ -18,11 +19,12 @@ def render(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) ->
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     output = io.StringIO()
-    Console(file=output, width=_width(), color_system=None).print(table)
+    width = max(80, min(shutil.get_terminal_size((110, 24)).columns, 160))
+    Console(file=output, width=width, color_system=None).print(table)
     return output.getvalue()
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     from rich.markup import escape
 
     if value is None:
@@ -30,9 +32,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, tuple | list):
         return escape(", ".join(map(str, value)) or "-")
     return escape(str(getattr(value, "path", value)))
-
-
-def _width() -> int:
-    import shutil
-
-    return max(80, min(shutil.get_terminal_size((110, 24)).columns, 160))

@@ -1,5 +1,5 @@
-"""Threads beside the caller's, where there can be any: jobs run in line at the end of the interpreter, where
-no more threads are allowed, and where what looks like a thread is a greenlet."""
+"""Threads beside the caller's. Jobs run in the caller's thread while the interpreter ends, where the system
+allows no more threads, and where a thread of `threading` is a greenlet (gevent, eventlet)."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 GREEN = "gevent or eventlet has replaced threads by greenlets, which run inside the program's own thread"
 
 
 class Pool:
-    """Runs jobs in `count` threads that start with the first job and end with this object, or in line.
+    """Runs jobs in `count` threads, which start with the first job and end with this object.
 
-    Work in line is done when `submit` returns. `problem` says why it is done so; "" where it is not.
+    Where there can be no threads, a job runs inside `submit`, and `problem` has the reason.
     """
 
     def __init__(self, count: int, name: str, begin: Callable[[], None] | None = None) -> None:
         self._count, self._name, self._begin = count, name, begin
         self._executor: ThreadPoolExecutor | None = None
-        self._process = 0  # that has the threads: a forked child has none of its parent's
+        self._process = 0  # the process that has the threads; a forked child has none of them
         self.problem = ""
 
     def submit(self, job: Callable[[], T]) -> Future[T]:
-        """Begin `job`. The answer has its result or Exception; what interrupts it in line is raised here."""
+        """Start `job`. The future has its result or Exception; KeyboardInterrupt and SystemExit of a job that
+        runs here are raised here."""
         self.problem = green_threads()
         if not self.problem:
             if self._executor is None or self._process != os.getpid():
@@ -38,8 +39,8 @@ class Pool:
                 return self._executor.submit(job)
             except RuntimeError as error:  # the interpreter ends, or the system allows no more threads
                 self.problem = str(error)
-                self._executor = None  # it keeps the job, for a thread that it will not have
-        return _in_line(job)
+                self._executor = None  # its queue holds the job, which no thread will run
+        return _done_here(job)
 
     def __enter__(self) -> Pool:
         return self
@@ -49,7 +50,7 @@ class Pool:
             self._executor.shutdown()
 
 
-def _in_line(job: Callable[[], T]) -> Future[T]:
+def _done_here(job: Callable[[], T]) -> Future[T]:
     done: Future[T] = Future()
     try:
         done.set_result(job())
@@ -59,21 +60,21 @@ def _in_line(job: Callable[[], T]) -> Future[T]:
 
 
 def green_threads() -> str:
-    """GREEN where a thread of `threading` is a greenlet; "" where threads are threads."""
+    """GREEN where a thread of `threading` is a greenlet; "" where it is a thread of the system."""
     return GREEN if _starts_greenlets(_thread.start_new_thread) else ""
 
 
 @functools.cache
-def _starts_greenlets(start: Any) -> bool:
-    """Whether what `start` begins, by way of `threading`, is in the operating system's thread that begins it.
+def _starts_greenlets(start: Callable[..., object]) -> bool:
+    """Whether a thread of `threading` runs in the system's thread that started it.
 
-    For libraries patch it when the program begins, or later: the answer is for this very function.
+    `start`, which `threading` calls, is the key of the cache: libraries replace that function at any time.
     """
     found: list[int] = []
     thread = threading.Thread(target=lambda: found.append(threading.get_native_id()))
     try:
         thread.start()
-    except RuntimeError:  # there can be no thread, so there is no greenlet either
+    except RuntimeError:  # no thread can start, so none is a greenlet
         return False
     thread.join()
     return found == [threading.get_native_id()]

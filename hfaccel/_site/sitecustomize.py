@@ -1,8 +1,8 @@
-"""Runs in a Python that hfaccel-run started, before the program does.
+"""Runs in a Python that hfaccel-run started, before the program.
 
-It undoes what was meant for this process alone, so that the program and its children see the
-environment that the user has, and then runs the sitecustomize that it stands in front of, if any.
-Everything here is inside one function: no name stays behind.
+Removes the variables that were meant for this process alone, so that the program and its children see the
+user's environment, and then runs the user's own sitecustomize, if there is one. Everything is inside one
+function, so that no name stays behind.
 """
 
 
@@ -20,7 +20,7 @@ def _start() -> None:
             os.environ.pop(name.removeprefix(saved), None)
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != here]  # noqa: PTH100
 
-    # hfaccel may be found by the launcher's path alone, which the program does not have.
+    # Only the launcher's path may lead to hfaccel, and the program does not have that path.
     home = os.path.dirname(os.path.dirname(here))  # noqa: PTH120
     sys.path.append(home)
     try:
@@ -39,7 +39,7 @@ def _start() -> None:
     except ModuleNotFoundError as error:
         if error.name != "sitecustomize":
             raise
-        sys.modules["sitecustomize"] = this  # the import that runs this expects to find something
+        sys.modules["sitecustomize"] = this  # the import that runs this module expects it here
 
 
 _start()

@@ -1,8 +1,8 @@
 """Two sides measured in turn, each in a process of its own: A B A B ...
 
-A machine's speed drifts by tens of percent within minutes, so absolute times of different moments do
-not compare. Here each pair is measured within seconds, and what counts is the ratio within the pair.
-While one side computes, the other waits on its input and uses no CPU.
+A machine's speed drifts by tens of percent within minutes, so times taken at different moments cannot be
+compared. Here each pair is measured within seconds, and the result is the ratio within the pair. While one
+side computes, the other waits for input and uses no CPU.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from hfaccel.errors import HfaccelError
 
-# OpenMP threads spin for some milliseconds after their last work; the next side starts after that.
+# Seconds. OpenMP threads spin for some milliseconds after their last work; the next side starts after that.
 SETTLE = 0.02
+Sample = dict[str, Any]  # "seconds", and whatever else the case measures
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Side:
 
     `case` is `path/to/file.py:function`. The function is called once with `arguments` and returns the
     callable that takes one sample: a number of seconds, or a dict with the key "seconds".
-    `launcher` stands in front of the Python command, for example ("hfaccel-run",) replaces `python`.
+    `launcher` replaces `python` in the command, for example by ("hfaccel-run",).
     """
 
     name: str
     case: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, object] = field(default_factory=dict)
     launcher: tuple[str, ...] = (sys.executable,)
     environment: Mapping[str, str] = field(default_factory=dict)
     without: tuple[str, ...] = ()  # variables of this process that the side does not inherit
@@ -47,7 +47,7 @@ class Side:
 
 
 class Worker:
-    """A side's process. `sample()` lets it take one sample and waits for the answer."""
+    """A side's process. `sample()` asks for one sample and waits for the answer."""
 
     def __init__(self, side: Side) -> None:
         self.side = side
@@ -59,9 +59,9 @@ class Worker:
             env={name: value for name, value in os.environ.items() if name not in side.without}
             | dict(side.environment),
         )
-        self._answer()  # it is ready
+        self._answer()  # the process is ready
 
-    def sample(self) -> dict[str, Any]:
+    def sample(self) -> Sample:
         assert self.process.stdin is not None
         try:
             self.process.stdin.write("sample\n")
@@ -70,12 +70,12 @@ class Worker:
             raise self._ended() from None
         return self._answer()
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self) -> Sample:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             raise self._ended()
-        answer: dict[str, Any] = json.loads(line)
+        answer: Sample = json.loads(line)
         return answer
 
     def _ended(self) -> HfaccelError:
@@ -84,23 +84,21 @@ class Worker:
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it ended before us; _ended has said so
+        with contextlib.suppress(BrokenPipeError):  # the process ended by itself, and _ended has said so
             self.process.stdin.close()
         self.process.wait()
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Samples of two sides taken in turn. `ratio` is how many times faster `fast` is: the median."""
+    """Samples of two sides, taken in turn. `ratio`: how many times faster `fast` is, as the median."""
 
     base: str
     fast: str
-    base_samples: tuple[dict[str, Any], ...]
-    fast_samples: tuple[dict[str, Any], ...]
+    base_samples: tuple[Sample, ...]
+    fast_samples: tuple[Sample, ...]
 
     @property
     def ratios(self) -> list[float]:
@@ -115,7 +113,7 @@ class Comparison:
         samples = self.base_samples if side == self.base else self.fast_samples
         return statistics.median(float(sample["seconds"]) for sample in samples)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return {
             "base": self.base,
             "fast": self.fast,
@@ -129,18 +127,18 @@ class Comparison:
 def compare(
     base: Side, fast: Side, *, pairs: int = 7, progress: Callable[[], None] = lambda: None
 ) -> Comparison:
-    """Measure both sides in turn, `pairs` times, after one sample each that does not count."""
+    """Measure both sides in turn, `pairs` times, after one sample of each that does not count."""
     turns = take_turns([base, fast], pairs, progress)
     return Comparison(base.name, fast.name, *(tuple(turn[i] for turn in turns) for i in (0, 1)))
 
 
 def take_turns(
     sides: Sequence[Side], turns: int, progress: Callable[[], None] = lambda: None
-) -> list[list[dict[str, Any]]]:
+) -> list[list[Sample]]:
     """One sample of each side, `turns` times, after one turn that does not count: [turn][side]."""
     if turns < 1:
         raise ValueError(f"`turns >= 1` must hold, but got {turns}")
-    taken: list[list[dict[str, Any]]] = []
+    taken: list[list[Sample]] = []
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(Worker(side)) for side in sides]
         for number in range(turns + 1):
@@ -151,11 +149,11 @@ def take_turns(
     return taken
 
 
-def take_turn(workers: Sequence[Worker], number: int) -> list[dict[str, Any]]:
+def take_turn(workers: Sequence[Worker], number: int) -> list[Sample]:
     """One sample of each worker, in their order.
 
     Every turn begins with another worker, so that none always runs on the warmer machine."""
-    samples: list[dict[str, Any]] = [{}] * len(workers)
+    samples: list[Sample] = [{}] * len(workers)
     for i in range(len(workers)):
         place = (i + number) % len(workers)
         time.sleep(SETTLE)
@@ -163,14 +161,14 @@ def take_turn(workers: Sequence[Worker], number: int) -> list[dict[str, Any]]:
     return samples
 
 
-def load_case(case: str) -> Callable[..., Callable[[], Any]]:
+def load_case(case: str) -> Callable[..., Callable[[], float | Sample]]:
     """The function that `path/to/file.py:function` names."""
     import runpy
 
     path, _, name = case.rpartition(":")
     if not Path(path).is_file():
         raise HfaccelError(f"a case is path/to/file.py:function, but there is no file {path!r}")
-    function: Callable[..., Callable[[], Any]] | None = runpy.run_path(path).get(name)
+    function: Callable[..., Callable[[], float | Sample]] | None = runpy.run_path(path).get(name)
     if function is None:
         raise HfaccelError(f"a case is path/to/file.py:function, but {path} has no function {name!r}")
     return function

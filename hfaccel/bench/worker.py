@@ -1,7 +1,6 @@
 """The process of one side: builds its case, then takes one sample for each line on standard input.
 
-Answers are JSON lines on the original standard output; whatever the case itself prints goes to
-standard error.
+Answers are JSON lines on the original standard output; what the case itself prints goes to standard error.
 """
 
 from __future__ import annotations

@@ -50,11 +50,11 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """Run a command; an expected failure is one line on standard error and its exit code."""
+    """Run a command. An expected failure prints one line on standard error and returns its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # paths need not be text
-    code = 0  # of a command whose reader went away (`hfaccel info | head`), which is no failure
+    code = 0  # also where the reader has gone (`hfaccel info | head`)
     try:
         code = command()
         if sys.stdout is not None:
@@ -63,6 +63,6 @@ def guarded(command: Callable[[], int]) -> int:
         print(f"hfaccel: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        # Python flushes standard output once more at exit, so it gets another place to flush to.
+        # Python flushes standard output once more at exit, so standard output gets another target.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code

@@ -6,9 +6,7 @@ import argparse
 import importlib
 
 # A kind is a row here and a module hfaccel.commands.bench_KIND with a function `run`.
-KINDS = {
-    "memory": "where allocators place buffers, what that costs, and what huge pages change",
-}
+KINDS = {"memory": "where allocators place buffers, what that costs, and what huge pages change"}
 
 
 def run(arguments: list[str]) -> int:

@@ -1,7 +1,7 @@
 """hfaccel bench memory: where each allocator places buffers, what that costs, and what huge pages change.
 
-Every figure comes from a fresh process; the configurations take turns, and what counts is the ratio to
-the default of the same round. docs/memory.md tells how to read it.
+Every figure comes from a fresh process. The configurations take turns, and results are ratios to the default
+of the same round. docs/memory.md tells how to read them.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from hfaccel.bench.memory import Setting, find_ways, measure, probe_alignment, workloads
 from hfaccel.bench.memory.addresses import readable
 from hfaccel.bench.memory.picture import check_picture, draw
+from hfaccel.bench.memory.rounds import Document
 from hfaccel.bench.memory.ways import cleared, select
 from hfaccel.bench.memory.workloads import Workload
 from hfaccel.errors import UsageError
@@ -51,8 +51,8 @@ MISSES = "dTLB\nmisses"  # a column where they can be counted
 
 def run(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
-    for path in filter(None, [options.save]):
-        _check_folder(path)
+    if options.save and not Path(options.save).resolve().parent.is_dir():
+        raise UsageError(f"a file must be in a folder that exists, but got {options.save!r}")
     if options.picture:
         check_picture(options.picture)
     report = load(options.read) if options.read else _measured(options)
@@ -78,15 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check_folder(path: str) -> None:
-    if not Path(path).resolve().parent.is_dir():
-        raise UsageError(f"a file must be in a folder that exists, but got {path!r}")
-
-
-def load(path: str) -> dict[str, Any]:
+def load(path: str) -> Document:
     """A report that `--save` or `--json` wrote. Raises UsageError for anything else."""
     try:
-        report: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"a saved report must be JSON, but {path!r} is not ({error})") from None
     if not isinstance(report, dict) or report.get("format") != FORMAT:
@@ -97,7 +92,7 @@ def load(path: str) -> dict[str, Any]:
 # Measuring
 
 
-def _measured(options: argparse.Namespace) -> dict[str, Any]:
+def _measured(options: argparse.Namespace) -> Document:
     facts = read_host()
     threads = cpu_budget(facts).threads if options.threads is None else options.threads
     if threads < 1:
@@ -123,7 +118,7 @@ def _wanted(rows: Sequence[Workload], text: str) -> tuple[Workload, ...]:
     return wanted
 
 
-def _header(facts: HostFacts, threads: int, rounds: int, quick: bool) -> dict[str, Any]:
+def _header(facts: HostFacts, threads: int, rounds: int, quick: bool) -> Document:
     alignment = probe_alignment()
     return {
         "format": FORMAT,
@@ -144,26 +139,20 @@ def _header(facts: HostFacts, threads: int, rounds: int, quick: bool) -> dict[st
 
 @contextmanager
 def _progress(count: int) -> Iterator[Callable[[str], None]]:
-    """One line on standard error, where that is a terminal."""
+    """A line on standard error where that is a terminal. Call what this yields before each measurement."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=count)
-        state = {"started": False}
-
-        def tell(text: str) -> None:
-            bar.update(task, description=text, advance=int(state["started"]))
-            state["started"] = True
-
-        yield tell
+        task = bar.add_task("", total=count, completed=-1)  # the first call completes no measurement
+        yield lambda text: bar.update(task, description=text, advance=1)
 
 
 # Showing
 
 
-def as_text(report: Mapping[str, Any]) -> str:
+def as_text(report: Document) -> str:
     lines = [
         f"Linux {report['kernel']} {report['alignment']['text']}.",
         f"Transparent huge pages: {report['thp']} (defrag {report['thp_defrag']}). "
@@ -174,19 +163,19 @@ def as_text(report: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", *map(_table, report["workloads"])]).rstrip()
 
 
-def _table(workload: Mapping[str, Any]) -> str:
+def _table(workload: Document) -> str:
     results = workload["results"]
     counted = any(result.get("events") for result in results)
     rows = [[*_row(result), *([_misses(result)] if counted else [])] for result in results]
     return render(workload["name"], (*COLUMNS, MISSES) if counted else COLUMNS, rows)
 
 
-def _misses(result: Mapping[str, Any]) -> str | None:
+def _misses(result: Document) -> str | None:
     events = [count for count in result.get("events", {}).values() if count is not None]
     return f"{sum(events):,.0f}" if events else None
 
 
-def _reasons(report: Mapping[str, Any]) -> list[str]:
+def _reasons(report: Document) -> list[str]:
     """Why a column is empty, each reason once."""
     results = [result for workload in report["workloads"] for result in workload["results"]]
     reasons: dict[str, None] = {}
@@ -200,28 +189,24 @@ def _reasons(report: Mapping[str, Any]) -> list[str]:
     return list(reasons)
 
 
-def _row(result: Mapping[str, Any]) -> list[object]:
+def _row(result: Document) -> list[object]:
     if "layout" not in result:
         return [result["way"], "failed", *[None] * (len(COLUMNS) - 2)]
     layout = result["layout"]
     return [
         result["way"],
-        _percent(result["huge"]),
-        _percent(layout["aligned"]),
+        _number(result["huge"], ".0%"),
+        _number(layout["aligned"], ".0%"),
         readable(layout["gaps"]["median"]),
         f"{result['first_faults']:,.0f}",
         f"{result['faults']:,.0f}",
         f"{result['first_seconds'] * 1e3:.1f}",
-        _ratio(result["first_ratio"]),
+        _number(result["first_ratio"], ".2f"),
         f"{result['seconds'] * 1e3:.1f}",
-        _ratio(result["again_ratio"]),
+        _number(result["again_ratio"], ".2f"),
         None if result["peak"] is None else f"{result['peak'] / 2**20:.0f}",
     ]
 
 
-def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{share:.0%}"
-
-
-def _ratio(ratio: float | None) -> str | None:
-    return None if ratio is None else f"{ratio:.2f}"
+def _number(value: float | None, form: str) -> str | None:
+    return None if value is None else format(value, form)

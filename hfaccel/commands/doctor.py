@@ -22,7 +22,7 @@ def run(arguments: list[str]) -> int:
         return diagnosis.exit_code
     rows = [[finding.status, finding.check, finding.message] for finding in diagnosis.findings]
     print(render("doctor", ["status", "check", "finding"], rows))
-    advice = [finding for finding in diagnosis.findings if finding.advice]
-    for finding in advice:
-        print(f"{finding.check}: {finding.advice}")
+    for finding in diagnosis.findings:
+        if finding.advice:
+            print(f"{finding.check}: {finding.advice}")
     return diagnosis.exit_code

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from hfaccel.errors import UsageError
 from hfaccel.host import parse_number_list
@@ -18,7 +18,9 @@ USAGE = """hfaccel-run [options] [--] script.py [arguments]
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Settings, list[str]]:
-    """Options, the settings that they make, and the program with its arguments. UsageError otherwise."""
+    """The options, the settings that follow from them, and the program with its arguments.
+
+    Raises UsageError for an option or value that breaks a rule."""
     parser = _parser()
     head, program = split(arguments, parser)
     options = parser.parse_args(head)
@@ -124,20 +126,18 @@ def _add_instances(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--log-path", metavar="DIR", help="also write the output of each to a file in DIR")
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) < 1 << 16:
-        raise argparse.ArgumentTypeError(f"a number from 1 on is expected, but got {text!r}")
+def _count(text: str, least: int = 1) -> int:
+    if not text.isdecimal() or not least <= int(text) < 1 << 16:
+        raise argparse.ArgumentTypeError(f"a number from {least} on is expected, but got {text!r}")
     return int(text)
 
 
 def _index(text: str) -> int:
-    if not text.isdecimal() or len(text) > 6:
-        raise argparse.ArgumentTypeError(f"a number from 0 on is expected, but got {text!r}")
-    return int(text)
+    return _count(text, 0)
 
 
 def split(arguments: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[str]]:
-    """hfaccel-run's own options, and the program with its arguments, which are not touched.
+    """hfaccel-run's own options, and the program with its arguments as they are.
 
     Options may be spelled with underscores (`--memory_allocator`).
     """
@@ -160,7 +160,7 @@ def split(arguments: Sequence[str], parser: argparse.ArgumentParser) -> tuple[li
 
 
 def _check_contradictions(options: argparse.Namespace) -> None:
-    """Pairs of options that cannot both be meant."""
+    """Raise UsageError for options that contradict each other."""
     allocators = set(options.allocators or ()) | ({options.memory_allocator} - {None})
     pairs = (
         (len(allocators) > 1, "one allocator", " and ".join(sorted(allocators))),
@@ -193,7 +193,7 @@ def _asks_for_instances(options: argparse.Namespace) -> bool:
     )
 
 
-def _overrides(options: argparse.Namespace) -> dict[str, Any]:
+def _overrides(options: argparse.Namespace) -> dict[str, object]:
     allocator = options.memory_allocator
     if allocator is None:
         allocator = next(iter(options.allocators or ()), None)
@@ -228,7 +228,7 @@ def _list(option: str, text: str | None) -> tuple[int, ...] | None:
         raise UsageError(f"{option}: {error}") from None
 
 
-def read_profile(path: str) -> dict[str, Any]:
+def read_profile(path: str) -> dict[str, object]:
     """Knobs and values from a JSON file: `{"threads": 4, "allocator": "jemalloc"}`."""
     import json
 

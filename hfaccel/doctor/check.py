@@ -1,11 +1,11 @@
-"""What a check is. A check is a small class; adding one is a class and a line in CHECKS."""
+"""What a check is: a small class. A new check is a class and an entry of CHECKS."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from hfaccel.host import HostFacts, read_host
 
@@ -14,7 +14,7 @@ Status = Literal["ok", "warning", "error"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found; `advice` says what to do about it."""
+    """What a check found, and what to do about it."""
 
     check: str
     status: Status
@@ -23,10 +23,10 @@ class Finding:
 
 
 class Check(ABC):
-    """Looks at one thing. `name` is shown in the table.
+    """A check of one thing, shown as `name` in the table.
 
-    `find` gets the facts of this host and answers with a Finding; "ok" needs no advice, a "warning" costs
-    speed, an "error" costs correctness or makes the run fail.
+    `find` gets the facts of this host and returns a Finding: "ok" needs no advice, a "warning" costs speed,
+    an "error" costs correctness or makes the run fail.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Diagnosis:
         statuses = {finding.status for finding in self.findings}
         return 2 if "error" in statuses else 1 if "warning" in statuses else 0
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return {"exit_code": self.exit_code, "findings": [asdict(finding) for finding in self.findings]}
 
 

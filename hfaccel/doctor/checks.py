@@ -1,12 +1,10 @@
-"""The checks, in the order in which one would look: what is installed, then the machine, then memory."""
+"""The checks, in the order in which a person would look: what is installed, then the machine, then memory."""
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-
 from hfaccel import native
 from hfaccel.apply.verify import openmp_runtimes
+from hfaccel.bench.memory import probe_alignment
 from hfaccel.doctor.check import Check, Finding
 from hfaccel.host import MAX_ISA, HostFacts, read_host
 from hfaccel.plan import Goal, cpu_budget, make_plan
@@ -38,12 +36,10 @@ class Kernels(Check):
                 advice = native.INSTALL
             return self.warning(kernels_problem(), advice)
         fast = ", ".join(kind.label for kind in Kind if multiplies(kind))
-        cap = (
-            f", the most that {MAX_ISA}={facts.processor.kernel_cap} allows"
-            if facts.processor.kernel_cap
-            else ""
-        )
-        return self.ok(f"layers are computed by those for {set_in_use()}{cap}, which multiply {fast}")
+        text = f"the kernels for {set_in_use()} compute layers, and multiply {fast}"
+        if facts.processor.kernel_cap:
+            text += f"; {MAX_ISA}={facts.processor.kernel_cap} allows no better set"
+        return self.ok(text)
 
 
 class PrivateParts(Check):
@@ -65,7 +61,7 @@ class PrivateParts(Check):
 
 
 class Threads(Check):
-    """torch counts cores of the machine; a container may have fewer, and siblings are no cores."""
+    """torch counts the machine's cores; a container may have fewer, and hyper-threads are no cores."""
 
     name = "threads"
 
@@ -98,7 +94,7 @@ class OpenMP(Check):
 
 
 class Allocator(Check):
-    """glibc returns large buffers to the system at every free: a page fault for each of their pages."""
+    """glibc returns large buffers to the system at every free, and each of their pages faults in again."""
 
     name = "allocator"
 
@@ -129,30 +125,15 @@ class HugePages(Check):
 
 
 class Alignment(Check):
-    """Kernels differ: commit efa7df3e3bb5 (6.7) aligns every large anonymous mapping to 2 MiB, which
-    leaves gaps between buffers of odd sizes; d4148aeab412 (6.12) aligns only multiples of 2 MiB. Vendor
-    kernels carry either, so the behaviour is looked at and not the version."""
+    """Where the kernel aligns mappings of odd sizes, buffers have gaps that no huge page covers."""
 
     name = "alignment"
-    size = (2 << 20) + 4096
-    count = 6
 
     def find(self, facts: HostFacts) -> Finding:
         try:
-            aligned = sum(address % (2 << 20) == 0 for address in self.addresses())
+            return self.ok(f"this kernel {probe_alignment()}")
         except OSError as error:
-            return self.warning(f"six mappings of {self.size} bytes failed: {error}", "free some memory")
-        behaviour = "aligns every large mapping (6.7 to 6.11)" if aligned >= 5 else "aligns no odd sizes"
-        return self.ok(f"{aligned} of {self.count} mappings of odd size are aligned: this kernel {behaviour}")
-
-    def addresses(self) -> list[int]:
-        """Map all of them before looking, so that each gets a place of its own."""
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        mappings = [mmap.mmap(-1, self.size, flags=flags) for _ in range(self.count)]
-        addresses = [ctypes.addressof(ctypes.c_char.from_buffer(mapping)) for mapping in mappings]
-        for mapping in mappings:
-            mapping.close()
-        return addresses
+            return self.warning(f"mappings of 2 MiB failed: {error}", "free some memory")
 
 
 CHECKS: list[Check] = [

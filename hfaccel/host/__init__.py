@@ -31,14 +31,7 @@ from hfaccel.host.memory import read_memory, thp_mode, thp_problem
 from hfaccel.host.processor import read_processor
 from hfaccel.host.software import read_software
 from hfaccel.host.topology import read_topology
-from hfaccel.host.tree import (
-    Tree,
-    capture,
-    format_number_list,
-    is_capture,
-    is_number,
-    parse_number_list,
-)
+from hfaccel.host.tree import Tree, capture, format_number_list, is_capture, is_number, parse_number_list
 
 __all__ = [
     "ALLOCATORS",
@@ -73,23 +66,23 @@ __all__ = [
 
 
 def read_host(root: str | Path = "/") -> HostFacts:
-    """Read the facts of a host: "/" is this machine, another root a folder or a captured file.
+    """Read the facts of a host. `root`: "/" for this machine; a folder or a captured file for another host.
 
-    Never raises for a missing, unreadable or odd file: the fact takes its documented neutral value and
-    `HostFacts.problems` has a line about it.
+    Never raises for a missing, unreadable or odd file: the fact gets its documented neutral value, and
+    `HostFacts.problems` a line about the file.
     """
     return read_tree(Tree(root))
 
 
 def capture_host() -> str:
-    """The files of this machine that its facts are made of, as one text that read_host reads."""
+    """The files of this machine from which its facts come, as one text that read_host can read."""
     tree = Tree("/")
     read_tree(tree)
     return capture(tree)
 
 
 def read_tree(tree: Tree) -> HostFacts:
-    """The facts of the host that `tree` shows; what was read is in the tree afterwards."""
+    """The facts of a host; `tree` remembers what was read."""
     topology = read_topology(tree)
     mapped = read_mapped(tree)
     libc, libc_version = read_libc(tree, mapped)

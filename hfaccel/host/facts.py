@@ -1,12 +1,12 @@
 """The facts about a host, as plain frozen data. Nothing here decides, nothing here reads.
 
-Named tuples and not dataclasses: importing `dataclasses` and making a dozen of them takes a third of the
-time in which hfaccel-run starts.
+Named tuples, not dataclasses: importing `dataclasses` and defining a dozen of them would take a third of the
+time that hfaccel-run needs to start.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 ThpMode = Literal["always", "madvise", "never", "absent"]
 
@@ -23,9 +23,9 @@ class Processor(NamedTuple):
     stepping: int
     microcode: str
     isa: tuple[str, ...]  # of ISA_FLAGS, those that programs can use
-    withheld: tuple[str, ...]  # "flag: reason", of those that the kernel lists and that cannot be used
+    withheld: tuple[str, ...]  # "flag: reason" for each flag that the kernel lists but programs cannot use
     kernel_sets: tuple[str, ...] = ()  # of KERNEL_SETS, those that can run here, the best first
-    kernel_cap: str = ""  # what HFACCEL_MAX_ISA says, where it does
+    kernel_cap: str = ""  # the value of HFACCEL_MAX_ISA; "" where unset
 
     def has(self, flag: str) -> bool:
         return flag in self.isa
@@ -39,10 +39,10 @@ class Cache(NamedTuple):
 
 
 class LogicalCpu(NamedTuple):
-    """One CPU as the scheduler counts them.
+    """A CPU as the scheduler counts them: a core, or one of its hyper-threads.
 
-    `cpu` is the number that affinity masks use. `core` and `package` are ids that repeat between
-    sockets and say nothing to the scheduler: the pair names a physical core.
+    `cpu` is the number in affinity masks. `core` and `package` are ids that mean nothing to the scheduler and
+    repeat between sockets; together they name a physical core.
     """
 
     cpu: int
@@ -77,12 +77,8 @@ class Topology(NamedTuple):
     caches: tuple[Cache, ...] = ()  # of the first CPU
     governor: str = ""  # cpufreq's, of the first CPU; "" on most virtual machines
 
-    def one_per_core(self, mask: tuple[int, ...]) -> tuple[int, ...]:
-        """The first CPU in `mask` of every physical core that the mask touches, ascending."""
-        return tuple(sorted(min(cpus) for cpus in self.cores(mask)))
-
     def cores(self, mask: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-        """The CPUs in `mask`, those of one core together; cores of one node are neighbours."""
+        """The CPUs in `mask`, grouped by core; cores of one node follow each other."""
         known = {entry.cpu: entry for entry in self.cpus}
         groups: dict[tuple[int, int, int], list[int]] = {}
         for cpu in sorted(mask):
@@ -93,7 +89,7 @@ class Topology(NamedTuple):
         return tuple(tuple(cpus) for _, cpus in ordered)
 
     def nodes_of(self, cpus: tuple[int, ...]) -> tuple[int, ...]:
-        """Numbers of the nodes that these CPUs are on, ascending."""
+        """Numbers of the nodes that these CPUs belong to, ascending."""
         wanted = set(cpus)
         return tuple(sorted({entry.node for entry in self.cpus if entry.cpu in wanted}))
 
@@ -124,7 +120,7 @@ class Limits(NamedTuple):
     throttled: int | None = None  # periods in which the quota was used up, so far; None: not counted
     steal: float = 0.0  # share of CPU time since boot that the hypervisor gave to others
     locked_memory: int | None = None  # bytes that may be locked (RLIMIT_MEMLOCK); None: unlimited
-    siblings: int = 1  # processes of the same parent and program, this one among them: they share the limits
+    siblings: int = 1  # processes of the same parent and program, including this one: they share the limits
 
 
 class MemoryFacts(NamedTuple):
@@ -149,9 +145,9 @@ class Software(NamedTuple):
     tensorflow: bool  # installed for this Python
     cuda: bool  # the kernel has an NVIDIA driver
     hub_cache: str  # folder in which huggingface_hub keeps models
-    hub_cache_filesystem: str  # type of the file system that it is on; "" where unknown
-    hub_cache_remote: bool  # that is a network file system
-    hub_cache_in_use: bool  # there are models in it already; looked up where it is remote
+    hub_cache_filesystem: str  # type of that folder's file system; "" where unknown
+    hub_cache_remote: bool  # it is a network file system
+    hub_cache_in_use: bool  # the folder holds models already; looked up where it is remote
     local_cache: str  # a folder on a local disk that could serve instead; "" where there is none
 
 
@@ -169,13 +165,12 @@ class HostFacts(NamedTuple):
     software: Software
     problems: tuple[str, ...]  # what could not be read, one line each
 
-    def to_dict(self) -> dict[str, Any]:
-        data: dict[str, Any] = to_data(self)
-        return data
+    def to_dict(self) -> dict[str, object]:
+        return {name: to_data(item) for name, item in self._asdict().items()}
 
 
-def to_data(value: Any) -> Any:
-    """Facts and choices as dicts and lists, for JSON."""
+def to_data(value: object) -> object:
+    """Facts and choices for JSON: named tuples become dicts, other tuples lists."""
     if hasattr(value, "_asdict"):
         return {name: to_data(item) for name, item in value._asdict().items()}
     return [to_data(item) for item in value] if isinstance(value, tuple) else value

@@ -1,7 +1,7 @@
 """The instruction sets for which hfaccel has kernels, and which of them a processor can run.
 
-A set is a row here and its twin in native/CMakeLists.txt. Each is an extension of its own,
-hfaccel._kernels_NAME, which refuses to be imported where the CPU lacks one of its instructions.
+A set is a row here and a row in native/CMakeLists.txt. Each is an extension of its own,
+hfaccel._kernels_NAME, which cannot be imported where the CPU lacks one of its instructions.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ NONE = "none"
 
 class KernelSet(NamedTuple):
     name: str
-    family: str  # what HFACCEL_MAX_ISA calls it and its variants
+    family: str  # the name of the set and its variants in HFACCEL_MAX_ISA
     flags: tuple[str, ...]  # of the processor (host.processor.ISA_FLAGS)
 
 
 AVX512_BF16 = ("avx512f", "avx512_vnni", "avx512_bf16")
 NEON_BF16 = ("asimd", "asimddp", "bf16", "i8mm")
-# Each architecture's from the best to the smallest.
+# Of each architecture, the best set comes first.
 KERNEL_SETS = (
     KernelSet("amx", "amx", ("amx_tile", "amx_bf16", "amx_int8", *AVX512_BF16)),
     KernelSet("avx512_bf16", "avx512", AVX512_BF16),
@@ -40,8 +40,8 @@ FAMILIES = tuple(dict.fromkeys(row.family for row in KERNEL_SETS))
 def usable_sets(flags: Collection[str], cap: str) -> tuple[str, ...]:
     """Names of the sets that a processor with these flags can run, the best first.
 
-    `cap`: the largest that may be used, the name of a set or of a family, or "none"; "" for any. An unknown
-    name caps nothing (cap_problem)."""
+    `cap`: the largest set that may be used, as the name of a set or a family, or "none"; "" for any. An
+    unknown name is ignored (cap_problem)."""
     if cap == NONE:
         return ()
     rows: tuple[KernelSet, ...] = KERNEL_SETS
@@ -52,7 +52,7 @@ def usable_sets(flags: Collection[str], cap: str) -> tuple[str, ...]:
 
 
 def cap_problem(cap: str) -> str:
-    """Why this value of HFACCEL_MAX_ISA means nothing; "" where it does, or is empty."""
+    """Why this value of HFACCEL_MAX_ISA is ignored; "" where it is valid or empty."""
     if cap in ("", NONE, *FAMILIES, *NAMES):
         return ""
     names = ", ".join(dict.fromkeys((*FAMILIES, *NAMES, NONE)))

@@ -1,4 +1,4 @@
-"""Shared libraries: those on disk that can be preloaded, and what this process has mapped."""
+"""Shared libraries: those on disk that can be preloaded, and those that this process has mapped."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from hfaccel.host.facts import Library
 from hfaccel.host.tree import Tree
 from hfaccel.portable import machine
 
-# In order of preference, as measured: docs/method.md. mimalloc 2 (Debian's libmimalloc.so.2.0) faults
-# more than glibc does, so only version 3 is looked for.
+# In order of preference, as measured (docs/method.md). mimalloc 2 (Debian's libmimalloc.so.2.0) causes more
+# page faults than glibc, so only version 3 is searched for.
 ALLOCATORS = {
     "mimalloc": ("libmimalloc.so.3",),
     "jemalloc": ("libjemalloc.so.2", "libjemalloc.so"),
     "tcmalloc": ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4", "libtcmalloc_minimal.so"),
 }
-# It also serves the calls of programs that were built for GNU's.
+# Intel's runtime also serves programs that were built for GNU's.
 OPENMP_RUNTIMES: dict[str, tuple[str, ...]] = {"intel": ("libiomp5.so",)}
 ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
 
@@ -36,7 +36,7 @@ def find_libraries(tree: Tree, kinds: dict[str, tuple[str, ...]]) -> tuple[Libra
 
 
 def library_folders(tree: Tree) -> list[str]:
-    """Where libraries are found: this environment's packages first, the system's folders after."""
+    """Where libraries are searched: first in this environment's packages, then in the system's folders."""
     folders = tree.probe("library_folders", lambda: ":".join(_own_folders())).split(":")
     for folder in ("/usr/local/lib", "/usr/lib", "/usr/lib64", "/lib"):
         folders += [f"{folder}/{name}" for name in tree.names(folder, "*-linux-gnu")]
@@ -51,7 +51,7 @@ def _own_folders() -> list[str]:
 
 
 def elf_problem(header: bytes, machine: str) -> str | None:
-    """Why a library that starts with these 20 bytes cannot be preloaded on `machine`; None: it can."""
+    """Why a library that starts with these 20 bytes cannot be preloaded on `machine`; None where it can."""
     if len(header) < 20 or header[:4] != b"\x7fELF":
         return "is not an ELF library"
     if header[4] != 2:
@@ -62,13 +62,13 @@ def elf_problem(header: bytes, machine: str) -> str | None:
 
 
 def preload_problem(path: str | Path) -> str | None:
-    """Why this file cannot be preloaded here; None: it can."""
+    """Why this file cannot be preloaded here; None where it can."""
     try:
         with Path(path).open("rb") as file:
             return elf_problem(file.read(20), machine())
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    except ValueError as error:  # no file can have this name
+    except ValueError as error:  # not a name that a file can have
         return f"cannot be read ({error})"
 
 
@@ -93,7 +93,7 @@ def read_mapped(tree: Tree) -> tuple[str, ...]:
 
 
 def read_libc(tree: Tree, mapped: tuple[str, ...]) -> tuple[str, str]:
-    """Name and version; the version of glibc alone can be asked for."""
+    """Name and version; only glibc tells its version."""
     names = [path.rpartition("/")[2] for path in mapped]
     if any(name.startswith(("libc.so.6", "libc-2.")) for name in names):
         return "glibc", tree.probe("glibc_version", _glibc_version)

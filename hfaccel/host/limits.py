@@ -1,4 +1,4 @@
-"""What the cgroups (versions 1 and 2), the hypervisor and the process's own limits leave to it."""
+"""What cgroups (versions 1 and 2), the hypervisor and its own limits leave to this process."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Hierarchy(NamedTuple):
     """A mounted tree of cgroups."""
 
     controllers: tuple[str, ...]  # of version 1; ("",) is version 2
-    mount: str  # where it is mounted
-    root: str  # which of its groups is found there: inside a container often the container's own
+    mount: str  # where the tree is mounted
+    root: str  # the group that is mounted there: inside a container, often the container's own
 
 
-# Where systemd mounts them; for hosts whose /proc/self/mountinfo names none.
+# Where systemd mounts the trees; for hosts whose /proc/self/mountinfo names none.
 USUAL = (
     Hierarchy(("",), "/sys/fs/cgroup", "/"),
     Hierarchy(("cpu",), "/sys/fs/cgroup/cpu", "/"),
@@ -43,7 +43,7 @@ def read_limits(tree: Tree, topology: Topology) -> Limits:
         throttled=_throttled(tree),
         steal=_steal(tree),
         siblings=_siblings(tree),
-        locked_memory=_locked_memory(tree),
+        locked_memory=tree.number_after("/proc/self/limits", "Max locked memory"),
     )
 
 
@@ -72,10 +72,10 @@ def read_cpuset(tree: Tree) -> tuple[int, ...] | None:
 
 
 def _groups(tree: Tree, controller: str) -> Iterator[str]:
-    """Folders of the own group and its parents, as far as they are mounted.
+    """Folders of this process's group and its parents, as far as they are mounted.
 
-    `controller` is "" for version 2. Inside a container the path that /proc names is often not visible;
-    then only the parents that exist, at least the root, are read.
+    `controller` is "" for version 2. Inside a container the group that /proc names is often invisible; then
+    the parents that exist are read, at least the root.
     """
     own = _own_group(tree, controller)
     for hierarchy in _hierarchies(tree):
@@ -95,16 +95,20 @@ def _own_group(tree: Tree, controller: str) -> PurePosixPath:
 
 
 def _below(group: PurePosixPath, root: str) -> PurePosixPath:
-    """A group's path as seen from the group that is mounted."""
+    """A group's path, seen from the group that is mounted."""
     try:
         return PurePosixPath("/") / group.relative_to(root)
-    except ValueError:  # mounted is another part of the hierarchy, or the path is from another namespace
+    except ValueError:  # another part of the tree is mounted, or the path is of another namespace
         return group
 
 
 def _hierarchies(tree: Tree) -> tuple[Hierarchy, ...]:
     mounted = mounts(tree, lambda mount: mount.filesystem in ("cgroup", "cgroup2"))
-    return tuple(map(_hierarchy, mounted)) or USUAL
+    found = (
+        Hierarchy(("",) if mount.filesystem == "cgroup2" else mount.options, mount.place, mount.root)
+        for mount in mounted
+    )
+    return tuple(found) or USUAL
 
 
 class Mount(NamedTuple):
@@ -115,7 +119,7 @@ class Mount(NamedTuple):
 
 
 def mounts(tree: Tree, wanted: Callable[[Mount], bool]) -> list[Mount]:
-    """The mounts that are `wanted`, in order, from /proc/self/mountinfo (its form: proc_pid_mountinfo(5))."""
+    """The `wanted` mounts, in the order of /proc/self/mountinfo (see proc_pid_mountinfo(5))."""
 
     def keep(line: str) -> bool:
         mount = _mount(line)
@@ -133,16 +137,10 @@ def _mount(line: str) -> Mount | None:
 
 
 def _unescaped(path: str) -> str:
-    """The kernel writes a space as \\040, and likewise tabs, newlines and backslashes."""
+    """The kernel writes a space as \\040, and tabs, newlines and backslashes likewise."""
     for code, character in ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\")):
         path = path.replace(code, character)
     return path
-
-
-def _hierarchy(mount: Mount) -> Hierarchy:
-    if mount.filesystem == "cgroup2":
-        return Hierarchy(("",), mount.place, mount.root)
-    return Hierarchy(mount.options, mount.place, mount.root)
 
 
 def _quota_v2(tree: Tree, group: str) -> float | None:
@@ -183,7 +181,7 @@ def _bytes(tree: Tree, path: str) -> int | None:
 
 
 def _throttled(tree: Tree) -> int | None:
-    """nr_throttled of the own group."""
+    """nr_throttled of this process's group."""
     for controller in ("", "cpu"):
         for group in _groups(tree, controller):
             for line in tree.lines(f"{group}/cpu.stat"):
@@ -207,36 +205,28 @@ def _siblings(tree: Tree) -> int:
 
 
 def _count_siblings() -> int:
-    """How many children of this process's parent run this Python; workers are there before they import."""
+    """How many children of this process's parent run this Python."""
     try:
         own, parent = os.readlink("/proc/self/exe"), f"/proc/{os.getppid()}/task"  # noqa: PTH115
         files = [f"{parent}/{thread}/children" for thread in os.listdir(parent)]  # noqa: PTH208
         children = [child for file in files for child in _content(file).split()]
-    except OSError:  # no /proc, or the parent is somebody else's
+    except OSError:  # no /proc, or the parent belongs to another user
         return 1
     return sum(_runs(child, own) for child in children)
 
 
 def _runs(process: str, program: str) -> bool:
-    """Whether it is that program; the helper that multiprocessing starts for itself computes nothing."""
+    """Whether a process runs `program`. multiprocessing's own helper does not count: it computes nothing."""
     try:
         same = os.readlink(f"/proc/{process}/exe") == program  # noqa: PTH115
         return same and "multiprocessing.resource_tracker" not in _content(f"/proc/{process}/cmdline")
-    except OSError:  # it has ended, or is somebody else's
+    except OSError:  # the process has ended, or belongs to another user
         return False
 
 
 def _content(path: str) -> str:
     with open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123
         return file.read()
-
-
-def _locked_memory(tree: Tree) -> int | None:
-    for line in tree.lines("/proc/self/limits", lambda line: line.startswith("Max locked memory")):
-        soft = line.removeprefix("Max locked memory").split()[:1]
-        if soft and is_number(soft[0]):
-            return int(soft[0])
-    return None
 
 
 def _parent_affinity(tree: Tree, topology: Topology) -> tuple[int, ...]:

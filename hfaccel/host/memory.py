@@ -16,7 +16,7 @@ def read_memory(tree: Tree) -> MemoryFacts:
         tree.problem(f"{THP}/enabled", f"always, madvise or never was expected, but it selects {mode[:40]!r}")
     status = tree.lines("/proc/self/status", kept_status)
     return MemoryFacts(
-        total=_total(tree),
+        total=(tree.number_after("/proc/meminfo", "MemTotal:") or 0) * 1024,
         thp=MODES.get(mode, "absent"),
         thp_defrag=_selected(tree.text(f"{THP}/defrag")),
         thp_disabled=any(line.split() == ["THP_enabled:", "0"] for line in status),
@@ -28,7 +28,7 @@ def read_memory(tree: Tree) -> MemoryFacts:
 def thp_problem(memory: MemoryFacts) -> str:
     """Why a process gets no 2 MiB pages although it asks for them; "" where it does.
 
-    The kernel accepts MADV_HUGEPAGE all the same, so its answer says nothing.
+    The kernel accepts MADV_HUGEPAGE in every mode, so the result of that call proves nothing.
     """
     if memory.thp_disabled:
         return "transparent huge pages are switched off for this process (PR_SET_THP_DISABLE)"
@@ -38,13 +38,13 @@ def thp_problem(memory: MemoryFacts) -> str:
 
 
 def thp_mode(memory: MemoryFacts) -> str:
-    """The mode for 2 MiB pages: their own since 6.8, unless that inherits the general one."""
+    """The mode of 2 MiB pages: since Linux 6.8 their own, which may be to inherit the general one."""
     own = dict(memory.thp_sizes).get(2 << 20, "inherit")
     return memory.thp if own == "inherit" else own
 
 
 def _sizes(tree: Tree) -> tuple[tuple[int, str], ...]:
-    """The kernel offers sizes below that of a PMD since 6.8; each has a mode of its own."""
+    """Since Linux 6.8 there are sizes below 2 MiB, each with a mode of its own."""
     sizes = []
     for name in tree.names(THP, "hugepages-*kB"):
         number = name.removeprefix("hugepages-").removesuffix("kB")
@@ -57,11 +57,3 @@ def _sizes(tree: Tree) -> tuple[tuple[int, str], ...]:
 def _selected(text: str | None) -> str:
     """`always [madvise] never` -> `madvise`."""
     return (text or "").partition("[")[2].partition("]")[0]
-
-
-def _total(tree: Tree) -> int:
-    for line in tree.lines("/proc/meminfo", lambda line: line.startswith("MemTotal:")):
-        number = line.removeprefix("MemTotal:").split()[:1]
-        if number and is_number(number[0]):
-            return int(number[0]) * 1024
-    return 0

@@ -1,4 +1,4 @@
-"""What kind of processor this is, and which of its instructions programs can really use."""
+"""The processor, and which of its instructions programs can use."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Flag(NamedTuple):
     """An instruction set extension, by the kernel's name for it."""
 
     name: str
-    state: int  # bits of XCR0 without which the registers are lost at every switch of threads
-    level: int  # position in ONEDNN_LEVELS from which on oneDNN uses it
+    state: int  # bits of XCR0; without them a switch of threads loses the registers
+    level: int  # position in ONEDNN_LEVELS from which on oneDNN uses the extension
 
 
 AVX, AVX512, AMX = 0b110, 0b1110_0110, 0b11 << 17
-# Values of ONEDNN_MAX_CPU_ISA, each including those before it (oneDNN, "CPU dispatcher control").
+# Values of ONEDNN_MAX_CPU_ISA; each includes those before it (oneDNN, "CPU dispatcher control").
 ONEDNN_LEVELS = (
     "SSE41",
     "AVX",
@@ -80,10 +80,7 @@ CODENAMES = {
         (63, 63, 0, ANY, "Haswell"),
         (79, 79, 0, ANY, "Broadwell"),
     ),
-    ("AuthenticAMD", 0x17): (
-        (0x00, 0x2F, 0, ANY, "Zen"),
-        (0x30, 0xFF, 0, ANY, "Zen 2"),
-    ),
+    ("AuthenticAMD", 0x17): ((0x00, 0x2F, 0, ANY, "Zen"), (0x30, 0xFF, 0, ANY, "Zen 2")),
     ("AuthenticAMD", 0x19): (
         (0x00, 0x0F, 0, ANY, "Zen 3"),
         (0x10, 0x1F, 0, ANY, "Zen 4"),
@@ -98,7 +95,7 @@ ARM_CORES = {
     (0x41, 0xD49): "Neoverse N2",
     (0x41, 0xD4F): "Neoverse V2",  # Graviton 4, NVIDIA Grace
 }
-AMX_REQUESTABLE = 1 << 18  # the tile data, which a program must ask the kernel for
+AMX_REQUESTABLE = 1 << 18  # the tile data, for which a program must ask the kernel
 
 
 def read_processor(tree: Tree) -> Processor:
@@ -128,7 +125,7 @@ def read_processor(tree: Tree) -> Processor:
 
 
 def codename(vendor: str, family: int, model: int, stepping: int) -> str:
-    """Of the processor's core; "" for one that is not in the table."""
+    """The name of the processor's core; "" for a processor that is not in the table."""
     for first, last, low, high, name in CODENAMES.get((vendor, family), ()):
         if first <= model <= last and low <= stepping <= high:
             return name
@@ -136,7 +133,7 @@ def codename(vendor: str, family: int, model: int, stepping: int) -> str:
 
 
 def cpuinfo(tree: Tree) -> list[str]:
-    """/proc/cpuinfo: all of its first processor, of the others only the line that lets them be counted."""
+    """/proc/cpuinfo: all lines of the first processor, and the first line of every other, to count them."""
     seen = 0
 
     def keep(line: str) -> bool:
@@ -148,7 +145,6 @@ def cpuinfo(tree: Tree) -> list[str]:
 
 
 def _first_processor(tree: Tree) -> dict[str, str]:
-    """The fields of the first processor, which describes all."""
     fields: dict[str, str] = {}
     for line in cpuinfo(tree):
         name, _, value = line.partition(":")
@@ -157,9 +153,9 @@ def _first_processor(tree: Tree) -> dict[str, str]:
 
 
 def _usable(tree: Tree, listed: list[Flag]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the flags that can be used, and "flag: reason" of the others."""
-    saved = _mask(tree.probe("xcr0", _ask_saved_state))
-    requestable = _mask(tree.probe("xcomp", _ask_requestable_state))
+    """Names of the flags that programs can use, and "flag: reason" for the others."""
+    saved = _mask(tree.probe("xcr0", lambda: _ask(lambda arena: arena.saved_state())))
+    requestable = _mask(tree.probe("xcomp", lambda: _ask(lambda arena: arena.requestable_state())))
     cap = tree.probe("ONEDNN_MAX_CPU_ISA", lambda: os.environ.get("ONEDNN_MAX_CPU_ISA", "")).upper()
     level = ONEDNN_ALIASES.get(cap, cap)
     highest = ONEDNN_LEVELS.index(level) if level in ONEDNN_LEVELS else len(ONEDNN_LEVELS)
@@ -176,16 +172,8 @@ def _usable(tree: Tree, listed: list[Flag]) -> tuple[tuple[str, ...], tuple[str,
     return tuple(usable), tuple(withheld)
 
 
-def _ask_saved_state() -> str:
-    return _ask(lambda arena: arena.saved_state())
-
-
-def _ask_requestable_state() -> str:
-    return _ask(lambda arena: arena.requestable_state())
-
-
 def _ask(question: Callable[[native.Arena], int]) -> str:
-    """The mask in hexadecimal; 0 where the kernel refuses to answer; "" where nothing can ask it."""
+    """A mask in hexadecimal; 0 where the kernel refuses to answer, "" without the native part."""
     if native.arena is None:
         return ""
     try:
@@ -195,7 +183,7 @@ def _ask(question: Callable[[native.Arena], int]) -> str:
 
 
 def _mask(text: str) -> int | None:
-    """None: unknown, the kernel's flags are to be believed."""
+    """None where the mask is unknown: then the kernel's flags count as usable."""
     digits = text.removeprefix("0x")
     if not digits or len(digits) > 16 or set(digits.lower()) - set("0123456789abcdef"):
         return None

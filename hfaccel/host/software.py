@@ -1,4 +1,4 @@
-"""What else the plan depends on: TensorFlow, CUDA, and where huggingface_hub keeps models."""
+"""The other software that the plan depends on: TensorFlow, CUDA, and where huggingface_hub keeps models."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _in_use(folder: str) -> str:
 
 
 def _filesystem(tree: Tree, path: str) -> str:
-    """The type of the file system that `path` is on; "" where unknown."""
+    """The type of the file system that holds `path`; "" where unknown."""
     holding = mounts(tree, lambda mount: f"{path}/".startswith(f"{mount.place.rstrip('/')}/"))
-    # Of two mounts at one place the later hides the earlier.
+    # Of two mounts at one place, the later hides the earlier.
     return max(reversed(holding), key=lambda mount: len(mount.place)).filesystem if holding else ""

@@ -11,12 +11,12 @@ from hfaccel.portable import affinity
 
 CPUS = "/sys/devices/system/cpu"
 NODES = "/sys/devices/system/node"
-LOCAL, REMOTE = 10, 20  # distances that the kernel assumes where the firmware says none
+LOCAL, REMOTE = 10, 20  # the kernel's distances where the firmware gives none
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def read_topology(tree: Tree) -> Topology:
-    """Online CPUs. Where /sys has no topology every CPU counts as a core of its own."""
+    """Where /sys has no topology, every online CPU counts as a core of its own."""
     online = tree.numbers(f"{CPUS}/online")
     if not online:
         online = tuple(range(_count_processors(tree)))
@@ -39,11 +39,11 @@ def read_topology(tree: Tree) -> Topology:
 
 
 def _cores(tree: Tree, online: tuple[int, ...]) -> dict[int, int]:
-    """CPU number -> core. The lowest sibling names a core: unlike core_id, it is unique, and right on VMs."""
+    """CPU number -> core, named by its lowest CPU: unlike core_id, that is unique, and right on VMs."""
     cores: dict[int, int] = {}
     for cpu in online:
         if cpu in cores:
-            continue  # a sibling before it has named it: that saves half of the reads
+            continue  # known from a sibling, which saves half of the reads
         base = f"{CPUS}/cpu{cpu}/topology"
         siblings = tree.numbers(f"{base}/thread_siblings_list") or tree.numbers(f"{base}/core_cpus_list")
         core = min(siblings) if siblings else cpu
@@ -66,7 +66,7 @@ def _packages(tree: Tree, online: tuple[int, ...]) -> dict[int, int]:
 
 
 def _efficient(tree: Tree) -> tuple[int, ...]:
-    """The small cores of a hybrid processor; there are also processors that have no others."""
+    """The small cores of a hybrid processor; none where all cores are small."""
     small = tree.numbers("/sys/devices/cpu_atom/cpus")
     return small or () if tree.numbers("/sys/devices/cpu_core/cpus") else ()
 
@@ -85,7 +85,7 @@ def _node(tree: Tree, number: int) -> Node:
     return Node(
         number=number,
         cpus=tree.numbers(f"{base}/cpulist") or (),
-        memory=_memory(tree, f"{base}/meminfo"),
+        memory=(tree.number_after(f"{base}/meminfo", "MemTotal:") or 0) * 1024,
         distances=tuple(int(text) for text in distances if is_number(text)),
         huge_pages=_huge_pages(tree, f"{base}/hugepages"),
     )
@@ -95,13 +95,6 @@ def _distances(node: Node, nodes: tuple[Node, ...]) -> tuple[int, ...]:
     if len(node.distances) == len(nodes):
         return node.distances
     return tuple(LOCAL if other.number == node.number else REMOTE for other in nodes)
-
-
-def _memory(tree: Tree, path: str) -> int:
-    for line in tree.lines(path, lambda line: " MemTotal:" in line):
-        for word in line.partition("MemTotal:")[2].split():
-            return int(word) * 1024 if is_number(word) else 0
-    return 0
 
 
 def _huge_pages(tree: Tree, folder: str) -> tuple[HugePages, ...]:
@@ -145,7 +138,7 @@ def read_affinity(tree: Tree, topology: Topology) -> tuple[int, ...]:
 
 
 def status_list(tree: Tree, path: str, field: str) -> tuple[int, ...] | None:
-    """A list of numbers in a file such as /proc/self/status; None where there is none."""
+    """A field of a file such as /proc/self/status that lists numbers; None where it is missing."""
     for line in tree.lines(path, kept_status):
         name, _, value = line.partition(":")
         if name == field:
@@ -157,5 +150,5 @@ def status_list(tree: Tree, path: str, field: str) -> tuple[int, ...] | None:
 
 
 def kept_status(line: str) -> bool:
-    """The lines of a status file that facts are made of; the others are nobody's business."""
+    """Whether facts come from this line of a status file; a capture leaves out the others."""
     return line.startswith(("Cpus_allowed_list:", "Mems_allowed_list:", "THP_enabled:"))

@@ -1,5 +1,5 @@
-"""The one way hfaccel reads /sys, /proc and other system files: of this machine, below a folder, or out of
-a captured host. What was read is kept, so a capture holds exactly what the facts were made of."""
+"""The one way in which hfaccel reads /sys, /proc and other system files: of this machine, below a folder, or
+from a captured host. A tree remembers what was read, so a capture holds exactly what the facts came from."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ MAX_CPUS = 1 << 16  # far above any machine; a list that names more is noise, no
 
 
 class Tree:
-    """Files of a host, below `root`: "/" is this machine, another folder or a captured file are any host.
+    """The files of a host. `root`: "/" for this machine; a folder or a captured file for another host.
 
-    Reading never raises for what a host lacks or forbids: the answer is None, and what was there but
-    could not be used is kept in `problems`, one line each.
+    Reading never raises for what a host lacks or forbids: the answer is None, and `problems` has a line for
+    each file that is there but cannot be used.
     """
 
     def __init__(self, root: str | Path = "/") -> None:
         self.root = str(root)
         self.is_live = self.root == "/"
         self.problems: list[str] = []
-        self.seen: dict[str, str] = {}  # path -> what was read of it
-        self._contents: dict[str, str | None] = {}  # path -> the whole of it
+        self.seen: dict[str, str] = {}  # path -> the part that was read
+        self._contents: dict[str, str | None] = {}  # path -> the whole content
         self._kept: dict[str, set[int]] = {}  # path -> numbers of the lines that were kept
-        # os.path and not pathlib in this file: on large hosts hfaccel-run reads a thousand small files.
+        # os.path, not pathlib, in this file: on large hosts hfaccel-run reads a thousand small files.
         self._captured = _parse(self.root) if os.path.isfile(self.root) else None  # noqa: PTH113
         self._prefix = self.root.rstrip("/")
 
@@ -37,7 +37,7 @@ class Tree:
         return content.strip()
 
     def lines(self, absolute: str, keep: Callable[[str], bool] | None = None) -> list[str]:
-        """The lines of a file; with `keep` only those, and only those are captured."""
+        """The lines of a file, or those that `keep` accepts; a capture holds no others."""
         lines = (self._read(absolute) or "").splitlines()
         kept = [number for number, line in enumerate(lines) if keep is None or keep(line)]
         if lines:  # two readers of one file may keep different lines of it
@@ -45,6 +45,14 @@ class Tree:
             known.update(kept)
             self.seen[absolute] = "\n".join(lines[number] for number in sorted(known))
         return [lines[number] for number in kept]
+
+    def number_after(self, absolute: str, name: str) -> int | None:
+        """The number that follows `name` in a file such as /proc/meminfo; None where there is none."""
+        for line in self.lines(absolute, lambda line: name in line):
+            words = line.partition(name)[2].split()
+            if words and is_number(words[0]):
+                return int(words[0])
+        return None
 
     def integer(self, absolute: str) -> int | None:
         text = self.text(absolute)
@@ -56,7 +64,7 @@ class Tree:
         return int(text)
 
     def numbers(self, absolute: str) -> tuple[int, ...] | None:
-        """A list in the kernel's form: `0-3,8` is (0, 1, 2, 3, 8)."""
+        """The numbers of a file that holds a list such as `0-3,8`."""
         text = self.text(absolute)
         if text is None:
             return None
@@ -81,7 +89,7 @@ class Tree:
         return found
 
     def probe(self, name: str, ask: Callable[[], str]) -> str:
-        """What no file says: `ask()` on this machine; elsewhere the file /probes/NAME of the capture."""
+        """What no file says: `ask()` on this machine; the file /probes/NAME in a capture."""
         absolute = f"/probes/{name}"
         if not self.is_live:
             return self.text(absolute) or ""
@@ -107,7 +115,7 @@ class Tree:
         except OSError as error:
             self.problem(absolute, f"cannot be read ({error.strerror})")
             return None
-        except ValueError:  # a null byte in the path, which came out of a damaged /proc/self/cgroup
+        except ValueError:  # a null byte in the path, which comes from a damaged /proc/self/cgroup
             self.problem(absolute.replace("\0", "?"), "cannot be read (it is no path)")
             return None
 
@@ -124,7 +132,7 @@ class Tree:
             return set()
 
 
-# A captured host is one text file, which people can read before they send it:
+# A captured host is a text file, which people can read before they send it:
 #
 #   ==> /sys/devices/system/cpu/online <==
 #   0-7
@@ -133,7 +141,7 @@ class Tree:
 
 
 def capture(tree: Tree) -> str:
-    """What was read through `tree`, as a text that `Tree` reads again."""
+    """What was read through `tree`, as text that `Tree` can read."""
     return "".join(f"==> {path} <==\n{content.rstrip()}\n\n" for path, content in sorted(tree.seen.items()))
 
 
@@ -152,7 +160,7 @@ def _parse(path: str) -> dict[str, str]:
         else:
             lines.append(line)
     files[name] = "\n".join(lines)
-    files.pop("")  # what stands before the first name: a comment
+    files.pop("")  # a comment before the first name
     return files
 
 

@@ -30,16 +30,16 @@ FORWARDED = (
     signal.SIGUSR2,
     signal.SIGCONT,
 )
-GRACE = 10.0  # seconds between asking processes to end and ending them
-SHARED = "HFACCEL_SHARED"  # a folder of the instances of one start, removed with the last of them
-OUT, ERR = 1, 2  # our descriptors; the objects of sys may be closed, or have a buffer of their own
+GRACE = 10.0  # seconds from SIGTERM to SIGKILL
+SHARED = "HFACCEL_SHARED"  # the folder where the instances of one start meet; removed when they have ended
+OUT, ERR = 1, 2  # descriptors; the objects of sys may be closed, or have a buffer of their own
 
 
 def run_instances(launches: Sequence[Launch], log_path: str | None = None) -> int:
-    """Run all of them to their end. Returns 0, or the exit code of the first that failed.
+    """Run all instances to their end. Returns 0, or the exit code of the first instance that failed.
 
-    Signals are forwarded. When one fails the others are asked to end, and ended after GRACE seconds.
-    Raises ScriptError if one cannot be started; then none is left.
+    Signals are forwarded. When an instance fails, the others get SIGTERM, and SIGKILL after GRACE seconds.
+    Raises ScriptError if an instance cannot be started, after ending those that were.
     """
     instances: list[Instance] = []
     with contextlib.ExitStack() as stack:
@@ -57,7 +57,7 @@ def run_instances(launches: Sequence[Launch], log_path: str | None = None) -> in
 
 
 class Instance:
-    """One running program, in a process group of its own so that signals reach all of it."""
+    """One running program, in a process group of its own so that signals reach all its processes."""
 
     def __init__(
         self, launch: Launch, log: IO[bytes] | None, shared: Mapping[str, str] = MappingProxyType({})
@@ -72,7 +72,7 @@ class Instance:
                 self.process = subprocess.Popen(
                     launch.command,
                     env={**start_environment(launch), **shared},
-                    stdin=subprocess.DEVNULL,  # which of them should read a line?
+                    stdin=subprocess.DEVNULL,  # it is undefined which instance would read a line
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     process_group=0,
@@ -83,7 +83,7 @@ class Instance:
                 raise ScriptError(f"a program must be startable, but {what}") from None
 
     def read(self) -> None:
-        """Start to pass its output on."""
+        """Start to pass the program's output on."""
         for source, target in ((self.process.stdout, OUT), (self.process.stderr, ERR)):
             self.threads.append(_start(self._copy, source, target))
 
@@ -97,11 +97,11 @@ class Instance:
                     if not _write(descriptor, prefix + ended if descriptor == target else line):
                         open_targets.discard(descriptor)
             if not open_targets:
-                source.close()  # nobody reads any more: the program learns it as it would alone
+                source.close()  # nobody reads any more, and the program shall notice
                 return
 
     def signal(self, number: int) -> bool:
-        """Whether there was anybody left to get it."""
+        """Send a signal; whether a process was left to get it."""
         try:
             os.killpg(self.process.pid, number)
         except (ProcessLookupError, PermissionError):
@@ -109,11 +109,10 @@ class Instance:
         return True
 
     def end(self, deadline: float) -> None:
-        """Wait for what is left of it, what the program started and did not wait for included, and end it
-        at the deadline."""
+        """Wait for all processes of the program, also those it left behind; kill them at the deadline."""
         alive = self.signal(0)
         while alive and time.monotonic() < deadline:
-            self.process.poll()  # or it would stay as a zombie that can be signalled for ever
+            self.process.poll()  # otherwise a zombie would stay, which can still be signalled
             time.sleep(0.02)
             alive = self.signal(0)
         if alive:
@@ -127,19 +126,19 @@ _output = threading.Lock()  # lines of two instances must not mix
 
 
 def _write(descriptor: int, data: bytes) -> bool:
-    """Whether there is still a reader. On a full disk, or with the stream closed, lines get lost."""
+    """Write all of it; whether there is still a reader. On a full disk or a closed stream, lines get lost."""
     try:
         while data:
             data = data[os.write(descriptor, data) :]
     except BrokenPipeError:
         return False
     except OSError:
-        return True  # a program that waited for ever would be worse
+        return True  # otherwise the program would wait for ever
     return True
 
 
 def _start(target: Callable[..., None], *arguments: object) -> threading.Thread:
-    """A thread that takes no signals: the kernel may give them to any, but only the main one acts on them."""
+    """Start a thread that takes no signals: only the main thread acts on them."""
 
     def run() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -152,13 +151,13 @@ def _start(target: Callable[..., None], *arguments: object) -> threading.Thread:
 
 @contextlib.contextmanager
 def bound(launch: Launch) -> Iterator[list[str]]:
-    """Bind this process for as long as it takes to start a child, which inherits that."""
+    """Bind this process while it starts a child, which inherits the binding. Yields what was refused."""
     mask = os.sched_getaffinity(0)
     policy = _memory_policy()
     try:
         yield bind(launch)
     finally:
-        with contextlib.suppress(OSError):  # where that is refused, binding was, too
+        with contextlib.suppress(OSError):  # where the system refuses this, it refused the binding too
             os.sched_setaffinity(0, mask)
         if policy is not None and launch.plan["memory_policy"].value is not None:
             set_memory_policy(policy)
@@ -168,12 +167,12 @@ def _memory_policy() -> MemoryPolicy | None:
     try:
         return MemoryPolicy(*native.arena.memory_policy()) if native.arena is not None else None
     except OSError:
-        return None  # not to be read, so not to be set either
+        return None  # where it cannot be read, it cannot be set either
 
 
 @contextlib.contextmanager
 def _meeting_folder() -> Iterator[dict[str, str]]:
-    """The variable by which the instances find each other, to share weights (hfaccel/memory/meeting.py)."""
+    """The variable by which instances find each other, to share weights (hfaccel/memory/meeting.py)."""
     try:
         folder = tempfile.TemporaryDirectory(prefix="hfaccel-", ignore_cleanup_errors=True)
     except OSError as error:
@@ -197,7 +196,7 @@ def _open_logs(launches: Sequence[Launch], path: str) -> list[IO[bytes]]:
 
 
 def _end_with_parent() -> None:
-    """In the child: should hfaccel-run be killed, which nobody can catch, the child ends too."""
+    """In the child: let it end when hfaccel-run is killed."""
     if native.arena is not None:
         with contextlib.suppress(OSError):
             native.arena.end_with_parent(signal.SIGTERM)
@@ -205,7 +204,7 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _forwarding(instances: list[Instance]) -> Iterator[None]:
-    """Pass signals on to the instances. One that is ignored (nohup) stays so, here and in them."""
+    """Pass signals on to the instances. A signal that is ignored (nohup) stays ignored, here and there."""
 
     def handler(number: int, frame: FrameType | None) -> None:
         for instance in instances:
@@ -246,7 +245,7 @@ def _signal_name(number: int) -> str:
 
 
 def _end_all(instances: list[Instance]) -> None:
-    """Ask all that is left to end, then wait for it, then end it."""
+    """End the instances that still run: SIGTERM, a wait, SIGKILL."""
     for instance in instances:
         instance.signal(signal.SIGTERM)
     deadline = time.monotonic() + GRACE

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hfaccel.apply.environ import SAVED, launch_environment
 from hfaccel.apply.preload import preload_trial
@@ -24,16 +24,16 @@ AUTO = "HFACCEL_AUTO"
 class Settings(NamedTuple):
     """What the user asks of hfaccel-run."""
 
-    overrides: Mapping[str, Any] = MappingProxyType({})  # knob -> value
-    profile: Mapping[str, Any] = MappingProxyType({})  # knob -> value
+    overrides: Mapping[str, object] = MappingProxyType({})  # knob -> value
+    profile: Mapping[str, object] = MappingProxyType({})  # knob -> value
     request: Request = Request()
-    instance: int | None = None  # start only this one of several
+    instance: int | None = None  # start only this instance
     python: bool = True  # False: the program is an executable
     optimize: bool = False  # optimize the models that an unchanged program loads
 
 
 class Launch(NamedTuple):
-    """A program that is ready to be started, and why it is started so."""
+    """A program that is ready to be started, with the plan for its process."""
 
     command: tuple[str, ...]
     environment: Mapping[str, str]
@@ -51,7 +51,7 @@ class Launch(NamedTuple):
             if before.get(name) != value and not _is_own(name)
         }
 
-    def to_dict(self, before: Mapping[str, str]) -> dict[str, Any]:
+    def to_dict(self, before: Mapping[str, str]) -> dict[str, object]:
         return {
             "command": list(self.command),
             "environment": self.changes(before),
@@ -62,15 +62,15 @@ class Launch(NamedTuple):
 
 
 def _is_own(name: str) -> bool:
-    """Bookkeeping that a shell would have no use for."""
+    """Whether a variable is hfaccel's bookkeeping, for which a shell has no use."""
     return name in ("PYTHONPATH", STARTED) or name.startswith(SAVED)
 
 
 def prepare(program: Sequence[str], settings: Settings, environment: Mapping[str, str]) -> tuple[Launch, ...]:
-    """Plan how to start `program`: a script or `-m module` or `-c code`, then its arguments.
+    """Plan how to start `program`: a script, `-m module` or `-c code`, then its arguments.
 
-    One Launch for each instance. Changes nothing. Raises UsageError for a setting that breaks a rule,
-    ScriptError for a program that could not be started without hfaccel either.
+    Returns a Launch for each instance and changes nothing. Raises UsageError for a setting that breaks a
+    rule, ScriptError for a program that could not be started without hfaccel either.
     """
     check_start(environment, settings)
     command = python_command(program) if settings.python else executable_command(program)
@@ -115,7 +115,7 @@ def _launch(
 
 
 def plan_with_working_preload(facts: HostFacts, goal: Goal) -> tuple[Plan, tuple[str, ...]]:
-    """The plan whose libraries can really be preloaded here; one that fails is left out, with a note."""
+    """A plan whose libraries can be preloaded here, with a note for each library that cannot."""
     notes: list[str] = []
     while True:
         plan = make_plan(facts, goal)
@@ -143,7 +143,7 @@ def _refuse_if_asked_for(choice: Choice, problem: str) -> None:
         )
 
 
-# What is known to fail before anything is started
+# Failures that can be foreseen
 
 
 def check_start(environment: Mapping[str, str], settings: Settings) -> None:

@@ -13,7 +13,7 @@ from hfaccel.host import format_number_list
 from hfaccel.launcher.prepare import STARTED, Launch
 from hfaccel.plan import MemoryPolicy
 
-CHILDREN = "HFACCEL_CHILDREN_AFFINITY"  # the mask for what the program starts; read in hfaccel/_site
+CHILDREN = "HFACCEL_CHILDREN_AFFINITY"  # the affinity mask of the program's children; read in hfaccel/_site
 
 
 def become(launch: Launch) -> None:
@@ -23,7 +23,7 @@ def become(launch: Launch) -> None:
     environment = {**start_environment(launch), STARTED: str(os.getpid())}
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None where they are closed
         stream.flush()
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and exec keeps what is ignored
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and exec would keep that
         signal.signal(number, signal.SIG_DFL)
     try:
         os.execve(launch.command[0], launch.command, environment)
@@ -39,7 +39,7 @@ def say(line: str) -> None:
 
 
 def bind(launch: Launch) -> list[str]:
-    """Bind this process as planned; what the system refuses is a line, and the program runs all the same."""
+    """Bind this process as planned. Returns a line for each refusal; the program runs nevertheless."""
     notes = []
     cpus = launch.plan["affinity"].value
     if cpus is not None:
@@ -64,11 +64,11 @@ def set_memory_policy(policy: MemoryPolicy) -> list[str]:
 
 
 def start_environment(launch: Launch) -> dict[str, str]:
-    """The program's environment, with what depends on the system having gone along."""
+    """The program's environment, without what the system refused."""
     environment = dict(launch.environment)
     choice = launch.plan["affinity"]
     if choice.value is not None and choice.source == "rule" and launch.slot is None:
-        # Chosen by us and not by the user, so it is for this program and not for all that it starts.
+        # The rules chose this mask, not the user, so it is for this program and not for its children.
         environment[CHILDREN] = ",".join(map(str, launch.original_mask))
     cache = launch.plan["hub_cache"]
     if cache.value is not None and cache.source == "rule":
@@ -80,9 +80,9 @@ def start_environment(launch: Launch) -> dict[str, str]:
 
 
 def make_private_folder(path: str) -> str:
-    """Make a folder that nobody else can write to; "" if there is one, else why not.
+    """Make a folder to which nobody else can write. Returns why that failed; "" where it did not.
 
-    Its parent is open to everybody, so somebody may have made it, or a link of that name, before.
+    Everybody can write to the parent, so somebody else may have made the folder, or a link of that name.
     """
     try:
         Path(path).mkdir(mode=0o700, exist_ok=True)

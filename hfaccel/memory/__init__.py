@@ -1,10 +1,10 @@
-"""Huge-page memory for tensors, and what became of it: empty, pack_, share, coverage, release."""
+"""Memory on huge pages for tensors: empty, pack_, share, coverage, release."""
 
 from hfaccel.memory.arena import Arena, Pages, empty, padded
 from hfaccel.memory.coverage import coverage
-from hfaccel.memory.layout import Layout, digest, held, lay_out, view
+from hfaccel.memory.layout import Layout, digest, lay_out, view
 from hfaccel.memory.mapping import map_bytes
-from hfaccel.memory.pack import Packed, pack_
+from hfaccel.memory.pack import Packed, held, pack_
 from hfaccel.memory.release import release
 from hfaccel.memory.sharing import Shared, share, shared
 

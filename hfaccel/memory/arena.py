@@ -1,4 +1,4 @@
-"""Tensors on huge pages. An arena is one region of memory from which tensors are carved one by one."""
+"""Tensors on huge pages. An arena is one region of memory from which tensors are taken one by one."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ import math
 import os
 import threading
 from collections.abc import Sequence
-from typing import Any, Literal, SupportsIndex
+from typing import Literal, get_args
 
 import torch
 
 from hfaccel import native
-from hfaccel.errors import UsageError
+from hfaccel.errors import UsageError, whole_number
 from hfaccel.host import Tree, read_memory, thp_problem
 
 HUGE_PAGE = 2 << 20  # bytes
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 COLOUR = 7 * ALIGNMENT  # shifts a tensor whose page offset repeats: equal offsets share cache sets
+LIMIT = 1 << 63  # of bytes and of the sizes of a shape: torch counts in signed 64-bit integers
 Pages = Literal["auto", "thp", "hugetlb", "hugetlb-1g", "default"]
-LIMIT = 1 << 63  # of sizes in bytes and of those of a shape: torch counts with 64 bits and a sign
-PAGES = ("auto", "thp", "hugetlb", "hugetlb-1g", "default")
+PAGES: tuple[Pages, ...] = get_args(Pages)
 
 
 class Arena:
-    """`size` bytes of memory that tensors are taken from, side by side and in order, until it is full.
+    """`size` bytes of memory, from which tensors are taken side by side until the arena is full.
 
-    A tensor keeps the whole arena alive; the memory is given back when the last tensor goes. `pages`:
-    "thp" asks for transparent huge pages, "hugetlb" for explicit ones of 2 MiB out of the system's pool,
-    "hugetlb-1g" of 1 GiB, each with the one before it as the fallback; "default" asks for nothing. `node`:
-    the NUMA node that pages come from where it has room. `locked` keeps them in memory (RLIMIT_MEMLOCK).
-    What the system refuses is in `problem`; `pages` says what it is made of. Without the native part the
-    memory is torch's. Threads may take from one arena at the same time.
+    A tensor keeps the whole arena alive; the memory is freed with the last tensor. `pages`: "thp" asks for
+    transparent huge pages, "hugetlb" for explicit huge pages of 2 MiB from the system's pool, "hugetlb-1g"
+    of 1 GiB, each with the one before as the fallback; "default" asks for nothing. `node`: the NUMA node of
+    the pages, as far as it has room. `locked` keeps the pages in memory (RLIMIT_MEMLOCK). Afterwards `pages`
+    says what kind the pages are, and `problem` what the system refused. Without the native part the memory
+    is torch's. Threads may take from one arena at the same time.
 
-    Raises UsageError for a value that breaks a rule, torch's RuntimeError where there is no memory at all.
+    Raises UsageError for a value that breaks a rule, torch's RuntimeError where memory is exhausted.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class Arena:
         self.pages = "default"
         wants_nothing = pages == "default" and node is None and not locked
         region = None if wants_nothing or size == 0 else self._reserve(size, pages, node, locked)
-        buffer: Any = torch.empty(size, dtype=torch.uint8).numpy() if region is None else region
-        self._buffer, self._size = buffer, memoryview(buffer).nbytes  # of whole pages
+        self._buffer: object = torch.empty(size, dtype=torch.uint8).numpy() if region is None else region
+        self._size = size if region is None else len(region)  # of whole pages
 
     @property
     def room(self) -> int:
-        """Bytes that a tensor can still be taken of."""
+        """The largest tensor, in bytes, that can still be taken."""
         return max(0, self._size - padded(self.used))
 
     def _reserve(self, size: int, pages: str, node: int | None, locked: bool) -> native.Region | None:
@@ -67,7 +67,7 @@ class Arena:
             self.problem = str(error.args[-1])
             return None
         refused = [f"{call}: {os.strerror(number)}" for call, number in region.refused]
-        # The kernel takes the advice in every mode, so what it really gives is a question of its own.
+        # The kernel accepts the advice in every mode; whether it gives huge pages is asked separately.
         missing = thp_problem(read_memory(Tree())) if region.pages == "thp" else ""
         self.pages = "default" if missing else region.pages
         self.problem = "; ".join(filter(None, [self.problem, *refused, missing]))
@@ -78,8 +78,8 @@ class Arena:
     ) -> torch.Tensor:
         """An uninitialised, contiguous tensor, aligned to 64 bytes.
 
-        `coloured`: not at the same place within a page as the one before it. Raises UsageError when the arena
-        is full, or for a shape or dtype that breaks a rule; nothing is taken then.
+        `coloured`: at another offset within its page than the tensor before. Raises UsageError, and takes
+        nothing, when the arena is full and for a shape or dtype that breaks a rule.
         """
         sizes = check_shape(shape)
         nbytes = check_bytes(math.prod(sizes) * item_size(dtype), "a tensor")
@@ -96,13 +96,13 @@ class Arena:
             self.used = end
         if nbytes == 0:
             return torch.empty(sizes, dtype=dtype)
-        # A storage of its own: torch.save refuses one that is seen as two types, and writes all of it.
+        # A storage for each tensor: torch.save writes whole storages, and refuses one seen as two types.
         taken = torch.frombuffer(self._buffer, dtype=torch.uint8, offset=start, count=nbytes)
         return taken.view(dtype).view(sizes)
 
 
 def padded(nbytes: int) -> int:
-    """`nbytes` rounded up to ALIGNMENT: what a tensor of that size takes up in an arena."""
+    """`nbytes` rounded up to ALIGNMENT: what a tensor of that size occupies in an arena."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
@@ -115,10 +115,10 @@ def empty(
 ) -> torch.Tensor:
     """An uninitialised CPU tensor of `shape`, on huge pages where the system gives them.
 
-    `pages`: "thp" asks for transparent huge pages, "hugetlb" and "hugetlb-1g" for explicit ones out of the
-    system's pool, with THP as the fallback; "auto" asks for THP from 2 MiB on, where they can pay;
-    "default" leaves it to torch's allocator. `numa_node`: where the memory comes from, if it has room.
-    Raises UsageError for a value that breaks a rule, torch's RuntimeError where there is no memory at all.
+    `pages`: "thp" asks for transparent huge pages (THP), "hugetlb" and "hugetlb-1g" for explicit huge pages
+    from the system's pool, with THP as the fallback; "auto" asks for THP where the tensor has 2 MiB or more;
+    "default" leaves the memory to torch's allocator. `numa_node`: the node of the memory, as far as it has
+    room. Raises UsageError for a value that breaks a rule, torch's RuntimeError where memory is exhausted.
     """
     if pages not in PAGES:
         raise UsageError(f"pages must be one of {', '.join(PAGES)}, but got {pages!r}")
@@ -140,14 +140,14 @@ def check_node(node: int | None) -> None:
     if node is None:
         return
     online = Tree().numbers("/sys/devices/system/node/online") or (0,)
-    if type(node) is not int or node not in online:  # True and 0.0 are equal to nodes
+    if type(node) is not int or node not in online:  # True and 0.0 equal nodes
         raise UsageError(f"a NUMA node must be one of {list(online)}, but got {node!r}")
 
 
 def check_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
-    """The sizes of a shape. Raises UsageError for what is no shape; NumPy's integers are, bools are not."""
+    """The sizes of a shape. Raises UsageError unless they are integers, NumPy's included; bools are not."""
     given = shape if isinstance(shape, Sequence) else (shape,)
-    sizes = tuple(_integer(size) for size in given)
+    sizes = tuple(whole_number(size) for size in given)
     if isinstance(shape, str | bytes) or any(size is None for size in sizes):
         raise UsageError(f"a shape must be an integer or a sequence of integers, but got {shape!r}")
     if any(size is None or not 0 <= size < LIMIT for size in sizes):
@@ -156,7 +156,7 @@ def check_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def check_bytes(size: int, what: str) -> int:
-    number = _integer(size)
+    number = whole_number(size)
     if number is None or not 0 <= number < LIMIT:
         raise UsageError(f"`0 <= size < 2**63` bytes must hold for {what}, but got {size!r}")
     return number
@@ -166,13 +166,3 @@ def item_size(dtype: torch.dtype) -> int:
     if not isinstance(dtype, torch.dtype):
         raise UsageError(f"dtype must be a torch.dtype, such as torch.float32, but got {dtype!r}")
     return dtype.itemsize
-
-
-def _integer(value: object) -> int | None:
-    """The integer that it is, in the way in which an index is one; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-        return None
-    try:
-        return value.__index__()
-    except TypeError:  # a tensor has the method, and refuses it unless it is one integer
-        return None

@@ -1,4 +1,4 @@
-"""Which share of tensors' bytes lies on huge pages, as the kernel says."""
+"""The share of tensors' bytes that lies on huge pages, as the kernel reports."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from hfaccel import native
 from hfaccel.errors import HfaccelError, ModelError
 
-# Ranges closer than this are read as one: tensors in an arena lie a few bytes apart.
+# Bytes. Ranges closer than this are read as one, because tensors in an arena lie a few bytes apart.
 GAP = 4096
 SMAPS = "/proc/self/smaps"
 
 
 def coverage(tensors: torch.nn.Module | Iterable[torch.Tensor]) -> float:
-    """Fraction (0 to 1) of the bytes of a model's parameters and buffers, or of the given tensors, that
-    lie on 2 MiB pages, read from /proc/self/smaps. Memory never touched counts as not covered.
+    """The fraction (0 to 1) of the bytes of a model's parameters and buffers, or of the given tensors, that
+    lies on 2 MiB pages. Memory that was never touched counts as not covered.
 
-    Raises HfaccelError where it cannot be read, ModelError for what is neither.
+    Raises HfaccelError where /proc/self/smaps cannot be read, ModelError for anything but a model or tensors.
     """
     problem = coverage_problem()
     if problem:
@@ -61,12 +61,17 @@ def _ranges(tensors: torch.nn.Module | Iterable[torch.Tensor]) -> Iterator[tuple
         # A packed weight has no storage of its own; it names the tensor that holds its bytes.
         held = getattr(tensor, "memory", tensor)
         if held.device.type == "cpu" and held.layout is torch.strided and held.numel():
-            last = sum((size - 1) * stride for size, stride in zip(held.shape, held.stride(), strict=True))
-            yield held.data_ptr(), held.data_ptr() + (last + 1) * held.element_size()
+            yield held.data_ptr(), held.data_ptr() + extent(held)
+
+
+def extent(tensor: torch.Tensor) -> int:
+    """Bytes from the beginning of a tensor's first element to the end of its last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return int(last + 1) * tensor.element_size()
 
 
 def merge(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Address ranges, ascending and disjoint; those with a gap below GAP become one."""
+    """The ranges in ascending order; ranges that overlap, or with a gap below GAP, become one."""
     merged: list[tuple[int, int]] = []
     for start, end in sorted(ranges):
         if merged and start - merged[-1][1] < GAP:

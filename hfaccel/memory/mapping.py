@@ -1,4 +1,4 @@
-"""Mappings of files and of anonymous files, aligned so that huge pages fit, as tensors."""
+"""Files, anonymous files included, mapped as tensors and aligned to huge pages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import functools
 import mmap
 import os
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
@@ -22,8 +22,8 @@ def map_bytes(descriptor: int, size: int, *, shared: bool = False) -> torch.Tens
     Changes stay in this process, page by page, unless `shared`. The mapping goes with the last tensor
     over it. Raises OSError for what the system refuses.
     """
-    # Python cannot map at a given address, which must be a multiple of a huge page. So address space is
-    # reserved by a mapping of nothing, and the file is mapped over it; both go when the reservation goes.
+    # The address must be a multiple of a huge page, but Python's mmap takes no address. So an anonymous
+    # mapping reserves address space, and the file is mapped over it; both go with the reservation.
     reserved = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE)
     address = torch.frombuffer(reserved, dtype=torch.uint8).data_ptr()
     start = -address % HUGE_PAGE
@@ -34,20 +34,13 @@ def map_bytes(descriptor: int, size: int, *, shared: bool = False) -> torch.Tens
         number = ctypes.get_errno()
         raise OSError(number, f"mmap of {size} bytes of a file failed: {os.strerror(number)}")
     if native.arena is not None:
-        native.arena.make_huge(address + start, size, False)  # advice: refused, pages are small
+        native.arena.make_huge(address + start, size, False)  # advice only: the kernel may refuse
     return torch.frombuffer(reserved, dtype=torch.uint8, offset=start, count=size)
 
 
 @functools.cache
-def _mmap() -> Any:
+def _mmap() -> Callable[..., int | None]:
     function = ctypes.CDLL(None, use_errno=True).mmap
     function.restype = ctypes.c_void_p
-    function.argtypes = [
-        ctypes.c_void_p,
-        ctypes.c_size_t,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_long,
-    ]
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
     return function

@@ -1,9 +1,9 @@
-"""One copy for programs that do not descend from each other: the instances of hfaccel-run.
+"""One copy of the weights for the instances of hfaccel-run, which do not descend from each other.
 
-They meet in a folder that the launcher makes for them. A file in it, named by a checksum of everything
-that is to be shared, says which process holds it; who comes later opens that process's descriptor, and
-uses it only if it is sealed and has this checksum itself. So nothing has to be believed: a file left
-behind, or a process number used again, leads to a copy of one's own.
+They meet in a folder that the launcher makes. A file there, named by the checksum of the weights, says which
+process holds them. A later instance opens that process's descriptor, and uses the memory only if it is sealed
+and has this checksum. So nothing is taken on trust: where a file was left behind, or a process number is used
+again, the instance makes a copy of its own.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ FOLDER = "HFACCEL_SHARED"  # set by hfaccel-run for several instances; removed w
 
 
 def meeting_folder() -> str:
-    """Where the instances of this program meet; "" for a program that is alone."""
+    """Where the instances of this program meet; "" for a program that has one instance."""
     folder = os.environ.get(FOLDER, "")
     return folder if folder and Path(folder).is_dir() else ""
 
 
 def meet(folder: str, name: str, make: Callable[[], int], is_it: Callable[[int], bool]) -> tuple[int, bool]:
-    """The descriptor of what is called `name`, and whether another process made it.
+    """The descriptor that is registered as `name`, and whether it is another process's.
 
-    The first one makes it while the others wait. Raises what `make` raises, and OSError where the folder
+    The first process makes it while the others wait. Raises what `make` raises, and OSError where the folder
     cannot be used.
     """
     with _locked(Path(folder, name)) as descriptor:
@@ -54,7 +54,7 @@ def _locked(path: Path) -> Iterator[int]:
 
 
 def _opened(holder: str) -> int:
-    """A descriptor of what another process holds; -1 where there is no such process or descriptor."""
+    """A descriptor of another process's file; -1 where that process or its descriptor is gone."""
     try:
         return os.open(f"/proc/{holder}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -9,49 +9,33 @@ from collections.abc import Callable
 from hfaccel import native
 from hfaccel.host import Tree
 
+# By the beginning of the file name of the library that serves malloc. 4096 is MALLCTL_ARENAS_ALL.
+ALLOCATORS: dict[str, Callable[[ctypes.CDLL], object]] = {
+    "libmimalloc": lambda library: library.mi_collect(True),
+    "libjemalloc": lambda library: library.mallctl(b"arena.4096.purge", None, None, None, 0),
+    "libtcmalloc": lambda library: library.MallocExtension_ReleaseFreeMemory(),
+}
+
 
 def release() -> int:
-    """Give freed memory that the allocator keeps back to the system; returns how many bytes went.
+    """Give freed memory that the allocator keeps back to the system. Returns how many bytes that were.
 
-    That is 0 where there is no /proc to tell. The next forward faults its activations in again. For when a
-    process goes idle, or has done its largest batch. Serves glibc, mimalloc, jemalloc and tcmalloc.
+    The number is 0 without /proc, or without the native part. Meant for a process that goes idle, or has done
+    its largest batch: the next forward faults its activations in again. Serves glibc, mimalloc, jemalloc and
+    tcmalloc.
     """
     gc.collect()
     before = _resident()
-    owner = native.arena.malloc_owner().rpartition("/")[2] if native.arena is not None else ""
-    give_back = next((call for name, call in _ALLOCATORS.items() if owner.startswith(name)), _trim_glibc)
-    give_back()
-    return max(0, before - _resident())
-
-
-def _trim_glibc() -> None:
     if native.arena is not None:
-        native.arena.trim_heap()
-
-
-def _collect_mimalloc() -> None:
-    ctypes.CDLL(None).mi_collect(True)
-
-
-def _purge_jemalloc() -> None:
-    all_arenas = 4096  # MALLCTL_ARENAS_ALL
-    ctypes.CDLL(None).mallctl(f"arena.{all_arenas}.purge".encode(), None, None, None, 0)
-
-
-def _release_tcmalloc() -> None:
-    ctypes.CDLL(None).MallocExtension_ReleaseFreeMemory()
-
-
-_ALLOCATORS: dict[str, Callable[[], None]] = {  # by the beginning of the library's file name
-    "libmimalloc": _collect_mimalloc,
-    "libjemalloc": _purge_jemalloc,
-    "libtcmalloc": _release_tcmalloc,
-}
+        owner = native.arena.malloc_owner().rpartition("/")[2]
+        give_back = next((call for name, call in ALLOCATORS.items() if owner.startswith(name)), None)
+        if give_back is None:
+            native.arena.trim_heap()
+        else:
+            give_back(ctypes.CDLL(None))
+    return max(0, before - _resident())
 
 
 def _resident() -> int:
     """Bytes of this process that are in memory."""
-    for line in Tree().lines("/proc/self/smaps_rollup"):
-        if line.startswith("Rss:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    return (Tree().number_after("/proc/self/smaps_rollup", "Rss:") or 0) * 1024

@@ -1,8 +1,8 @@
-"""One copy of a model's weights for many processes, in memory that no one can change.
+"""One copy of a model's weights for many processes, in memory that nobody can change.
 
-The weights are copied once into an anonymous file (memfd), which is then sealed: nobody, root included,
-can write to it, resize it or unseal it. Every process maps it privately, so an in-place change copies the
-pages concerned and is seen by nobody else. The memory goes when the last process that uses it ends.
+The weights are copied once into an anonymous file (memfd), which is then sealed: nobody, root included, can
+write to the file, resize it or unseal it. Every process maps the file privately, so a change in place copies
+the pages concerned, and no other process sees it. The memory is freed with the last process that uses it.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from hfaccel import native
-from hfaccel.memory.layout import Layout, Place, digest, held, lay_out, view
+from hfaccel.memory.layout import Layout, Place, digest, lay_out, view
 from hfaccel.memory.mapping import map_bytes
 from hfaccel.memory.meeting import meet, meeting_folder
-from hfaccel.memory.pack import module_of
+from hfaccel.memory.pack import held, module_of
 from hfaccel.outcome import Outcome
 from hfaccel.replacement import Replacement
 
 T = TypeVar("T")
-PACKED = ("memory", "kind", "packing")  # what a packed weight is attached by, and makes anew
+PACKED = ("memory", "kind", "packing")  # attributes of a packed weight that `attach` sets
 F_ADD_SEALS, F_GET_SEALS, SEALS = 1033, 1034, 0b1111  # of linux/fcntl.h; all four seals
 
 
@@ -55,21 +55,21 @@ _shared: weakref.WeakKeyDictionary[nn.Module, Shared] = weakref.WeakKeyDictionar
 
 
 def share(model_or_pipeline: T) -> T:
-    """Put a model's parameters and buffers, packed ones included, into memory that processes share.
+    """Put a model's parameters and buffers, packed weights included, into memory that processes share.
 
-    In place; returns what was given. Call it once the model is as it shall be (after hfaccel.optimize), and
-    before workers start. Forked workers then have the weights without doing anything. Processes started
-    otherwise get them when the model itself is sent: `Process(target=..., args=(model,))`, pools, queues
-    and pipes of multiprocessing send the structure, and a descriptor in place of the weights. Instances of
-    one hfaccel-run share when each calls this on an equal model.
+    Changes the model in place and returns it. Call this after hfaccel.optimize and before workers start.
+    Forked workers then have the weights at once. Other processes get the weights when the model is sent to
+    them: `Process(target=..., args=(model,))`, pools, queues and pipes of multiprocessing send the structure,
+    and a descriptor in place of the weights. Instances of one hfaccel-run share their weights when each of
+    them calls this on an equal model.
 
-    Weights that a process changes afterwards are its own from then on, and are sent by value. What the
-    system refuses is a line of hfaccel.report, and the model stays as it was. Raises ModelError for an
-    object that is neither a torch.nn.Module nor a pipeline holding one.
+    Weights that a process changes afterwards belong to that process alone, and are sent by value. Where the
+    system refuses, the model stays as it was and hfaccel.report has the reason. Raises ModelError for an
+    object that is neither a torch.nn.Module nor a pipeline with one.
     """
     model = module_of(model_or_pipeline)
     try:
-        _shared[model] = _share(model)
+        _share(model)
     except OSError as error:
         reason = f"the system refuses shared memory: {error.strerror or error}"
         _shared[model] = Shared(Outcome("shared weights", False, reason))
@@ -77,40 +77,41 @@ def share(model_or_pipeline: T) -> T:
 
 
 def shared(model: nn.Module) -> Shared | None:
-    """What share() did to this model; None for one that it was not called for."""
+    """What share() did to this model; None where share() was not called."""
     return _shared.get(model)
 
 
-def _share(model: nn.Module) -> Shared:
+def _share(model: nn.Module) -> None:
     layout = lay_out(model)
     if layout.size == 0:
-        return Shared(Outcome("shared weights", False, "the model has no weights in ordinary memory"))
+        reason = "the model has no weights in ordinary memory"
+        _shared[model] = Shared(Outcome("shared weights", False, reason))
+        return
     descriptor, whose = _sealed_or_met(layout)
     try:
         layout.put(map_bytes(descriptor, layout.size))
     except BaseException:
         os.close(descriptor)
         raise
-    # Tensors that were there before must not be kept by what fused layers know of them.
+    # Fused layers know the addresses of the tensors before.
     for module in model.modules():
         if isinstance(module, Replacement):
             module.hfaccel_forget_places()
-    done = Shared(
-        Outcome("shared weights", True, f"{layout.size / 2**20:.0f} MiB in {whose}"),
-        layout.size,
-        descriptor,
-        replace(layout, pieces=()),  # they hold the old memory
-    )
+    _remember(model, descriptor, replace(layout, pieces=()), whose)  # the pieces hold the old memory
+
+
+def _remember(model: nn.Module, descriptor: int, layout: Layout, whose: str) -> None:
+    outcome = Outcome("shared weights", True, f"{layout.size / 2**20:.0f} MiB in {whose}")
+    _shared[model] = done = Shared(outcome, layout.size, descriptor, layout)
     weakref.finalize(done, os.close, descriptor)
     ForkingPickler.register(type(model), _reduce)
-    return done
 
 
 # The memory
 
 
 def _sealed_or_met(layout: Layout) -> tuple[int, str]:
-    """A descriptor of sealed memory with the layout's bytes, and whose it is."""
+    """A descriptor of sealed memory with the layout's bytes, and whose memory that is."""
     folder = meeting_folder()
     descriptor = sealed(layout.size, layout.write)
     if not folder:
@@ -127,7 +128,7 @@ def _sealed_or_met(layout: Layout) -> tuple[int, str]:
 
 
 def sealed(size: int, write: Callable[[torch.Tensor], None]) -> int:
-    """A descriptor of `size` bytes of memory that nobody can change any more, filled by `write`."""
+    """A descriptor of `size` bytes of memory, filled by `write`, that nobody can change any more."""
     if not hasattr(os, "memfd_create"):
         raise OSError(errno.ENOTSUP, "this system has none that can be sealed (memfd_create)")
     import fcntl
@@ -147,11 +148,11 @@ def _fill(descriptor: int, size: int, write: Callable[[torch.Tensor], None]) -> 
     region = map_bytes(descriptor, size, shared=True)
     write(region)
     if native.arena is not None:
-        native.arena.make_huge(region.data_ptr(), size, True)  # where shared memory may be huge at all
+        native.arena.make_huge(region.data_ptr(), size, True)  # where the system allows that
 
 
 def _name(layout: Layout, descriptor: int) -> str:
-    """Equal for models whose tensors have equal types, shapes, places and bytes."""
+    """A name that is equal for models whose tensors have equal types, shapes, places and bytes."""
     table = [
         (type(p.tensor).__name__, str(p.held.dtype), tuple(p.held.shape), p.held.stride(), p.offset)
         for p in layout.places
@@ -161,7 +162,7 @@ def _name(layout: Layout, descriptor: int) -> str:
 
 
 def _is_it(descriptor: int, layout: Layout, name: str) -> bool:
-    """Whether it is sealed memory with these bytes: who holds it may be anybody."""
+    """Whether a descriptor, which may be anybody's, is of sealed memory with these bytes."""
     import fcntl
 
     try:
@@ -190,7 +191,7 @@ def _reduce(model: nn.Module) -> Any:
 
 
 class _Sender(ForkingPickler):
-    """Pickles a shared model, with where they are in place of the tensors that it still shares."""
+    """Pickles a model, with a tensor's place instead of the tensor where the tensor is still shared."""
 
     def __init__(self, file: io.BytesIO, model: nn.Module, known: Shared) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
@@ -203,12 +204,12 @@ class _Sender(ForkingPickler):
             if _is_unchanged(place, pristine)
         }
 
-    def reducer_override(self, value: Any) -> Any:
+    def reducer_override(self, value: object) -> Any:
         if value is self.model:
             return value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
         return NotImplemented
 
-    def persistent_id(self, value: Any) -> Any:
+    def persistent_id(self, value: Any) -> tuple[object, ...] | None:
         number, place = self.places.get(id(value), (0, None))
         if place is None:
             return None
@@ -221,8 +222,8 @@ class _Sender(ForkingPickler):
 
 
 def _is_unchanged(place: Place, pristine: torch.Tensor) -> bool:
-    """Whether the tensor still is what was shared. Its pages are this process's own once it is changed in
-    place, which no address and no version counter tells for sure."""
+    """Whether the tensor still is what was shared. No address and no version counter tells for sure whether
+    it was changed in place, so the bytes are compared."""
     expected = place.over(pristine)
     now = held(place.tensor)
     if (now.dtype, now.shape, now.stride()) != (expected.dtype, expected.shape, expected.stride()):
@@ -235,13 +236,19 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().contiguous().view(-1).view(torch.uint8)
 
 
+class _Handle(Protocol):
+    """A descriptor on its way to another process (multiprocessing's DupFd)."""
+
+    def detach(self) -> int: ...
+
+
 class _Receiver(pickle.Unpickler):
     def __init__(self, file: io.BytesIO, region: torch.Tensor) -> None:
         super().__init__(file)
         self.region = region
         self.places: dict[int, Place] = {}
 
-    def persistent_load(self, identity: Any) -> Any:
+    def persistent_load(self, identity: Any) -> torch.Tensor:
         number, (offset, dtype, shape, stride), kind_of_tensor, packed, requires_grad, attached = identity
         if number in self.places:  # tied
             return self.places[number].tensor
@@ -258,14 +265,11 @@ class _Receiver(pickle.Unpickler):
         return tensor
 
 
-def _attach(handle: Any, nbytes: int, structure: bytes) -> nn.Module:
-    """In the process that gets the model: the same over the same memory."""
-    descriptor: int = handle.detach()
+def _attach(handle: _Handle, nbytes: int, structure: bytes) -> nn.Module:
+    """In the process that gets the model: the same model over the same memory."""
+    descriptor = handle.detach()
     receiver = _Receiver(io.BytesIO(structure), map_bytes(descriptor, nbytes))
     model: nn.Module = receiver.load()
     layout = Layout(tuple(receiver.places.values()), (), nbytes, 0)
-    outcome = Outcome("shared weights", True, f"{nbytes / 2**20:.0f} MiB in sealed memory of another process")
-    _shared[model] = done = Shared(outcome, nbytes, descriptor, layout)
-    weakref.finalize(done, os.close, descriptor)
-    ForkingPickler.register(type(model), _reduce)
+    _remember(model, descriptor, layout, "sealed memory of another process")
     return model

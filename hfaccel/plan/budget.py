@@ -1,4 +1,4 @@
-"""How many CPUs this process can really use. `os.cpu_count` knows neither quota nor siblings."""
+"""How many CPUs this process can use. `os.cpu_count` ignores CPU quotas and counts hyper-threads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from hfaccel.host import HostFacts
 
-Cores = tuple[tuple[int, ...], ...]  # for each core the CPU numbers of it that may be used
+Cores = tuple[tuple[int, ...], ...]  # for each core, its CPU numbers that may be used
 
 
 class Budget(NamedTuple):
@@ -29,7 +29,7 @@ def cpu_budget(facts: HostFacts) -> Budget:
         return Budget(allowed, cores, True, text)
     text = f"{len(cores)} physical cores in the affinity mask of {len(mask)} CPUs"
     if left_out:
-        text += f"; {left_out} efficiency cores left out, because the slowest thread decides"
+        text += f"; {left_out} efficiency cores left out, because all threads wait for the slowest"
     return Budget(len(cores), cores, False, text)
 
 
@@ -40,7 +40,7 @@ def quota_threads(facts: HostFacts, cores: int, instances: int = 1) -> int:
 
 
 def usable_cores(facts: HostFacts, mask: tuple[int, ...]) -> Cores:
-    """The cores that the mask touches, neighbours on one node together; of a hybrid processor the large."""
+    """The cores in the mask, those of one node together; of a hybrid processor, the large cores."""
     small = {entry.cpu for entry in facts.topology.cpus if entry.efficient}
     cores = facts.topology.cores(mask)
     large = tuple(cpus for cpus in cores if cpus[0] not in small)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple, SupportsInt
 
 from hfaccel.errors import UsageError
 from hfaccel.host import HostFacts, Library, Node, format_number_list, parse_number_list, preload_problem
 from hfaccel.plan.budget import cpu_budget
-from hfaccel.plan.choice import Goal
+from hfaccel.plan.choice import Goal, Value, Values
 
-Decision = tuple[Any, str]  # value, reason
-Values = Mapping[str, Any]  # of all knobs
+Decision = tuple[Value, str]  # value, reason
 Variables = dict[str, str]
 
 
 # Threads
 
-MOST_THREADS = 4096  # OpenMP ends the process, or crashes, when it cannot start as many as it is told to
+MOST_THREADS = 4096  # OpenMP ends the process, or crashes, where it cannot start the threads asked for
 
 
 def threads(facts: HostFacts, goal: Goal) -> Decision:
@@ -28,14 +27,14 @@ def threads(facts: HostFacts, goal: Goal) -> Decision:
 
 
 def under_quota(facts: HostFacts, goal: Goal) -> bool:
-    """Whether a CPU quota leaves less than the cores in reach; several instances share it."""
+    """Whether a CPU quota, which several instances share, leaves less time than the usable cores have."""
     budget = cpu_budget(facts)
     return budget.limited_by_quota or (goal.slot is not None and goal.slot.threads < len(budget.cores))
 
 
-def parse_threads(value: Any, facts: HostFacts) -> int:
+def parse_threads(value: object, facts: HostFacts) -> int:
     try:
-        number = 0 if isinstance(value, bool) else int(value)
+        number = int(value) if isinstance(value, str | SupportsInt) and not isinstance(value, bool) else 0
     except (TypeError, ValueError, OverflowError):
         number = 0
     if number < 1 or (not isinstance(value, str) and number != value):
@@ -45,10 +44,6 @@ def parse_threads(value: Any, facts: HostFacts) -> int:
             f"`threads <= {MOST_THREADS}` must hold, but got {value!r}; leave it out to use every core"
         )
     return number
-
-
-def export_threads(value: int, values: Values) -> Variables:
-    return {"OMP_NUM_THREADS": str(value)}
 
 
 def interop_threads(facts: HostFacts, goal: Goal) -> Decision:
@@ -70,8 +65,8 @@ def affinity(facts: HostFacts, goal: Goal) -> Decision:
     return budget.cores, f"one CPU of each core: {len(mask) - len(budget.cores)} other CPUs left out"
 
 
-def parse_affinity(value: Any, facts: HostFacts) -> tuple[int, ...] | None:
-    if value in (None, "off"):
+def parse_affinity(value: object, facts: HostFacts) -> tuple[int, ...] | None:
+    if value is None or value == "off":
         return None
     try:
         cpus = parse_number_list(value) if isinstance(value, str) else _whole_numbers(value)
@@ -83,7 +78,9 @@ def parse_affinity(value: Any, facts: HostFacts) -> tuple[int, ...] | None:
     return cpus
 
 
-def _whole_numbers(values: Iterable[Any]) -> tuple[int, ...]:
+def _whole_numbers(values: object) -> tuple[int, ...]:
+    if not isinstance(values, Iterable):
+        raise TypeError("it is no list")
     given = list(values)
     numbers = [int(value) for value in given]
     if numbers != given:
@@ -92,7 +89,7 @@ def _whole_numbers(values: Iterable[Any]) -> tuple[int, ...]:
 
 
 class MemoryPolicy(NamedTuple):
-    """Where new pages come from, by set_mempolicy(2)."""
+    """The NUMA nodes of new pages, for set_mempolicy(2)."""
 
     mode: str  # "preferred", "bind" or "interleave"
     nodes: tuple[int, ...]
@@ -115,21 +112,21 @@ def memory_policy(facts: HostFacts, goal: Goal) -> Decision:
         nodes = tuple(node.number for node in with_memory if node.number in used)
         if len(nodes) < 2:
             return None, f"threads run on nodes {where}, of which at most one has memory"
-        # One thread fills weights, so that first touch would leave them all on its node.
+        # One thread fills the weights, so by first touch all of them would lie on its node.
         return MemoryPolicy("interleave", nodes), f"threads run on nodes {where} and read the same weights"
     nearest = _nearest(topology.nodes, used[0], with_memory)
-    # Preferred and not bound: when the node is full, bound memory gets the process killed.
+    # Preferred, not bound: once the node is full, the kernel kills a process whose memory is bound.
     return MemoryPolicy("preferred", (nearest,)), f"all threads run on node {used[0]}"
 
 
 def _nearest(nodes: tuple[Node, ...], home: int, with_memory: list[Node]) -> int:
-    """The node with memory that is nearest to `home`: itself, unless it has none."""
+    """The node with memory that is nearest to `home`: `home` itself, unless it has none."""
     distances = next(node.distances for node in nodes if node.number == home)
     order = [node.number for node in nodes]
     return min(with_memory, key=lambda node: distances[order.index(node.number)]).number
 
 
-def parse_memory_policy(value: Any, facts: HostFacts) -> MemoryPolicy | None:
+def parse_memory_policy(value: object, facts: HostFacts) -> MemoryPolicy | None:
     if value == "off":
         return None
     mode, _, text = str(value).partition(":")
@@ -146,20 +143,20 @@ def parse_memory_policy(value: Any, facts: HostFacts) -> MemoryPolicy | None:
     return MemoryPolicy(mode, nodes)
 
 
-# OpenMP. Its variables are read once, when the library is loaded.
+# OpenMP reads its variables once, when the library is loaded.
 
 
 def omp_runtime(facts: HostFacts, goal: Goal) -> Decision:
     intel = next((library for library in facts.openmp if library.kind == "intel"), None)
     if intel is None:
-        return None, "the one that torch brings; no other is installed"
+        return None, "torch's own; no other is installed"
     if under_quota(facts, goal):
-        return None, "the one that torch brings: Intel's threads spin, which uses up a CPU quota"
+        return None, "torch's own: Intel's threads spin, which uses up a CPU quota"
     # benchmarks/openmp.py on AMD: 1.09 and 1.01 times faster at (1,16) in two runs, 1.01 at (1,128) in both.
-    return intel, "Intel's OpenMP is installed, and no slower than torch's where it was measured"
+    return intel, "Intel's OpenMP is installed, and was never slower than torch's in measurements"
 
 
-def parse_omp_runtime(value: Any, facts: HostFacts) -> Library | None:
+def parse_omp_runtime(value: object, facts: HostFacts) -> Library | None:
     if value == "default":
         return None
     for library in facts.openmp:
@@ -179,11 +176,11 @@ def parse_omp_runtime(value: Any, facts: HostFacts) -> Library | None:
 
 def omp_wait_policy(facts: HostFacts, goal: Goal) -> Decision:
     if under_quota(facts, goal):
-        return "passive", "under a CPU quota a spinning thread uses up time that the others need"
-    return None, "OpenMP's default spins for milliseconds and then sleeps, which suits dedicated cores"
+        return "passive", "under a CPU quota a spinning thread uses up time that other threads need"
+    return None, "OpenMP's default, to spin for milliseconds and then sleep, suits dedicated cores"
 
 
-def parse_omp_wait_policy(value: Any, facts: HostFacts) -> str:
+def parse_omp_wait_policy(value: object, facts: HostFacts) -> str:
     if str(value).lower() in ("active", "passive"):
         return str(value).lower()
     raise UsageError(f"the OpenMP wait policy must be active or passive, but got {value!r}")
@@ -196,10 +193,10 @@ def export_omp_wait_policy(value: str, values: Values) -> Variables:
 
 
 def omp_placement(facts: HostFacts, goal: Goal) -> Decision:
-    return None, "the affinity mask holds one CPU for each thread; the kernel keeps threads on them"
+    return None, "the affinity mask has one CPU for each thread, and the kernel keeps threads there"
 
 
-def parse_omp_placement(value: Any, facts: HostFacts) -> str | None:
+def parse_omp_placement(value: object, facts: HostFacts) -> str | None:
     if value in ("close", "spread"):
         return str(value)
     if value == "off":
@@ -208,7 +205,7 @@ def parse_omp_placement(value: Any, facts: HostFacts) -> str | None:
 
 
 def export_omp_placement(value: str, values: Values) -> Variables:
-    """Only of the family that is loaded: Intel's runtime reads both, and warns of contradictions."""
+    """Variables of the loaded runtime only: Intel's reads both families, and warns of contradictions."""
     if values.get("omp_runtime") is None:
         return {"OMP_PROC_BIND": value, "OMP_PLACES": "cores"}
     kind = "compact" if value == "close" else "scatter"

@@ -1,43 +1,44 @@
-"""Every knob is one row of KNOBS: its name, what it means, the variables by which a user may already
-have set it, the rule that chooses a value from the facts, and the variables that carry it. All pure."""
+"""Every knob is one row of KNOBS: its name, its meaning, the variables by which a user may have set it, the
+rule that chooses a value from the facts, and the variables that carry the value. All pure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hfaccel.host import HostFacts
 from hfaccel.plan import compute, libraries, memory
-from hfaccel.plan.choice import Goal
-from hfaccel.plan.compute import Decision, Values, Variables
+from hfaccel.plan.choice import Goal, Value, Values
+from hfaccel.plan.compute import Decision, Variables
 
 LAUNCH, PROCESS = ("launch",), ("process",)
 BOTH = ("launch", "process")
 
 
-def _no_variables(value: Any, values: Values) -> Variables:
-    return {}
+def _in(*variables: str) -> Callable[[Value, Values], Variables]:
+    """The value as it is, in each of these variables."""
+    return lambda value, values: dict.fromkeys(variables, str(value))
 
 
 class Knob(NamedTuple):
     name: str
-    meaning: str  # one line for docs/knobs.md; says what the values are
-    variables: tuple[str, ...]  # environment variables that set it already; the first that is not empty wins
+    meaning: str  # one line for docs/knobs.md, with the accepted values
+    variables: tuple[str, ...]  # of a user's environment; the first that is not empty wins over the rule
     rule: Callable[[HostFacts, Goal], Decision]
-    parse: Callable[[Any, HostFacts], Any]  # a user's value -> the knob's value, or UsageError
-    export: Callable[[Any, Values], Variables] = _no_variables  # the variables that carry it to a program
-    scopes: tuple[str, ...] = BOTH  # where it can take effect
-    private: bool = False  # its variables concern the program alone, not its children
+    parse: Callable[[object, HostFacts], Value]  # a user's value -> the knob's value, or UsageError
+    export: Callable[[Value, Values], Variables] = _in()  # the variables that carry the value to a program
+    scopes: tuple[str, ...] = BOTH  # where the knob can take effect
+    private: bool = False  # its variables are for the program alone, not for its children
 
 
 KNOBS = (
     Knob(
         "threads",
         "compute threads, 1 or more",
-        ("OMP_NUM_THREADS", "MKL_NUM_THREADS"),  # torch asks MKL, where it has one
+        ("OMP_NUM_THREADS", "MKL_NUM_THREADS"),  # torch asks MKL where it is built with MKL
         compute.threads,
         compute.parse_threads,
-        compute.export_threads,
+        _in("OMP_NUM_THREADS"),
     ),
     Knob(
         "interop_threads",
@@ -45,7 +46,7 @@ KNOBS = (
         (),
         compute.interop_threads,
         compute.parse_threads,
-        scopes=PROCESS,  # torch reads no variable for it
+        scopes=PROCESS,  # torch reads no variable for this
     ),
     Knob(
         "affinity",
@@ -118,7 +119,7 @@ KNOBS = (
         ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"),
         memory.primitive_cache,
         memory.parse_primitive_cache,
-        memory.export_primitive_cache,
+        _in("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"),
         scopes=LAUNCH,
     ),
     Knob(
@@ -136,7 +137,7 @@ KNOBS = (
         ("HF_HUB_CACHE", "HF_HOME", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"),
         libraries.hub_cache,
         libraries.parse_hub_cache,
-        libraries.export_hub_cache,
+        _in("HF_HUB_CACHE"),
         scopes=LAUNCH,
     ),
     Knob(
@@ -154,7 +155,7 @@ KNOBS = (
         ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"),
         libraries.cuda_allocator,
         libraries.parse_cuda_allocator,
-        libraries.export_cuda_allocator,
+        _in("PYTORCH_CUDA_ALLOC_CONF"),
         scopes=LAUNCH,
     ),
 )

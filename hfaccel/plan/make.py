@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from hfaccel.errors import UsageError
 from hfaccel.host import HostFacts
@@ -15,7 +14,7 @@ from hfaccel.plan.knobs import KNOBS, Knob
 def make_plan(facts: HostFacts, goal: Goal) -> Plan:
     """Choose a value for every knob. Pure: the same facts and goal give the same plan.
 
-    Raises UsageError for an override that is not a knob or not a value of it.
+    Raises UsageError for an override of something that is no knob, or with a value that the knob refuses.
     """
     check_knobs(goal.overrides, "a setting")
     check_knobs(goal.profile, "a setting of a profile")
@@ -25,7 +24,7 @@ def make_plan(facts: HostFacts, goal: Goal) -> Plan:
     affinity = choices["affinity"]
     asked = goal.overrides.get("affinity", "auto") not in ("auto", None) or affinity.source == "profile"
     if asked and affinity.value is not None:
-        # The rules see the mask that is asked for, so that there are no more threads than its cores.
+        # The other rules see the mask that was asked for, so that threads do not exceed its cores.
         within = _within(facts, affinity.value)
         if goal.slot is not None:
             threads = min(goal.slot.threads, cpu_budget(within).threads)
@@ -35,7 +34,7 @@ def make_plan(facts: HostFacts, goal: Goal) -> Plan:
     return Plan(tuple(choices.values()))
 
 
-def check_knobs(settings: Mapping[str, Any], what: str) -> None:
+def check_knobs(settings: Mapping[str, object], what: str) -> None:
     unknown = sorted(set(settings) - {knob.name for knob in KNOBS})
     if unknown:
         known = ", ".join(knob.name for knob in KNOBS)
@@ -69,7 +68,7 @@ def _choose(knob: Knob, facts: HostFacts, goal: Goal) -> Choice:
 
 
 def _kept(knob: Knob, variable: str, value: str, facts: HostFacts, goal: Goal) -> str:
-    """Why a variable wins; and how to get what the rule would choose where nobody meant it."""
+    """Why a variable wins, and how to get the rule's choice where nobody chose that variable's value."""
     reason = f"{variable}={value} is set and kept"
     if variable == "OMP_NUM_THREADS" and value == "1" and "TORCHELASTIC_RUN_ID" in goal.environment:
         better, _ = knob.rule(facts, goal)

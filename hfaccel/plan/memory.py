@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from hfaccel.errors import UsageError
 from hfaccel.host import HostFacts, Library, is_number, preload_problem, thp_mode, thp_problem
-from hfaccel.plan.choice import Goal
-from hfaccel.plan.compute import Decision, Values, Variables
+from hfaccel.plan.choice import Goal, Values
+from hfaccel.plan.compute import Decision, Variables
 from hfaccel.plan.placement import ranks
 
-# Kept for a minute instead of a second after being freed: otherwise the gap between two requests is enough
-# for every page of the activations to be returned and faulted in again. Where little memory may be
-# retained, ten seconds must do.
-MIMALLOC_DELAYS = (60_000, 10_000)  # milliseconds
-PLENTY = 1 << 30  # bytes
+# By default mimalloc returns memory a second after it was freed, so that after each gap between two requests
+# all pages of the activations fault in again. A minute avoids that; ten seconds where little may be retained.
+MIMALLOC_DELAYS = (60_000, 10_000)  # milliseconds: from PLENTY on, and below
+PLENTY = 1 << 30  # bytes that may be retained
 JEMALLOC = {"MALLOC_CONF": "thp:always,dirty_decay_ms:-1,muzzy_decay_ms:-1"}
 
 
@@ -22,7 +19,7 @@ def allocator(facts: HostFacts, goal: Goal) -> Decision:
     if goal.scope == "launch":
         if facts.allocators:
             best = facts.allocators[0]
-            return best, f"{best.kind} keeps freed activations instead of returning every one of them"
+            return best, f"{best.kind} keeps freed activations instead of returning them to the system"
         if facts.libc == "glibc":
             return "glibc", "no other allocator was found; glibc's thresholds keep freed activations"
         return None, f"no allocator was found, and the libc ({facts.libc}) has no such settings"
@@ -30,7 +27,7 @@ def allocator(facts: HostFacts, goal: Goal) -> Decision:
     if preloaded:
         return None, f"{preloaded} serves malloc already"
     if facts.libc == "glibc":
-        return "glibc", "a running process cannot change its allocator, but glibc's thresholds"
+        return "glibc", "a running process cannot change its allocator, only glibc's thresholds"
     return None, f"a running process cannot change its allocator, and the libc is {facts.libc}"
 
 
@@ -42,7 +39,7 @@ def _preloaded_allocator(facts: HostFacts) -> str:
     return ""
 
 
-def parse_allocator(value: Any, facts: HostFacts) -> Library | str | None:
+def parse_allocator(value: object, facts: HostFacts) -> Library | str | None:
     if value == "default":
         return None
     if value == "glibc":
@@ -66,10 +63,10 @@ def parse_allocator(value: Any, facts: HostFacts) -> Library | str | None:
 
 
 def export_allocator(value: Library | str, values: Values) -> Variables:
-    """The allocator's own settings; a library itself is preloaded."""
+    """The allocator's own settings. They do not include the library, which is preloaded."""
     retained = values.get("retained_memory") or MAX_RETAINED
     if value == "glibc":
-        # All of them belong together: setting the threshold alone freezes trimming at 128 KiB.
+        # These belong together: the threshold alone would fix trimming at 128 KiB.
         sizes = f"glibc.malloc.mmap_threshold={retained}:glibc.malloc.trim_threshold={retained}"
         return {"GLIBC_TUNABLES": f"{sizes}:glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1"}
     if isinstance(value, Library) and value.kind == "mimalloc":
@@ -90,11 +87,11 @@ def retained_memory(facts: HostFacts, goal: Goal) -> Decision:
     share = max(1 << 20, min(MAX_RETAINED, usable // 8 // processes))
     reason = f"an eighth of the {usable / 2**30:.1f} GiB that may be used, below 2 GiB"
     if processes > 1:
-        reason = f"this one's share of {reason}: there are {processes} processes"
+        reason = f"this process's share of {reason}: there are {processes} processes"
     return share, reason
 
 
-def parse_retained_memory(value: Any, facts: HostFacts) -> int:
+def parse_retained_memory(value: object, facts: HostFacts) -> int:
     text = str(value).upper().removesuffix("B").removesuffix("I")
     number, unit = (text[:-1], UNITS[text[-1]]) if text[-1:] in UNITS else (text, 1)
     if is_number(number) and 1 << 20 <= int(number) * unit <= MAX_RETAINED:
@@ -123,11 +120,11 @@ def huge_pages(facts: HostFacts, goal: Goal) -> Decision:
 
 
 def export_huge_pages(value: str, values: Values) -> Variables:
-    """For the plan that hfaccel makes inside the program."""
+    """For the plan that hfaccel makes later, inside the program."""
     return {HUGE_PAGES: value} if value == "off" else {}
 
 
-def parse_huge_pages(value: Any, facts: HostFacts | None = None) -> str:
+def parse_huge_pages(value: object, facts: HostFacts | None = None) -> str:
     if value in ("off", False):
         return "off"
     if value in ("thp", True):
@@ -146,11 +143,7 @@ def primitive_cache(facts: HostFacts, goal: Goal) -> Decision:
     return None, "oneDNN's default of 1024 shapes"
 
 
-def parse_primitive_cache(value: Any, facts: HostFacts) -> int:
+def parse_primitive_cache(value: object, facts: HostFacts) -> int:
     if is_number(str(value)):
-        return int(value)
+        return int(str(value))
     raise UsageError(f"the primitive cache must hold 0 or more shapes, but got {value!r}")
-
-
-def export_primitive_cache(value: int, values: Values) -> Variables:
-    return {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(value), "LRU_CACHE_CAPACITY": str(value)}

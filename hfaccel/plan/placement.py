@@ -1,4 +1,4 @@
-"""Which CPUs each of several instances gets. Pure: facts + request -> slots, disjoint by cores."""
+"""Which CPUs each of several instances gets. Pure: facts + request -> slots that share no core."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hfaccel.host import HostFacts, format_number_list, is_number
 from hfaccel.plan.budget import Cores, quota_threads, usable_cores
 
 Mode = Literal["latency", "throughput"]
-LATENCY_CORES = 4  # of an instance in latency mode, as run_cpu and ipexrun have it
-# Variables that say which of how many processes on this machine this is: torchrun's, Open MPI's, Intel MPI's.
+LATENCY_CORES = 4  # of an instance in latency mode, as in run_cpu and ipexrun
+# The number of this process on this machine, and how many there are: by torchrun, Open MPI and Intel MPI.
 RANKS = (
     ("LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
@@ -20,7 +20,7 @@ RANKS = (
 
 
 class Request(NamedTuple):
-    """What the user asks for; None leaves it to the rules."""
+    """What the user asks for; None leaves the choice to the rules."""
 
     instances: int | None = None
     cores_per_instance: int | None = None
@@ -39,14 +39,14 @@ class Slot(NamedTuple):
     threads: int
     nodes: tuple[int, ...]
     reason: str
-    asked: bool = True  # by the user; False: from the ranks that somebody else started
+    asked: bool = True  # for by the user; False for the ranks that torchrun or mpirun started
 
 
 def place(facts: HostFacts, request: Request) -> tuple[Slot, ...]:
-    """A slot for each instance, or none if nothing is asked for that concerns places.
+    """A slot for each instance; no slots where the request is empty.
 
-    No two slots share a core. An instance stays on one NUMA node where its size allows it. Raises
-    UsageError for what the machine or the container does not have.
+    No two slots share a core. An instance stays on one NUMA node where its size allows that. Raises
+    UsageError for a request that exceeds the machine or the container.
     """
     if request == Request():
         return ()
@@ -60,7 +60,7 @@ MANY_CORES = 8
 
 
 def advice(facts: HostFacts, request: Request) -> str:
-    """Which number of instances serves which goal, on a host with many cores; "" on others."""
+    """On a host with many cores, how many instances suit which goal; "" on others."""
     groups = _by_node(facts, _cores(facts, request))
     cores = quota_threads(facts, sum(map(len, groups)))
     if cores < MANY_CORES:
@@ -89,9 +89,9 @@ def rank_slot(facts: HostFacts, environment: Mapping[str, str]) -> Slot | None:
         return None
     limits = facts.limits
     if set(limits.affinity) < set(limits.parent_affinity):
-        return None  # whoever started the ranks has bound them already
+        return None  # what started the ranks has bound them already
     if int(size) > len(usable_cores(facts, limits.affinity)):
-        return None  # more ranks than cores: no place is better than another
+        return None  # more ranks than cores: all places are equally bad
     return place(facts, Request(instances=int(size)))[int(rank)]._replace(asked=False)
 
 
@@ -101,7 +101,7 @@ def _cores(facts: HostFacts, request: Request) -> Cores:
         mask = _within(request.cpus, mask)
     if request.nodes is not None:
         mask = _on_nodes(facts, request.nodes, mask)
-    # Who names CPUs means all of them; otherwise small cores of a hybrid processor stay out.
+    # A user who names CPUs means all of them; otherwise the small cores of a hybrid processor stay out.
     cores = usable_cores(facts, mask) if request.cpus is None else facts.topology.cores(mask)
     whole = request.siblings or request.cpus is not None
     return cores if whole else tuple(cpus[:1] for cpus in cores)
@@ -138,7 +138,7 @@ def _by_node(facts: HostFacts, cores: Cores) -> list[Cores]:
 
 
 def _parts(groups: list[Cores], request: Request, allowed: int) -> list[Cores]:
-    """The cores of each instance; `allowed` is how many of them the CPU quota lets compute at a time."""
+    """The cores of each instance. `allowed`: how many cores the CPU quota lets compute at a time."""
     if request.mode == "throughput" and request.instances is None and request.cores_per_instance is None:
         return groups  # one instance on each node, whatever its size
     count, size = _shape(groups, request, allowed)
@@ -170,7 +170,7 @@ def _shape(groups: list[Cores], request: Request, allowed: int) -> tuple[int, in
 
 
 def _latency_size(groups: list[Cores], count: int | None, allowed: int) -> int:
-    """Four cores; or, for a given number of instances, the most that lets each stay on one node."""
+    """Four cores; for a given number of instances, as many as let each instance stay on one node."""
     largest = max(map(len, groups))
     if count is None:
         return min(LATENCY_CORES, largest, allowed)
@@ -191,7 +191,7 @@ def _pieces(cores: Cores, size: int) -> list[Cores]:
 
 
 def _spread(pieces: list[list[Cores]]) -> list[Cores]:
-    """One piece of each node in turn: fewer instances than there is room for share bandwidth least."""
+    """A piece of each node in turn, so that few instances use the bandwidth of many nodes."""
     longest = max(map(len, pieces), default=0)
     return [node[turn] for turn in range(longest) for node in pieces if turn < len(node)]
 

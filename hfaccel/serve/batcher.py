@@ -1,7 +1,7 @@
-"""`Batcher`: concurrent `await batcher(item)` become calls of one function on lists, in one thread.
+"""`Batcher`: concurrent `await batcher(item)` become calls of one function with lists, in one thread.
 
-The event loop accepts, cancels and answers. One worker thread takes batches (`forming`) and computes, so the
-loop stays free and torch has one team of OpenMP threads. Both meet at one queue under one lock.
+The event loop accepts, cancels and answers requests. A worker thread takes batches (`forming`) and computes,
+so the loop stays free and torch has one team of OpenMP threads. They share a queue under one lock.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 from hfaccel.errors import HfaccelError, UsageError, check_count
 from hfaccel.serve.forming import Limits, drained_in, next_batch, pace, starts_in
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+Item: TypeAlias = Any  # what `prepare` makes of an In, or the In itself
 
 
 class Overloaded(HfaccelError):
@@ -37,10 +37,10 @@ class Closed(HfaccelError):
 
 
 class Counts(NamedTuple):
-    """Requests: the first two now, the others since the start."""
+    """Numbers of requests: the first two at present, the others since the start."""
 
     waiting: int
-    running: int  # in the batch that is computed, those cancelled meanwhile included
+    running: int  # in the batch that is computed, including requests that were cancelled meanwhile
     accepted: int
     answered: int  # with a result or an exception
     cancelled: int
@@ -48,13 +48,13 @@ class Counts(NamedTuple):
 
 
 class Answer(NamedTuple):
-    value: Any = None
+    value: object = None
     error: BaseException | None = None
 
 
-@dataclass(eq=False)  # a request is itself only
+@dataclass(eq=False)  # two requests for equal items are not equal
 class Request:
-    item: Any
+    item: Item
     answer: asyncio.Future[Answer]
     accepted: float  # seconds, monotonic
     size: int = 0  # tokens; 0 while it is being prepared
@@ -63,26 +63,27 @@ class Request:
 class Batcher(Generic[In, Out]):
     """Gathers concurrent requests into batches.
 
-    `function` takes a list of items and returns one result for each, in order; it runs in one thread of its
-    own. When it raises, it is called again with each item alone, so that a bad item fails only its own
-    request: it must not have effects that cannot be repeated.
+    `function` takes a list of items and returns one result for each, in order; it runs in a thread of its
+    own. When `function` raises, it is called again with each item alone, so that a bad item fails only its
+    own request: `function` must not have effects that cannot be repeated.
 
-    `max_tokens`: of a padded batch (its longest item times its items). `max_batch`: items in a batch.
-    `max_delay`: seconds that a request waits for company while the worker is free; with 0.0 batches form of
-    what arrives while the one before is computed. `max_queue`: requests that may wait; one more raises
-    Overloaded. `call_tokens`: what a call costs beside its tokens, in tokens; as much padding is accepted to
-    spare one. The default suits float32 encoders; int8 wants more, a padding-free model as many as
-    `max_tokens`. `idle_release`: seconds without a request after which the memory that the allocator keeps
-    for the next batch goes back to the system; None: never. `size`: an item's tokens. `prepare`: what
-    becomes of an item before its size is asked, such as its tokens; runs in a second thread.
+    `max_tokens`: of a padded batch (the longest item's tokens times the number of items). `max_batch`: items
+    in a batch. `max_delay`: seconds that a request waits for others while the worker is free; with 0.0, a
+    batch consists of what arrived during the batch before. `max_queue`: requests that may wait; a further
+    request raises Overloaded. `call_tokens`: the cost of a call beside that of its tokens, in tokens; up to
+    so many tokens of padding are accepted to save a call. The default suits float32 encoders; int8 wants
+    more, a model that skips padding as many as `max_tokens`. `idle_release`: seconds without a request after
+    which the memory that the allocator keeps for the next batch goes back to the system; None: never.
+    `size`: gives an item's tokens. `prepare`: converts an item before its size is asked, for example into
+    tokens; runs in a second thread.
 
-    A batcher belongs to the event loop that it is first used in. Raises UsageError for a limit that breaks
+    A batcher belongs to the event loop in which it is first used. Raises UsageError for a limit that breaks
     its rule.
     """
 
     def __init__(
         self,
-        function: Callable[[list[Any]], Iterable[Out]],
+        function: Callable[[list[Item]], Iterable[Out]],
         *,
         max_tokens: int = 1024,
         max_batch: int = 64,
@@ -90,8 +91,8 @@ class Batcher(Generic[In, Out]):
         max_queue: int = 256,
         call_tokens: int = 16,
         idle_release: float | None = 60.0,
-        size: Callable[[Any], int] = len,
-        prepare: Callable[[In], Any] | None = None,
+        size: Callable[[Item], int] = len,
+        prepare: Callable[[In], Item] | None = None,
     ) -> None:
         counted = dict(
             max_tokens=max_tokens, max_batch=max_batch, max_queue=max_queue, call_tokens=call_tokens
@@ -123,15 +124,15 @@ class Batcher(Generic[In, Out]):
         self._changed = threading.Condition()
         self._queue: list[Request] = []  # accepted and not yet in a batch, in order of arrival
         self._running = 0
-        self._working = False  # the worker looks at the queue before it stops
+        self._working = False  # if set, the worker reads the queue again before it stops
         self._closing = False
         self._pace: float | None = None  # seconds per request
 
     async def __call__(self, item: In) -> Out:
-        """The result of `function` for this item, or what it raised for it.
+        """The result of `function` for this item. Raises what `function` raised for this item.
 
-        Raises Overloaded, or Closed after `close()`. Cancelled while it waits, the request leaves the queue;
-        cancelled while it runs, its result is dropped.
+        Raises Overloaded, or Closed after `close()`. A request that is cancelled while it waits leaves the
+        queue; the result of a request that is cancelled while it runs is dropped.
         """
         request = self._accept(item)
         try:
@@ -153,12 +154,12 @@ class Batcher(Generic[In, Out]):
             del answer, request  # the error's traceback refers to this frame, which must not refer to it
 
     async def close(self) -> None:
-        """Refuse new requests, finish those accepted, end the threads. May be called more than once."""
+        """Refuse new requests, finish those that were accepted, end the threads. May be called repeatedly."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         self._stay_awake()
-        if self._loop is None or not self._loop.is_closed():  # who waited in a closed loop has ended with it
+        if self._loop is None or not self._loop.is_closed():  # requests end with their loop
             await self._idle.wait()
         for executor in (self._preparer, self._worker):
             await asyncio.to_thread(executor.shutdown)  # a batch of cancelled requests may still run
@@ -166,9 +167,7 @@ class Batcher(Generic[In, Out]):
     async def __aenter__(self) -> Batcher[In, Out]:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
     @property
@@ -252,10 +251,10 @@ class Batcher(Generic[In, Out]):
                 self._loop.call_soon_threadsafe(deliver, batch, answers)
             except RuntimeError:
                 if not self._loop.is_closed():
-                    raise  # otherwise all who waited have ended with their loop
+                    raise  # otherwise all requests have ended with their loop
 
     def _take(self) -> list[Request]:
-        """The next batch, when its time has come; empty when nothing waits."""
+        """Wait until a batch should start, and take it; empty when no request waits."""
         with self._changed:
             while ready := [request for request in self._queue if request.size]:
                 sizes = [request.size for request in ready]
@@ -275,15 +274,15 @@ class Batcher(Generic[In, Out]):
 
 
 def release() -> None:
-    """Give the system what the allocator keeps; that belongs to torch's work, and is little without it."""
+    """Give the system the memory that the allocator keeps. Without torch that is little."""
     if "torch" in sys.modules:
         from hfaccel import memory  # which imports torch
 
         memory.release()
 
 
-def check_function(name: str, given: Any) -> None:
-    """Raise UsageError for what cannot be called in a thread."""
+def check_function(name: str, given: object) -> None:
+    """Raise UsageError for anything that cannot be called in a thread."""
     if not callable(given):
         raise UsageError(f"`{name}` must be a function, but got {given!r}")
     if inspect.iscoroutinefunction(given) or inspect.iscoroutinefunction(type(given).__call__):
@@ -292,18 +291,18 @@ def check_function(name: str, given: Any) -> None:
         )
 
 
-def run(function: Callable[[list[Any]], Iterable[Any]], items: list[Any]) -> list[Answer]:
-    """One answer for each item; those of a batch that fails are computed one by one."""
-    results: list[Any] | None = None
+def run(function: Callable[[list[Item]], Iterable[object]], items: list[Item]) -> list[Answer]:
+    """One answer for each item; the items of a batch that fails are computed one by one."""
+    results: list[object] | None = None
     try:
         returned = function(items)
         if isinstance(returned, Iterable) and not isinstance(returned, str | bytes | Mapping):
             results = list(returned)
-    except Exception as error:  # noqa: BLE001 - it is raised where the request was made
+    except Exception as error:  # noqa: BLE001 - raised where the request was made
         if len(items) == 1:
             return [Answer(error=error)]
         return [run(function, [item])[0] for item in items]
-    except BaseException as error:  # noqa: BLE001 - likewise; it asks for an end, so nothing is tried again
+    except BaseException as error:  # noqa: BLE001 - likewise; asks for an end, so no item is tried alone
         return [Answer(error=error)] * len(items)
     if results is not None and len(results) == len(items):
         return [Answer(value=result) for result in results]

@@ -1,4 +1,4 @@
-"""Ready functions for texts: tokenized beside the model's work, batched by tokens."""
+"""Batchers for texts, which are tokenized while the model computes, and batched by tokens."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ def embedder(
 ) -> Batcher[str, torch.Tensor]:
     """A Batcher from a text to its embedding, a float32 tensor of shape (hidden size,).
 
-    `model`: an encoder whose output has `last_hidden_state`, best from `hfaccel.optimize`. `max_length`:
-    tokens that are kept of a text, by default what the tokenizer allows. `pooling`: "mean" over the tokens,
-    or "cls", the first one's state. `normalize`: to length 1. `limits`: see Batcher; sizes are tokens.
+    `model`: an encoder whose output has `last_hidden_state`, best from `hfaccel.optimize`. `max_length`: the
+    tokens that are kept of a text, by default as many as the tokenizer allows. `pooling`: "mean" over the
+    tokens, or "cls" for the first token's state. `normalize`: to length 1. `limits`: see Batcher; sizes are
+    tokens.
 
-    While it is open nothing else may use the tokenizer. Raises UsageError for an unknown pooling and for a
-    tokenizer that cannot pad, and from a request for anything but one text; ModelError for what is no model.
+    Nothing else may use the tokenizer before the batcher is closed. Raises UsageError for an unknown pooling
+    and for a tokenizer that cannot pad, ModelError for anything but a model. A request raises UsageError for
+    anything but one text.
     """
     _check_parts(tokenizer, model)
     if max_length is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from trees import HOSTS, NAMES, files_in, write_folder
+from trees import HOSTS, NAMES, files_in, one_per_core, write_folder
 
 from hfaccel.host import capture_host, format_number_list, read_host, read_tree
 from hfaccel.host.tree import Tree, capture
@@ -55,7 +55,7 @@ def test_the_facts_are_as_expected(host, expected):
 
 def test_the_cores_are_as_expected(host, expected):
     topology = read_host(host).topology
-    cores = topology.one_per_core(tuple(entry.cpu for entry in topology.cpus))
+    cores = one_per_core(topology, tuple(entry.cpu for entry in topology.cpus))
     assert format_number_list(cores) == expected["cores"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from trees import FORMS, tree_maker
+from trees import FORMS, one_per_core, tree_maker
 
 from hfaccel.host import Cache, HugePages, LogicalCpu, Node, Topology
 from hfaccel.host.topology import read_affinity, read_topology
@@ -256,10 +256,10 @@ def topology(*cpus):
 
 def test_a_mask_is_reduced_to_its_first_cpu_of_each_core():
     split = topology((0, 0, 0, 0), (1, 1, 0, 0), (2, 0, 0, 0), (3, 1, 0, 0))
-    assert split.one_per_core((0, 1, 2, 3)) == (0, 1)
-    assert split.one_per_core((3, 2)) == (2, 3)
-    assert split.one_per_core((2, 1, 0)) == (0, 1)
-    assert split.one_per_core(()) == ()
+    assert one_per_core(split, (0, 1, 2, 3)) == (0, 1)
+    assert one_per_core(split, (3, 2)) == (2, 3)
+    assert one_per_core(split, (2, 1, 0)) == (0, 1)
+    assert one_per_core(split, ()) == ()
     assert split.cores((0, 1, 2)) == ((0, 2), (1,))
 
 
@@ -273,11 +273,11 @@ def test_cores_of_one_node_are_neighbours():
 
 
 def test_cores_of_two_packages_are_different_even_with_the_same_id():
-    assert topology((0, 0, 0, 0), (1, 0, 1, 1)).one_per_core((0, 1)) == (0, 1)
+    assert one_per_core(topology((0, 0, 0, 0), (1, 0, 1, 1)), (0, 1)) == (0, 1)
 
 
 def test_a_cpu_outside_the_topology_is_a_core_of_its_own():
-    assert topology((0, 0, 0, 0)).one_per_core((0, 7, 9)) == (0, 7, 9)
+    assert one_per_core(topology((0, 0, 0, 0)), (0, 7, 9)) == (0, 7, 9)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,11 @@ HOSTS = Path(__file__).parent.parent / "hosts"
 NAMES = sorted(path.stem for path in HOSTS.glob("*.txt"))
 
 
+def one_per_core(topology, mask):
+    """The first CPU in the mask of every core."""
+    return tuple(sorted(cpus[0] for cpus in topology.cores(mask)))
+
+
 def write_folder(root, files):
     for name, content in files.items():
         path = root / name.lstrip("/")

@@ -26,7 +26,7 @@ import hfaccel
 from hfaccel.errors import ModelError
 from hfaccel.launcher import instances
 from hfaccel.memory import meeting, share, shared
-from hfaccel.memory.layout import held
+from hfaccel.memory.pack import held
 
 WORKERS = Path(__file__).with_name("sharing_workers.py")
 PRECISIONS = {"float32": {}, "bfloat16": {"dtype": torch.bfloat16}, "int8": {"quantization": "int8"}}

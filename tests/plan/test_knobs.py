@@ -178,7 +178,7 @@ def test_the_allocator_of_a_new_process(allocators, libc, value, why):
 @pytest.mark.parametrize(
     ("mapped", "libc", "value", "why"),
     [
-        (("/lib/libc.so.6",), "glibc", "glibc", "but glibc's thresholds"),
+        (("/lib/libc.so.6",), "glibc", "glibc", "only glibc's thresholds"),
         (("/lib/libc.musl-x86_64.so.1",), "musl", None, "the libc is musl"),
         (("/lib/libc.so.6", "/a/libjemalloc.so.2"), "glibc", None, "libjemalloc.so.2 serves malloc already"),
         (("/a/libmimalloc.so.3",), "glibc", None, "libmimalloc.so.3 serves malloc already"),

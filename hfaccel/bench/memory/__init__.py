@@ -1,6 +1,6 @@
 """What the placement of memory costs: one workload under several allocators, each in fresh processes.
 
-docs/memory.md tells what was claimed about it and how to read the figures.
+docs/memory.md tells what was claimed about placement and how to read the figures.
 """
 
 from hfaccel.bench.memory.kernel import Alignment, probe_alignment

@@ -5,14 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 HUGE_PAGE = 2 << 20
 PAGE = 4096
 
 
 class Buffer(NamedTuple):
-    """One buffer, and the share (0 to 1) of its bytes on huge pages; None where that cannot be read."""
+    """A buffer, and the share (0 to 1) of its bytes on huge pages; None where that cannot be read."""
 
     address: int
     size: int
@@ -23,12 +23,21 @@ class Buffer(NamedTuple):
         return self.address + self.size
 
 
-def layout(buffers: Iterable[Buffer]) -> dict[str, Any]:
-    """Span, alignment and gaps of buffers.
+class Gaps(TypedDict):
+    median: int | None
+    largest: int | None
+    adjacent: float | None  # share of gaps below 4 KiB, which huge pages can cover
 
-    `aligned` is the share that begins in the first page of a 2 MiB page: allocators put a header of some
-    bytes in front. `adjacent` is the share of gaps below 4 KiB, which huge pages can cover.
-    """
+
+class Layout(TypedDict):
+    buffers: int
+    bytes: int
+    span: int
+    aligned: float | None  # share that begins in the first 4 KiB of a 2 MiB page, after a header
+    gaps: Gaps
+
+
+def layout(buffers: Iterable[Buffer]) -> Layout:
     ordered = sorted(buffers)
     if not ordered:
         return {"buffers": 0, "bytes": 0, "span": 0, "aligned": None, "gaps": gap_summary([])}
@@ -46,7 +55,7 @@ def gaps(ordered: Sequence[Buffer]) -> list[int]:
     return [max(0, after.address - before.end) for before, after in pairwise(ordered)]
 
 
-def gap_summary(sizes: Sequence[int]) -> dict[str, Any]:
+def gap_summary(sizes: Sequence[int]) -> Gaps:
     if not sizes:
         return {"median": None, "largest": None, "adjacent": None}
     return {
@@ -57,7 +66,7 @@ def gap_summary(sizes: Sequence[int]) -> dict[str, Any]:
 
 
 def covered(buffers: Iterable[Buffer]) -> float | None:
-    """Share of all bytes that lie on huge pages; None where it is not known of some buffer."""
+    """The share of all bytes that lies on huge pages; None where some buffer's share is unknown."""
     known = list(buffers)
     total = sum(buffer.size for buffer in known)
     huge = [buffer.size * buffer.huge for buffer in known if buffer.huge is not None]

@@ -1,7 +1,7 @@
-"""The workloads themselves, run in the process of one configuration: hfaccel.bench.worker calls these.
+"""The workloads. hfaccel.bench.worker calls these functions in the process of one configuration.
 
-Each function returns what takes the one sample of that process. A sample says what the first use of the
-memory costs and what later ones cost, where the buffers lie, and what is on huge pages.
+Each function returns a function that takes the one sample of that process. A sample says what the first use
+of the memory costs and what later uses cost, where the buffers lie, and what is on huge pages.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import random
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -19,12 +19,13 @@ from hfaccel.apply.verify import allocator_in_use
 from hfaccel.bench.memory.addresses import covered
 from hfaccel.bench.memory.counters import Cost, Counters, memory
 from hfaccel.bench.memory.pages import huge_shares, read_smaps
+from hfaccel.bench.pairs import Sample
 from hfaccel.memory import Arena, pack_, padded
 
 Value = TypeVar("Value")
 EVERYTHING = (1 << 63) - 1  # bytes: the whole address space of a process
-SETTLES = 1  # forwards after the first that do not count: a heap finds its size in them
-FORWARDS = 2  # those that do
+SETTLES = 1  # forwards after the first that do not count, in which a heap finds its size
+FORWARDS = 2  # forwards that count
 
 
 def buffers(
@@ -35,11 +36,11 @@ def buffers(
     repeats: int,
     configure: bool = False,
     arena: bool = False,
-) -> Callable[[], dict[str, Any]]:
-    """`count` buffers with the sizes (bytes) in turn, shuffled, allocated by `threads` at once.
+) -> Callable[[], Sample]:
+    """`count` buffers of the sizes (bytes) in turn, shuffled, allocated by `threads` at once.
 
-    All are alive at the same time. Touched ones are written and then summed up, others only allocated and
-    freed, which is what the allocator itself costs.
+    All buffers are alive at the same time. Touched buffers are written and then summed up; others are only
+    allocated and freed, which is what the allocator itself costs.
     """
     counters = _start(configure, threads)
     torch.set_num_threads(1)  # the threads here are the program's own
@@ -55,8 +56,9 @@ def buffers(
         for buffer in held[number] if touched else ():
             buffer.sum()
 
-    def sample() -> dict[str, Any]:
-        costs, found = [], {}
+    def sample() -> Sample:
+        costs: list[Cost] = []
+        found: Sample = {}
         for _ in range(1 + repeats):
             costs.append(cost := Cost())
             with counters.count(cost):
@@ -86,18 +88,18 @@ def _from_arena(sizes: Sequence[int]) -> list[torch.Tensor]:
 
 
 def forward(
-    config: dict[str, Any],
+    config: dict[str, int],
     batch: int,
     length: int,
     threads: int,
     worker: bool = False,
     configure: bool = False,
     arena: bool = False,
-) -> Callable[[], dict[str, Any]]:
+) -> Callable[[], Sample]:
     """Forwards of transformers' own BertModel with random weights on (batch, length) random tokens.
 
-    The buffers that are looked at are its weights. `worker`: from another thread than the main one, as
-    in a web server.
+    The buffers of the sample are the model's weights. `worker`: the forwards run in another thread than the
+    main thread, as in a web server.
     """
     counters = _start(configure, threads)
     torch.set_num_threads(threads)
@@ -114,7 +116,7 @@ def forward(
         with torch.inference_mode():
             model(tokens)
 
-    def sample() -> dict[str, Any]:
+    def sample() -> Sample:
         costs = []
         for _ in range(1 + SETTLES + FORWARDS):
             costs.append(cost := Cost())
@@ -134,21 +136,20 @@ def _start(configure: bool, threads: int) -> Counters:
 
 
 class Crew:
-    """Threads that stay: thread `number` always runs what is given to that number. One is the main thread,
-    unless it shall be one of its `own`."""
+    """Threads that stay, each with a number. A single thread is the main thread, unless `own` is set."""
 
     def __init__(self, threads: int, own: bool = False) -> None:
         self._pools = [ThreadPoolExecutor(1) for _ in range(threads if threads > 1 or own else 0)]
 
     def all(self, function: Callable[[int], Value]) -> list[Value]:
-        """Call it once in every thread, at the same time, and wait for all."""
+        """Call the function once in every thread, at the same time, and wait for all."""
         if not self._pools:
             return [function(0)]
         running = [pool.submit(function, number) for number, pool in enumerate(self._pools)]
         return [future.result() for future in running]
 
 
-def _summary(first: Cost, again: Sequence[Cost], counters: Counters) -> dict[str, Any]:
+def _summary(first: Cost, again: Sequence[Cost], counters: Counters) -> Sample:
     names = set().union(*(cost.events for cost in again))
     return {
         "first_seconds": first.seconds,
@@ -165,8 +166,8 @@ def _summary(first: Cost, again: Sequence[Cost], counters: Counters) -> dict[str
     }
 
 
-def _look(tensors: Iterable[torch.Tensor], touched: bool = True) -> dict[str, Any]:
-    """Where tensors lie, what of them is on huge pages, and what of the whole process is."""
+def _look(tensors: Iterable[torch.Tensor], touched: bool = True) -> Sample:
+    """Where the tensors lie, and how much of them and of the whole process is on huge pages."""
     ranges = [(tensor.data_ptr(), tensor.numel() * tensor.element_size()) for tensor in tensors]
     huge = huge_shares(ranges, touched)
     found = {"buffers": huge.buffers, "huge": covered(huge.buffers), "source": huge.source}

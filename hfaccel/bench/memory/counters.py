@@ -1,4 +1,4 @@
-"""What one stretch of work costs this process: seconds, minor page faults, dTLB misses; and peak memory."""
+"""What a piece of work costs this process: seconds, minor page faults, dTLB misses; and peak memory."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from hfaccel import native
+from hfaccel.host import Tree
 
 # linux/perf_event.h: PERF_TYPE_HW_CACHE, and the dTLB (3) | operation << 8 | misses (1) << 16.
 HW_CACHE, DTLB, READ, WRITE = 3, 3, 0, 1
@@ -22,7 +23,7 @@ EVENTS = {
 
 @dataclass
 class Cost:
-    """`events` counts in user space, by name; only those that this machine counts."""
+    """`events`: name -> count in user space, for the events that this machine counts."""
 
     seconds: float = 0.0
     faults: int = 0
@@ -30,9 +31,9 @@ class Cost:
 
 
 class Counters:
-    """Counts for this thread and those started later, so make it before any other thread is there.
+    """Counts for this thread and threads started later, so make it before any other thread starts.
 
-    `problems` says of each event that cannot be counted why not.
+    `problems`: event -> why it cannot be counted.
     """
 
     def __init__(self, events: Mapping[str, tuple[int, int]] = EVENTS) -> None:
@@ -55,7 +56,7 @@ class Counters:
         for name, after in self._read().items():
             counted = scaled(events[name], after)
             if counted is None:
-                self.problems[name] = "the processor's counters were taken by others"
+                self.problems[name] = "others have taken the processor's counters"
             else:
                 cost.events[name] = cost.events.get(name, 0) + counted
 
@@ -78,8 +79,8 @@ def _open(kind: int, config: int) -> int:
 def scaled(before: tuple[int, int, int], after: tuple[int, int, int]) -> int | None:
     """Events between two readings (count, time enabled, time running).
 
-    More events than the processor has counters take turns; the count stands for the whole time. None: it
-    was never its turn.
+    Events take turns where the processor has too few counters for all; the count is extrapolated to the whole
+    time. None where the event never had its turn.
     """
     count, enabled, running = (end - start for start, end in zip(before, after, strict=True))
     if running == 0:
@@ -94,10 +95,7 @@ def minor_faults() -> int:
 def memory(field: str) -> int | None:
     """VmHWM (peak) or VmRSS of this process in bytes; None where /proc does not say.
 
-    Not ru_maxrss: after an exec that one begins with what the parent had.
+    ru_maxrss does not serve: after an exec it begins with the parent's memory.
     """
-    with open("/proc/self/status", encoding="utf-8") as status:  # noqa: PTH123
-        for line in status:
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-    return None
+    kilobytes = Tree().number_after("/proc/self/status", f"{field}:")
+    return None if kilobytes is None else kilobytes * 1024

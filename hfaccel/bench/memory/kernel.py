@@ -1,8 +1,8 @@
 """Whether this kernel places odd-sized anonymous mappings on huge-page boundaries.
 
 Linux 6.7 (efa7df3e3bb5) aligned every anonymous mapping of 2 MiB or more to 2 MiB; 6.12 and 6.11.7
-(d4148aeab412) do so only where the size is a multiple of 2 MiB. Vendors carry either in kernels of any
-version, so the version says nothing: here mappings are made and looked at.
+(d4148aeab412) do so only where the size is a multiple of 2 MiB. Vendors carry either commit in kernels of any
+version, so the version says nothing: the probe makes mappings and reads their addresses.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ class Alignment(NamedTuple):
 
 
 def probe_alignment() -> Alignment:
-    """Map without hints, keep all of it until the end, look at the addresses."""
+    """Map without hints, and keep all mappings until the end, so that each has its own address."""
     kept: list[mmap.mmap] = []
     odd = [_map(HUGE_PAGE + PAGE, kept) for _ in range(PROBES)]
     multiples = []
     for _ in range(PROBES):
-        _map(PAGE, kept)  # otherwise each would begin where the one before it did, modulo 2 MiB
+        _map(PAGE, kept)  # otherwise each would begin where the last one did, modulo 2 MiB
         multiples.append(_map(HUGE_PAGE, kept))
     return judge(odd, multiples)
 
 
 def judge(odd: Sequence[int], multiples: Sequence[int]) -> Alignment:
-    """Pure. Holes between other mappings may take one or two of them, so most must agree, not all."""
+    """Holes between other mappings may take one or two of the probes, so most must agree, not all."""
     counts = [sum(address % HUGE_PAGE == 0 for address in addresses) for addresses in (odd, multiples)]
     most, few = PROBES - 1, 1
     if counts[0] >= most:

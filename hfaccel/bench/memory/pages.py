@@ -1,7 +1,7 @@
-"""Which bytes of this process are on huge pages, to the page where the kernel tells, else by mapping.
+"""Which bytes of this process are on huge pages: exact to the page where the kernel says, else by mapping.
 
-smaps gives sums for whole mappings, and an allocator's mapping may hold a gigabyte of which the buffers are
-a few percent. The ioctl PAGEMAP_SCAN (Linux 6.7) names the pages themselves, and needs no privilege.
+smaps has sums for whole mappings, and the buffers may be a few percent of an allocator's mapping. The ioctl
+PAGEMAP_SCAN (Linux 6.7) names the pages themselves, and needs no privilege.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ REGIONS = 256  # per call
 
 
 class Huge(NamedTuple):
-    """Buffers with their shares, how that was found out, and what of it could not be."""
+    """Buffers with their shares."""
 
     buffers: list[Buffer]
-    source: str  # "PAGEMAP_SCAN", "smaps" or ""
-    problem: str = ""
+    source: str  # of the shares: "PAGEMAP_SCAN", "smaps" or ""
+    problem: str = ""  # why a better source could not be read
 
 
 def huge_shares(ranges: Iterable[Range], touched: bool) -> Huge:
     """The share of each range (address, size) that lies on huge pages, in order of address.
 
-    `touched`: all of it has been written, so that where smaps must do, the share is that of the mapping's
-    resident pages. Never raises for what the system refuses.
+    `touched`: all ranges were written, so a share out of smaps is a share of the mapping's resident pages.
+    Never raises for what the system refuses.
     """
     ordered = sorted(ranges)
     try:
@@ -50,7 +50,7 @@ def huge_shares(ranges: Iterable[Range], touched: bool) -> Huge:
 
 
 def huge_ranges(ranges: Sequence[Range]) -> Iterator[Range]:
-    """Ranges on huge pages of 2 MiB, transparent or explicit, within those given."""
+    """The parts of these ranges that lie on huge pages of 2 MiB, transparent or explicit."""
     file = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
         for start, end in merge(ranges):
@@ -75,7 +75,7 @@ def _overlap(start: int, end: int, ranges: Iterable[Range]) -> int:
 
 
 def by_mapping(ordered: Sequence[Range], touched: bool, problem: str) -> Huge:
-    """As smaps has it: what it says of a mapping is spread evenly over the mapping's pages."""
+    """Shares out of smaps, as if a mapping's huge pages were spread evenly over the mapping."""
     try:
         shares = {}
         for start, end in merge((address, address + size) for address, size in ordered):
@@ -91,7 +91,7 @@ def by_mapping(ordered: Sequence[Range], touched: bool, problem: str) -> Huge:
 
 
 def read_smaps(address: int, size: int) -> tuple[int, int]:
-    """Bytes that are resident, and bytes on huge pages, of a range."""
+    """The resident bytes of a range, and its bytes on huge pages."""
     if native.arena is None:
         raise OSError(0, native.MISSING)
     resident, anonymous, file = native.arena.smaps(address, size)

@@ -1,18 +1,20 @@
-"""A picture of the address space: a strip for each configuration, drawn from the real addresses.
+"""A picture of the address space: a strip for each configuration, drawn from measured addresses.
 
 Needs matplotlib, which the extra `plots` installs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from hfaccel.bench.memory.addresses import HUGE_PAGE, Buffer, readable
+from hfaccel.bench.memory.rounds import Document
 from hfaccel.errors import HfaccelError, UsageError
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 LONG = 4 * HUGE_PAGE  # bytes: a gap of this size or more is drawn as BREAK
@@ -28,7 +30,7 @@ UNKNOWN = ("tab:gray", "not known")
 
 
 class Bar(NamedTuple):
-    """A buffer as it is drawn: `left` and `width` in bytes from the strip's beginning."""
+    """A drawn buffer: its offset from the strip's beginning and its width, in bytes."""
 
     left: int
     width: int
@@ -36,7 +38,7 @@ class Bar(NamedTuple):
 
 
 class Break(NamedTuple):
-    """A long gap that was cut short: where it begins, and how many bytes it really has."""
+    """A long gap that was cut short: its offset, and its real size in bytes."""
 
     left: int
     gap: int
@@ -49,7 +51,7 @@ def bars(buffers: Iterable[Buffer]) -> tuple[list[Bar], list[Break]]:
     huge page stays what it is.
     """
     ordered = sorted(buffers)
-    cut = ordered[0].address // HUGE_PAGE * HUGE_PAGE if ordered else 0  # what addresses are reduced by
+    cut = ordered[0].address // HUGE_PAGE * HUGE_PAGE if ordered else 0  # subtracted from addresses
     drawn: list[Bar] = []
     breaks: list[Break] = []
     end = 0
@@ -70,14 +72,14 @@ def colour(huge: float | None) -> str:
     return next(name for least, name, _ in COLOURS if huge >= least)
 
 
-def pictured(workloads: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Touched buffers; where none were measured, all there is."""
+def pictured(workloads: Sequence[Document]) -> list[Document]:
+    """The workloads with touched buffers; all workloads where there are none."""
     touched = [workload for workload in workloads if workload["kind"] == "buffers" and workload["touched"]]
     return touched or list(workloads)
 
 
 def check_picture(path: str) -> None:
-    """Raise what would make `draw` fail, before hours are spent on measuring."""
+    """Raise before the measurement, which may take hours, what would make `draw` fail afterwards."""
     if Path(path).suffix not in FORMATS:
         raise UsageError(f"a picture must end in {', '.join(FORMATS)}, but got {path!r}")
     if not Path(path).resolve().parent.is_dir():
@@ -90,7 +92,7 @@ def check_picture(path: str) -> None:
         ) from None
 
 
-def draw(report: Mapping[str, Any], path: str) -> None:
+def draw(report: Document, path: str) -> None:
     """Write the picture of a report (what `hfaccel bench memory --json` prints) to `path`."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -108,7 +110,7 @@ def draw(report: Mapping[str, Any], path: str) -> None:
         figure.savefig(path, metadata={"Date": None} if path.endswith(".svg") else None)
 
 
-def _draw_panel(axes: Axes, panel: Mapping[str, Any]) -> None:
+def _draw_panel(axes: Axes, panel: Document) -> None:
     results = [result for result in panel["results"] if result.get("buffers")]
     reach = HUGE_PAGE
     for row, result in enumerate(results):
@@ -133,7 +135,7 @@ def _draw_panel(axes: Axes, panel: Mapping[str, Any]) -> None:
     axes.set_title(panel["name"], fontsize=9, loc="left")
 
 
-def _label(result: Mapping[str, Any]) -> str:
+def _label(result: Document) -> str:
     huge = result["huge"]
     return f"{result['way']}  {'?' if huge is None else f'{huge:.0%}'}"
 
@@ -149,7 +151,7 @@ def _draw_grid(axes: Axes, reach: int) -> None:
     axes.set_xlim(0, pages * HUGE_PAGE)
 
 
-def _legend() -> list[Any]:
+def _legend() -> list[Artist]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 

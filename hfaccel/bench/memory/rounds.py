@@ -1,4 +1,4 @@
-"""Rounds over all ways of each workload, a fresh process for each, and what comes out of them."""
+"""Rounds over all ways to run each workload, each in a fresh process, and the results of the rounds."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from hfaccel.bench.memory.addresses import Buffer, layout
 from hfaccel.bench.memory.ways import DEFAULT, Way, cleared
 from hfaccel.bench.memory.workloads import Workload
-from hfaccel.bench.pairs import SETTLE, Side, Worker
+from hfaccel.bench.pairs import SETTLE, Sample, Side, Worker
 from hfaccel.errors import HfaccelError, UsageError
 
 CASES = str(Path(__file__).with_name("cases.py"))
-Sample = dict[str, Any]
-Taken = dict[str, list[Sample | None]]  # way -> a sample of each round; None: its process failed
+Document: TypeAlias = dict[str, Any]  # a report, a workload or a result, as written to JSON
+Taken = dict[str, list[Sample | None]]  # way -> a sample of each round; None where the process failed
 
 
 class Setting(NamedTuple):
     """What is measured, and how often."""
 
-    ways: tuple[Way, ...]  # those that cannot run here are reported and left out
+    ways: tuple[Way, ...]  # ways that cannot run here are reported and left out
     workloads: tuple[Workload, ...]
     rounds: int
 
 
-def measure(setting: Setting, progress: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
+def measure(setting: Setting, progress: Callable[[str], None] = lambda _: None) -> list[Document]:
     """The results of each workload, ready for JSON. Raises UsageError for less than one round.
 
-    A process that fails, for lack of memory for example, is a reason in its result; the others go on.
+    Where a process fails, for lack of memory for example, its result has the reason, and the others go on.
     """
     if setting.rounds < 1:
         raise UsageError(f"`rounds >= 1` must hold, but got {setting.rounds}")
     return [_measure_one(workload, setting, progress) for workload in setting.workloads]
 
 
-def _measure_one(workload: Workload, setting: Setting, progress: Callable[[str], None]) -> dict[str, Any]:
+def _measure_one(workload: Workload, setting: Setting, progress: Callable[[str], None]) -> Document:
     ways = [way for way in setting.ways if not way.missing]
     taken: Taken = {way.name: [] for way in ways}
     failures: dict[str, str] = {}
@@ -55,7 +55,7 @@ def _measure_one(workload: Workload, setting: Setting, progress: Callable[[str],
 
 
 def rotated(ways: Sequence[Way], number: int) -> list[Way]:
-    """Another one begins in each round, so that none always runs on the warmer machine."""
+    """Each round begins with another way, so that none always runs on the warmer machine."""
     start = number % len(ways) if ways else 0
     return [*ways[start:], *ways[:start]]
 
@@ -79,16 +79,15 @@ def _sample(way: Way, workload: Workload) -> Sample:
 
 # Results, from samples
 
-
 MEDIANS = ("first_seconds", "first_faults", "seconds", "faults", "peak", "huge", "process_huge")
 
 
-def result(way: str, taken: Taken, failure: str = "") -> dict[str, Any]:
-    """One row: medians over the rounds, ratios by round, and the addresses of the first round."""
+def result(way: str, taken: Taken, failure: str = "") -> Document:
+    """Medians over the rounds, ratios by round, and the addresses of the first round."""
     samples = [sample for sample in taken[way] if sample is not None]
     if not samples:
         return {"way": way, "failure": failure}
-    row: dict[str, Any] = {"way": way, "failure": failure, "rounds": len(samples)}
+    row: Document = {"way": way, "failure": failure, "rounds": len(samples)}
     row |= {key: _median([sample[key] for sample in samples]) for key in MEDIANS}
     row["events"] = _events(samples)
     for name, key in (("first", "first_seconds"), ("again", "seconds")):
@@ -102,7 +101,7 @@ def result(way: str, taken: Taken, failure: str = "") -> dict[str, Any]:
 
 
 def paired_ratios(base: Sequence[Sample | None], other: Sequence[Sample | None], key: str) -> list[float]:
-    """How many times faster the other was, round by round; rounds in which one failed do not count."""
+    """How many times faster `other` was, round by round; rounds in which either failed do not count."""
     pairs = zip(base, other, strict=False)
     return [a[key] / b[key] for a, b in pairs if a is not None and b is not None]
 

@@ -1,11 +1,11 @@
-"""The ways to run a workload: plain, torch's own switch, each allocator, glibc tuned, hfaccel. A row each."""
+"""The ways to run a workload: plain, with torch's own switch, each allocator, tuned glibc, hfaccel."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hfaccel import native
 from hfaccel.apply.preload import preload_trial
@@ -14,7 +14,7 @@ from hfaccel.host import ALLOCATORS, HostFacts
 
 DEFAULT = "default"  # the base of all ratios
 
-# What the user's environment holds of these would make the ways alike, or unlike in other respects.
+# A user's variables with these beginnings would make the ways alike, or different in other respects.
 CLEARED = (
     "LD_PRELOAD",
     "GLIBC_TUNABLES",
@@ -30,31 +30,28 @@ CLEARED = (
 
 
 class Way(NamedTuple):
-    """How the processes of one configuration are started, and what they do before the workload."""
+    """How the processes of one configuration start, and what they do before the workload."""
 
     name: str
     meaning: str
     environment: Mapping[str, str] = MappingProxyType({})
     launcher: tuple[str, ...] = (sys.executable,)
     configure: bool = False  # call hfaccel.configure() first
-    arena: bool = False  # take the buffers, or the weights, out of huge-page arenas
-    missing: str = ""  # why it cannot run here
+    arena: bool = False  # put the buffers, or the weights, into arenas on huge pages
+    missing: str = ""  # why this way cannot run here
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return {**self._asdict(), "environment": dict(self.environment)}
 
 
 def find_ways(facts: HostFacts, threads: int, trial: Callable[[str], str] = preload_trial) -> tuple[Way, ...]:
-    """All ways, in the order of the tables; one that this host lacks has the reason in `missing`."""
+    """All ways, in the order of the tables; `missing` has the reason why a way cannot run on this host."""
     return (
         Way(DEFAULT, "plain python, glibc's or whatever malloc there is"),
         Way("torch-thp", "torch's own switch for huge pages", {"THP_MEM_ALLOC_ENABLE": "1"}),
         *(_preloaded(kind, facts, trial) for kind in ALLOCATORS),
         Way(
-            "glibc-tuned",
-            "hfaccel.configure() inside the program",
-            configure=True,
-            missing=_untunable(facts),
+            "glibc-tuned", "hfaccel.configure() inside the program", configure=True, missing=_untunable(facts)
         ),
         Way(
             "hfaccel",
@@ -75,15 +72,13 @@ def _preloaded(kind: str, facts: HostFacts, trial: Callable[[str], str]) -> Way:
 
 
 def _untunable(facts: HostFacts) -> str:
-    if facts.libc != "glibc":
-        return f"the libc is {facts.libc}"
-    return native.MISSING
+    return native.MISSING if facts.libc == "glibc" else f"the libc is {facts.libc}"
 
 
 def select(ways: Iterable[Way], names: Iterable[str]) -> tuple[Way, ...]:
-    """Those named, and the default, which the ratios need; all where none is named.
+    """The named ways and the default, which the ratios need; all ways where none is named.
 
-    Raises UsageError for a name that there is not, or that cannot run here.
+    Raises UsageError for an unknown way and for a way that cannot run here.
     """
     wanted, known = set(names), {way.name: way for way in ways}
     for name in sorted(wanted):

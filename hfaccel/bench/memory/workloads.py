@@ -1,14 +1,14 @@
-"""The workloads, one row each: those of the kernel list's debate. Data only."""
+"""The workloads of the debate on the kernel's mailing list, one row each. Data only."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 KIB, MIB = 1 << 10, 1 << 20
 
 BELOW = (512 * KIB, 768 * KIB, 1 * MIB, 1152 * KIB, 1536 * KIB)
-# Above a huge page and no multiple of it: what the old kernels aligned, and newer ones do not.
+# Above a huge page, and no multiples of it: older kernels aligned these sizes, newer kernels do not.
 ODD = (2 * MIB + 4 * KIB, 2 * MIB + 260 * KIB, 2560 * KIB + 64, 3 * MIB, 5 * MIB - 12 * KIB)
 
 SHAPES = ((8, 64), (8, 512), (16, 256), (32, 64), (32, 512))  # batch, input length
@@ -25,17 +25,17 @@ SMALL = {
 class Workload(NamedTuple):
     """`kind` is a function of hfaccel/bench/memory/cases.py, called with `arguments`.
 
-    `touched` buffers are drawn: those that were never written have no pages at all.
+    `touched` buffers are drawn; buffers that were never written have no pages.
     """
 
     name: str
     kind: str
-    arguments: Mapping[str, Any]
+    arguments: Mapping[str, object]
     touched: bool = True
 
 
 def workloads(threads: int, quick: bool = False) -> tuple[Workload, ...]:
-    """All of them. `threads` compute in a forward; as many, at least two, allocate at once."""
+    """All workloads. `threads` compute in a forward; as many, but at least two, allocate at once."""
     several = max(2, threads)
     repeats, counts = (1, (10, 10)) if quick else (7, (60, 50))
     sizes = (("512 KiB to 1.5 MiB", BELOW, counts[0]), ("odd above 2 MiB", ODD, counts[1]))
