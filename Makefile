@@ -18,7 +18,7 @@ help:
 	@echo "make bench-memory  every allocator on the kernel list's workload, with a picture (about an hour)"
 	@echo "make bench-backends  hfaccel against every engine on the same work (about an hour)"
 	@echo "make conformance  stock against optimized for every architecture of transformers (about 20 minutes)"
-	@echo "make docs    generate docs/knobs.md, docs/families.md and docs/placement.md"
+	@echo "make docs    generate docs/knobs.md, families.md, placement.md and the end of troubleshooting.md"
 
 $(INSTALLED): constraints.txt pyproject.toml native/CMakeLists.txt $(shell find native -name "*.[ch]")
 	$(PYTHON) -m venv .venv

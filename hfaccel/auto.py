@@ -11,9 +11,12 @@ import functools
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hfaccel.apply.hooks import after_import, keep_affinity_over_import
+
+if TYPE_CHECKING:
+    from hfaccel.upstream import Probe
 
 
 def install() -> None:
@@ -34,7 +37,11 @@ def _configure() -> None:
 
 
 def _wrap_from_pretrained() -> None:
-    model_class = sys.modules["transformers.modeling_utils"].PreTrainedModel
+    from hfaccel.upstream.of_transformers import FROM_PRETRAINED
+
+    if not _is_there(FROM_PRETRAINED):
+        return
+    model_class = FROM_PRETRAINED.value()
     load = model_class.__dict__["from_pretrained"].__func__
 
     @functools.wraps(load)
@@ -48,8 +55,12 @@ def _wrap_from_pretrained() -> None:
 
 
 def _wrap_pipeline() -> None:
+    from hfaccel.upstream.of_pipelines import MAKER
+
+    if not _is_there(MAKER):
+        return
     module: Any = sys.modules["transformers.pipelines"]
-    make = module.pipeline
+    make = MAKER.value()
 
     @functools.wraps(make)
     def pipeline(*arguments: Any, **keywords: Any) -> Any:
@@ -58,6 +69,12 @@ def _wrap_pipeline() -> None:
         return made
 
     module.pipeline = pipeline
+
+
+def _is_there(probe: Probe) -> bool:
+    if probe.problem:
+        print(f"hfaccel: models are not optimized as they are loaded: {probe.problem}", file=sys.stderr)
+    return not probe.problem
 
 
 _loading = threading.local()

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from hfaccel import engine, memory
+from hfaccel import engine, memory, upstream
 from hfaccel.apply.verify import Finding, verify
 from hfaccel.backends import BACKENDS, Backend, Options, by_name
 from hfaccel.configuration import Configuration, configure_for_model, current, weights_placed
@@ -233,7 +233,7 @@ def report(model_or_pipeline: Any) -> Report:
         )
     shared = memory.shared(model)
     stock_calls = by_name(record.backend).stock_calls(model) if record.backend else {}
-    outcomes = (*record.outcomes, *([shared.outcome] if shared else []))
+    outcomes = (*record.outcomes, *([shared.outcome] if shared else []), *upstream.outcomes())
     if not isinstance(model_or_pipeline, nn.Module):
         from hfaccel.pipelines import wrap
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from hfaccel.upstream import of_torch
+
 PACKAGE = "hfaccel"
 ROOT = Path(__file__).parent.parent / PACKAGE
 
@@ -31,6 +33,7 @@ FLOORS = (
     ("memory", "apply"),
     ("plan",),
     ("host", "cache", "precision"),
+    ("upstream",),
     ("errors", "outcome", "native", "tables", "threads", "portable", "generators", "replacement"),
     ("_arena", "_snapshot"),  # extensions; those of the kernels are loaded by name (native.py)
 )
@@ -312,3 +315,63 @@ def test_heavy_imports_are_found_through_other_modules():
     assert "hfaccel.memory.arena: torch" in heavy_imports("hfaccel.memory")
     assert "hfaccel.memory.arena: torch" in heavy_imports("hfaccel.engine.weights.linear")
     assert heavy_imports("hfaccel.apply.process") == set()  # imports torch inside a function
+
+
+# Private names of other packages stand in hfaccel.upstream, where each has a probe. Spelled elsewhere are:
+
+SPELLED = {
+    *of_torch.TABLES,
+    *of_torch.OF_TENSORS,
+    *of_torch.OVERRIDDEN,
+    *("_asdict", "_replace"),  # public of named tuples
+    *("_getframe", "_actions", "_ArgumentGroup", "_initializing"),  # Python's own
+    "torch._inductor.config",  # of which torch's documentation tells
+    "_hf_hook",  # accelerate's, looked for by name; without it there is none
+}
+LOOK_UPS = ("getattr", "hasattr", "setattr", "attrgetter")
+
+
+def is_private(name):
+    return name.startswith("_") and not name.startswith(("__", "_hfaccel"))
+
+
+def private_names(tree):
+    """Attributes, imported names and names in look-ups that begin with an underscore."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            yield node.attr
+        elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith(PACKAGE):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name for name in names if any(map(is_private, name.split("."))))
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in LOOK_UPS:
+            values = [each.value for each in node.args if isinstance(each, ast.Constant)]
+            yield from (value for value in values if isinstance(value, str) and is_private(value))
+
+
+def is_self(node):
+    return isinstance(node, ast.Name) and node.id in ("self", "cls")
+
+
+def own_names(tree):
+    """What this file defines, or stores on `self` and `cls`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_self(node.value):
+            yield node.attr
+
+
+TREES = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in PATHS.items()}
+OWN = {name for tree in TREES.values() for name in own_names(tree)} - {"_version"}
+
+
+@pytest.mark.parametrize("module", [module for module in PATHS if unit(module) != "upstream"])
+def test_private_names_of_other_packages_stand_in_one_place(module):
+    assert set(private_names(TREES[module])) - OWN - SPELLED == set()
+
+
+def test_private_names_are_found():
+    source = "a._b; from c._d import e; getattr(f, '_g'); h.__i__; from torch import j; k._hfaccel_l"
+    assert set(private_names(ast.parse(source))) == {"_b", "c._d.e", "_g"}

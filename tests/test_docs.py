@@ -28,6 +28,11 @@ def test_the_families_page_is_up_to_date():
     assert (ROOT / "docs/families.md").read_text() == generated, "run `make docs`"
 
 
+def test_the_list_of_private_parts_is_up_to_date():
+    generated = runpy.run_path(str(ROOT / "docs/generate.py"))["troubleshooting"]()
+    assert (ROOT / "docs/troubleshooting.md").read_text() == generated, "run `make docs`"
+
+
 def test_the_placement_page_is_up_to_date():
     generated = runpy.run_path(str(ROOT / "docs/placement.py"))["placement"]()
     assert (ROOT / "docs/placement.md").read_text() == generated, "run `make docs`"

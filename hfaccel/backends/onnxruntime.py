@@ -13,6 +13,7 @@ import torch
 
 from hfaccel import export
 from hfaccel.backends.base import Options, SessionBackend, missing, version
+from hfaccel.host import read_host
 from hfaccel.precision import Precision
 
 PACKAGES = ("onnxruntime", "onnx", "onnxscript")
@@ -73,7 +74,7 @@ def _quantize(folder: Path) -> None:
     """Weights to int8 by output channel; activations at run time, by tensor."""
     from onnxruntime.quantization import quantize_dynamic
 
-    reduced = not torch.cpu._is_vnni_supported()  # u8 times s8 saturates without VNNI
+    reduced = not read_host().processor.has("avx512_vnni")  # u8 times s8 saturates without VNNI
     with export.quiet():
         quantize_dynamic(
             folder / MODEL,

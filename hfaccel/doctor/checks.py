@@ -10,6 +10,7 @@ from hfaccel.apply.verify import openmp_runtimes
 from hfaccel.doctor.check import Check, Finding
 from hfaccel.host import MAX_ISA, HostFacts, read_host
 from hfaccel.plan import Goal, cpu_budget, make_plan
+from hfaccel.upstream import TESTED, outcomes, untested
 
 
 class NativePart(Check):
@@ -43,6 +44,24 @@ class Kernels(Check):
             else ""
         )
         return self.ok(f"layers are computed by those for {set_in_use()}{cap}, which multiply {fast}")
+
+
+class PrivateParts(Check):
+    """hfaccel replaces what torch and transformers do, and uses parts of them that may change any day."""
+
+    name = "torch, transformers"
+
+    def find(self, facts: HostFacts) -> Finding:
+        from hfaccel.upstream import PROBES, of_pipelines, of_torch, of_transformers  # noqa: F401 - imports torch
+
+        problems = [outcome.reason for outcome in outcomes()]
+        if problems:
+            advice = ", ".join(f"{versions.package} {versions}" for versions in TESTED)
+            return self.warning(
+                "\n".join(problems), f"install versions that hfaccel was tested with: {advice}"
+            )
+        others = f"; not tested with {', '.join(untested())}" if untested() else ""
+        return self.ok(f"all {len(PROBES)} private parts that hfaccel uses are as expected{others}")
 
 
 class Threads(Check):
@@ -136,4 +155,13 @@ class Alignment(Check):
         return addresses
 
 
-CHECKS: list[Check] = [NativePart(), Kernels(), Threads(), OpenMP(), Allocator(), HugePages(), Alignment()]
+CHECKS: list[Check] = [
+    NativePart(),
+    Kernels(),
+    PrivateParts(),
+    Threads(),
+    OpenMP(),
+    Allocator(),
+    HugePages(),
+    Alignment(),
+]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 from enum import IntEnum
 from functools import cache
-from pathlib import Path
 
 import torch
 
-from hfaccel import native
+from hfaccel import native, upstream
 from hfaccel.errors import KernelsMissing
 from hfaccel.host import MAX_ISA, read_host
+from hfaccel.upstream.of_torch import PARALLEL_FOR, address
 
 
 class Kind(IntEnum):
@@ -115,12 +114,9 @@ def _loaded() -> tuple[native.Kernels | None, str, str]:
 
 @cache
 def _use_torch_threads() -> str:
-    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-    try:
-        function = ctypes.CDLL(str(library)).torch_parallel_for
-    except (OSError, AttributeError) as error:
-        return f"torch {torch.__version__} lacks a function that the kernels need ({error})"
+    if problem := upstream.problem(upstream.Need.ENGINE):
+        return problem
     if "parallel backend: OpenMP" not in torch.__config__.parallel_info():
         return "this torch does not compute with OpenMP's threads, which the kernels need"
-    kernels().use_threads(ctypes.cast(function, ctypes.c_void_p).value or 0)
+    kernels().use_threads(address(PARALLEL_FOR.value()))
     return ""

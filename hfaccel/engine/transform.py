@@ -92,6 +92,9 @@ def transform(
     draft.add(*find_stacks(model))
     watch(model)  # before shortcuts, which hold only while no module gets or loses an attribute
     steps, left = shorten(model)
+    shortened = {step.path for step in steps}  # a shortcut stands in the place of the step for padding
+    superseded = (step for step in draft.steps if step.replacement == "padding" and step.path in shortened)
+    draft.notes += [step.outcome() for step in superseded]
     draft.steps += steps
     draft.notes += left
     draft.add(find_outside(model))

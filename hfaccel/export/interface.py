@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hfaccel import upstream
+
 Sample = Mapping[str, torch.Tensor]
 
 # The inputs that are exported, by the model's main input, and which of their dimensions vary.
@@ -59,6 +61,8 @@ def stock_forward(model: nn.Module) -> Any:
 
 def export_problem(model: nn.Module) -> str:
     """Why this model cannot be exported; "" where nothing is known against it."""
+    if problem := upstream.problem(upstream.Need.EXPORT):
+        return problem
     name = getattr(model, "main_input_name", None)
     if not hasattr(model, "config") or name not in DYNAMIC:
         return f"models with one of the inputs {', '.join(DYNAMIC)} are exported"

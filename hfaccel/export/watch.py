@@ -8,12 +8,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from torch.nn.modules import module as of_all
+
+from hfaccel.upstream.of_torch import global_hooks
+from hfaccel.upstream.of_transformers import COLLECTING
 
 PLAIN = (torch.Tensor, nn.Parameter)  # hfaccel's packed weights have no address
-
-# Hooks that transformers itself installs to capture outputs that were asked for in a call.
-HARMLESS_HOOKS = "transformers.utils.output_capturing"
 
 
 class Watch:
@@ -37,7 +36,7 @@ class Watch:
             if module is not model
             for hooks in (module._forward_hooks, module._forward_pre_hooks)
         ]
-        self.hooks += [of_all._global_forward_hooks, of_all._global_forward_pre_hooks]
+        self.hooks += global_hooks
 
     def problem(self) -> str:
         for table, name, part in self.links:
@@ -48,7 +47,7 @@ class Watch:
         if self._values() != self.values:
             return self.VALUES
         for hooks in self.hooks:
-            if hooks and any(hook.__module__ != HARMLESS_HOOKS for hook in hooks.values()):
+            if hooks and any(hook.__module__ != COLLECTING for hook in hooks.values()):
                 return self.HOOK
         if any(module["training"] for module in self.modules):  # Monte Carlo dropout
             return self.TRAINING

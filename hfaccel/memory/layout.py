@@ -100,7 +100,7 @@ _Span = tuple[int, int, torch.Tensor]  # first byte in the storage, end, and the
 
 def _by_storage(tensors: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor, list[_Span]]]:
     """Each storage's bytes, and what lies in it; tensors without a byte have nothing to place."""
-    found: dict[int, tuple[torch.Tensor, list[_Span]]] = {}
+    found: dict[tuple[int, int], tuple[torch.Tensor, list[_Span]]] = {}
     for tensor in tensors:
         bytes_of = held(tensor)
         if bytes_of.numel() == 0:
@@ -111,7 +111,7 @@ def _by_storage(tensors: Iterable[torch.Tensor]) -> Iterator[tuple[torch.Tensor,
         steps = zip(bytes_of.shape, bytes_of.stride(), strict=True)
         last = sum(int(size - 1) * int(step) for size, step in steps)
         end = int(start + (last + 1) * bytes_of.element_size())
-        found.setdefault(storage._cdata, (whole, []))[1].append((start, end, tensor))
+        found.setdefault((storage.data_ptr(), storage.nbytes()), (whole, []))[1].append((start, end, tensor))
     yield from found.values()
 
 

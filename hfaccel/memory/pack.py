@@ -89,12 +89,12 @@ def is_plain(tensor: torch.Tensor) -> bool:
 
 
 def _storages(tensors: Iterable[torch.Tensor]) -> list[_Storage]:
-    found: dict[int, _Storage] = {}
+    found: dict[tuple[int, int], _Storage] = {}
     for tensor in tensors:
         storage = tensor.untyped_storage()
         if storage.nbytes() == 0:
             continue
-        key = storage._cdata
+        key = storage.data_ptr(), storage.nbytes()
         if key not in found:
             found[key] = _Storage(torch.empty(0, dtype=torch.uint8).set_(storage))
         found[key].tensors.append(tensor)

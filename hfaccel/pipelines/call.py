@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.pipelines.base import ChunkPipeline
-from transformers.pipelines.pt_utils import PipelineIterator
 
 from hfaccel.pipelines.run import Run, Shape, Steps
 from hfaccel.pipelines.schedule import Limits
+from hfaccel.upstream.of_pipelines import ChunkPipeline, PipelineIterator
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from transformers.pipelines.pt_utils import PipelineIterator
+from hfaccel.upstream.of_pipelines import PipelineIterator
 
 
 class Results(PipelineIterator):  # type: ignore[misc]

@@ -18,6 +18,8 @@ from hfaccel.pipelines.call import Call, begin
 from hfaccel.pipelines.results import Results, Watched
 from hfaccel.pipelines.schedule import TOKENS
 from hfaccel.replacement import PREFIX, Replacement, undo
+from hfaccel.upstream import Need, problem
+from hfaccel.upstream.of_pipelines import SEAMS, calls_generate, collate_of
 
 STOCK_CALLS = f"{PREFIX}stock_calls"  # attribute of a pipeline: reason -> calls
 # transformers' class -> why its own loop runs
@@ -26,7 +28,6 @@ OWN_LOOP = {
 }
 
 _progress: ContextVar[bool] = ContextVar("hfaccel_progress", default=False)
-_SEAMS = ("get_iterator", "preprocess", "forward", "_forward", "postprocess")
 
 
 class Setting:
@@ -76,7 +77,7 @@ class Scheduled(Pipeline, Replacement):  # type: ignore[misc]
             self.hfaccel_count(reason)
             results = stock
         else:
-            call = Call(self, stock.loader.loader.collate_fn, batch_size, *parameters)
+            call = Call(self, collate_of(stock), batch_size, *parameters)
             start = functools.partial(begin, call, inputs, self.hfaccel_tokens, self.hfaccel_count)
             results = Results(inputs, start)
         return Watched(results, inputs) if _progress.get() else results
@@ -99,18 +100,16 @@ def why_not(pipe: Any) -> str:
     """Why this pipeline keeps transformers' loop; "" where it gets hfaccel's."""
     if not isinstance(pipe, Pipeline):
         return "it is not a transformers.Pipeline"
-    for name in _SEAMS:
+    if reason := problem(Need.PIPELINES):
+        return reason
+    for name in SEAMS:
         module = getattr(type(pipe), name).__module__
         if module.partition(".")[0] not in ("transformers", "hfaccel"):
             return f"its {name} is the program's own ({module})"
     for kind in type(pipe).__mro__:
         if kind.__name__ in OWN_LOOP:
             return OWN_LOOP[kind.__name__]
-    if (
-        pipe._pipeline_calls_generate
-        and pipe.model.can_generate()
-        and pipe.task != "automatic-speech-recognition"
-    ):
+    if calls_generate(pipe) and pipe.model.can_generate() and pipe.task != "automatic-speech-recognition":
         return "generation forms its own batches"
     return ""
 

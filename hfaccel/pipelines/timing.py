@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from transformers.pipelines import Pipeline
-from transformers.pipelines.base import ChunkPipeline
 
 from hfaccel.replacement import Replacement, replace
+from hfaccel.upstream.of_pipelines import ChunkPipeline
 
 Span = tuple[float, float]  # begin and end, seconds
 

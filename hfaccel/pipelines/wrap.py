@@ -10,11 +10,12 @@ from hfaccel.outcome import Outcome
 from hfaccel.pipelines.scheduled import STOCK_CALLS, Scheduled, why_not
 from hfaccel.pipelines.tasks import scheduled_for
 from hfaccel.replacement import replace, undo
+from hfaccel.upstream import Need, problem
 
 
 def wrap(pipe: Any) -> Any:
     """Give the pipeline hfaccel's loop, in place. An object that is no transformers pipeline stays."""
-    if isinstance(pipe, Pipeline) and not isinstance(pipe, Scheduled):
+    if isinstance(pipe, Pipeline) and not isinstance(pipe, Scheduled) and not problem(Need.PIPELINES):
         replace(pipe, scheduled_for(type(pipe)))
     return pipe
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfaccel import engine
+from hfaccel import engine, upstream
 from hfaccel.configuration import configure_for_model, weights_placed
 from hfaccel.errors import HfaccelError, ModelError, UsageError, check_path
 from hfaccel.generators import kept_as_found
@@ -27,7 +27,7 @@ def save(model_or_pipeline: Any, directory: str | os.PathLike[str]) -> None:
     """Write an optimized model into a folder, in the layout in which it computes, for `load`.
 
     A model that is there already is replaced at once; processes that have it mapped keep it. Where the
-    model equals a checkpoint (`config._name_or_path`), which is tried and takes as long as loading and
+    model equals a checkpoint (`config.name_or_path`), which is tried and takes as long as loading and
     optimizing, the folder can be repaired later; otherwise a RuntimeWarning says why not.
 
     Raises ModelError for a model that was not optimized, is not of one of transformers' classes or was
@@ -41,6 +41,8 @@ def save(model_or_pipeline: Any, directory: str | os.PathLike[str]) -> None:
             "save() takes a model whose weights are packed by hfaccel's engine, but this "
             f"{type(model).__name__} is not; call hfaccel.optimize(model) first"
         )
+    if problem := upstream.problem(upstream.Need.SAVING):
+        raise ModelError(f"save() needs more of transformers than there is: {problem}")
     parts.check_class(model)
     if problem := engine.plan_problem(model):
         raise ModelError(

@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import nn
 
-from hfaccel import engine
+from hfaccel import engine, upstream
 from hfaccel.errors import ModelError
 from hfaccel.memory import Layout, held, view
 from hfaccel.optimization import Record, mark, record_of
@@ -20,6 +20,7 @@ from hfaccel.outcome import Outcome
 from hfaccel.precision import named
 from hfaccel.replacement import original
 from hfaccel.saving.files import Unusable
+from hfaccel.upstream.of_transformers import attention_of, from_config
 
 FORMAT = 6  # rises with every change of these files, and of how engine.packed lays out weights
 SWITCH = "set_attention_type"  # a method of BigBird's parts
@@ -39,6 +40,8 @@ def made_for() -> dict[str, Any]:
 
 def check_made_for(manifest: dict[str, Any]) -> None:
     """Raises Unusable for what was saved for another CPU or by other versions."""
+    if problem := upstream.problem(upstream.Need.SAVING):
+        raise Unusable(problem)
     saved = manifest.get("made_for", {})
     here = made_for()
     other = [key for key in here if saved.get(key) != here[key]]
@@ -73,7 +76,7 @@ def describe(model: Any, record: Record, layout: Layout) -> dict[str, Any]:
     manifest = {
         "made_for": made_for(),
         "class": type(model).__name__,
-        "attention": model.config._attn_implementation,
+        "attention": attention_of(model.config),
         "config": json.loads(model.config.to_json_string(use_diff=False)),
         "generation": _generation(model),
         "attention_types": _attention_types(model),
@@ -106,10 +109,10 @@ def check_class(model: nn.Module) -> None:
             "save() takes a model of one of transformers' own classes, because load() makes it again from "
             f"class and config, but got a {cls.__module__}.{cls.__name__}"
         )
-    if config._attn_implementation not in ATTENTION:
+    if attention_of(config) not in ATTENTION:
         raise ModelError(
             f"save() takes a model whose attention is one of {', '.join(ATTENTION)}, but got "
-            f"{config._attn_implementation!r}; call model.set_attn_implementation first"
+            f"{attention_of(config)!r}; call model.set_attn_implementation first"
         )
 
 
@@ -197,11 +200,11 @@ def _skeleton(manifest: dict[str, Any]) -> Any:
     """The modules, without memory for any tensor."""
     cls = model_class(manifest["class"], manifest["attention"])
     with torch.device("meta"):
-        model = cls._from_config(cls.config_class.from_dict(manifest["config"]))
-        if model.config._attn_implementation != manifest["attention"]:
+        model = from_config(cls, cls.config_class.from_dict(manifest["config"]))
+        if attention_of(model.config) != manifest["attention"]:
             # Not at once: parts may know the default alone.
             config = cls.config_class.from_dict(manifest["config"])
-            model = cls._from_config(config, attn_implementation=manifest["attention"])
+            model = from_config(cls, config, attn_implementation=manifest["attention"])
         for path, attention_type in manifest["attention_types"].items():
             try:
                 getattr(model.get_submodule(path), SWITCH)(attention_type)

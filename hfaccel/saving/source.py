@@ -13,6 +13,7 @@ from hfaccel.errors import HfaccelError
 from hfaccel.optimization import Record, optimize
 from hfaccel.precision import named
 from hfaccel.saving.parts import model_class, names
+from hfaccel.upstream.of_transformers import attention_of, revision_of
 
 
 def find_source(model: Any, record: Record) -> tuple[dict[str, Any] | None, str]:
@@ -21,16 +22,16 @@ def find_source(model: Any, record: Record) -> tuple[dict[str, Any] | None, str]
     It is tried, because a model may have been trained, or given a new head, since it was loaded: then the
     checkpoint under its name is not what it consists of.
     """
-    name = model.config._name_or_path
+    name = model.config.name_or_path
     if not name:
         return None, "the model was not loaded from a checkpoint"
     folder = Path(name)
     source = {
         "class": type(model).__name__,
         "checkpoint": str(folder.resolve()) if folder.is_dir() else name,
-        "revision": None if folder.is_dir() else getattr(model.config, "_commit_hash", None),
+        "revision": None if folder.is_dir() else revision_of(model.config),
         "dtype": str(model.config.dtype or model.dtype).removeprefix("torch."),
-        "attention": model.config._attn_implementation,
+        "attention": attention_of(model.config),
         "precision": record.precision.value if record.precision else None,
         "unpad": record.unpad,
     }

@@ -18,9 +18,9 @@ from torch import nn
 from twins import Inputs, Twins, infer, outcome
 
 import hfaccel
-from hfaccel.engine.calls.capturing import HARMLESS_HOOKS
 from hfaccel.errors import ModelError
 from hfaccel.optimization import record_of
+from hfaccel.upstream.of_transformers import COLLECTING
 
 PRECISIONS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -90,7 +90,7 @@ def _forget_collecting(model: nn.Module) -> None:
     for module in model.modules():
         module.__dict__.pop("_output_capturing_hooks_installed", None)
         for number, hook in list(module._forward_hooks.items()):
-            if hook.__module__ == HARMLESS_HOOKS:
+            if hook.__module__ == COLLECTING:
                 del module._forward_hooks[number]
 
 

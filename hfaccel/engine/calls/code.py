@@ -16,9 +16,10 @@ from torch import nn
 
 from hfaccel.engine.calls.snapshot import columns, comparison
 from hfaccel.replacement import original
+from hfaccel.upstream.of_torch import CALL
+from hfaccel.upstream.of_transformers import INTERFACE
 
-ENTRIES = ("__call__", "_call_impl", "forward")
-INTERFACE = ("_global_mapping", "_local_mapping")  # tables of functions, by the name of an implementation
+ENTRIES = ("__call__", CALL, "forward")
 IMPLEMENTATION = "sdpa"  # of which layers are fused
 WATCHED = ("torch", "transformers")  # packages whose modules are looked into
 KINDS = (FunctionType, BuiltinFunctionType, type)  # other callables may be models, which nothing shall keep

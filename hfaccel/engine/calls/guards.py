@@ -6,15 +6,14 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torch.autograd import forward_ad
-from torch.nn.modules import module as torchs
 
-from hfaccel.engine.calls.capturing import HARMLESS_HOOKS, collected
 from hfaccel.engine.calls.fallback import AUTOCAST, EMPTY, TRACED
+from hfaccel.upstream.of_torch import dual_level, global_hooks, tracing_state, transforms
+from hfaccel.upstream.of_transformers import COLLECTING, collected
 
 COMPUTED = (torch.float32, torch.bfloat16)  # types of what the kernels are given
 # Hooks of register_module_forward_hook and its like, which see every module: none may be left out.
-GLOBAL_HOOKS = (torchs._global_forward_hooks, torchs._global_forward_pre_hooks)
+GLOBAL_HOOKS = global_hooks
 
 # torch.compile leaves what this decorates out of its graphs; with fullgraph=True the error shows the reason.
 outside_graphs = torch.compiler.disable(
@@ -41,9 +40,9 @@ def is_traced() -> bool:
     torch.func (whose tensors have no address), forward-mode differentiation."""
     return (
         torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
+        or tracing_state() is not None
+        or transforms() is not None
+        or dual_level() >= 0
     )
 
 
@@ -59,7 +58,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 def has_foreign(hooks: Mapping[int, object]) -> bool:
     """Whether any of these is not transformers' own."""
-    return bool(hooks) and any(hook.__module__ != HARMLESS_HOOKS for hook in hooks.values())
+    return bool(hooks) and any(hook.__module__ != COLLECTING for hook in hooks.values())
 
 
 def is_hooked(layer: nn.Module) -> bool:

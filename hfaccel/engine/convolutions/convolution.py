@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
+from hfaccel import upstream
 from hfaccel.engine.calls.code import trusted
 from hfaccel.engine.calls.fallback import COUNTED, fall_back
 from hfaccel.engine.calls.guards import COMPUTED, has_hooks, stock_reason
@@ -21,6 +21,7 @@ from hfaccel.engine.kernels import Kind, kernels_problem
 from hfaccel.engine.replacements import Find, ModuleReplacement, Paths, Settings, register
 from hfaccel.engine.weights.linear import MIN_WIDTH
 from hfaccel.replacement import replace
+from hfaccel.upstream.of_torch import _ConvNd
 
 KINDS = (nn.Conv1d, nn.Conv2d)
 
@@ -154,7 +155,7 @@ def convolution_problem(module: _ConvNd) -> str:
         "it pads its sides differently": sides(module) is None,
         "it pads by more than its window sees": _sees_only_padding(module),
         kernels_problem(): bool(kernels_problem()),
-        "this torch lacks oneDNN's convolution": not hasattr(torch.ops.mkldnn, "_convolution_pointwise"),
+        upstream.problem(upstream.Need.CONVOLUTIONS): bool(upstream.problem(upstream.Need.CONVOLUTIONS)),
     }
     return next((problem for problem, applies in problems.items() if applies), "")
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, multiplies
 from hfaccel.engine.weights.linear import MIN_WIDTH, linear
@@ -21,6 +20,7 @@ from hfaccel.engine.weights.packed import PackedWeight, packed_bytes
 from hfaccel.host import read_host
 from hfaccel.memory import Arena
 from hfaccel.replacement import original
+from hfaccel.upstream.of_torch import _ConvNd, convolve, reorder
 
 # class name -> oneDNN's name, numbers and variant of the activation
 POINTWISE: dict[str, tuple[str, tuple[str, ...], str]] = {
@@ -151,7 +151,7 @@ class Prepared:
                 NO_ACTIVATION if activation is None else POINTWISE[type(activation).__name__]
             )
             self.pointwise = (name, [float(getattr(activation, each)) for each in numbers], variant)
-            self.weight = torch.ops.mkldnn._reorder_convolution_weight(
+            self.weight = reorder(
                 weight.to(self.dtype), self.padding, self.stride, self.dilation, self.groups, None
             )
 
@@ -178,7 +178,7 @@ class Prepared:
         return result.squeeze(2) if self.flat else result
 
     def _blocks(self, image: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
+        result: torch.Tensor = convolve(
             image.to(dtype=self.dtype, memory_format=torch.channels_last),
             self.weight,
             self.bias,

@@ -14,12 +14,12 @@ import threading
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from hfaccel.engine.calls.fallback import COUNTED, GRADIENTS, TRAINS, fall_back
 from hfaccel.engine.calls.guards import GLOBAL_HOOKS, stock_reason
 from hfaccel.engine.replacements import Arguments, Find, Keywords, ModuleReplacement, Settings, register
 from hfaccel.replacement import replace
+from hfaccel.upstream.of_torch import tree_leaves, tree_map
 
 _thread = threading.local()
 

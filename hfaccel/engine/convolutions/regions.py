@@ -15,8 +15,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
-from torch.utils._pytree import tree_leaves
 
 from hfaccel.engine.calls.fallback import stock_calls_of
 from hfaccel.engine.calls.trials import difference
@@ -26,6 +24,8 @@ from hfaccel.engine.convolutions.region import Region
 from hfaccel.engine.kernels import Kind
 from hfaccel.engine.replacements import Arguments
 from hfaccel.replacement import replace
+from hfaccel.upstream import Need, problem
+from hfaccel.upstream.of_torch import _ConvNd, tree_leaves
 
 # Sizes of random inputs: sides of an image and of what a convolution has made of one; samples, frames.
 IMAGE, MAP, SOUND, FRAMES = 64, 16, 2000, 48
@@ -58,7 +58,7 @@ def find_regions(model: nn.Module, fused: set[nn.Module], reasons: dict[nn.Modul
         if not isinstance(module, NO_FORWARD) and not _is_in_one_child(module):
             key = _kind(module)
             if key not in trials:
-                trials[key] = trial(module)
+                trials[key] = problem(Need.CONVOLUTIONS) or trial(module)
             verdict = trials[key]
             if not isinstance(verdict, str):
                 yield Found(module, verdict)

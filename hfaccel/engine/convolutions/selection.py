@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from hfaccel.engine.convolutions.convolution import alone_problem, convolution_problem
 from hfaccel.engine.convolutions.prepared import WRONG_ON_AMX, is_norm, kind_of
@@ -14,6 +13,7 @@ from hfaccel.engine.convolutions.regions import Found, convolutions, find_region
 from hfaccel.engine.kernels import Kind
 from hfaccel.engine.plan import Step
 from hfaccel.outcome import Outcome
+from hfaccel.upstream.of_torch import _ConvNd
 
 Wanted = Callable[[torch.Tensor], Kind]  # weight -> the kind asked for
 

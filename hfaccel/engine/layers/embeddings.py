@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
 from hfaccel.engine.calls.code import trust, trusted
 from hfaccel.engine.calls.fallback import COUNTED, fall_back
@@ -24,6 +23,8 @@ from hfaccel.engine.norms import NormKind, native_norm, norm_kind
 from hfaccel.engine.replacements import Find, ModuleReplacement, Settings, register
 from hfaccel.native import NativeEmbedding
 from hfaccel.replacement import replace, shadow
+from hfaccel.upstream import Need, problem
+from hfaccel.upstream.of_torch import tree_map
 
 MOST = 8  # summands, of native/kernels/embed.h
 # What Python looks up in the class of a value.
@@ -214,7 +215,11 @@ def _same(value: Any) -> Any:
 def embeddings_of(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
     """The modules that look up and norm, by path, each with why it cannot do so in one pass ("" where it
     can)."""
-    return [(path, module, _trial(module)) for path, module in model.named_modules() if _has_parts(module)]
+    return [
+        (path, module, problem(Need.LAYERS) or _trial(module))
+        for path, module in model.named_modules()
+        if _has_parts(module)
+    ]
 
 
 def summed(module: nn.Module, args: Any, kwargs: Any) -> tuple[Sum, nn.Module]:

@@ -22,9 +22,8 @@ from hfaccel.engine.norms import EPSILONS, epsilon, native_norm
 from hfaccel.engine.weights.autocast import rounded
 from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.native import NativeMatrix
+from hfaccel.upstream.of_transformers import CHOICE
 
-# How a config of transformers names its attention; it keeps that under a name that begins so.
-CHOICE = "_attn_implementation"
 SETTINGS = "_hfaccel_settings"  # attribute of a fused layer: those of its parts when it was fused
 
 

@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
+from hfaccel import upstream
 from hfaccel.engine.calls.code import trust, trust_again
 from hfaccel.engine.calls.fallback import stock_calls_of
 from hfaccel.engine.calls.trials import difference, without_padding
@@ -20,6 +20,7 @@ from hfaccel.engine.layers.layer import FusedLayer, fuse
 from hfaccel.engine.weights.linear import linear_problem, pack
 from hfaccel.engine.weights.packed import PackedWeight, packed_bytes
 from hfaccel.memory import Arena, padded
+from hfaccel.upstream.of_torch import tree_map
 
 # Batch and length: of sequences with padding, of a sequence of an odd number of tokens, of one token.
 SHAPES = ((2, 8), (1, 7), (1, 1))
@@ -51,9 +52,13 @@ def match(layer: nn.Module, trials: Trials | None = None) -> tuple[Family | None
     """The family that computes what this layer computes, or None and why there is none; None where the
     module has the parts of no family. `trials` remembers what was tried, for layers of one kind."""
     problem, trials = "", trials or Trials()
+    missing = upstream.problem(upstream.Need.LAYERS)
     for family in candidates(layer):
         problem = (
-            _linears_problem(family, layer) or fusing_problem(family, layer) or trials.problem(layer, family)
+            missing
+            or _linears_problem(family, layer)
+            or fusing_problem(family, layer)
+            or trials.problem(layer, family)
         )
         if not problem:
             return family, ""

@@ -11,6 +11,8 @@ import weakref
 
 import torch
 
+from hfaccel.upstream.of_torch import swap, use_count
+
 # Beside the parameter itself: the node that accumulates its gradient. More: a graph not run yet, or DDP.
 USERS = 2
 
@@ -18,7 +20,7 @@ USERS = 2
 def is_in_use(parameter: torch.Tensor) -> bool:
     """Whether something inside torch holds the values too: a graph that has saved them and was not run yet,
     or DistributedDataParallel."""
-    return bool(parameter._use_count() > USERS)  # type: ignore[attr-defined]
+    return use_count(parameter) > USERS
 
 
 def exchange(parameter: torch.Tensor, replacement: torch.Tensor, own: tuple[str, ...] = ()) -> None:
@@ -30,9 +32,9 @@ def exchange(parameter: torch.Tensor, replacement: torch.Tensor, own: tuple[str,
     """
     gradient, before = parameter.grad, parameter._backward_hooks
     after = parameter._post_accumulate_grad_hooks
-    is_needed = parameter._use_count() > 1 and parameter.requires_grad  # type: ignore[attr-defined]
+    is_needed = use_count(parameter) > 1 and parameter.requires_grad
     attached = {name: value for name, value in vars(parameter).items() if name not in own}
-    torch._C._swap_tensor_impl(parameter, replacement)
+    swap(parameter, replacement)
     parameter.__class__, replacement.__class__ = replacement.__class__, parameter.__class__
     inside = dict(vars(parameter)), dict(vars(replacement))
     for tensor, attributes in zip((replacement, parameter), inside, strict=True):

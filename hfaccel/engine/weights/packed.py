@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
 from hfaccel.apply.children import share_cores
 from hfaccel.engine.kernels import Kind, kernels_problem, panel
@@ -26,6 +25,7 @@ from hfaccel.engine.weights.exchange import exchange
 from hfaccel.engine.weights.layout import Layout, laid_out_anew, read, write
 from hfaccel.memory import Arena
 from hfaccel.native import NativeMatrix
+from hfaccel.upstream.of_torch import make_wrapper, schema_of, tree_map
 
 NO_ADDRESS = (
     "raw memory must be in the ordinary layout, but this weight is packed for hfaccel's kernels; "
@@ -58,7 +58,7 @@ class PackedWeight(nn.Parameter):
     ) -> Any:
         if kind is None:  # type(weight)(values, requires_grad=...), as accelerate makes another parameter
             return nn.Parameter(memory, requires_grad)
-        self: PackedWeight = torch.Tensor._make_wrapper_subclass(
+        self: PackedWeight = make_wrapper(
             cls, shape, dtype=dtype, device=torch.device("cpu"), requires_grad=requires_grad
         )
         self.memory = memory
@@ -278,7 +278,7 @@ class TransposedWeight(PackedWeight):
 
 def _written(func: Any, args: tuple[Any, ...]) -> Iterator[PackedWeight]:
     """The packed weights among the arguments that `func` changes in place, by its schema."""
-    for argument, value in zip(func._schema.arguments, args, strict=False):
+    for argument, value in zip(schema_of(func).arguments, args, strict=False):
         if argument.alias_info and argument.alias_info.is_write:
             for item in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(item, PackedWeight):

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from hfaccel.engine.calls.capturing import collected
 from hfaccel.engine.layers.call import Call, Mask, Sample, added
 from hfaccel.engine.layers.families.bert import BERT
 from hfaccel.engine.layers.parts import Parts
+from hfaccel.upstream.of_transformers import collected
 
 
 class Eager(Call):

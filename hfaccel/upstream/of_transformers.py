@@ -1,0 +1,91 @@
+"""Private parts of transformers' models. transformers is imported by whoever has a model of it, not here."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import FunctionType
+from typing import Any
+
+from hfaccel.upstream.probe import Need, Probe
+
+of_models = partial(Probe, after="transformers.modeling_utils")
+
+# The attention of a model
+
+# How a config names its attention, which it keeps under a name that begins so.
+CHOICE = "_attn_implementation"
+INTERFACE = ("_global_mapping", "_local_mapping")  # tables of functions, by the name of an implementation
+
+
+def _keeps_choice(config_class: Any) -> bool:
+    config = config_class()
+    setattr(config, CHOICE, "sdpa")
+    return getattr(config, CHOICE) == "sdpa" and any(
+        name.startswith(CHOICE) and value == "sdpa" for name, value in vars(config).items()
+    )
+
+
+ATTENTION = of_models(
+    "transformers.configuration_utils",
+    "PreTrainedConfig",
+    f"`{CHOICE}`, the attention that a model uses",
+    (Need.LAYERS, Need.SAVING),
+    _keeps_choice,
+)
+FUNCTIONS = of_models(
+    "transformers.modeling_utils",
+    "ALL_ATTENTION_FUNCTIONS",
+    "the tables of attention functions",
+    (Need.LAYERS,),
+    lambda found: all(isinstance(getattr(found, name), dict) for name in INTERFACE),
+)
+
+
+def attention_of(config: Any) -> Any:
+    return getattr(config, CHOICE)
+
+
+# What is collected during a call, by hooks of transformers' own
+
+COLLECTING = "transformers.utils.output_capturing"  # the module of the hooks
+COLLECTOR = Probe(
+    COLLECTING,
+    "_active_collector",
+    "what transformers collects in this call",
+    (Need.COLLECTING,),
+    lambda found: found.get() is None or isinstance(found.get(), dict),
+    after=COLLECTING,
+)
+
+
+def collected() -> tuple[str, ...] | None:
+    """Names of what is collected now, in this thread; None where nobody can tell."""
+    collector = COLLECTOR.value() if COLLECTOR.is_due else None
+    return None if collector is None else tuple(collector.get() or ())
+
+
+# Models from configs and checkpoints
+
+FROM_CONFIG = of_models(
+    "transformers.modeling_utils",
+    "PreTrainedModel._from_config",
+    "a model without weights",
+    (Need.SAVING,),
+    lambda found: isinstance(found.__func__, FunctionType),
+)
+FROM_PRETRAINED = of_models(
+    "transformers.modeling_utils",
+    "PreTrainedModel",
+    "`from_pretrained`, a method of the class, which hfaccel.auto wraps",
+    (Need.AUTO,),
+    lambda found: isinstance(vars(found)["from_pretrained"], classmethod),
+)
+
+
+def from_config(cls: Any, config: Any, **settings: Any) -> Any:
+    return cls._from_config(config, **settings)
+
+
+def revision_of(config: Any) -> str | None:
+    """Of the checkpoint that the model was loaded from; None where that is not known."""
+    return getattr(config, "_commit_hash", None)
