@@ -12,7 +12,7 @@ import torch
 from hypothesis import settings
 
 from hfaccel.engine import kernels_problem
-from hfaccel.engine.calibration import gains, widening
+from hfaccel.engine.calibration import speedups, widening
 
 # No test asserts a time: machines that run tests are busy.
 settings.register_profile("hfaccel", deadline=None)
@@ -35,7 +35,7 @@ def exports(tmp_path_factory):
 
 
 # Where a measurement decides: the place, the name, and what stands there while everything pays.
-DECISIONS = ((gains.Times, "is_slower", False), (widening, "LEAST", 0), (widening, "WORTH", 0))
+DECISIONS = ((speedups.Times, "is_slower", False), (widening, "LEAST", 0), (widening, "WORTH", 0))
 MEASURED = [vars(place)[name] for place, name, _ in DECISIONS]
 
 

@@ -119,9 +119,9 @@ def found(work: Work, expected: list[torch.Tensor], whole: bool) -> dict[str, An
     """What hfaccel does now. Raises where results are others. `whole`: saves and loads models, too."""
     import hfaccel
     from hfaccel.engine import PackedWeight
-    from hfaccel.engine.calibration import gains
+    from hfaccel.engine.calibration import speedups
 
-    gains.Times.is_slower = False  # type: ignore[assignment, method-assign]
+    speedups.Times.is_slower = False  # type: ignore[assignment, method-assign]
     bert, convolutions = hfaccel.optimize(work.bert), hfaccel.optimize(work.convolutions)
     pipe = hfaccel.optimize(work.pipe())
     for _ in range(2):

@@ -35,7 +35,7 @@ class Step:
     reason: str = ""
     # Times as fast as before, as measured here; None where it was not. No two measurements are equal.
     speedup: float | None = field(default=None, compare=False)
-    loss: float | None = None  # quantization error: of its result, relative; None where nothing is rounded
+    error: float | None = None  # quantization error: of its result, relative; None where nothing is rounded
 
     def outcome(self) -> Outcome:
         return Outcome(self.subject, True, self.reason, gain=self.speedup)
@@ -154,5 +154,5 @@ def _said(settings: Settings) -> str:
 
 def _said_of(step: Step) -> str:
     measured = [f"{step.speedup:.1f} times as fast"] if step.speedup else []
-    lost = [f"loses {step.loss:.1%}"] if step.loss is not None else []
+    lost = [f"loses {step.error:.1%}"] if step.error is not None else []
     return "; ".join([step.reason, *measured, *lost])

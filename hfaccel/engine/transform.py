@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from hfaccel.engine.calibration.judging import judge_layers, judge_linears
-from hfaccel.engine.calibration.losses import Verdict, reasons, try_int8
+from hfaccel.engine.calibration.quantization import Verdict, reasons, try_int8
 from hfaccel.engine.calibration.smoothing import smooth_layers
 from hfaccel.engine.convolutions.selection import find_convolutions
 from hfaccel.engine.counting import watch
@@ -167,8 +167,8 @@ def _of_weights(linears: Mapping[nn.Linear, str], precision: Precision, verdict:
         weight = linear.weight
         kind = verdict.kind(weight) if precision.wanted is Kind.INT8 else precision.kind(weight)
         reason = said.get(weight, f"packed in {kind.label}")
-        loss = verdict.losses.get(weight) if kind is Kind.INT8 else None
-        steps.append(Step(path, "linear", {"kind": kind.label}, "linear layer", reason, loss=loss))
+        error = verdict.errors.get(weight) if kind is Kind.INT8 else None
+        steps.append(Step(path, "linear", {"kind": kind.label}, "linear layer", reason, error=error))
     return steps
 
 

@@ -33,7 +33,7 @@ OPTIONS = {"float32": {}, "bfloat16": {"dtype": torch.bfloat16}, "int8": {"quant
 PROGRAM = """
 import sys, torch
 import hfaccel
-from hfaccel.engine.calibration.gains import Times
+from hfaccel.engine.calibration.speedups import Times
 from hfaccel.engine.kernels import Kind, set_in_use
 from transformers import BertConfig, BertModel
 Times.is_slower = False  # what is computed is compared here; whether it pays may vary from run to run

@@ -84,8 +84,8 @@ def test_a_plan_is_printed_compared_and_stored():
 
 def test_it_says_what_int8_loses():
     plan = inspect(make("BERT"), precision=Precision(Kind.INT8))
-    losses = [step.loss for step in plan.steps if step.settings.get("kind") == "int8"]
-    assert losses and all(0 < loss < 0.06 for loss in losses)
+    errors = [step.error for step in plan.steps if step.settings.get("kind") == "int8"]
+    assert errors and all(0 < error < 0.06 for error in errors)
 
 
 def test_it_is_edited_by_hand():

@@ -20,26 +20,28 @@ OPTIONS = {Kind.BFLOAT16: {"dtype": torch.bfloat16}, Kind.INT8: {"quantization":
 def gains_are(monkeypatch):
     """gains_are(few, some): as if the set in use multiplied float32 alone, this much slower."""
 
-    def patch(*gains):
+    def patch(*speedups):
         monkeypatch.setattr(widening, "multiplies", lambda kind: kind is Kind.FLOAT32)
-        monkeypatch.setattr(widening, "widening_gains", lambda kind, threads: gains)
+        monkeypatch.setattr(widening, "widening_speedups", lambda kind, threads: speedups)
 
     return patch
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
 @pytest.mark.parametrize(
-    ("gains", "taken"),
+    ("speedups", "taken"),
     [((2.0, 1.5), True), ((1.4, 0.92), True), ((1.0, 1.0), False), ((3.0, 0.8), False), ((0.9, 0.9), False)],
 )
-def test_what_is_not_faster_is_computed_in_float32(bert, batch, gains_are, kind, gains, taken):
-    gains_are(*gains)
+def test_what_is_not_faster_is_computed_in_float32(bert, batch, gains_are, kind, speedups, taken):
+    gains_are(*speedups)
     fast = hfaccel.optimize(bert, backend="torch", **OPTIONS[kind])
     kinds = {m.weight.kind for m in fast.modules() if isinstance(getattr(m, "weight", None), PackedWeight)}
     assert (kind in kinds) is taken
     (line,) = (line for line in hfaccel.report(fast).outcomes if line.subject == f"precision {kind.label}")
     assert line.applied is taken
-    assert f"{gains[0]:.2f} times (with few rows) and {gains[1]:.2f} times (with some rows)" in line.reason
+    assert (
+        f"{speedups[0]:.2f} times (with few rows) and {speedups[1]:.2f} times (with some rows)" in line.reason
+    )
     with torch.inference_mode():
         got, expected = fast(**batch)[0], bert(**batch)[0]
     mask = batch["attention_mask"].bool()
@@ -48,7 +50,7 @@ def test_what_is_not_faster_is_computed_in_float32(bert, batch, gains_are, kind,
 
 
 def test_what_the_cpu_multiplies_is_not_measured(monkeypatch, bert):
-    monkeypatch.setattr(widening, "widening_gains", None)  # not to be called
+    monkeypatch.setattr(widening, "widening_speedups", None)  # not to be called
     for kind in filter(multiplies, Kind):
         assert widening.widening_problem(kind) == widening.widening_gain(kind) == ""
     subjects = {line.subject for line in hfaccel.report(hfaccel.optimize(bert)).outcomes}
@@ -58,6 +60,6 @@ def test_what_the_cpu_multiplies_is_not_measured(monkeypatch, bert):
 @pytest.mark.parametrize("kind", Kind)
 def test_gains_are_measured_with_few_and_some_rows(kind):
     random = torch.get_rng_state()
-    gains = widening.widening_gains.__wrapped__(kind, 1)
-    assert len(gains) == 2 and all(gain > 0 for gain in gains)
+    speedups = widening.widening_speedups.__wrapped__(kind, 1)
+    assert len(speedups) == 2 and all(gain > 0 for gain in speedups)
     assert torch.equal(torch.get_rng_state(), random)

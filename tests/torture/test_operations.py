@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from twins import MODELS, Inputs, Twins, infer, make
 
 import hfaccel
-from hfaccel.engine.calibration import gains
+from hfaccel.engine.calibration import speedups
 from hfaccel.engine.layers.layer import FusedLayer
 from hfaccel.errors import StockPathWarning
 
@@ -74,7 +74,7 @@ OPERATIONS = st.one_of(
 def always_faster():
     """What the kernels do is tested, and not where a measurement lets them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gains, "time_pairs", lambda stock, fast: gains.Times(2.0, 1.0, 3, 0))
+        patch.setattr(speedups, "time_pairs", lambda stock, fast: speedups.Times(2.0, 1.0, 3, 0))
         yield
 
 

@@ -83,11 +83,11 @@ def _last_lines(report: Any) -> str:
 def _everything_pays() -> None:
     """Models of tests are so small that hfaccel would leave most of them alone, and time would decide about
     the rest. What is computed is tested here."""
-    from hfaccel.engine.calibration import gains, widening
+    from hfaccel.engine.calibration import speedups, widening
     from hfaccel.engine.convolutions import convolution, prepared
     from hfaccel.engine.weights import linear
 
-    gains.BUDGET = 0  # nothing is timed, so nothing is slower
+    speedups.BUDGET = 0  # nothing is timed, so nothing is slower
     widening.LEAST = widening.WORTH = 0
     for module in (convolution, linear, prepared):
         module.MIN_WIDTH = 1

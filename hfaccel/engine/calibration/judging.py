@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from torch import nn
 
-from hfaccel.engine.calibration.gains import (
-    Gains,
+from hfaccel.engine.calibration.speedups import (
+    Speedups,
     combined,
     is_own_forward_slower,
     of_layers,
@@ -33,7 +33,7 @@ def judge_linears(
         module_at(model, step.path): Kind[step.settings["kind"].upper()] for step in steps
     }
     measured = of_linears({module: kind for module, kind in kinds.items() if module not in inside})
-    losers = {module for module, gains in measured.items() if slower(gains)}
+    losers = {module for module, speedups in measured.items() if slower(speedups)}
     left = [_left(measured[module], "linear layer", "not packed", "torch's own") for module in losers]
     speedup = combined(
         times for module in measured if module not in losers for times in measured[module].values()
@@ -57,13 +57,13 @@ def judge_layers(model: nn.Module, steps: Sequence[Step]) -> tuple[list[Step], l
     kept: list[Step] = []
     left: list[Outcome] = []
     for layer, step in layers.items():
-        gains = measured.get(layer, {})
-        key = (*gains.items(),)
+        speedups = measured.get(layer, {})
+        key = (*speedups.items(),)
         if key not in settled:
-            settled[key] = _regimes_on_its_own(layer, gains)
+            settled[key] = _regimes_on_its_own(layer, speedups)
         own = settled[key]
         if own is None:
-            left.append(_left(gains, step.subject, "not fused", "its own forward"))
+            left.append(_left(speedups, step.subject, "not fused", "its own forward"))
             undo(layer)
             unpack_all([module for module in layer.modules() if isinstance(module, PackedModule)])
             continue
@@ -72,22 +72,22 @@ def judge_layers(model: nn.Module, steps: Sequence[Step]) -> tuple[list[Step], l
         if own:
             reason += f"; with {' and '.join(own)} rows its own forward runs, which is faster here"
         settings = {**step.settings, "slower": [*own]}
-        kept.append(replace(step, settings=settings, reason=reason, speedup=combined(gains.values())))
+        kept.append(replace(step, settings=settings, reason=reason, speedup=combined(speedups.values())))
     return kept, left
 
 
-def _regimes_on_its_own(layer: FusedLayer, gains: Gains) -> tuple[str, ...] | None:
+def _regimes_on_its_own(layer: FusedLayer, speedups: Speedups) -> tuple[str, ...] | None:
     """The regimes in which the layer's own forward runs; None where the layer should not be fused at all."""
-    lost = slower(gains)
-    if len(lost) == len(gains) > 0 or any(is_own_forward_slower(layer, regime) for regime in lost):
+    lost = slower(speedups)
+    if len(lost) == len(speedups) > 0 or any(is_own_forward_slower(layer, regime) for regime in lost):
         return None
     return tuple(regime.name for regime in lost)
 
 
-def _left(gains: Gains, subject: str, what: str, stock: str) -> Outcome:
+def _left(speedups: Speedups, subject: str, what: str, stock: str) -> Outcome:
     """The line of a report about something that was left as it was."""
-    worst = min(slower(gains), key=lambda regime: gains[regime].gain)
-    gain = gains[worst].gain
+    worst = min(slower(speedups), key=lambda regime: speedups[regime].gain)
+    gain = speedups[worst].gain
     return Outcome(
         subject, False, f"{what}: {gain:.2f} times as fast as {stock} here with {worst.name} rows", gain=gain
     )

@@ -13,7 +13,7 @@ from functools import cache
 
 import torch
 
-from hfaccel.engine.calibration.gains import time_pairs
+from hfaccel.engine.calibration.speedups import time_pairs
 from hfaccel.engine.calls.regimes import REGIMES, Regime
 from hfaccel.engine.kernels import Kind, multiplies, set_in_use
 from hfaccel.engine.weights.linear import linear
@@ -29,12 +29,12 @@ def widening_problem(kind: Kind) -> str:
     """Why float32 is multiplied although `kind` is asked for; "" where `kind` is multiplied."""
     if multiplies(kind):
         return ""
-    gains = widening_gains(kind, torch.get_num_threads())
-    if min(gains) >= LEAST and _mean(gains) >= WORTH:
+    speedups = widening_speedups(kind, torch.get_num_threads())
+    if min(speedups) >= LEAST and _mean(speedups) >= WORTH:
         return ""
     return (
         f"the CPU multiplies float32 faster: {set_in_use()} has no instruction for {kind.label}, which is "
-        f"{_told(gains)} as fast here"
+        f"{_told(speedups)} as fast here"
     )
 
 
@@ -42,11 +42,11 @@ def widening_gain(kind: Kind) -> str:
     """How much faster than float32 this kind is, where weights are widened; "" where they are not."""
     if multiplies(kind):
         return ""
-    return f"{_told(widening_gains(kind, torch.get_num_threads()))} as fast as float32, as measured here"
+    return f"{_told(widening_speedups(kind, torch.get_num_threads()))} as fast as float32, as measured here"
 
 
 @cache
-def widening_gains(kind: Kind, threads: int) -> tuple[float, ...]:
+def widening_speedups(kind: Kind, threads: int) -> tuple[float, ...]:
     """Times faster than float32 with few and with some rows, at this number of threads."""
     dense = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)) / 32
     wide, narrow = (
@@ -61,11 +61,11 @@ def _gain(wide: PackedWeight, narrow: PackedWeight, regime: Regime) -> float:
     return time_pairs(lambda: linear(rows, wide, None), lambda: linear(rows, narrow, None)).gain
 
 
-def _mean(gains: tuple[float, ...]) -> float:
-    return math.prod(gains) ** (1 / len(gains))
+def _mean(speedups: tuple[float, ...]) -> float:
+    return math.prod(speedups) ** (1 / len(speedups))
 
 
-def _told(gains: tuple[float, ...]) -> str:
+def _told(speedups: tuple[float, ...]) -> str:
     return " and ".join(
-        f"{gain:.2f} times (with {regime.name} rows)" for gain, regime in zip(gains, REGIMES, strict=False)
+        f"{gain:.2f} times (with {regime.name} rows)" for gain, regime in zip(speedups, REGIMES, strict=False)
     )

@@ -17,8 +17,8 @@ from torch import nn
 from hfaccel.engine.calls.fallback import COUNTED
 from hfaccel.engine.calls.trials import difference, unwatched, without_padding
 from hfaccel.engine.calls.unpadding import UNPADS, computed
+from hfaccel.engine.models.fast_path import named_ids, ordinary_ids
 from hfaccel.engine.models.padding import all_around, models_around, padding_id, why_always
-from hfaccel.engine.models.recipe import named_ids, ordinary_ids
 from hfaccel.engine.plan import Step
 
 BATCH, LENGTH, REAL = 2, 8, 5  # the first text has REAL tokens, the rest is padding

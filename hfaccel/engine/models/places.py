@@ -1,4 +1,4 @@
-"""The addresses of a recipe's parts, as the kernels take them: tables, their norm, and the pooler."""
+"""The addresses of a fast path's parts, as the kernels take them: tables, their norm, and the pooler."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import nn
 from hfaccel.engine.calls.snapshot import Held, Snapshot
 from hfaccel.engine.kernels import kernels
 from hfaccel.engine.layers.embeddings import Sum, native_embedding, sum_problem
-from hfaccel.engine.models.recipe import Recipe, Source
+from hfaccel.engine.models.fast_path import FastPath, Source
 from hfaccel.engine.norms import EPSILONS, NormKind, norm_kind
 from hfaccel.engine.weights.linear import PackedModule
 from hfaccel.engine.weights.packed import PackedWeight
 
 
 class Places:
-    """Native objects of a recipe's parts, and whether these still lie where they did."""
+    """Native objects of a fast path's parts, and whether these still lie where they did."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.lookups, self.pooler = recipe.lookups, recipe.pooler
-        self.size = recipe.lookups[0].table.embedding_dim
-        tables, norm = [lookup.table for lookup in recipe.lookups], recipe.norm
+    def __init__(self, fast_path: FastPath) -> None:
+        self.lookups, self.pooler = fast_path.lookups, fast_path.pooler
+        self.size = fast_path.lookups[0].table.embedding_dim
+        tables, norm = [lookup.table for lookup in fast_path.lookups], fast_path.norm
         held: list[Held] = [(vars(table), "max_norm", vars(table).get("max_norm")) for table in tables]
         held += ((vars(norm), name, vars(norm).get(name)) for name in EPSILONS)
         modules: list[nn.Module] = [*tables, norm]

@@ -1,4 +1,4 @@
-"""A model that follows its recipe instead of running its forward, in calls without padding.
+"""A model that follows its fast path instead of running its forward, in calls without padding.
 
 With few tokens the Python of a forward takes much of the time, because each step finds its working set
 evicted by the weights: 0.4 of 0.9 ms for MiniLM and 8 tokens.
@@ -22,18 +22,18 @@ from hfaccel.engine.calls.trials import difference
 from hfaccel.engine.kernels import kernels
 from hfaccel.engine.layers.call import Call
 from hfaccel.engine.layers.stack import natives_of
-from hfaccel.engine.models.outside import outside_of_graphs
-from hfaccel.engine.models.padding import PaddedModel, watch_layers
-from hfaccel.engine.models.places import Places
-from hfaccel.engine.models.recipe import (
-    NoRecipe,
-    Recipe,
+from hfaccel.engine.models.fast_path import (
+    FastPath,
+    NoFastPath,
     Source,
+    fast_path_of,
     is_candidate,
     named_ids,
     ordinary_ids,
-    recipe_of,
 )
+from hfaccel.engine.models.outside import outside_of_graphs
+from hfaccel.engine.models.padding import PaddedModel, watch_layers
+from hfaccel.engine.models.places import Places
 from hfaccel.engine.plan import Step
 from hfaccel.engine.replacements import Arguments, Find, Keywords, Settings, register
 from hfaccel.outcome import Outcome
@@ -103,11 +103,11 @@ class ShortModel(PaddedModel):
 
 
 class Shortcut:
-    """A model's recipe, valid while nothing has changed since it was found."""
+    """A model's fast path, valid while nothing has changed since it was found."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
-        self.recipe = recipe
-        modules = list(_outside(model, recipe.layers))
+    def __init__(self, model: nn.Module, fast_path: FastPath) -> None:
+        self.fast_path = fast_path
+        modules = list(_outside(model, fast_path.layers))
         hooks = [table for each in modules for table in (each._forward_hooks, each._forward_pre_hooks)]
         self.config = model.config
         self.code = current(modules)  # which the trial of this shortcut will run
@@ -116,56 +116,58 @@ class Shortcut:
 
     def __call__(self, args: Arguments, kwargs: Keywords) -> Any:
         """What the model returns for these arguments; None where its own forward has to compute it."""
-        given = _given(self.recipe, args, kwargs)
+        given = _given(self.fast_path, args, kwargs)
         if given is None or not self.unchanged.holds() or not self.code.holds():
             return None
         places = self.places
         if places is None or not places.unchanged.holds():
-            places = self.places = Places(self.recipe)
-        recipe, (batch, length) = self.recipe, given[0].shape
+            places = self.places = Places(self.fast_path)
+        fast_path, (batch, length) = self.fast_path, given[0].shape
         # All Python comes before the kernels, which evict its working set.
         rows = torch.empty((batch, length, places.size), dtype=torch.float32)
-        layers: Any = list(recipe.layers._modules.values())
+        layers: Any = list(fast_path.layers._modules.values())
         natives = [] if places.problem else natives_of(layers, rows)
         if not natives:
             return None
         call = Call(natives[0])
         call.sequences = whole(batch, length)
-        fields = {recipe.hidden: torch.empty_like(rows)}
-        if recipe.pooler is not None:
-            fields[recipe.pooled] = torch.empty((batch, places.pooled), dtype=torch.float32)
-        result: object = recipe.result(**fields)
+        fields = {fast_path.hidden: torch.empty_like(rows)}
+        if fast_path.pooler is not None:
+            fields[fast_path.pooled] = torch.empty((batch, places.pooled), dtype=torch.float32)
+        result: object = fast_path.result(**fields)
         if not places.embed(*given, rows):
             return None
-        call.compute(tuple(each.native for each in natives), rows, fields[recipe.hidden])
-        if recipe.pooler is not None:
-            places.pool(fields[recipe.hidden], fields[recipe.pooled])
+        call.compute(tuple(each.native for each in natives), rows, fields[fast_path.hidden])
+        if fast_path.pooler is not None:
+            places.pool(fields[fast_path.hidden], fields[fast_path.pooled])
         return result
 
 
 def _given(
-    recipe: Recipe, args: Arguments, kwargs: Keywords
+    fast_path: FastPath, args: Arguments, kwargs: Keywords
 ) -> tuple[torch.Tensor, torch.Tensor | None] | None:
     """Ids and token types, (batch, length) each, if the call asks for nothing else; None otherwise."""
     if args:
         kwargs = {**kwargs, "input_ids": args[0]}
-    if len(args) > 1 or not all(_is_default(recipe, name, value) for name, value in kwargs.items()):
+    if len(args) > 1 or not all(_is_default(fast_path, name, value) for name, value in kwargs.items()):
         return None
     ids, mask, types = (kwargs.get(name) for name in TENSORS)
     if not _are_numbers(ids) or not all(
         each is None or (_are_numbers(each) and each.shape == ids.shape) for each in (mask, types)
     ):
         return None
-    if (mask is not None and _has(mask, 0)) or (recipe.padding is not None and _has(ids, recipe.padding)):
+    if (mask is not None and _has(mask, 0)) or (
+        fast_path.padding is not None and _has(ids, fast_path.padding)
+    ):
         return None
     return ids, types
 
 
-def _is_default(recipe: Recipe, name: str, value: object) -> bool:
+def _is_default(fast_path: FastPath, name: str, value: object) -> bool:
     """Whether the argument is one of the tensors, or equals its default."""
     if name in TENSORS:
         return True
-    if name not in recipe.names and not recipe.more_names:
+    if name not in fast_path.names and not fast_path.more_names:
         return False  # an error, in the model's words
     return value is None or value is (name == "return_dict")
 
@@ -229,23 +231,23 @@ def _find(model: nn.Module) -> Shortcut | str:
     ):
         return "a part of it has a hook, or a forward that is not its class'"
     try:
-        shortcut = Shortcut(model, recipe_of(model))
-        problems = (_trial(model, shortcut, arguments) for arguments in _samples(model, shortcut.recipe))
+        shortcut = Shortcut(model, fast_path_of(model))
+        problems = (_trial(model, shortcut, arguments) for arguments in _samples(model, shortcut.fast_path))
         return next(filter(None, problems), "") or shortcut
-    except NoRecipe as error:
+    except NoFastPath as error:
         return str(error)
     except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
         return f"{type(error).__name__}: {error}"
 
 
-def _samples(model: nn.Module, recipe: Recipe) -> Iterator[dict[str, torch.Tensor]]:
+def _samples(model: nn.Module, fast_path: FastPath) -> Iterator[dict[str, torch.Tensor]]:
     yield {"input_ids": ordinary_ids(model, 2, 8)}
-    named = [each for each in named_ids(model) if each != recipe.padding]
+    named = [each for each in named_ids(model) if each != fast_path.padding]
     ids = ordinary_ids(model, 1, 24 + len(named))
     ids[0, 8 : 8 + len(named)] = torch.tensor(named, dtype=torch.int64)
     yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if "token_type_ids" in recipe.names:
-        tables = (lookup.table for lookup in recipe.lookups if lookup.source is Source.TYPES)
+    if "token_type_ids" in fast_path.names:
+        tables = (lookup.table for lookup in fast_path.lookups if lookup.source is Source.TYPES)
         kinds = min((table.num_embeddings for table in tables), default=1)
         yield {"input_ids": ids, "token_type_ids": ids % kinds}
 

@@ -1,4 +1,4 @@
-"""Measured gains: they are reported, what is slower is not used, and measuring leaves no trace."""
+"""Measured speedups: they are reported, what is slower is not used, and measuring leaves no trace."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from encoders import SETTINGS, inputs, make, real, run
 from torch import nn
 
 import hfaccel
-from hfaccel.engine.calibration import gains
-from hfaccel.engine.calibration.gains import LEAD, PAIRS, Times, combined, of_layers, of_linears
+from hfaccel.engine.calibration import speedups
+from hfaccel.engine.calibration.speedups import LEAD, PAIRS, Times, combined, of_layers, of_linears
 from hfaccel.engine.calls.regimes import REGIMES, regime_of
 from hfaccel.engine.kernels import Kind, kernels_problem
 from hfaccel.engine.layers.layer import FusedLayer
@@ -31,7 +31,7 @@ SLOWER, FASTER = Times(1.0, 2.0), Times(3.0, 1.0)
 @pytest.fixture(autouse=True)
 def enough_time(monkeypatch):
     """Other programs may take all that there is."""
-    monkeypatch.setattr(gains, "BUDGET", 1e6)
+    monkeypatch.setattr(speedups, "BUDGET", 1e6)
 
 
 def lines(model, subject):
@@ -51,8 +51,8 @@ def wide():
 
 def let(monkeypatch, times):
     """What is measured, by the shape of the weight or the class of the layer."""
-    monkeypatch.setattr(gains, "_time_linear", lambda module, kind, count: times(module))
-    monkeypatch.setattr(gains, "_time_layer", lambda layer, regime, own_forward=False: times(layer))
+    monkeypatch.setattr(speedups, "_time_linear", lambda module, kind, count: times(module))
+    monkeypatch.setattr(speedups, "_time_layer", lambda layer, regime, own_forward=False: times(layer))
 
 
 # Reported
@@ -147,7 +147,7 @@ def seconds(monkeypatch, stock, fast):
     """Times of calls, one after the other: warm-up aside, stock and fast in turn."""
     turns = iter([each for pair in zip(stock, fast, strict=True) for each in pair])
     taken = []
-    monkeypatch.setattr(gains, "_seconds", lambda call: taken.append(call) or next(turns))
+    monkeypatch.setattr(speedups, "_seconds", lambda call: taken.append(call) or next(turns))
     return taken
 
 
@@ -155,17 +155,17 @@ def test_nothing_is_called_slower_that_was_only_disturbed(monkeypatch):
     """What wins and loses in turn is judged by its best time."""
     turn = [9.0, 0.5] * PAIRS
     calls = seconds(monkeypatch, [1.0] * PAIRS, turn[:PAIRS])
-    assert gains.time_pairs(lambda: 0, lambda: 1).gain == 2.0 and len(calls) == 2 * PAIRS
+    assert speedups.time_pairs(lambda: 0, lambda: 1).gain == 2.0 and len(calls) == 2 * PAIRS
     calls = seconds(monkeypatch, [1.0] * PAIRS, [2.0] * PAIRS)
-    assert gains.time_pairs(lambda: 0, lambda: 1).is_slower and len(calls) == 2 * LEAD
+    assert speedups.time_pairs(lambda: 0, lambda: 1).is_slower and len(calls) == 2 * LEAD
 
 
 def test_what_is_faster_is_called_little(monkeypatch):
     calls = seconds(monkeypatch, [1.0] * 5, [0.5] * 5)
-    assert gains.time_pairs(lambda: 0, lambda: 1).gain == 2.0 and len(calls) == 2 * LEAD
+    assert speedups.time_pairs(lambda: 0, lambda: 1).gain == 2.0 and len(calls) == 2 * LEAD
     one_bad_pair = [9.0, *[0.5] * 10]
     calls = seconds(monkeypatch, [1.0] * 11, one_bad_pair)
-    assert not gains.time_pairs(lambda: 0, lambda: 1).is_slower and len(calls) == 2 * (LEAD + 2)
+    assert not speedups.time_pairs(lambda: 0, lambda: 1).is_slower and len(calls) == 2 * (LEAD + 2)
 
 
 # With few, some and many rows
@@ -179,9 +179,9 @@ def test_many_rows_are_measured_only_where_the_others_leave_a_doubt(monkeypatch,
     def times(gain):
         return lambda layer, regime, own_forward=False: asked.append(regime.name) or Times(gain, 1.0)
 
-    monkeypatch.setattr(gains, "_time_layer", times(2.0))
+    monkeypatch.setattr(speedups, "_time_layer", times(2.0))
     assert len(of_layers([layer])[layer]) == 2
-    monkeypatch.setattr(gains, "_time_layer", times(1.1))
+    monkeypatch.setattr(speedups, "_time_layer", times(1.1))
     assert len(of_layers([layer])[layer]) == 3
     assert asked == ["few", "some", "few", "some", "many"]
 
@@ -193,7 +193,7 @@ def in_regime(monkeypatch, name, own_forward):
         return (own_forward if own_forward_runs else SLOWER) if regime.name == name else Times(1.2, 1.0)
 
     monkeypatch.setattr(
-        gains, "_time_layer", lambda layer, regime, own_forward=False: times(layer, regime, own_forward)
+        speedups, "_time_layer", lambda layer, regime, own_forward=False: times(layer, regime, own_forward)
     )
 
 
@@ -242,7 +242,7 @@ def test_every_number_of_rows_has_a_regime():
 
 
 def test_without_time_nothing_is_measured_and_all_is_applied(bert, monkeypatch):
-    monkeypatch.setattr(gains, "BUDGET", 0.0)
+    monkeypatch.setattr(speedups, "BUDGET", 0.0)
     fast = hfaccel.optimize(bert)
     assert len(fused(fast)) == 2 and all(line.gain is None for line in hfaccel.report(fast).outcomes)
 
@@ -252,7 +252,7 @@ def test_the_smallest_are_not_measured():
 
 
 def test_of_the_largest_some_rows_are_measured(wide, monkeypatch):
-    monkeypatch.setattr(gains, "LARGEST", 1 << 17)
+    monkeypatch.setattr(speedups, "LARGEST", 1 << 17)
     shapes = []
     original = PackedWeight.pack.__func__
     monkeypatch.setattr(

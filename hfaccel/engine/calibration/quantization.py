@@ -36,7 +36,7 @@ FLOOR = 1e-3  # of the columns' mean spread: the least spread that a nearly cons
 TINY = torch.finfo(torch.float32).tiny
 
 Layers = Sequence[tuple[nn.Module, Family]]
-Losses = Mapping[torch.Tensor, float]  # of weights: the relative error of their results
+Errors = Mapping[torch.Tensor, float]  # of weights: the relative error of their results
 W = TypeVar("W", bound=Hashable)
 
 
@@ -45,7 +45,7 @@ class Verdict:
     """What the trial of int8 has shown, by weight."""
 
     packed: dict[torch.Tensor, PackedWeight] = field(default_factory=dict)  # in int8, in memory of their own
-    losses: dict[torch.Tensor, float] = field(default_factory=dict)
+    errors: dict[torch.Tensor, float] = field(default_factory=dict)
     higher: set[torch.Tensor] = field(default_factory=set)  # weights whose error is too large
 
     @property
@@ -75,17 +75,17 @@ def try_int8(
             with meter.watching(linears, one.get("attention_mask")):
                 model(**one)
         for layer, family, norm, _ in norms_before(model, layers):
-            unseen = [each for each in family.linears(layer) if each.weight not in meter.losses]
+            unseen = [each for each in family.linears(layer) if each.weight not in meter.errors]
             if unseen:
                 with meter.watching(unseen):
                     _run(layer, family, norm)
         for each in linears:
-            if each.weight not in meter.losses:
+            if each.weight not in meter.errors:
                 noise = _noise(each)
                 meter.see(each, noise, each.forward(noise))
-    higher = too_lossy(meter.losses, _groups(layers))
+    higher = too_lossy(meter.errors, _groups(layers))
     kept = {weight: packed for weight, packed in meter.packed.items() if weight not in higher}
-    return Verdict(kept, meter.losses, higher)
+    return Verdict(kept, meter.errors, higher)
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Meter:
 
     factors: Mapping[torch.Tensor, torch.Tensor]
     packed: dict[torch.Tensor, PackedWeight] = field(default_factory=dict)
-    losses: dict[torch.Tensor, float] = field(default_factory=dict)  # the largest of all calls
+    errors: dict[torch.Tensor, float] = field(default_factory=dict)  # the largest of all calls
 
     @contextmanager
     def watching(self, modules: Iterable[nn.Linear], mask: torch.Tensor | None = None) -> Iterator[None]:
@@ -124,11 +124,11 @@ class Meter:
             arena = Arena(cls.layout_of(Kind.INT8, weight.shape).nbytes, pages="default")
             self.packed[weight] = cls.pack(weight, arena, Kind.INT8, factors)
         rows, result = (_some(each.flatten(0, -2)).float() for each in (rows, result))
-        loss = relative_loss(result, linear(rows, self.packed[weight], module.bias))
-        self.losses[weight] = max(loss, self.losses.get(weight, 0.0))
+        error = quantization_error(result, linear(rows, self.packed[weight], module.bias))
+        self.errors[weight] = max(error, self.errors.get(weight, 0.0))
 
 
-def relative_loss(expected: torch.Tensor, got: torch.Tensor) -> float:
+def quantization_error(expected: torch.Tensor, got: torch.Tensor) -> float:
     """The relative error of (rows, columns): norm of the difference over norm of `expected`, median over
     rows.
 
@@ -145,11 +145,11 @@ def relative_loss(expected: torch.Tensor, got: torch.Tensor) -> float:
     return shares.median().item()
 
 
-def too_lossy(losses: Mapping[W, float], groups: Sequence[Sequence[W]], bound: float = BOUND) -> set[W]:
+def too_lossy(errors: Mapping[W, float], groups: Sequence[Sequence[W]], bound: float = BOUND) -> set[W]:
     """The weights with an error above `bound`, and those that must be of one kind with them. `groups`:
     weights that multiply the same rows; a weight may be in several groups."""
     found: set[W] = set()
-    more = {weight for weight, loss in losses.items() if loss > bound}
+    more = {weight for weight, error in errors.items() if error > bound}
     while more:
         found |= more
         more = {weight for group in groups if not found.isdisjoint(group) for weight in group} - found
@@ -201,15 +201,15 @@ def _noise(module: nn.Linear) -> torch.Tensor:
 
 def reasons(verdict: Verdict, paths: Mapping[str, torch.Tensor]) -> dict[torch.Tensor, str]:
     """The line of a report about each weight. `paths`: paths of linear layers -> their weights."""
-    losses, higher = verdict.losses, verdict.higher
-    fine = [loss for weight, loss in losses.items() if weight not in higher and loss == loss]
+    errors, higher = verdict.errors, verdict.higher
+    fine = [error for weight, error in errors.items() if weight not in higher and error == error]
     told = f"packed in {Kind.INT8.label}"
     if fine:
         told += f", which loses {statistics.median(fine):.1%} of a result, {max(fine):.1%} at most"
-    said = dict.fromkeys(losses, told)
+    said = dict.fromkeys(errors, told)
     if higher:
         kept = brief(path for path, weight in paths.items() if weight in higher)
-        worst = max(losses.get(weight, 0.0) for weight in higher)
+        worst = max(errors.get(weight, 0.0) for weight in higher)
         text = f"kept in {verdict.higher_kind.label}: int8 would lose up to {worst:.0%} of a result"
         said |= dict.fromkeys(higher, f"{text} ({BOUND:.0%} is allowed): {', '.join(kept)}")
     return said

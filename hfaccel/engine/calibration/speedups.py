@@ -79,18 +79,18 @@ def combined(measured: Iterable[Times]) -> float | None:
     return sum(times.stock for times in found) / sum(times.fast for times in found)
 
 
-Gains = Mapping[Regime, Times]
+Speedups = Mapping[Regime, Times]
 
 
-def of_layers(layers: Iterable[FusedLayer]) -> dict[nn.Module, Gains]:
+def of_layers(layers: Iterable[FusedLayer]) -> dict[nn.Module, Speedups]:
     """The times of each layer, by regime. Layers that were not measured are missing."""
     kinds: dict[Hashable, list[FusedLayer]] = {}
     for layer in layers:
         kinds.setdefault(kind_of(layer.hfaccel_family, layer), []).append(layer)
-    return dict(_one_of_each(kinds, _layer_gains))
+    return dict(_one_of_each(kinds, _layer_speedups))
 
 
-def of_linears(wanted: Mapping[nn.Linear, Kind]) -> dict[nn.Module, Gains]:
+def of_linears(wanted: Mapping[nn.Linear, Kind]) -> dict[nn.Module, Speedups]:
     """The times that linear layers would have with weights packed in these kinds. Layers that were not
     measured are missing."""
     kinds: dict[Hashable, list[nn.Linear]] = {}
@@ -98,44 +98,44 @@ def of_linears(wanted: Mapping[nn.Linear, Kind]) -> dict[nn.Module, Gains]:
         weight = module.weight
         if weight.numel() >= SMALLEST and not isinstance(weight, PackedWeight) and fits(module.bias):
             kinds.setdefault((weight.shape, weight.dtype, kind), []).append(module)
-    return dict(_one_of_each(kinds, lambda module: _linear_gains(module, wanted[module])))
+    return dict(_one_of_each(kinds, lambda module: _linear_speedups(module, wanted[module])))
 
 
-def slower(gains: Gains) -> list[Regime]:
-    return [regime for regime, times in gains.items() if times.is_slower]
+def slower(speedups: Speedups) -> list[Regime]:
+    return [regime for regime, times in speedups.items() if times.is_slower]
 
 
 def _one_of_each(
-    kinds: dict[Hashable, list[M]], measure: Callable[[M], Gains]
-) -> Iterator[tuple[nn.Module, Gains]]:
+    kinds: dict[Hashable, list[M]], measure: Callable[[M], Speedups]
+) -> Iterator[tuple[nn.Module, Speedups]]:
     until = time.perf_counter() + BUDGET
     for modules in sorted(kinds.values(), key=lambda some: -len(some) * _numbers(some[0])):
         if time.perf_counter() >= until:
             return
-        gains = measure(modules[0])
-        if gains:
-            yield from ((module, gains) for module in modules)
+        speedups = measure(modules[0])
+        if speedups:
+            yield from ((module, speedups) for module in modules)
 
 
-def _layer_gains(layer: FusedLayer) -> Gains:
+def _layer_speedups(layer: FusedLayer) -> Speedups:
     """The times of a fused layer, by regime; empty where the kernels would not run."""
-    return _gains(lambda regime: _time_layer(layer, regime))
+    return _speedups(lambda regime: _time_layer(layer, regime))
 
 
-def _linear_gains(module: nn.Linear, kind: Kind) -> Gains:
-    return _gains(lambda regime: _time_linear(module, kind, regime.batch * regime.length))
+def _linear_speedups(module: nn.Linear, kind: Kind) -> Speedups:
+    return _speedups(lambda regime: _time_linear(module, kind, regime.batch * regime.length))
 
 
-def _gains(measure: Callable[[Regime], Times | None]) -> Gains:
-    gains: dict[Regime, Times] = {}
+def _speedups(measure: Callable[[Regime], Times | None]) -> Speedups:
+    speedups: dict[Regime, Times] = {}
     for regime in REGIMES:
-        if regime is REGIMES[-1] and min(times.gain for times in gains.values()) > CLEAR:
+        if regime is REGIMES[-1] and min(times.gain for times in speedups.values()) > CLEAR:
             break
         times = measure(regime)
         if times is None:
             return {}
-        gains[regime] = times
-    return gains
+        speedups[regime] = times
+    return speedups
 
 
 def _numbers(module: nn.Module) -> int:

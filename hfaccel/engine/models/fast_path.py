@@ -1,7 +1,7 @@
 """How a model's result follows from its ids. Two calls of the model show it.
 
 Before and after its layers a model of transformers does little: it looks up some tables, and a pooler reads
-the result of the layers. That little takes some hundred steps of Python. A recipe describes the same
+the result of the layers. That little takes some hundred steps of Python. A fast path describes the same
 computation, for calls without padding, in a few fields.
 """
 
@@ -24,8 +24,8 @@ from hfaccel.engine.replacements import Arguments, Keywords
 from hfaccel.engine.weights.linear import PackedModule
 
 
-class NoRecipe(Exception):
-    """The reason why a model has no recipe."""
+class NoFastPath(Exception):
+    """The reason why a model has no fast path."""
 
 
 class Source(Enum):
@@ -52,7 +52,7 @@ class Pooler:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class FastPath:
     """The layers get the norm of a sum of lookups; the result is what the layers and a pooler return."""
 
     lookups: tuple[Lookup, ...]
@@ -82,32 +82,32 @@ class _Note:
 
 
 def is_candidate(model: nn.Module) -> bool:
-    """Whether this model, and no model inside of it, may have a recipe."""
+    """Whether this model, and no model inside of it, may have a fast path."""
     models = (module for module in model.modules() if hasattr(module, "save_pretrained"))
     return [module for module in models if _parts(module)] == [model]
 
 
-def recipe_of(model: Any) -> Recipe:
-    """The recipe of a model. Raises NoRecipe."""
+def fast_path_of(model: Any) -> FastPath:
+    """The fast path of a model. Raises NoFastPath."""
     parameters = inspect.signature(model.forward).parameters
     if next(iter(parameters), "nothing") != "input_ids":
-        raise NoRecipe("its forward does not take input_ids first")
+        raise NoFastPath("its forward does not take input_ids first")
     parts = _parts(model)
     if parts is None:
-        raise NoRecipe("a part of it was replaced")
+        raise NoFastPath("a part of it was replaced")
     embeddings, stack = parts
     layers: Any = stack.get_submodule(stack.hfaccel_list)
     family = layers[0].hfaccel_family
     if family.call is not Call or family.rotary:
-        raise NoRecipe("its layers are given more than hidden states")
+        raise NoFastPath("its layers are given more than hidden states")
     ids = ordinary_ids(model, 2, 8)
     result, notes = _call(model, ids)
     if not hasattr(result, "items"):
-        raise NoRecipe(f"it returns a {type(result).__name__}")
+        raise NoFastPath(f"it returns a {type(result).__name__}")
     if embeddings not in notes or stack not in notes:
-        raise NoRecipe("ids alone do not reach its parts")
+        raise NoFastPath("ids alone do not reach its parts")
     if notes[stack].given != [id(notes[embeddings].gave)]:
-        raise NoRecipe("its layers are given something else than the norm of a sum")
+        raise NoFastPath("its layers are given something else than the norm of a sum")
     value, norm = summed(embeddings, notes[embeddings].args, notes[embeddings].kwargs)
     lookups = _lookups(value, ids)
     hidden = id(notes[stack].gave)
@@ -115,8 +115,8 @@ def recipe_of(model: Any) -> Recipe:
     poolers = [each for each, note in notes.items() if note.given == [hidden] and id(note.gave) in fields]
     made = [id(notes[pooler].gave) for pooler in poolers]
     if len(poolers) > 1 or sorted(fields) != sorted([hidden, *made]):
-        raise NoRecipe("its result is not what its layers and a pooler give")
-    return Recipe(
+        raise NoFastPath("its result is not what its layers and a pooler give")
+    return FastPath(
         lookups=lookups,
         norm=norm,
         layers=layers,
@@ -139,9 +139,9 @@ def _pooler(module: nn.Module) -> Pooler:
         elif type(part).__name__ in ACTIVATIONS:
             activation = ACTIVATIONS[type(part).__name__]
         elif type(part) is not nn.Dropout:
-            raise NoRecipe(f"its pooler has a {type(part).__name__}")
+            raise NoFastPath(f"its pooler has a {type(part).__name__}")
     if linear is None:
-        raise NoRecipe("its pooler is not packed")
+        raise NoFastPath("its pooler is not packed")
     return Pooler(linear, activation)
 
 
@@ -162,7 +162,7 @@ def named_ids(model: Any) -> list[int]:
 
 
 def _parts(model: nn.Module) -> tuple[FusedEmbeddings, FusedStack] | None:
-    """The part that looks up and the part that runs the layers. Raises NoRecipe where there is not one of
+    """The part that looks up and the part that runs the layers. Raises NoFastPath where there is not one of
     each."""
     embeddings = [module for module in model.modules() if isinstance(module, FusedEmbeddings)]
     stacks = [module for module in model.modules() if isinstance(module, FusedStack)]
@@ -200,7 +200,7 @@ def _lookups(value: Sum, ids: torch.Tensor) -> tuple[Lookup, ...]:
         elif not used.any():
             lookups.append(Lookup(table, Source.TYPES))
         else:
-            raise NoRecipe("a table is looked up with neither ids, nor types, nor positions")
+            raise NoFastPath("a table is looked up with neither ids, nor types, nor positions")
     return tuple(lookups)
 
 
@@ -217,5 +217,5 @@ def _uncounted(model: Any, embeddings: nn.Module, lookups: tuple[Lookup, ...]) -
     value, _ = summed(embeddings, notes[embeddings].args, notes[embeddings].kwargs)
     try:
         return None if _lookups(value, ids) == lookups else int(padding)
-    except NoRecipe:
+    except NoFastPath:
         return int(padding)

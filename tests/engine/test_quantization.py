@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hfaccel
-from hfaccel.engine.calibration import losses
-from hfaccel.engine.calibration.losses import BOUND, brief, relative_loss, too_lossy
+from hfaccel.engine.calibration import quantization
+from hfaccel.engine.calibration.quantization import BOUND, brief, quantization_error, too_lossy
 from hfaccel.engine.kernels import Kind, kernels_problem, multiplies
 from hfaccel.engine.weights.packed import PackedWeight
 
@@ -81,7 +81,7 @@ def test_a_layer_that_would_lose_too_much_stays_in_more_bits(where, batch, monke
     )
     assert line.reason.endswith(f": encoder.layer.1.{where}")
 
-    monkeypatch.setattr(losses, "too_lossy", lambda *_: set())
+    monkeypatch.setattr(quantization, "too_lossy", lambda *_: set())
     naive = hfaccel.optimize(model, **INT8)
     assert not kept(naive) and cosines(states(naive, batch)[0], expected[0]).min() < 0.998
 
@@ -107,7 +107,7 @@ def test_any_parts_of_a_fused_layer_may_be_higher(name, chosen, monkeypatch):
 
     model, sample = make(name), inputs(name)
     parts = parts_of(model)
-    monkeypatch.setattr(losses, "too_lossy", some)
+    monkeypatch.setattr(quantization, "too_lossy", some)
     fast = hfaccel.optimize(model, **INT8)
     assert len(kept(fast)) == len(some(None, None))
     got, expected = (real(run(each, sample), sample) for each in (fast, model))
@@ -235,7 +235,7 @@ def test_of_a_bfloat16_checkpoint(batch):
 
 
 def test_without_bfloat16_it_stays_in_float32(batch, monkeypatch):
-    monkeypatch.setattr(losses, "multiplies", lambda kind: kind is not Kind.BFLOAT16)
+    monkeypatch.setattr(quantization, "multiplies", lambda kind: kind is not Kind.BFLOAT16)
     model = planted("output.dense")
     fast = hfaccel.optimize(model, **INT8)
     assert kinds(fast)["encoder.layer.1.output.dense"] is Kind.FLOAT32
@@ -264,10 +264,10 @@ def noisy(rows=200, columns=64, noise=0.1):
 
 def test_the_measure_is_a_share():
     expected, got = noisy()
-    assert relative_loss(expected, expected) == 0
-    assert relative_loss(expected, got) == pytest.approx(0.1, rel=0.1)
-    assert relative_loss(expected, 0 * got) == pytest.approx(1, rel=0.1)
-    assert relative_loss(expected[:1], got[:1]) == pytest.approx(0.1, rel=0.3)
+    assert quantization_error(expected, expected) == 0
+    assert quantization_error(expected, got) == pytest.approx(0.1, rel=0.1)
+    assert quantization_error(expected, 0 * got) == pytest.approx(1, rel=0.1)
+    assert quantization_error(expected[:1], got[:1]) == pytest.approx(0.1, rel=0.3)
 
 
 @given(st.floats(1e-3, 1e3), st.floats(-1e3, 1e3))
@@ -276,17 +276,17 @@ def test_neither_size_nor_constants_nor_single_columns_hide_a_loss(size, constan
     expected, got = noisy()
     columns = torch.ones(64)
     columns[:3] = 100.0
-    usual = relative_loss(expected, got)
+    usual = quantization_error(expected, got)
     made = [(each * size * columns + constant * size).double() for each in (expected, got)]
-    assert relative_loss(*made) == pytest.approx(usual, rel=0.01)
+    assert quantization_error(*made) == pytest.approx(usual, rel=0.01)
 
 
 def test_a_few_rows_do_not_hide_a_loss():
     expected, got = noisy()
-    usual = relative_loss(expected, got)
+    usual = quantization_error(expected, got)
     for each in (expected, got):
         each[:3] *= 1000
-    assert relative_loss(expected, got) == pytest.approx(usual, rel=0.3)
+    assert quantization_error(expected, got) == pytest.approx(usual, rel=0.3)
 
 
 weights = st.integers(0, 12)
@@ -298,7 +298,7 @@ weights = st.integers(0, 12)
 )
 def test_groups_are_of_one_kind_and_no_more_than_needed_is_higher(measured, groups):
     found = too_lossy(measured, groups)
-    assert {weight for weight, loss in measured.items() if loss > BOUND} <= found
+    assert {weight for weight, error in measured.items() if error > BOUND} <= found
     for group in groups:
         assert found.isdisjoint(group) or found.issuperset(group)
     for weight in found:  # each is lossy, or in one group with another of them
