@@ -30,7 +30,7 @@ from hfaccel.outcome import Outcome
 from hfaccel.replacement import Replacement
 
 T = TypeVar("T")
-PACKED = ("memory", "kind", "packing")  # attributes of a packed weight that `attach` sets
+PACKED = ("memory", "kind", "packing", "native")  # attributes that a packed weight makes anew elsewhere
 F_ADD_SEALS, F_GET_SEALS, SEALS = 1033, 1034, 0b1111  # of linux/fcntl.h; all four seals
 
 
