@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,31 +13,34 @@ from hfaccel.pipelines.run import Run, Shape, Steps
 from hfaccel.pipelines.schedule import Limits
 from hfaccel.upstream.of_pipelines import ChunkPipeline, PipelineIterator
 
+if TYPE_CHECKING:
+    from transformers.pipelines import Pipeline
+
 
 @dataclass(frozen=True)
 class Call:
     """`rows`: the call's batch_size. `collate` pads model inputs to one batch, as transformers does."""
 
-    pipe: Any
-    collate: Callable[[list[Any]], Any]
+    pipe: Pipeline
+    collate: Callable[[list[object]], object]
     rows: int
-    preprocess: dict[str, Any]
-    forward: dict[str, Any]
-    postprocess: dict[str, Any]
+    preprocess: dict[str, object]
+    forward: dict[str, object]
+    postprocess: dict[str, object]
 
     @property
     def chunked(self) -> bool:
         """Whether an input makes several model inputs: labels, windows of a long text, of a sound."""
         return isinstance(self.pipe, ChunkPipeline)
 
-    def prepare(self, given: Any) -> Iterator[tuple[Any, bool]]:
+    def prepare(self, given: object) -> Iterator[tuple[object, bool]]:
         made = self.pipe.preprocess(given, **self.preprocess)
         if self.chunked:
             yield from ((part, part["is_last"]) for part in made)
         else:
             yield made, True
 
-    def compute(self, batch: list[Any]) -> list[Any]:
+    def compute(self, batch: list[object]) -> list[object]:
         if self.rows == 1:
             return [self.pipe.forward(batch[0], **self.forward)]
         lengths = [shape(inputs).length or 0 for inputs in batch]
@@ -52,7 +55,7 @@ class Call:
         longest = max(lengths)
         return [self.pipe.hfaccel_row(*row, longest) for row in zip(outputs, lengths, strict=True)]
 
-    def finish(self, outputs: list[Any]) -> Any:
+    def finish(self, outputs: list[Any]) -> object:
         if not self.chunked:
             return self.pipe.postprocess(outputs[0], **self.postprocess)
         for output in outputs:
@@ -69,7 +72,7 @@ def begin(call: Call, inputs: Any, tokens: int, note: Callable[[str], object]) -
     return Run(read, steps, Limits(call.rows, tokens), streams=not sized, note=note)
 
 
-def shape(inputs: Any) -> Shape:
+def shape(inputs: object) -> Shape:
     """Token sequences with an attention mask may be padded at will; everything else keeps its order."""
     if not isinstance(inputs, Mapping | UserDict):
         return Shape()
@@ -82,5 +85,5 @@ def shape(inputs: Any) -> Shape:
     return Shape(tokens.shape[1], frozenset(inputs.keys()))
 
 
-def _is_row(value: Any) -> bool:
+def _is_row(value: object) -> bool:
     return torch.is_tensor(value) and value.ndim == 2 and value.shape[0] == 1

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hfaccel.pipelines.timing import Batch
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Figures:
     prepare: Phase  # tokenization, or whatever the task's `preprocess` does
     compute: Phase  # `waited` is 0
     finish: Phase  # `postprocess`
-    batches: tuple[Any, ...]  # timing.Batch, in order
+    batches: tuple[Batch, ...]  # in order
     lengths: tuple[int, ...]  # of each model input, without padding
     spans: dict[str, tuple[tuple[float, float], ...]]  # prepare, compute, finish; from the run's begin on
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
 
 _untrack = ctypes.pythonapi.PyObject_GC_UnTrack
 _untrack.argtypes = [ctypes.py_object]
 _untrack.restype = None
 
 
-def untracked(nested: list[Any]) -> list[Any]:
+def untracked(nested: list[object]) -> list[object]:
     """The same nested lists; the collector no longer visits the innermost ones, which hold only numbers.
 
     It would look at every number again and again while further lists are made: a third of the time that

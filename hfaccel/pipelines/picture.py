@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hfaccel.errors import HfaccelError
 from hfaccel.pipelines.figures import Figures
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 STEPS = {"prepare": "tab:blue", "compute": "tab:green", "finish": "tab:orange"}
 
@@ -28,7 +31,7 @@ def draw(profile: Figures, path: Path) -> None:
     figure.savefig(path)
 
 
-def _timeline(axes: Any, profile: Figures) -> None:
+def _timeline(axes: Axes, profile: Figures) -> None:
     for row, (step, color) in enumerate(STEPS.items()):
         bars = [(begin, end - begin) for begin, end in profile.spans[step]]
         axes.broken_barh(bars, (row - 0.4, 0.8), color=color)
@@ -37,12 +40,12 @@ def _timeline(axes: Any, profile: Figures) -> None:
     axes.set(xlabel="seconds", xlim=(0, profile.seconds), title="what runs when")
 
 
-def _lengths(axes: Any, profile: Figures) -> None:
+def _lengths(axes: Axes, profile: Figures) -> None:
     axes.hist(profile.lengths or [0], bins=30)
     axes.set(xlabel="tokens", ylabel="inputs", title="lengths")
 
 
-def _batches(axes: Any, profile: Figures) -> None:
+def _batches(axes: Axes, profile: Figures) -> None:
     numbers = range(len(profile.batches))
     positions = [batch.rows * (batch.length or 1) for batch in profile.batches]
     tokens = [batch.tokens for batch in profile.batches]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from hfaccel.errors import ModelError
 from hfaccel.pipelines.advice import advise
@@ -23,7 +22,7 @@ class Profile(Figures):
     def advice(self) -> tuple[str, ...]:
         return advise(self)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         derived = {"rows": self.rows, "tokens": self.tokens, "padding": self.padding, "advice": self.advice}
         return asdict(self) | derived
 
@@ -64,7 +63,7 @@ class Profile(Figures):
         speed = f"{self.inputs / self.seconds:.1f} inputs/s" if self.seconds else "-"
         return [*rows, ["run", f"{self.seconds:.3f}", "100.0%", speed, ""]]
 
-    def _sizes(self) -> list[list[Any]]:
+    def _sizes(self) -> list[list[object]]:
         rows = [["tokens of an input", *_spread(self.lengths)]] if self.lengths else []
         rows.append(["sequences in a batch", *_spread([batch.rows for batch in self.batches])])
         if self.lengths:
@@ -73,7 +72,7 @@ class Profile(Figures):
         return rows
 
 
-def profile(pipe: Any, inputs: Any, **settings: Any) -> Profile:
+def profile(pipe: object, inputs: object, **settings: object) -> Profile:
     """Run a transformers pipeline, optimized or not, over `inputs` and tell where the time goes.
 
     `inputs`: what the pipeline takes: one input, a list, a generator or a data set. `settings`: arguments
@@ -117,7 +116,7 @@ def profile(pipe: Any, inputs: Any, **settings: Any) -> Profile:
     )
 
 
-def _is_many(inputs: Any) -> bool:
+def _is_many(inputs: object) -> bool:
     import types
 
     from torch.utils.data import Dataset
@@ -125,12 +124,12 @@ def _is_many(inputs: Any) -> bool:
     return isinstance(inputs, list | types.GeneratorType | Dataset)
 
 
-def _exhaust(results: Any) -> int:
+def _exhaust(results: Iterable[object]) -> int:
     """How many results there are. A list is complete; a stream is computed here."""
     return sum(1 for _ in results)
 
 
-def _spread(values: Sequence[int]) -> list[Any]:
+def _spread(values: Sequence[int]) -> list[object]:
     if not values:
         return [0, "-", "-", "-", "-"]
     ordered = sorted(values)

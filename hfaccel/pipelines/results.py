@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 from hfaccel.upstream.of_pipelines import PipelineIterator
 
@@ -12,7 +11,7 @@ class Results(PipelineIterator):  # type: ignore[misc]
     """`iter()` begins anew, as with transformers, unless the inputs are an iterator themselves: what was read
     ahead of the results is then not there to be read again. `len()` is the number of inputs, where known."""
 
-    def __init__(self, inputs: Any, begin: Callable[[], Iterator[Any]]) -> None:
+    def __init__(self, inputs: object, begin: Callable[[], Iterator[object]]) -> None:
         super().__init__(inputs, None, None)
         self._begin = begin
         self._goes_on = isinstance(inputs, Iterator)
@@ -22,14 +21,14 @@ class Results(PipelineIterator):  # type: ignore[misc]
             self.iterator = self._begin()
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> object:
         return next(self.iterator)
 
 
 class Watched(PipelineIterator):  # type: ignore[misc]
     """Results with a progress bar."""
 
-    def __init__(self, results: Any, inputs: Any) -> None:
+    def __init__(self, results: Iterable[object], inputs: object) -> None:
         super().__init__(inputs, None, None)
         self._results = results
 
@@ -41,7 +40,7 @@ class Watched(PipelineIterator):  # type: ignore[misc]
         self.iterator = iter(self._results)
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> object:
         try:
             result = next(self.iterator)
         except BaseException:  # whatever ends the run ends the bar

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from hfaccel.pipelines.background import Background
 from hfaccel.pipelines.schedule import Limits, ahead, least, next_batch, span
@@ -34,10 +33,10 @@ class Shape:
 class Steps:
     """What a pipeline does with one input. What it raises is given in its place: see `_interrupts`."""
 
-    prepare: Callable[[Any], Iterator[tuple[Any, bool]]]  # input -> its model inputs; True with the last
-    shape: Callable[[Any], Shape]  # of a model input
-    compute: Callable[[list[Any]], list[Any]]  # model inputs of one batch -> the output of each
-    finish: Callable[[list[Any]], Any]  # outputs of all model inputs of one input -> its result
+    prepare: Callable[[object], Iterator[tuple[object, bool]]]  # input -> model inputs; True with the last
+    shape: Callable[[object], Shape]  # of a model input
+    compute: Callable[[list[object]], list[object]]  # model inputs of one batch -> the output of each
+    finish: Callable[[list[object]], object]  # outputs of all model inputs of one input -> its result
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Prepared:
     index: int
     part: int
     is_last: bool
-    inputs: Any
+    inputs: object
     shape: Shape
 
 
@@ -78,8 +77,8 @@ class Begun:
     """An input whose model inputs are being made; `count` of them are."""
 
     index: int
-    read: Any
-    rest: Iterator[tuple[Any, bool]]
+    read: object
+    rest: Iterator[tuple[object, bool]]
     count: int = 0
 
 
@@ -87,14 +86,14 @@ class Begun:
 class Parts:
     """Outputs of one input, by part; `total` is None until its last part is known."""
 
-    outputs: dict[int, Any] = field(default_factory=dict)
+    outputs: dict[int, object] = field(default_factory=dict)
     total: int | None = None
 
     def complete(self) -> bool:
         return len(self.outputs) == self.total
 
 
-class Run(Iterator[Any]):
+class Run(Iterator[object]):
     """Results in the order of the inputs; an input's exception is raised in its place, and `next` goes on.
 
     `streams`: the inputs come from an iterator that may depend on the results. Such an iterator is read
@@ -104,7 +103,7 @@ class Run(Iterator[Any]):
 
     def __init__(
         self,
-        inputs: Iterator[Any],
+        inputs: Iterator[object],
         steps: Steps,
         limits: Limits,
         *,
@@ -116,19 +115,19 @@ class Run(Iterator[Any]):
         self._background = Background(note)
         self._job: Future[None] | None = None  # that works beside the model
         self._batch: list[Prepared] = []  # that the model computes
-        self._outputs: list[Any] | None = None  # of that batch
-        self._read: deque[tuple[int, Any]] = deque()  # inputs not begun yet
+        self._outputs: list[object] | None = None  # of that batch
+        self._read: deque[tuple[int, object]] = deque()  # inputs not begun yet
         self._begun: Begun | None = None
         self._waiting: list[Prepared] = []
-        self._computed: deque[tuple[Prepared, Any]] = deque()  # outputs, or Failed, without results yet
+        self._computed: deque[tuple[Prepared, object]] = deque()  # outputs, or Failed, without results yet
         self._parts: dict[int, Parts] = {}
-        self._done: dict[int, Any] = {}  # results, or Failed, not given yet
+        self._done: dict[int, object] = {}  # results, or Failed, not given yet
         self._number = 0  # inputs read
         self._exhausted = False
         self._given = 0
         self._seen, self._made, self._tokens = 0, 0, 0  # inputs begun, model inputs they made, of so many
 
-    def __next__(self) -> Any:
+    def __next__(self) -> object:
         while self._given not in self._done:
             if not self._step():
                 raise StopIteration
@@ -200,7 +199,7 @@ class Run(Iterator[Any]):
             self._begun = None
         return True
 
-    def _begin(self, index: int, read: Any) -> Begun | None:
+    def _begin(self, index: int, read: object) -> Begun | None:
         if isinstance(read, Failed):
             self._fail(index, read.error)
             return None
@@ -326,7 +325,7 @@ class Run(Iterator[Any]):
         self._batch = batch
         self._waiting = [prepared for prepared in self._waiting if id(prepared) not in taken]
 
-    def _compute(self, batch: list[Prepared]) -> list[Any]:
+    def _compute(self, batch: list[Prepared]) -> list[object]:
         """Outputs of a batch. If it fails, of each input by itself: a bad input fails alone.
 
         If all of them work alone, then it is the batch that cannot be computed, and that error is theirs.

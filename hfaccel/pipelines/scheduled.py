@@ -33,16 +33,16 @@ _progress: ContextVar[bool] = ContextVar("hfaccel_progress", default=False)
 class Setting:
     """An attribute for users to set on a pipeline, kept where `undo` finds it."""
 
-    def __init__(self, default: Any) -> None:
+    def __init__(self, default: object) -> None:
         self.default = default
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.place = f"_{name}"
 
-    def __get__(self, pipe: Any, owner: type | None = None) -> Any:
+    def __get__(self, pipe: object, owner: type | None = None) -> Any:
         return self.default if pipe is None else vars(pipe).get(self.place, self.default)
 
-    def __set__(self, pipe: Any, value: Any) -> None:
+    def __set__(self, pipe: object, value: object) -> None:
         vars(pipe)[self.place] = value
 
 
@@ -52,7 +52,7 @@ class Scheduled(Pipeline, Replacement):  # type: ignore[misc]
     hfaccel_tokens = Setting(TOKENS)  # of one batch, padding included
     hfaccel_progress = Setting(False)  # the default of `progress`
 
-    def __call__(self, *arguments: Any, progress: bool | None = None, **settings: Any) -> Any:
+    def __call__(self, *arguments: object, progress: bool | None = None, **settings: object) -> object:
         """As the pipeline's own; `progress=True` shows a bar over the inputs of a list or stream."""
         token = _progress.set(self.hfaccel_progress if progress is None else progress)
         try:
@@ -62,13 +62,13 @@ class Scheduled(Pipeline, Replacement):  # type: ignore[misc]
 
     def get_iterator(
         self,
-        inputs: Any,
+        inputs: object,
         num_workers: int,
         batch_size: int,
-        preprocess_params: dict[str, Any],
-        forward_params: dict[str, Any],
-        postprocess_params: dict[str, Any],
-    ) -> Any:
+        preprocess_params: dict[str, object],
+        forward_params: dict[str, object],
+        postprocess_params: dict[str, object],
+    ) -> object:
         parameters = preprocess_params, forward_params, postprocess_params
         # Built in any case: it checks the arguments, and knows how to pad.
         stock = super().get_iterator(inputs, num_workers, batch_size, *parameters)
@@ -86,17 +86,17 @@ class Scheduled(Pipeline, Replacement):  # type: ignore[misc]
         """Count a call that ran otherwise than it should, for the report."""
         self.__dict__.setdefault(STOCK_CALLS, collections.Counter())[reason] += 1
 
-    def hfaccel_row(self, output: Any, length: int, longest: int) -> Any:
+    def hfaccel_row(self, output: object, length: int, longest: int) -> object:
         """What of one row of a batch's output belongs to the row's own tokens; see tasks.py."""
         return output
 
-    def save_pretrained(self, *arguments: Any, **settings: Any) -> None:
+    def save_pretrained(self, *arguments: object, **settings: object) -> None:
         stock = copy.copy(self)  # it compares its class by identity
         undo(stock)
         stock.save_pretrained(*arguments, **settings)
 
 
-def why_not(pipe: Any) -> str:
+def why_not(pipe: object) -> str:
     """Why this pipeline keeps transformers' loop; "" where it gets hfaccel's."""
     if not isinstance(pipe, Pipeline):
         return "it is not a transformers.Pipeline"

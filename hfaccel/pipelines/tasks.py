@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from transformers.pipelines import FeatureExtractionPipeline, ImageFeatureExtractionPipeline, Pipeline
@@ -19,7 +18,7 @@ class FeatureExtraction(Scheduled):
     no meaning; here they are left out, as transformers does with `batch_size=1`.
     """
 
-    def hfaccel_row(self, output: Any, length: int, longest: int) -> Any:
+    def hfaccel_row(self, output: object, length: int, longest: int) -> object:
         """One row of a batch's output, cut from `longest` tokens to its own `length`."""
         if length == longest or not isinstance(output, Mapping):
             return output
@@ -29,18 +28,18 @@ class FeatureExtraction(Scheduled):
             output[name] = features[:, longest - length :] if left else features[:, :length]  # type: ignore[index]
         return output
 
-    def postprocess(self, *arguments: Any, **settings: Any) -> Any:
+    def postprocess(self, *arguments: object, **settings: object) -> object:
         return _light(super().postprocess(*arguments, **settings))
 
 
 class ImageFeatureExtraction(Scheduled):
     """The same lists, of images."""
 
-    def postprocess(self, *arguments: Any, **settings: Any) -> Any:
+    def postprocess(self, *arguments: object, **settings: object) -> object:
         return _light(super().postprocess(*arguments, **settings))
 
 
-def _light(result: Any) -> Any:
+def _light(result: object) -> object:
     return untracked(result) if isinstance(result, list) else result
 
 

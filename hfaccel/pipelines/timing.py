@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from transformers.pipelines import Pipeline
@@ -45,7 +44,7 @@ class Timed(Pipeline, Replacement):  # type: ignore[misc]
 
     _hfaccel_marks: Marks
 
-    def preprocess(self, *arguments: Any, **settings: Any) -> Any:
+    def preprocess(self, *arguments: object, **settings: object) -> object:
         if isinstance(self, ChunkPipeline):
             return self._timed_parts(super().preprocess(*arguments, **settings))
         begin = time.perf_counter()
@@ -53,7 +52,7 @@ class Timed(Pipeline, Replacement):  # type: ignore[misc]
         self._hfaccel_marks.prepare.append((begin, time.perf_counter()))
         return made
 
-    def _timed_parts(self, parts: Iterator[Any]) -> Iterator[Any]:
+    def _timed_parts(self, parts: Iterator[object]) -> Iterator[object]:
         while True:
             begin = time.perf_counter()
             try:
@@ -64,7 +63,7 @@ class Timed(Pipeline, Replacement):  # type: ignore[misc]
                 self._hfaccel_marks.prepare.append((begin, time.perf_counter()))
             yield part
 
-    def forward(self, model_inputs: Any, **settings: Any) -> Any:
+    def forward(self, model_inputs: Mapping[str, object], **settings: object) -> object:
         rows, length, lengths = sizes(model_inputs)  # before: a task may take things out of its inputs
         begin = time.perf_counter()
         outputs = super().forward(model_inputs, **settings)
@@ -73,14 +72,14 @@ class Timed(Pipeline, Replacement):  # type: ignore[misc]
         self._hfaccel_marks.lengths.extend(lengths)
         return outputs
 
-    def postprocess(self, *arguments: Any, **settings: Any) -> Any:
+    def postprocess(self, *arguments: object, **settings: object) -> object:
         begin = time.perf_counter()
         result = super().postprocess(*arguments, **settings)
         self._hfaccel_marks.finish.append((begin, time.perf_counter()))
         return result
 
 
-def timed(pipe: Any) -> tuple[Any, Marks]:
+def timed(pipe: Pipeline) -> tuple[Pipeline, Marks]:
     """A copy of the pipeline, around the same model, and the marks that it keeps."""
     result, marks = copy.copy(pipe), Marks()
     replace(result, Timed)
@@ -88,7 +87,7 @@ def timed(pipe: Any) -> tuple[Any, Marks]:
     return result, marks
 
 
-def sizes(model_inputs: Any) -> tuple[int, int | None, list[int]]:
+def sizes(model_inputs: Mapping[str, object]) -> tuple[int, int | None, list[int]]:
     """Rows, positions of each, and each row's tokens without padding, of the inputs of a forward."""
     tensors = [value for value in model_inputs.values() if torch.is_tensor(value) and value.ndim > 1]
     tokens, mask = model_inputs.get("input_ids"), model_inputs.get("attention_mask")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeVar
 
 from transformers.pipelines import Pipeline
 
@@ -12,22 +12,24 @@ from hfaccel.pipelines.tasks import scheduled_for
 from hfaccel.replacement import replace, undo
 from hfaccel.upstream import Need, problem
 
+T = TypeVar("T")
 
-def wrap(pipe: Any) -> Any:
+
+def wrap(pipe: T) -> T:
     """Give the pipeline hfaccel's loop, in place. An object that is no transformers pipeline stays."""
     if isinstance(pipe, Pipeline) and not isinstance(pipe, Scheduled) and not problem(Need.PIPELINES):
         replace(pipe, scheduled_for(type(pipe)))
     return pipe
 
 
-def unwrap(pipe: Any) -> Any:
+def unwrap(pipe: T) -> T:
     """Undo `wrap`, in place."""
     if isinstance(pipe, Scheduled):
         undo(pipe)
     return pipe
 
 
-def outcome(pipe: Any) -> Outcome:
+def outcome(pipe: object) -> Outcome:
     """The line of a report about this pipeline's loop."""
     subject = f"pipeline {getattr(pipe, 'task', '') or type(pipe).__name__}"
     reason = why_not(pipe)
@@ -38,6 +40,6 @@ def outcome(pipe: Any) -> Outcome:
     )
 
 
-def stock_calls(pipe: Any) -> dict[str, int]:
+def stock_calls(pipe: object) -> dict[str, int]:
     """Reason -> calls that took transformers' own loop, or prepared inputs in line."""
     return dict(getattr(pipe, STOCK_CALLS, {}))
