@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -18,12 +18,15 @@ from hfaccel.memory import lay_out
 from hfaccel.optimization import model_of, record_of
 from hfaccel.outcome import Outcome
 from hfaccel.saving import files, parts
-from hfaccel.saving.files import Unusable
+from hfaccel.saving.files import Document, Unusable
 from hfaccel.saving.source import find_source, make_again
 from hfaccel.threads import Pool
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def save(model_or_pipeline: Any, directory: str | os.PathLike[str]) -> None:
+
+def save(model_or_pipeline: object, directory: str | os.PathLike[str]) -> None:
     """Write an optimized model into a folder, in the layout in which it computes, for `load`.
 
     A model that is there already is replaced at once; processes that have it mapped keep it. Where the
@@ -63,7 +66,7 @@ def save(model_or_pipeline: Any, directory: str | os.PathLike[str]) -> None:
         _write(folder, model, source)
 
 
-def load(directory: str | os.PathLike[str]) -> Any:
+def load(directory: str | os.PathLike[str]) -> PreTrainedModel:
     """The model that `save` wrote: optimized, its weights mapped, nothing copied or packed.
 
     Processes that load the same folder share the weights' memory. All bytes are checked first. Files that
@@ -89,7 +92,7 @@ def load(directory: str | os.PathLike[str]) -> Any:
                 return _made_again(folder, str(error))
 
 
-def _write(folder: Path, model: nn.Module, source: dict[str, Any] | None) -> None:
+def _write(folder: Path, model: nn.Module, source: Document | None) -> None:
     layout = lay_out(model)
     record = record_of(model)
     assert record is not None
@@ -103,13 +106,13 @@ def _write(folder: Path, model: nn.Module, source: dict[str, Any] | None) -> Non
     files.remove_others(folder, manifest["weights"]["file"])
 
 
-def _mapped(folder: Path) -> Any:
+def _mapped(folder: Path) -> PreTrainedModel:
     # Weights made in inference mode could not be prepared.
     with kept_as_found(), weights_placed(), torch.inference_mode(False):
         return _model_over(folder)
 
 
-def _model_over(folder: Path) -> Any:
+def _model_over(folder: Path) -> PreTrainedModel:
     manifest = files.read_document(folder / files.MANIFEST)
     parts.check_made_for(manifest)
     weights = manifest["weights"]
@@ -123,7 +126,7 @@ def _model_over(folder: Path) -> Any:
     return model
 
 
-def _made_again(folder: Path, reason: str) -> Any:
+def _made_again(folder: Path, reason: str) -> PreTrainedModel:
     try:
         source = files.read_document(folder / files.SOURCE)
         with kept_as_found(), torch.inference_mode(False):

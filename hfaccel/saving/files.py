@@ -27,6 +27,8 @@ from hfaccel.portable import LOCK_EX, flock
 MANIFEST, SOURCE, WEIGHTS = "manifest.json", "source.json", "weights-*.bin"
 TEMPORARY = ".new-"  # prefix of a file that is being written
 
+Document = dict[str, Any]  # of JSON: whatever it holds
+
 
 class Unusable(HfaccelError):
     """Saved files cannot be used, and why."""
@@ -46,12 +48,12 @@ def locked(folder: Path) -> Iterator[None]:
 # Documents: JSON with a checksum over everything else, in one spelling, so that every byte counts
 
 
-def encode(content: dict[str, Any]) -> bytes:
+def encode(content: Document) -> bytes:
     checksum = hashlib.sha256(_spelled(content)).hexdigest()
     return _spelled({**content, "checksum": checksum})
 
 
-def decode(document: bytes) -> dict[str, Any]:
+def decode(document: bytes) -> Document:
     """Raises Unusable for anything but what `encode` returned."""
     try:
         content = json.loads(document)
@@ -64,11 +66,11 @@ def decode(document: bytes) -> dict[str, Any]:
     return dict(content)
 
 
-def _spelled(content: dict[str, Any]) -> bytes:
+def _spelled(content: Document) -> bytes:
     return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
 
-def read_document(path: Path) -> dict[str, Any]:
+def read_document(path: Path) -> Document:
     try:
         return decode(path.read_bytes())
     except OSError as error:
@@ -77,7 +79,7 @@ def read_document(path: Path) -> dict[str, Any]:
         raise Unusable(f"{path.name}: {error}") from None
 
 
-def write_document(path: Path, content: dict[str, Any]) -> None:
+def write_document(path: Path, content: Document) -> None:
     with _replaced(path) as descriptor:
         _write_all(descriptor, encode(content), 0)
 
@@ -85,7 +87,7 @@ def write_document(path: Path, content: dict[str, Any]) -> None:
 # Weights
 
 
-def write_weights(folder: Path, layout: Layout) -> dict[str, Any]:
+def write_weights(folder: Path, layout: Layout) -> Document:
     """Write a model's bytes; returns what `read_weights` needs to find and check them."""
     temporary = folder / f"{TEMPORARY}weights"
     with _opened(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as descriptor:
@@ -101,7 +103,7 @@ def write_weights(folder: Path, layout: Layout) -> dict[str, Any]:
     return {"file": name, "size": layout.size, "digest": checksum}
 
 
-def map_weights(folder: Path, weights: dict[str, Any]) -> torch.Tensor:
+def map_weights(folder: Path, weights: Document) -> torch.Tensor:
     """The weights' file as one region, not checked yet. Raises Unusable where it is missing or too short."""
     name = Path(weights["file"]).name
     try:
@@ -114,7 +116,7 @@ def map_weights(folder: Path, weights: dict[str, Any]) -> torch.Tensor:
         raise Unusable(f"{name} cannot be mapped ({error.strerror})") from None
 
 
-def check_weights(region: torch.Tensor, weights: dict[str, Any]) -> None:
+def check_weights(region: torch.Tensor, weights: Document) -> None:
     """Read all of it. Raises Unusable where a byte is not the one that was written."""
     if digest(region) != weights["digest"]:
         raise Unusable(f"{weights['file']} is damaged (its checksum is another)")

@@ -19,7 +19,7 @@ from hfaccel.optimization import Record, mark, record_of
 from hfaccel.outcome import Outcome
 from hfaccel.precision import named
 from hfaccel.replacement import original
-from hfaccel.saving.files import Unusable
+from hfaccel.saving.files import Document, Unusable
 from hfaccel.upstream.of_transformers import attention_of, from_config
 
 FORMAT = 6  # rises with every change of these files, and of how engine.packed lays out weights
@@ -27,7 +27,7 @@ SWITCH = "set_attention_type"  # a method of BigBird's parts
 ATTENTION = ("sdpa", "eager")  # others would be fetched from a hub
 
 
-def made_for() -> dict[str, Any]:
+def made_for() -> dict[str, object]:
     """What packed weights and layers that are fused without a trial depend on: all of it must be equal."""
     return {
         "format": FORMAT,
@@ -38,7 +38,7 @@ def made_for() -> dict[str, Any]:
     }
 
 
-def check_made_for(manifest: dict[str, Any]) -> None:
+def check_made_for(manifest: Document) -> None:
     """Raises Unusable for what was saved for another CPU or by other versions."""
     if problem := upstream.problem(upstream.Need.SAVING):
         raise Unusable(problem)
@@ -53,7 +53,7 @@ def check_made_for(manifest: dict[str, Any]) -> None:
         raise Unusable(engine.kernels_problem())
 
 
-def how_mapped(manifest: dict[str, Any]) -> str:
+def how_mapped(manifest: Document) -> str:
     saved, panel = manifest["kernels"], engine.panel()
     if saved["panel"] == panel:
         return "as they are"
@@ -66,7 +66,7 @@ def how_mapped(manifest: dict[str, Any]) -> str:
 # A model -> a manifest
 
 
-def describe(model: Any, record: Record, layout: Layout) -> dict[str, Any]:
+def describe(model: transformers.PreTrainedModel, record: Record, layout: Layout) -> Document:
     """All but the weights. Raises ModelError for a model that no manifest can stand for."""
     check_class(model)
     if layout.left:
@@ -131,7 +131,7 @@ def _grouped(named: dict[str, torch.Tensor]) -> list[list[str]]:
     return list(groups.values())
 
 
-def _tensor(tensor: torch.Tensor, offset: int) -> dict[str, Any]:
+def _tensor(tensor: torch.Tensor, offset: int) -> dict[str, object]:
     bytes_of = held(tensor)
     return {
         "offset": offset,
@@ -156,12 +156,12 @@ def _attention_types(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def _generation(model: Any) -> dict[str, Any] | None:
+def _generation(model: transformers.PreTrainedModel) -> dict[str, object] | None:
     config = getattr(model, "generation_config", None)
     return None if config is None else dict(json.loads(config.to_json_string(use_diff=False)))
 
 
-def _check_equal_structure(manifest: dict[str, Any], model: Any, named: dict[str, torch.Tensor]) -> None:
+def _check_equal_structure(manifest: Document, model: nn.Module, named: dict[str, torch.Tensor]) -> None:
     """A part that was added, replaced or changed by hand would not come back."""
     skeleton = _skeleton(manifest)
     again = {name: tuple(tensor.shape) for name, tensor in names(skeleton).items()}
@@ -186,9 +186,9 @@ def _check_equal_structure(manifest: dict[str, Any], model: Any, named: dict[str
 # A manifest -> a model
 
 
-def model_class(name: str, attention: str) -> Any:
+def model_class(name: str, attention: str) -> type[transformers.PreTrainedModel]:
     """A class of transformers' own models. Raises Unusable for any other name that a file may hold."""
-    cls: Any = getattr(transformers, name, None)
+    cls = getattr(transformers, name, None)
     if not isinstance(cls, type) or not issubclass(cls, transformers.PreTrainedModel):
         raise Unusable(f"transformers has no model of the class {name!r}")
     if attention not in ATTENTION:
@@ -196,7 +196,7 @@ def model_class(name: str, attention: str) -> Any:
     return cls
 
 
-def _skeleton(manifest: dict[str, Any]) -> Any:
+def _skeleton(manifest: Document) -> transformers.PreTrainedModel:
     """The modules, without memory for any tensor."""
     cls = model_class(manifest["class"], manifest["attention"])
     with torch.device("meta"):
@@ -215,7 +215,7 @@ def _skeleton(manifest: dict[str, Any]) -> Any:
     return model.eval()
 
 
-def build(manifest: dict[str, Any], region: torch.Tensor) -> Any:
+def build(manifest: Document, region: torch.Tensor) -> transformers.PreTrainedModel:
     """The model over a region that has its weights; none is copied that these kernels can read. Raises
     Unusable where they do not fit together."""
     model = _skeleton(manifest)
@@ -238,7 +238,7 @@ def build(manifest: dict[str, Any], region: torch.Tensor) -> Any:
     return model
 
 
-def annotate(model: nn.Module, manifest: dict[str, Any], outcome: Outcome) -> None:
+def annotate(model: nn.Module, manifest: Document, outcome: Outcome) -> None:
     """What report() says about a loaded model."""
     outcomes = (*(Outcome(**line) for line in manifest["outcomes"]), outcome)
     record = Record(manifest["backend"], outcomes, named(manifest["precision"]), manifest["unpad"])
@@ -252,7 +252,7 @@ def mark_made_again(model: nn.Module, reason: str) -> None:
     mark(model, replace(record, outcomes=(*record.outcomes, line)))
 
 
-def _tensor_over(region: torch.Tensor, entry: dict[str, Any], panel: int) -> torch.Tensor:
+def _tensor_over(region: torch.Tensor, entry: Document, panel: int) -> torch.Tensor:
     """Raises ValueError or RuntimeError for one that would reach beyond what there is."""
     if entry["offset"] < 0:
         raise ValueError("it begins before the file")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,11 +12,15 @@ from torch import nn
 from hfaccel.errors import HfaccelError
 from hfaccel.optimization import Record, optimize
 from hfaccel.precision import named
+from hfaccel.saving.files import Document
 from hfaccel.saving.parts import model_class, names
 from hfaccel.upstream.of_transformers import attention_of, revision_of
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def find_source(model: Any, record: Record) -> tuple[dict[str, Any] | None, str]:
+
+def find_source(model: PreTrainedModel, record: Record) -> tuple[Document | None, str]:
     """How to make the model again, or None and why that cannot be done.
 
     It is tried, because a model may have been trained, or given a new head, since it was loaded: then the
@@ -45,7 +49,7 @@ def find_source(model: Any, record: Record) -> tuple[dict[str, Any] | None, str]
     return (None, f"{name} has other values than the model in {problem}") if problem else (source, "")
 
 
-def make_again(source: dict[str, Any]) -> Any:
+def make_again(source: Document) -> PreTrainedModel:
     """The optimized model, from its checkpoint. Raises HfaccelError where that is not what it was."""
     try:
         stock = _stock(source)
@@ -56,7 +60,7 @@ def make_again(source: dict[str, Any]) -> Any:
     return _optimized(stock, source)
 
 
-def _stock(source: dict[str, Any]) -> Any:
+def _stock(source: Document) -> PreTrainedModel:
     cls = model_class(source["class"], source["attention"])
     return cls.from_pretrained(
         source["checkpoint"],
@@ -66,7 +70,7 @@ def _stock(source: dict[str, Any]) -> Any:
     ).eval()
 
 
-def _optimized(stock: Any, source: dict[str, Any]) -> Any:
+def _optimized(stock: PreTrainedModel, source: Document) -> PreTrainedModel:
     wanted = named(source["precision"])
     arguments = wanted.arguments() if wanted else {}
     return optimize(stock, inplace=True, unpad=source["unpad"], **arguments)
