@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -21,6 +21,9 @@ from hfaccel.export.fingerprint import key
 from hfaccel.export.interface import Flat
 from hfaccel.outcome import Outcome
 from hfaccel.precision import Precision
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class ExportingEngine(Engine):
@@ -42,7 +45,7 @@ class ExportingEngine(Engine):
             job.opened = Outcome("export", not entry.problem, reason)
             return self.load(entry.path, job.precision)
 
-    def _key(self, model: Any, job: Job) -> str:
+    def _key(self, model: PreTrainedModel, job: Job) -> str:
         """bf16 runs from the fp32 export; int8 depends on what it was calibrated with."""
         versions = {name: version(name) for name in ("hfaccel", "torch", "transformers")} | self.versions()
         return key(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +28,7 @@ def plain(tensor: torch.Tensor) -> torch.Tensor:
     return (values if type(values) in (torch.Tensor, nn.Parameter) else values.clone()).contiguous()
 
 
-def key(weights: str, **parts: Any) -> str:
+def key(weights: str, **parts: object) -> str:
     """A name for what is made of these weights in this way on this kind of processor."""
     text = json.dumps({"weights": weights, "isa": isa(), **parts}, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=20).hexdigest()

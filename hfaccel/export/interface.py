@@ -5,12 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from hfaccel import upstream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.utils import ModelOutput
 
 Sample = Mapping[str, torch.Tensor]
 
@@ -36,9 +40,9 @@ class Interface:
     dynamic: dict[str, tuple[int, ...]]
     fixed: dict[tuple[str, int], int]
     outputs: tuple[str, ...]
-    output_type: type[Any]  # a transformers ModelOutput
+    output_type: type[ModelOutput]
 
-    def to_key(self) -> list[Any]:
+    def to_key(self) -> list[object]:
         return [sorted(self.dynamic.items()), list(self.fixed.items()), self.outputs]
 
 
@@ -75,7 +79,7 @@ def export_problem(model: nn.Module) -> str:
     return ""
 
 
-def default_sample(model: Any) -> dict[str, torch.Tensor]:
+def default_sample(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Three sequences of up to 12 random tokens, the first padded; two random images.
 
     Raises ValueError where only the user knows what an input looks like.
@@ -100,7 +104,7 @@ def default_sample(model: Any) -> dict[str, torch.Tensor]:
     )
 
 
-def complete(model: Any, given: Sample) -> dict[str, torch.Tensor]:
+def complete(model: PreTrainedModel, given: Sample) -> dict[str, torch.Tensor]:
     """The inputs to export, in order: those of the table that the model takes, made up where not given.
 
     Raises ValueError for an input that is not in the table, or where the main input is missing.
@@ -120,7 +124,7 @@ def complete(model: Any, given: Sample) -> dict[str, torch.Tensor]:
     return result
 
 
-def interface_of(model: Any, inputs: Sample) -> Interface:
+def interface_of(model: PreTrainedModel, inputs: Sample) -> Interface:
     """Runs the model's own forward once. Raises ValueError where it returns something else than tensors."""
     from transformers.utils import ModelOutput
 

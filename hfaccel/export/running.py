@@ -11,7 +11,6 @@ import ctypes
 import inspect
 import os
 from collections import Counter
-from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +24,7 @@ from hfaccel.export.watch import Watch, limits
 Tensors = dict[str, torch.Tensor]
 
 # Arguments without effect in a model that runs once per input, and the values for which that holds.
-HARMLESS: dict[str, tuple[Any, ...]] = {
+HARMLESS: dict[str, tuple[bool, ...]] = {
     "return_dict": (True, False),
     "use_cache": (True, False),
     "output_attentions": (False,),
@@ -47,12 +46,12 @@ class Running:
         self.watch: Watch | None = None
 
     @property
-    def __wrapped__(self) -> Any:
+    def __wrapped__(self) -> object:
         """transformers reads the signature of a model's forward."""
         return stock_forward(self.model)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         reason = self._state_problem()
         inputs: Tensors = {}
         if not reason:
@@ -90,7 +89,7 @@ class Running:
             return "autocast is enabled"
         if is_traced():
             return "traced or transformed"
-        config: Any = self.model.config
+        config = self.model.config
         for name in ("output_attentions", "output_hidden_states"):
             if getattr(config, name, False):
                 return f"config.{name} is set"
@@ -107,7 +106,7 @@ class Running:
             self.broken = changed
         return changed
 
-    def _inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensors, str]:
+    def _inputs(self, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[Tensors, str]:
         """The session's inputs, complete and in order, and why a call cannot be run by it."""
         if len(args) > len(self.names):
             return {}, "too many positional arguments"
@@ -167,10 +166,10 @@ class Running:
                 return f"{name} outside 0 to {sizes[name] - 1}"
         return ""
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "session": None, "process": 0, "watch": None, "calls": Counter()}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Running:
+    def __deepcopy__(self, memo: dict[int, object]) -> Running:
         other = memo[id(self)] = Running.__new__(Running)
         other.__dict__.update(self.__getstate__())
         other.model = copy.deepcopy(self.model, memo)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -15,7 +14,7 @@ from hfaccel.precision import Precision
 TOLERANCE = {Precision.FLOAT32: 1e-4, Precision.BFLOAT16: 0.05, Precision.INT8: 0.3}
 
 
-def difference(expected: Any, got: Any, mask: torch.Tensor | None = None) -> float:
+def difference(expected: object, got: object, mask: torch.Tensor | None = None) -> float:
     """The largest relative error among the tensors of two outputs; infinite where they do not match.
 
     `mask`, (batch, sequence length), is zero where a token is padding: its state may be anything.
@@ -27,7 +26,7 @@ def difference(expected: Any, got: Any, mask: torch.Tensor | None = None) -> flo
     return max((_relative(wanted, given, mask) for (_, wanted), (_, given) in pairs), default=0.0)
 
 
-def _tensors(output: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(output: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of an output and their places; caches of keys and values show in what follows them."""
     if isinstance(output, torch.Tensor):
         yield name, output
@@ -59,7 +58,7 @@ def varied(sample: Sample, dynamic: dict[str, tuple[int, ...]]) -> list[dict[str
     return [dict(sample), row]
 
 
-def trial(stock: Any, other: Any, samples: Sequence[Sample]) -> float:
+def trial(stock: Callable[..., object], other: Callable[..., object], samples: Sequence[Sample]) -> float:
     """The largest relative error of `other` over the samples."""
     with torch.inference_mode():
         return max(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -63,7 +63,7 @@ class Watch:
         return versions + [tensor.data_ptr() for tensor in self.floating if type(tensor) in PLAIN]
 
 
-def _links(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Any]]:
+def _links(module: nn.Module) -> Iterator[tuple[Mapping[str, object], str, object]]:
     """Every parameter, buffer and submodule, with the table and name under which its parent knows it."""
     for table in (module._parameters, module._buffers, module._modules):
         for name, part in table.items():
@@ -77,7 +77,7 @@ UNLIMITED = 2**62
 _limits: WeakKeyDictionary[nn.Module, dict[str, int]] = WeakKeyDictionary()
 
 
-def limits(model: Any) -> dict[str, int]:
+def limits(model: nn.Module) -> dict[str, int]:
     """Sizes of the tables that the inputs are looked up in, by input; "positions": tokens in a sequence."""
     if model not in _limits:
         _limits[model] = {
