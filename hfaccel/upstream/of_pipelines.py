@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from types import FunctionType, SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hfaccel.upstream.probe import Need, Probe
+
+if TYPE_CHECKING:
+    from transformers.pipelines import Pipeline
+
+Collate = Callable[[list[object]], object]
 
 of_pipelines = partial(Probe, needs=(Need.PIPELINES,), after="transformers.pipelines")
 
@@ -21,13 +26,13 @@ SETTINGS = ("preprocess_params", "forward_params", "postprocess_params")
 PADDING = "TOKENIZERS_PARALLELISM"  # transformers' loop sets it
 
 
-def collate_of(results: Any) -> Callable[[list[Any]], Any]:
+def collate_of(results: PipelineIterator) -> Collate:
     """The function that pads inputs to a batch, in the iterator that transformers' loop returns."""
-    collate: Callable[[list[Any]], Any] = results.loader.loader.collate_fn
+    collate: Collate = results.loader.loader.collate_fn
     return collate
 
 
-def _has_loop(pipeline: Any) -> bool:
+def _has_loop(pipeline: type[Pipeline]) -> bool:
     """Whether the loop takes what it is given and holds the function that pads."""
     if tuple(inspect.signature(pipeline.get_iterator).parameters) != ("self", "inputs", *SIZES, *SETTINGS):
         return False
@@ -42,7 +47,7 @@ def _has_loop(pipeline: Any) -> bool:
             os.environ.pop(PADDING, None)
 
 
-def _takes_batches_apart(iterator: Any) -> bool:
+def _takes_batches_apart(iterator: Callable[..., Iterable[torch.Tensor]]) -> bool:
     rows = [*iterator([torch.zeros(2, 3)], lambda batch: batch, {}, loader_batch_size=2)]
     return [row.shape for row in rows] == [(1, 3)] * 2
 
@@ -91,5 +96,5 @@ ChunkPipeline: type = CHUNKS.value(_Nothing)
 PipelineIterator: Any = ITERATOR.value(_Nothing)
 
 
-def calls_generate(pipe: Any) -> bool:
+def calls_generate(pipe: Pipeline) -> bool:
     return bool(pipe._pipeline_calls_generate)

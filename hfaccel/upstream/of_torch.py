@@ -97,7 +97,10 @@ DUAL_LEVEL = Probe(
     lambda found: type(found) is int and found >= -1,
 )
 
-global_hooks: tuple[dict[int, Any], ...] = (GLOBAL_HOOKS.value({}), GLOBAL_PRE_HOOKS.value({}))
+global_hooks: tuple[dict[int, Callable[..., object]], ...] = (
+    GLOBAL_HOOKS.value({}),
+    GLOBAL_PRE_HOOKS.value({}),
+)
 tracing_state = TRACING.function()
 transforms = TRANSFORMS.function()
 dual_level: Callable[[], int] = DUAL_LEVEL.current()
@@ -113,12 +116,12 @@ class _Wrapper(torch.Tensor):
         return NotImplemented
 
 
-def _wraps(make: Any) -> bool:
+def _wraps(make: Callable[..., object]) -> bool:
     made = make(_Wrapper, (2, 3), dtype=torch.float32, device=torch.device("cpu"), requires_grad=False)
     return type(made) is _Wrapper and made.shape == (2, 3)
 
 
-def _swaps(swap: Any) -> bool:
+def _swaps(swap: Callable[[torch.Tensor, torch.Tensor], object]) -> bool:
     one, two = torch.zeros(1), torch.ones(2)
     swap(one, two)
     return one.shape == (2,) and two.shape == (1,)
@@ -176,7 +179,7 @@ def schema_of(operator: Any) -> Any:
 class _Library(Probe):
     """Of a library of torch; `module` is its file."""
 
-    def owner(self) -> Any:
+    def owner(self) -> ctypes.CDLL:
         return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / self.module))
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hfaccel.upstream.probe import Need, Probe
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 of_models = partial(Probe, after="transformers.modeling_utils")
 
@@ -17,7 +21,7 @@ CHOICE = "_attn_implementation"
 INTERFACE = ("_global_mapping", "_local_mapping")  # tables of functions, by the name of an implementation
 
 
-def _keeps_choice(config_class: Any) -> bool:
+def _keeps_choice(config_class: Callable[[], object]) -> bool:
     config = config_class()
     setattr(config, CHOICE, "sdpa")
     return getattr(config, CHOICE) == "sdpa" and any(
@@ -41,7 +45,7 @@ FUNCTIONS = of_models(
 )
 
 
-def attention_of(config: Any) -> Any:
+def attention_of(config: object) -> object:
     return getattr(config, CHOICE)
 
 
@@ -82,10 +86,10 @@ FROM_PRETRAINED = of_models(
 )
 
 
-def from_config(cls: Any, config: Any, **settings: Any) -> Any:
+def from_config(cls: type[PreTrainedModel], config: PretrainedConfig, **settings: object) -> PreTrainedModel:
     return cls._from_config(config, **settings)
 
 
-def revision_of(config: Any) -> str | None:
+def revision_of(config: object) -> str | None:
     """Of the checkpoint that the model was loaded from; None where that is not known."""
     return getattr(config, "_commit_hash", None)

@@ -9,7 +9,7 @@ from enum import Enum
 from functools import cached_property
 from importlib import import_module
 from operator import attrgetter
-from typing import Any
+from typing import Any, NoReturn
 
 from hfaccel.errors import HfaccelError
 from hfaccel.outcome import Outcome
@@ -59,13 +59,13 @@ class Probe:
     def is_due(self) -> bool:
         return self.after in sys.modules
 
-    def owner(self) -> Any:
+    def owner(self) -> object:
         return import_module(self.module)
 
-    def look_up(self) -> Any:
+    def look_up(self) -> object:
         return attrgetter(self.name)(self.owner())
 
-    def value(self, default: Any = None) -> Any:
+    def value(self, default: object = None) -> Any:
         """The part, or `default` where the probe fails."""
         return default if self.problem else self._looked[0]
 
@@ -86,7 +86,7 @@ class Probe:
         return self._looked[1]
 
     @cached_property
-    def _looked(self) -> tuple[Any, str]:
+    def _looked(self) -> tuple[object, str]:
         try:
             found = self.look_up()
             detail = "" if self.agrees(found) else f"got a {type(found).__name__}"
@@ -94,7 +94,7 @@ class Probe:
             found, detail = None, f"{type(error).__name__}: {error}"
         return found, detail and f"{self.place} is not as expected ({detail}); {_versions(self.package)}"
 
-    def _fail(self, *arguments: Any, **keywords: Any) -> Any:
+    def _fail(self, *arguments: object, **keywords: object) -> NoReturn:
         raise HfaccelError(self.problem)
 
 
