@@ -45,7 +45,7 @@ def _wrap_from_pretrained() -> None:
     load = model_class.__dict__["from_pretrained"].__func__
 
     @functools.wraps(load)
-    def from_pretrained(cls: type, *arguments: Any, **keywords: Any) -> Any:
+    def from_pretrained(cls: type, *arguments: Any, **keywords: Any) -> object:
         loaded = _outermost(functools.partial(load, cls, *arguments, **keywords))
         if isinstance(loaded, tuple):  # with output_loading_info
             return (_optimized(loaded[0]), *loaded[1:])
@@ -63,7 +63,7 @@ def _wrap_pipeline() -> None:
     make = MAKER.value()
 
     @functools.wraps(make)
-    def pipeline(*arguments: Any, **keywords: Any) -> Any:
+    def pipeline(*arguments: object, **keywords: object) -> object:
         made = make(*arguments, **keywords)  # what it loads comes optimized; a given model may not be
         made.model = _optimized(made.model)
         return made
@@ -80,7 +80,7 @@ def _is_there(probe: Probe) -> bool:
 _loading = threading.local()
 
 
-def _outermost(load: Callable[[], Any]) -> Any:
+def _outermost(load: Callable[[], object]) -> object:
     """Models that load others as their parts are optimized once, as a whole."""
     _loading.depth = getattr(_loading, "depth", 0) + 1
     try:
@@ -89,7 +89,7 @@ def _outermost(load: Callable[[], Any]) -> Any:
         _loading.depth -= 1
 
 
-def _optimized(model: Any) -> Any:
+def _optimized(model: object) -> object:
     from hfaccel.optimization import optimize
 
     if getattr(_loading, "depth", 0):

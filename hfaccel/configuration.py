@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Any
 
 from hfaccel.apply import hooks, process
 from hfaccel.apply.program import settings_of_program
@@ -33,7 +32,7 @@ class Configuration:
     """What was found, chosen and done in this process."""
 
     facts: HostFacts
-    overrides: dict[str, Any]  # of this call and those before it
+    overrides: dict[str, object]  # of this call and those before it
     plan: Plan
     outcomes: tuple[Outcome, ...]
     slot: Slot | None = None  # its place among the ranks that were started on this machine
@@ -41,7 +40,7 @@ class Configuration:
     reach: Reach = Reach.ALL
     hooks: tuple[Outcome, ...] = ()  # on forks and on the starts of child processes
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return {
             "facts": self.facts.to_dict(),
             "plan": self.plan.to_dict(),
@@ -53,7 +52,7 @@ _current: Configuration | None = None
 _left: Mapping[str, str] = {}  # knob -> how undo() has left it: not the program's doing
 
 
-def configure(**overrides: Any) -> Configuration:
+def configure(**overrides: object) -> Configuration:
     """Set the running process up: threads, affinity, memory policy, and glibc's malloc where that serves it.
 
     Without arguments, a second call changes nothing and returns the first's answer. `overrides` are
@@ -72,7 +71,7 @@ def configure(**overrides: Any) -> Configuration:
     return _set_up(Reach.ALL, overrides)
 
 
-def configure_for_model(wanted: bool | str = "auto", **overrides: Any) -> Configuration:
+def configure_for_model(wanted: bool | str = "auto", **overrides: object) -> Configuration:
     """Set the process up as far as a caller who asked for a fast model has asked for that, too.
 
     `wanted`: True does what configure() does, "auto" what is harmless to the rest of the program, False only
@@ -117,7 +116,7 @@ def weights_placed() -> Iterator[None]:
         yield
 
 
-def _set_up(reach: Reach, overrides: dict[str, Any]) -> Configuration:
+def _set_up(reach: Reach, overrides: dict[str, object]) -> Configuration:
     global _current
     before = _current
     if before is not None and not overrides and reach <= before.reach:
@@ -131,7 +130,7 @@ def _set_up(reach: Reach, overrides: dict[str, Any]) -> Configuration:
     return _current
 
 
-def _planned(reach: Reach, overrides: dict[str, Any]) -> Configuration:
+def _planned(reach: Reach, overrides: dict[str, object]) -> Configuration:
     """What is to be done now; `outcomes` are those of knobs that are left as they are."""
     facts, before = read_host(), _current
     wanted = {**(before.overrides if before else {}), **overrides}
@@ -160,7 +159,7 @@ def _of_program(facts: HostFacts, before: Configuration | None) -> dict[str, str
 _TOGETHER = {"allocator": "retained_memory"}  # knob -> the one that is applied with it
 
 
-def _done(before: Configuration, plan: Plan, overrides: dict[str, Any]) -> dict[str, Outcome]:
+def _done(before: Configuration, plan: Plan, overrides: dict[str, object]) -> dict[str, Outcome]:
     """What was applied already and is neither planned otherwise now nor asked for in this call: the program
     may have changed it since."""
     return {

@@ -7,7 +7,7 @@ import itertools
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -23,6 +23,9 @@ from hfaccel.plan.memory import parse_huge_pages
 from hfaccel.precision import Precision, asked_for
 from hfaccel.selection import BUDGET, select
 from hfaccel.tables import render
+
+if TYPE_CHECKING:
+    from transformers.pipelines import Pipeline
 
 T = TypeVar("T")
 _KEY = "_hfaccel"  # attribute of an optimized model that holds its Record
@@ -50,7 +53,7 @@ class Report:
     stock_calls: dict[str, int]  # reason -> calls of a layer or pipeline that took the model's own path
     padded_calls: dict[str, int]  # reason -> calls of the model that had padding, and computed it
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return {
             "model": self.model,
             "backend": self.backend,
@@ -103,7 +106,7 @@ def optimize(
     configure: bool | str = "auto",
     inplace: bool = False,
     strict: bool = False,
-    sample: Any = None,
+    sample: object = None,
     budget: float = BUDGET,
 ) -> T:
     """Return the model, or the transformers pipeline, ready to run faster with equal results.
@@ -219,7 +222,7 @@ def pipeline(task: str | None = None, model: Any = None, *, progress: bool = Fal
     return fast
 
 
-def report(model_or_pipeline: Any) -> Report:
+def report(model_or_pipeline: object) -> Report:
     """What optimize() did to this model and why; prints as tables, `to_dict()` for programs.
 
     Raises ModelError for an object that was not optimized.
@@ -278,7 +281,7 @@ def _check_same(record: Record, options: Options) -> None:
         )
 
 
-def _with_loop(pipe: Any, model: nn.Module, inplace: bool) -> Any:
+def _with_loop(pipe: Pipeline, model: nn.Module, inplace: bool) -> Pipeline:
     """The pipeline around `model`, in hfaccel's loop; a pipeline that has both already stays as it is."""
     from hfaccel.pipelines import scheduled, wrap  # transformers' pipelines take a second to import
 
@@ -289,7 +292,7 @@ def _with_loop(pipe: Any, model: nn.Module, inplace: bool) -> Any:
     return wrap.wrap(result)
 
 
-def model_of(candidate: Any) -> Any:
+def model_of(candidate: object) -> Any:
     """The model itself, or that of a pipeline. Models of other engines are no torch modules."""
     if isinstance(candidate, nn.Module) or _engine_of(candidate):
         return candidate
@@ -302,7 +305,7 @@ def model_of(candidate: Any) -> Any:
     )
 
 
-def _engine_of(candidate: Any) -> str:
+def _engine_of(candidate: object) -> str:
     """The backend whose engine runs this object already; "" for torch modules and others."""
     return next((backend.name for backend in BACKENDS if backend.runs(candidate)), "")
 
@@ -345,7 +348,7 @@ def _trains(model: nn.Module) -> bool:
     return any(module.training for module in inside or [model])
 
 
-def _samples(sample: Any) -> tuple[Mapping[str, torch.Tensor], ...]:
+def _samples(sample: object) -> tuple[Mapping[str, torch.Tensor], ...]:
     samples = tuple(sample) if isinstance(sample, list | tuple) else () if sample is None else (sample,)
     for one in samples:
         if not isinstance(one, Mapping) or not all(isinstance(value, torch.Tensor) for value in one.values()):
@@ -386,7 +389,7 @@ def _copy_tree(model: nn.Module, share_linears: bool) -> nn.Module:
         for module in model.modules()
         if share_linears and engine.is_linear(module) and module is not model
     )
-    shared: dict[int, Any] = {
+    shared: dict[int, object] = {
         id(part): part for part in itertools.chain(model.parameters(), model.buffers(), linears)
     }
     try:

@@ -15,10 +15,14 @@ from hfaccel.portable import affinity, set_affinity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing alone takes 5 ms
+    from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
+    from types import ModuleType
     from typing import Any
 
     Action = Callable[[], object]
+    SearchPath = Sequence[str] | None  # of a package
+    Start = Callable[..., Any]  # of a child process
 
 
 # After an import
@@ -52,7 +56,7 @@ class _Finder:
     def __init__(self) -> None:
         self.actions: dict[str, list[Action]] = {}
 
-    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: SearchPath, target: ModuleType | None = None) -> ModuleSpec | None:
         for waited in [waited for waited in self.actions if waited != name and _is_imported(waited)]:
             self.act(waited)  # it was half imported when it was asked for
         if name not in self.actions:
@@ -75,10 +79,10 @@ class _Loader:
     def __init__(self, loader: Any, finder: _Finder) -> None:
         self.loader, self.finder = loader, finder
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self.loader, name)
 
-    def create_module(self, spec: Any) -> Any:
+    def create_module(self, spec: ModuleSpec) -> object:
         return self.loader.create_module(spec)
 
     def exec_module(self, module: Any) -> None:
@@ -138,8 +142,8 @@ def _wrap_starts_of_children() -> None:
         setattr(os, name, _with_mask(getattr(os, name)))
 
 
-def _with_mask(start: Callable[..., Any]) -> Callable[..., Any]:
-    def wrapped(*arguments: Any, **keywords: Any) -> Any:
+def _with_mask(start: Start) -> Start:
+    def wrapped(*arguments: object, **keywords: object) -> object:
         if _children_mask is None:
             return start(*arguments, **keywords)
         own = affinity()

@@ -27,7 +27,7 @@ class Step(NamedTuple):
     apply: Callable[[Any, Plan], Outcome]  # gets the knob's value, which is not None
     harmless: bool  # to the rest of the program: optimize() does it unasked
     why: str  # it is harmless, or left to configure()
-    read: Callable[[], Any] = lambda: None  # what `undo` needs of the state before
+    read: Callable[[], object] = lambda: None  # what `undo` needs of the state before
     undo: Callable[[Any], str] | None = None  # puts it back and says how; None: nothing can
 
 
@@ -37,7 +37,7 @@ def apply_plan(plan: Plan, done: Mapping[str, Outcome] = MappingProxyType({})) -
     return [done[knob] if knob in done else _apply(knob, plan) for knob in STEPS]
 
 
-_before: dict[str, Any] = {}  # knob -> what was read before its first change
+_before: dict[str, object] = {}  # knob -> what was read before its first change
 
 
 def undo() -> list[Outcome]:
@@ -69,7 +69,7 @@ def _apply(knob: str, plan: Plan) -> Outcome:
     return outcome
 
 
-def _undo(knob: str, before: Any) -> Outcome:
+def _undo(knob: str, before: object) -> Outcome:
     put_back = STEPS[knob].undo
     if put_back is None:
         return Outcome(knob, False, "nothing can undo it in a running process")

@@ -24,7 +24,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
-from typing import Any
 
 import torch
 from torch import nn
@@ -82,7 +81,7 @@ class Backend(ABC):
         """Calls that had padding and computed it although it is left out elsewhere: reason -> count."""
         return {}
 
-    def runs(self, candidate: Any) -> bool:
+    def runs(self, candidate: object) -> bool:
         """Whether this object, which is no torch module, is run by the backend's engine already."""
         return False
 

@@ -7,7 +7,6 @@ for CPUs. Objects of optimum-onnx (ORTModel) run ONNX Runtime already and are ac
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -65,7 +64,7 @@ class OnnxruntimeSession(export.Session):
         return [torch.from_numpy(array) for array in self.session.run(None, feed)]
 
 
-def _dynamic(interface: export.Interface) -> tuple[dict[int, Any], ...]:
+def _dynamic(interface: export.Interface) -> tuple[dict[int, torch.export.Dim], ...]:
     names = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     return tuple({number: names[number] for number in numbers} for numbers in interface.dynamic.values())
 
@@ -100,5 +99,5 @@ class OnnxruntimeBackend(SessionBackend):
             return "ONNX Runtime has no bf16 kernels for CPUs; use backend='openvino' or 'torch'"
         return ""
 
-    def runs(self, candidate: Any) -> bool:
+    def runs(self, candidate: object) -> bool:
         return any(base.__module__.startswith("optimum.onnxruntime") for base in type(candidate).__mro__)

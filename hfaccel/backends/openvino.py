@@ -11,7 +11,6 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -77,7 +76,7 @@ class OpenvinoSession(export.Session):
     def __init__(self, path: Path, precision: Precision) -> None:
         import openvino
 
-        settings: dict[str, Any] = {
+        settings: dict[str, object] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
@@ -111,5 +110,5 @@ class OpenvinoBackend(SessionBackend):
             return "NNCF calibrates int8: pass sample=[tokenizer(text, return_tensors='pt'), ...]"
         return ""
 
-    def runs(self, candidate: Any) -> bool:
+    def runs(self, candidate: object) -> bool:
         return any(base.__module__.startswith("optimum.intel") for base in type(candidate).__mro__)

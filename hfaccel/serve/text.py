@@ -8,14 +8,17 @@ from hfaccel.errors import ModelError, UsageError, check_count
 from hfaccel.serve.batcher import Batcher
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
+    from transformers import PreTrainedTokenizerBase
 
 POOLINGS = ("mean", "cls")
 
 
 def embedder(
-    tokenizer: Any,
-    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    model: Callable[..., Any],
     *,
     max_length: int | None = None,
     pooling: str = "mean",
@@ -61,7 +64,7 @@ def embedder(
     return Batcher(embed, prepare=tokenize, size=_tokens, **limits)
 
 
-def _check_parts(tokenizer: Any, model: Any) -> None:
+def _check_parts(tokenizer: PreTrainedTokenizerBase, model: object) -> None:
     if not callable(tokenizer) or not hasattr(tokenizer, "pad_token"):
         raise UsageError(
             f"a tokenizer of transformers is expected, but got {type(tokenizer).__name__}; "

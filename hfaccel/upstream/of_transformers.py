@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hfaccel.upstream.probe import Need, Probe
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 of_models = partial(Probe, after="transformers.modeling_utils")
 
@@ -86,7 +86,7 @@ FROM_PRETRAINED = of_models(
 )
 
 
-def from_config(cls: type[PreTrainedModel], config: PretrainedConfig, **settings: object) -> PreTrainedModel:
+def from_config(cls: type[PreTrainedModel], config: PreTrainedConfig, **settings: object) -> PreTrainedModel:
     return cls._from_config(config, **settings)
 
 
