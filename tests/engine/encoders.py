@@ -32,6 +32,7 @@ SETTINGS = {
     "RoBERTa": ("Roberta", TEXT),
     "XLM-R": ("XLMRoberta", TEXT),
     "CamemBERT": ("Camembert", TEXT),
+    "RoBERTa-PreLayerNorm": ("RobertaPreLayerNorm", TEXT),
     "ELECTRA": ("Electra", {**TEXT, "embedding_size": 32}),
     "DistilBERT": ("DistilBert", dict(vocab_size=500, dim=64, n_layers=2, n_heads=4, hidden_dim=128)),
     "ALBERT": ("Albert", {**TEXT, "embedding_size": 32}),
