@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from hfaccel.information import info as info
     from hfaccel.optimization import optimize as optimize
     from hfaccel.optimization import pipeline as pipeline
-    from hfaccel.optimization import report as report
     from hfaccel.optimization import restore as restore
     from hfaccel.pipelines.profile import profile as profile
+    from hfaccel.reporting import report as report
     from hfaccel.saving import load as load
     from hfaccel.saving import save as save
 
@@ -38,7 +38,7 @@ _PUBLIC = {
     "optimize": ("hfaccel.optimization", "optimize"),
     "pipeline": ("hfaccel.optimization", "pipeline"),
     "profile": ("hfaccel.pipelines.profile", "profile"),
-    "report": ("hfaccel.optimization", "report"),
+    "report": ("hfaccel.reporting", "report"),
     "restore": ("hfaccel.optimization", "restore"),
     "serve": ("hfaccel.serve", ""),
     "save": ("hfaccel.saving", "save"),

@@ -1,4 +1,4 @@
-"""optimize(), report() and restore(): the three names that most programs need."""
+"""optimize(), pipeline() and restore()."""
 
 from __future__ import annotations
 
@@ -6,92 +6,26 @@ import copy
 import itertools
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import nn
 
-from hfaccel import engine, memory, upstream
-from hfaccel.apply.verify import Finding, verify
+from hfaccel import engine
 from hfaccel.backends import BACKENDS, Backend, Options, by_name
-from hfaccel.configuration import Configuration, configure_for_model, current, weights_placed
+from hfaccel.configuration import configure_for_model, weights_placed
 from hfaccel.errors import HfaccelError, ModelError, UsageError
 from hfaccel.generators import kept_as_found
 from hfaccel.outcome import Outcome
 from hfaccel.plan.memory import parse_huge_pages
-from hfaccel.precision import Precision, asked_for
+from hfaccel.precision import asked_for
+from hfaccel.reporting import KEY, Record, engine_of, mark, model_of, record_of
 from hfaccel.selection import BUDGET, select
-from hfaccel.tables import render
 
 if TYPE_CHECKING:
     from transformers.pipelines import Pipeline
 
 T = TypeVar("T")
-_KEY = "_hfaccel"  # attribute of an optimized model that holds its Record
-
-
-@dataclass(frozen=True)
-class Record:
-    """What optimize() did to a model; travels with it through deepcopy and pickle."""
-
-    backend: str  # "" where the model was left as it is
-    outcomes: tuple[Outcome, ...]
-    precision: Precision | None = None  # as asked for
-    unpad: bool | str = "auto"  # as asked for
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was applied to a model and its process, what was not, why, and what really took effect."""
-
-    model: str
-    backend: str
-    outcomes: tuple[Outcome, ...]
-    configuration: Configuration
-    verified: tuple[Finding, ...]
-    stock_calls: dict[str, int]  # reason -> calls of a layer or pipeline that took the model's own path
-    padded_calls: dict[str, int]  # reason -> calls of the model that had padding, and computed it
-
-    def to_dict(self) -> dict[str, object]:
-        return {
-            "model": self.model,
-            "backend": self.backend,
-            "outcomes": [outcome.to_dict() for outcome in self.outcomes],
-            "configuration": self.configuration.to_dict(),
-            "verified": [finding.to_dict() for finding in self.verified],
-            "stock_calls": self.stock_calls,
-            "padded_calls": self.padded_calls,
-        }
-
-    def __str__(self) -> str:
-        done = [
-            [
-                "yes" if line.applied else "no",
-                f"{line.subject} x {line.count}" if line.count > 1 else line.subject,
-                f"{line.gain:.1f}" if line.gain else "",
-                line.reason,
-            ]
-            for line in (*self.outcomes, *self.configuration.outcomes, *self.configuration.hooks)
-        ]
-        chosen = [[c.knob, c.value, c.source, c.reason] for c in self.configuration.plan.choices]
-        found = [[f.subject, f.value, f.source] for f in self.verified]
-        tables = [
-            render(
-                f"{self.model}, backend {self.backend or 'none'}",
-                ["applied", "what", "times faster", "why"],
-                done,
-            ),
-            render("choices", ["knob", "value", "source", "reason"], chosen),
-            render("verified", ["what", "value", "read from"], found),
-        ]
-        if self.stock_calls:
-            rows = [[count, reason] for reason, count in self.stock_calls.items()]
-            tables.append(render("calls on the stock path", ["calls", "reason"], rows))
-        if self.padded_calls:
-            rows = [[count, reason] for reason, count in self.padded_calls.items()]
-            tables.append(render("calls that computed padding", ["calls", "reason"], rows))
-        return "\n".join(tables)
 
 
 def optimize(
@@ -222,37 +156,6 @@ def pipeline(task: str | None = None, model: Any = None, *, progress: bool = Fal
     return fast
 
 
-def report(model_or_pipeline: object) -> Report:
-    """What optimize() did to this model and why; prints as tables, `to_dict()` for programs.
-
-    Raises ModelError for an object that was not optimized.
-    """
-    model = model_of(model_or_pipeline)
-    record = record_of(model)
-    if record is None:
-        raise ModelError(
-            "report() takes what optimize() returned, but this "
-            f"{type(model).__name__} was not optimized; call hfaccel.optimize(model) first"
-        )
-    shared = memory.shared(model)
-    stock_calls = by_name(record.backend).stock_calls(model) if record.backend else {}
-    outcomes = (*record.outcomes, *([shared.outcome] if shared else []), *upstream.outcomes())
-    if not isinstance(model_or_pipeline, nn.Module):
-        from hfaccel.pipelines import wrap
-
-        outcomes = (*outcomes, wrap.outcome(model_or_pipeline))
-        stock_calls = stock_calls | wrap.stock_calls(model_or_pipeline)
-    return Report(
-        model=type(model).__name__,
-        backend=record.backend,
-        outcomes=outcomes,
-        configuration=current(),
-        verified=(*verify(), *_weights_on_huge_pages(model)),
-        stock_calls=stock_calls,
-        padded_calls=by_name(record.backend).padded_calls(model) if record.backend else {},
-    )
-
-
 def restore(model_or_pipeline: T) -> T:
     """Undo optimize() in place: original classes and memory layout, values bit for bit. Values that a
     `dtype` or `quantization` has rounded stay rounded; the model that was given to optimize() has its own.
@@ -264,7 +167,7 @@ def restore(model_or_pipeline: T) -> T:
     if record is not None:
         if record.backend:
             by_name(record.backend).restore(model)
-        del model.__dict__[_KEY]
+        del model.__dict__[KEY]
     if not isinstance(model_or_pipeline, nn.Module):
         from hfaccel.pipelines import wrap
 
@@ -292,38 +195,9 @@ def _with_loop(pipe: Pipeline, model: nn.Module, inplace: bool) -> Pipeline:
     return wrap.wrap(result)
 
 
-def model_of(candidate: object) -> Any:
-    """The model itself, or that of a pipeline. Models of other engines are no torch modules."""
-    if isinstance(candidate, nn.Module) or _engine_of(candidate):
-        return candidate
-    model = getattr(candidate, "model", None)
-    if callable(candidate) and (isinstance(model, nn.Module) or _engine_of(model)):
-        return model
-    raise ModelError(
-        "a torch.nn.Module or a transformers pipeline is expected, but got "
-        f"{type(candidate).__name__}; pass what AutoModel.from_pretrained returned"
-    )
-
-
-def _engine_of(candidate: object) -> str:
-    """The backend whose engine runs this object already; "" for torch modules and others."""
-    return next((backend.name for backend in BACKENDS if backend.runs(candidate)), "")
-
-
-def mark(model: nn.Module, record: Record) -> None:
-    """Let report() and restore() know what was done to this model."""
-    model.__dict__[_KEY] = record
-
-
-def record_of(model: nn.Module) -> Record | None:
-    """What was done to this model; None where nothing was tried."""
-    record = model.__dict__.get(_KEY)
-    return record if isinstance(record, Record) else None
-
-
 def _problem(model: nn.Module) -> str:
     """Why no backend may touch this model; "" for none."""
-    if engine := _engine_of(model):
+    if engine := engine_of(model):
         return f"{engine} runs it already; only the process is set up"
     tensors = list(itertools.chain(model.parameters(), model.buffers()))
     elsewhere = sorted({tensor.device.type for tensor in tensors} - {"cpu"})
@@ -399,13 +273,3 @@ def _copy_tree(model: nn.Module, share_linears: bool) -> nn.Module:
             f"optimize() copies the module tree, but copying {type(model).__name__} failed "
             f"({type(error).__name__}: {error}); pass inplace=True to change the model itself"
         ) from error
-
-
-def _weights_on_huge_pages(model: nn.Module) -> tuple[Finding, ...]:
-    if not isinstance(model, nn.Module):
-        return ()  # another engine's model keeps its weights to itself
-    try:
-        share = memory.coverage(model)
-    except (HfaccelError, OSError) as error:
-        return (Finding("weights on huge pages", "unknown", str(error)),)
-    return (Finding("weights on huge pages", f"{share:.0%}", "/proc/self/smaps"),)

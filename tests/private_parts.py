@@ -162,7 +162,7 @@ def loaded(work: Work, expected: list[torch.Tensor]) -> bool:
     from transformers import AutoModel, pipeline
 
     import hfaccel.auto  # noqa: F401
-    from hfaccel.optimization import record_of
+    from hfaccel.reporting import record_of
 
     bert = AutoModel.from_pretrained(work.folder / "stock")
     pipe = pipeline("feature-extraction", str(work.folder / "stock"), device="cpu")

@@ -25,6 +25,7 @@ FLOORS = (
     ("bench",),
     ("auto", "saving"),
     ("optimization", "comparison", "launcher", "serve"),
+    ("reporting",),
     ("configuration", "information", "pipelines"),
     ("selection",),
     ("backends",),

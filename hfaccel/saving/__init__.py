@@ -15,8 +15,8 @@ from hfaccel.configuration import configure_for_model, weights_placed
 from hfaccel.errors import HfaccelError, ModelError, UsageError, check_path
 from hfaccel.generators import kept_as_found
 from hfaccel.memory import lay_out
-from hfaccel.optimization import model_of, record_of
 from hfaccel.outcome import Outcome
+from hfaccel.reporting import model_of, record_of
 from hfaccel.saving import files, parts
 from hfaccel.saving.files import Document, Unusable
 from hfaccel.saving.source import find_source, make_again

@@ -15,10 +15,10 @@ from torch import nn
 from hfaccel import engine, upstream
 from hfaccel.errors import ModelError
 from hfaccel.memory import Layout, held, view
-from hfaccel.optimization import Record, mark, record_of
 from hfaccel.outcome import Outcome
 from hfaccel.precision import named
 from hfaccel.replacement import original
+from hfaccel.reporting import Record, mark, record_of
 from hfaccel.saving.files import Document, Unusable
 from hfaccel.upstream.of_transformers import attention_of, from_config
 

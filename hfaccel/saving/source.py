@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from hfaccel.errors import HfaccelError
-from hfaccel.optimization import Record, optimize
+from hfaccel.optimization import optimize
 from hfaccel.precision import named
+from hfaccel.reporting import Record
 from hfaccel.saving.files import Document
 from hfaccel.saving.parts import model_class, names
 from hfaccel.upstream.of_transformers import attention_of, revision_of

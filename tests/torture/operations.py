@@ -19,7 +19,7 @@ from twins import Inputs, Twins, infer, outcome
 
 import hfaccel
 from hfaccel.errors import ModelError
-from hfaccel.optimization import record_of
+from hfaccel.reporting import record_of
 from hfaccel.upstream.of_transformers import COLLECTING
 
 PRECISIONS: dict[str, dict[str, Any]] = {

@@ -94,15 +94,15 @@ def _everything_pays() -> None:
 
 
 def _count_what_is_optimized() -> None:
-    from hfaccel import optimization
+    from hfaccel import optimization, reporting
 
     optimize_model = optimization._optimize_model
 
     @functools.wraps(optimize_model)
     def counted(model: Any, *arguments: Any, **keywords: Any) -> Any:
-        before = optimization.record_of(model)
+        before = reporting.record_of(model)
         result = optimize_model(model, *arguments, **keywords)
-        record = optimization.record_of(result)
+        record = reporting.record_of(result)
         if record is None or record is before:
             return result
         done = {o.subject: o.count for o in record.outcomes if o.applied and o.subject not in NOT_COMPUTED}
