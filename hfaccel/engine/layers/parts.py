@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
 
 from torch import nn
+
+from hfaccel.engine.calls.snapshot import Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +49,13 @@ class Parts:
         """Paths of the linear layers that multiply the feed-forward's input."""
         return (self.gate_up,) if self.gate_up else tuple(filter(None, (self.gate, self.up)))
 
-    def linears(self, layer: nn.Module) -> list[Any]:
+    def linears(self, layer: nn.Module) -> list[nn.Linear]:
         return [attrgetter(path)(layer) for path in self.projections]
 
-    def norms(self, layer: nn.Module) -> list[Any]:
+    def norms(self, layer: nn.Module) -> list[nn.Module]:
         return [attrgetter(path)(layer) for path in (self.attention_norm, self.output_norm)]
 
-    def vectors(self, layer: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
+    def vectors(self, layer: nn.Module) -> Iterator[tuple[Table, str]]:
         """Where the biases, and the weights and biases of the norms are kept: table and name. Some are
         None."""
         for module in (*self.linears(layer), *self.norms(layer)):
