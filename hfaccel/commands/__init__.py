@@ -1,4 +1,7 @@
-"""The command line: one file per verb. A verb is a module with `add_arguments` and `run`."""
+"""The command line: one file per verb. A verb is a module whose `run(arguments)` returns the exit code.
+
+Another package adds a verb by an entry point of the group `hfaccel.commands` that loads such a module.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,15 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from hfaccel.errors import HfaccelError, UsageError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+GROUP = "hfaccel.commands"  # of entry points
 VERBS = {
     "info": "what this machine and container allow, and the plan for them",
     "doctor": "check the environment; exit code 0, 1 (warnings) or 2 (errors)",
@@ -30,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _usage(code: int) -> int:
     print("usage: hfaccel VERB [options]\n")
-    print("\n".join(f"  {verb:8} {meaning}" for verb, meaning in VERBS.items()))
+    others = {entry.name: f"of the package {entry.value.partition('.')[0]}" for entry in _others()}
+    print("\n".join(f"  {verb:8} {meaning}" for verb, meaning in {**others, **VERBS}.items()))
     print("\nhfaccel VERB --help tells more about one of them.")
     return code
 
@@ -43,10 +52,22 @@ def print_version() -> int:
 
 
 def _run_verb(verb: str, arguments: list[str]) -> int:
-    if verb not in VERBS:
-        raise UsageError(f"the verb must be one of {', '.join(VERBS)}, but got {verb!r}")
-    code: int = importlib.import_module(f"hfaccel.commands.{verb}").run(arguments)
+    if verb in VERBS:
+        module = importlib.import_module(f"hfaccel.commands.{verb}")
+    else:
+        others = {entry.name: entry for entry in _others()}
+        if verb not in others:
+            raise UsageError(f"the verb must be one of {', '.join([*VERBS, *others])}, but got {verb!r}")
+        module = others[verb].load()
+    code: int = module.run(arguments)
     return code
+
+
+def _others() -> Iterable[EntryPoint]:
+    """Verbs of other packages."""
+    from importlib.metadata import entry_points
+
+    return entry_points(group=GROUP)
 
 
 def guarded(command: Callable[[], int]) -> int:

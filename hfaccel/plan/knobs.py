@@ -31,7 +31,7 @@ class Knob(NamedTuple):
     private: bool = False  # its variables are for the program alone, not for its children
 
 
-KNOBS = (
+KNOBS: list[Knob] = [
     Knob(
         "threads",
         "compute threads, 1 or more",
@@ -158,4 +158,9 @@ KNOBS = (
         _in("PYTORCH_CUDA_ALLOC_CONF"),
         scopes=LAUNCH,
     ),
-)
+]
+
+
+def register(knob: Knob) -> None:
+    """Add a knob: plans, `configure`, `hfaccel-run` and the docs have a choice for it from now on."""
+    KNOBS.append(knob)

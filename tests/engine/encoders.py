@@ -26,12 +26,13 @@ DEBERTA = {**TEXT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "
 DEBERTA |= dict(norm_rel_ebd="layer_norm", position_biased_input=False, type_vocab_size=0)
 DEBERTA |= dict(initializer_range=0.1)  # or distances would hardly count
 
-# name: (class, sizes, the part that is used, or ""); settings of an instance beside the sizes
+# name: (class without "Model", sizes). Images and sounds need their input in inputs(), too.
 SETTINGS = {
     "BERT": ("Bert", TEXT),
     "RoBERTa": ("Roberta", TEXT),
     "XLM-R": ("XLMRoberta", TEXT),
     "CamemBERT": ("Camembert", TEXT),
+    "RoBERTa-PreLayerNorm": ("RobertaPreLayerNorm", TEXT),
     "ELECTRA": ("Electra", {**TEXT, "embedding_size": 32}),
     "DistilBERT": ("DistilBert", dict(vocab_size=500, dim=64, n_layers=2, n_heads=4, hidden_dim=128)),
     "ALBERT": ("Albert", {**TEXT, "embedding_size": 32}),

@@ -217,3 +217,15 @@ def test_the_order_is_that_of_files_and_of_rows():
         for other in others:
             assert names.index(one) < names.index(other)
             one = other
+
+
+def test_a_family_without_projections_is_refused():
+    with pytest.raises(ValueError, match="must name query, key and value or qkv"):
+        replace(family_of("BERT"), name="Wrong", query="")
+
+
+def test_a_family_says_which_parts_a_layer_lacks():
+    layer = make("BERT").encoder.layer[0]
+    assert not [*family_of("BERT").missing(layer)]
+    wrong = replace(family_of("BERT"), name="Wrong", output_norm="output.LayerNorn")
+    assert [*wrong.missing(layer)] == ["output.LayerNorn"]

@@ -15,7 +15,8 @@ from hfaccel.engine.calls.snapshot import Table
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """Paths of a layer's parts from the layer. One projection may do the work of several: `qkv`, `gate_up`
-    (gate first). Norms come after the residual additions, or before what is added (`norm_first`)."""
+    (gate first). Norms come after the residual additions; with `norm_first`, `attention_norm` comes before
+    attention and `output_norm` before the feed-forward."""
 
     attention: str
     attention_output: str
@@ -49,6 +50,11 @@ class Parts:
         """Paths of the linear layers that multiply the feed-forward's input."""
         return (self.gate_up,) if self.gate_up else tuple(filter(None, (self.gate, self.up)))
 
+    def missing(self, layer: nn.Module) -> Iterator[str]:
+        """The paths at which this layer has no part."""
+        paths = (*self.projections, self.attention, self.attention_norm, self.output_norm, self.activation)
+        return (path for path in paths if not _leads_somewhere(layer, path))
+
     def linears(self, layer: nn.Module) -> list[nn.Linear]:
         return [attrgetter(path)(layer) for path in self.projections]
 
@@ -61,6 +67,13 @@ class Parts:
         for module in (*self.linears(layer), *self.norms(layer)):
             for name in ("bias",) if isinstance(module, nn.Linear) else ("weight", "bias"):
                 yield module._parameters, name
+
+
+def _leads_somewhere(layer: nn.Module, path: str) -> bool:
+    try:
+        return attrgetter(path)(layer) is not None
+    except AttributeError:
+        return False
 
 
 def head_size(attention: nn.Module) -> int | None:

@@ -7,10 +7,10 @@ family says is not believed but tested, on random input against the layer's own 
 the first that agrees is taken, in the order of the files' names and within a file in the order of its
 FAMILIES.
 
-To add a family, add a file here whose FAMILIES names the paths of the parts and, where the layer takes or
-gives something else than most, a subclass of Call with a `sample` for the trial. Another package calls
-`register(family)`, or lets an entry point of the group `hfaccel.families` name its Family: a fused model is
-then loaded wherever that package is installed.
+To add a family, add a file here whose FAMILIES names the paths of the parts (the fields of `Parts`) and,
+where the layer takes or gives something else than most, a subclass of Call with a `sample` for the trial.
+Another package calls `register(family)`, or lets an entry point of the group `hfaccel.families` name its
+Family: a fused model is then loaded wherever that package is installed.
 """
 
 from __future__ import annotations

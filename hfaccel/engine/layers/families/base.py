@@ -27,6 +27,13 @@ class Family(Parts):
     call: type[Call] = Call
     marks: tuple[str, ...] = ()  # attributes that the attention has, where the parts are those of others too
 
+    def __post_init__(self) -> None:
+        if not all(self.attention_inputs) or not self.wide_inputs:
+            raise ValueError(
+                f"a family must name query, key and value or qkv, and up or gate_up, but {self.name} names "
+                f"{', '.join(filter(None, self.projections))}"
+            )
+
     def __reduce__(self) -> tuple[object, ...]:
         """By name: a pickled model is loaded where the family may lie elsewhere or be a newer one."""
         return family_of, (self.name,)
@@ -75,12 +82,9 @@ def candidates(layer: nn.Module) -> Iterator[Family]:
     """The families whose parts this module has."""
     load_others()
     for family in FAMILIES:
-        try:
-            family.linears(layer), family.norms(layer)
-            attrgetter(family.activation)(layer)
-            attention = attrgetter(family.attention)(layer)
-        except AttributeError:
+        if any(family.missing(layer)):
             continue
+        attention = attrgetter(family.attention)(layer)
         if all(hasattr(attention, mark) for mark in family.marks):
             yield family
 
@@ -99,7 +103,10 @@ def fusing_problem(family: Family, layer: nn.Module) -> str:
     if getattr(layer, "is_decoder", False) or getattr(attention, "is_causal", False):
         return "it is a decoder's layer"
     if family.call.configured and not hasattr(attention, "config"):
-        return "its attention does not use transformers' attention interface"
+        return (
+            "its attention does not use transformers' attention interface, as the call of the family "
+            f"{family.name} says (Call.configured)"
+        )
     width = linears[0].out_features // (3 if family.qkv else 1)
     size = head_size(attention)
     if size is None or size % 2 or width % size:
