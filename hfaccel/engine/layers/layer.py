@@ -21,15 +21,7 @@ from hfaccel.engine.layers.call import Call
 from hfaccel.engine.layers.families import Family, family_of
 from hfaccel.engine.layers.native_layer import SETTINGS, NativeLayer
 from hfaccel.engine.layers.seen import Seen, seen_by
-from hfaccel.engine.replacements import (
-    Arguments,
-    Find,
-    Keywords,
-    ModuleReplacement,
-    Paths,
-    Settings,
-    register,
-)
+from hfaccel.engine.replacements import Find, ModuleReplacement, Paths, Settings, register
 from hfaccel.engine.weights.autocast import forget_laid_out, is_bfloat16, is_rounded
 from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.replacement import replace
@@ -134,7 +126,9 @@ class FusedLayer(ModuleReplacement):
             if isinstance(weight, PackedWeight):
                 forget_laid_out(weight)
 
-    def _prepare(self, hidden: torch.Tensor, args: Arguments, kwargs: Keywords) -> Call | str:
+    def _prepare(
+        self, hidden: torch.Tensor, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> Call | str:
         """The call of the kernels, or why the stock forward must run."""
         problem = call_problem(self, hidden)
         if problem:

@@ -19,15 +19,7 @@ from hfaccel.engine.calls.trials import difference, unwatched
 from hfaccel.engine.layers.layer import FusedLayer, call_problem
 from hfaccel.engine.layers.native_layer import NativeLayer
 from hfaccel.engine.layers.trial import sample
-from hfaccel.engine.replacements import (
-    Arguments,
-    Find,
-    Keywords,
-    ModuleReplacement,
-    Paths,
-    Settings,
-    register,
-)
+from hfaccel.engine.replacements import Find, ModuleReplacement, Paths, Settings, register
 from hfaccel.replacement import replace, shadow
 
 # What a forward that collects these in its own loop would collect from one layer only.
@@ -108,7 +100,7 @@ def natives_of(layers: Sequence[nn.Module], hidden: torch.Tensor) -> list[Native
     return natives if all(code.holds() for code in {each.code for each in natives}) else []
 
 
-def _collects(module: nn.Module, args: Arguments, kwargs: Keywords) -> bool:
+def _collects(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> bool:
     """Whether the forward was asked to return something of each layer."""
     config = getattr(module, "config", None)
     return (

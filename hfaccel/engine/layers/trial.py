@@ -156,9 +156,7 @@ def _variants(family: Family, masks: list[Mask]) -> Iterator[tuple[Mask, Keyword
 
 def _in_float32(layer: nn.Module) -> nn.Module:
     """New modules around the same parameters and buffers, or around float32 copies of those in fewer bits."""
-    shared: dict[int, torch.Tensor] = {
-        id(tensor): tensor for tensor in (*layer.parameters(), *layer.buffers())
-    }
+    shared = {id(tensor): tensor for tensor in (*layer.parameters(), *layer.buffers())}
     for key, tensor in shared.items():
         if tensor.is_floating_point() and tensor.dtype is not torch.float32:
             whole = tensor.detach().float()
