@@ -7,7 +7,7 @@ change. Copies and pickles of the object are replaced as the object is.
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ class Replacement:
     # Attributes of this object alone, which a copy or pickle is not given.
     hfaccel_own: ClassVar[tuple[str, ...]] = ()
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: object) -> tuple[object, ...]:
         cls = type(self)
         return (
             _new,
@@ -37,7 +37,7 @@ class Replacement:
             self.__getstate__(),
         )
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         state: Any = super().__getstate__()
         return {name: value for name, value in state.items() if name not in self.hfaccel_own}
 
@@ -62,7 +62,7 @@ def undo_outermost(target: Replacement) -> None:
     target.__class__ = target.hfaccel_original
 
 
-def original(cls: type[Any]) -> type[Any]:
+def original(cls: type) -> type:
     """The class as it was before all replacements."""
     while "hfaccel_original" in cls.__dict__:
         cls = cls.__dict__["hfaccel_original"]
@@ -74,13 +74,13 @@ class Shadow:
     writes to `self` is written to the module. Stand-ins lie beside it, in a slot."""
 
     __slots__ = ("hfaccel_stand_ins",)
-    hfaccel_stand_ins: dict[str, Any]
+    hfaccel_stand_ins: dict[str, object]
 
-    def __getattr__(self, name: str) -> Any:  # children are found here: they are no ordinary attributes
+    def __getattr__(self, name: str) -> object:  # children are found here: they are no ordinary attributes
         stand_ins = self.hfaccel_stand_ins
         return stand_ins[name] if name in stand_ins else super().__getattr__(name)  # type: ignore[misc]
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         self.hfaccel_stand_ins.pop(name, None)
         super().__setattr__(name, value)
 
@@ -89,9 +89,9 @@ class Shadow:
         super().__delattr__(name)
 
 
-def shadow(target: T, stand_ins: Mapping[str, Any]) -> T:
+def shadow(target: T, stand_ins: Mapping[str, object]) -> T:
     """The module with others in the place of its children of these names. All else is the module's own."""
-    cls: Any = type(target)
+    cls: type = type(target)
     result: T = object.__new__(_shadow_class(cls))
     object.__setattr__(result, "hfaccel_stand_ins", dict(stand_ins))
     object.__setattr__(result, "__dict__", vars(target))
@@ -104,9 +104,9 @@ def _shadow_class(cls: type) -> type:
     return type(cls.__name__, (Shadow, cls), members)
 
 
-def _class(mixin: type[Replacement], stock: type[Any], key: Hashable) -> type[Any]:
+def _class(mixin: type[Replacement], stock: type, key: Hashable) -> type:
     if (mixin, stock, key) not in _classes:
-        members: dict[str, Any] = {"hfaccel_original": stock, "__doc__": stock.__doc__}
+        members: dict[str, object] = {"hfaccel_original": stock, "__doc__": stock.__doc__}
         if key is not None:  # or another replacement's would be hidden
             members["hfaccel_key"] = key
         if mixin.hfaccel_prefix:
@@ -119,15 +119,15 @@ def _class(mixin: type[Replacement], stock: type[Any], key: Hashable) -> type[An
     return _classes[mixin, stock, key]
 
 
-def _with_signature(method: Any, stock: Any) -> Any:
+def _with_signature(method: Callable[..., object], stock: Callable[..., object]) -> Callable[..., object]:
     @functools.wraps(stock)
-    def same(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def same(self: object, *args: object, **kwargs: object) -> object:
         return method(self, *args, **kwargs)
 
     return same
 
 
-def _new(mixin: type[Replacement], stock: type[Any], key: Hashable) -> Any:
+def _new(mixin: type[Replacement], stock: type, key: Hashable) -> object:
     """For pickle and deepcopy: an empty object, filled by __setstate__."""
     cls = _class(mixin, stock, key)
     return object.__new__(cls)

@@ -52,7 +52,7 @@ class ModelPlan:
     def outcomes(self) -> tuple[Outcome, ...]:
         return merge([*(step.outcome() for step in self.steps if step.subject), *self.notes])
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As JSON has it."""
         return asdict(self)
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
-from typing import Any
 
 from torch import nn
 
-from hfaccel.engine.calls.snapshot import columns, comparison
+from hfaccel.engine.calls.snapshot import Held, Table, columns, comparison
 from hfaccel.replacement import original
 from hfaccel.upstream.of_torch import CALL
 from hfaccel.upstream.of_transformers import INTERFACE
@@ -51,7 +50,7 @@ class Code:
                 return f"{table.get('__name__', 'the attention function')}.{name} was replaced"
         return ""
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[object, ...]:
         return code_of, (self.classes,)
 
 
@@ -97,24 +96,24 @@ class _Reached:
     """The functions that are called by name from the forwards of these classes."""
 
     def __init__(self, classes: Iterable[type[nn.Module]]) -> None:
-        self.of_classes: dict[tuple[int, str], tuple[type, str, Any]] = {}
-        self.of_tables: dict[tuple[int, str], tuple[dict[str, Any], str, Any]] = {}
+        self.of_classes: dict[tuple[int, str], tuple[type, str, object]] = {}
+        self.of_tables: dict[tuple[int, str], Held] = {}
         self.seen: set[tuple[int, FunctionType]] = set()
         for cls in classes:
             for name in ENTRIES:
                 self._of_class(cls, name, getattr(cls, name))
 
-    def _of_class(self, cls: type, name: str, function: Any) -> None:
+    def _of_class(self, cls: type, name: str, function: object) -> None:
         self.of_classes[id(cls), name] = cls, name, function
         if function is not getattr(nn.Module, name, None):
             self._follow(function, cls)
 
-    def _of_table(self, table: dict[str, Any], name: str, value: Any, cls: type) -> None:
+    def _of_table(self, table: Table, name: str, value: object, cls: type) -> None:
         self.of_tables[id(table), name] = table, name, value
         if not _is_torchs(value):
             self._follow(value, cls)
 
-    def _follow(self, function: Any, cls: type) -> None:
+    def _follow(self, function: object, cls: type) -> None:
         if not isinstance(function, FunctionType) or (id(cls), function) in self.seen:
             return
         self.seen.add((id(cls), function))
@@ -127,7 +126,7 @@ class _Reached:
                 self._of_class(cls, name, method)
         self._globals(function.__globals__, names, cls)
 
-    def _globals(self, table: dict[str, Any], names: set[str], cls: type) -> None:
+    def _globals(self, table: Table, names: set[str], cls: type) -> None:
         for name in names & table.keys():
             value = table[name]
             if isinstance(value, ModuleType):
@@ -147,7 +146,7 @@ class _Reached:
             elif isinstance(value, KINDS):
                 self._of_table(vars(module), name, value, cls)
 
-    def _interface(self, table: dict[str, Any], name: str, cls: type) -> None:
+    def _interface(self, table: Table, name: str, cls: type) -> None:
         interface = table[name]
         self.of_tables[id(table), name] = table, name, interface
         for mapping in INTERFACE:
@@ -155,11 +154,11 @@ class _Reached:
             self._of_table(functions, IMPLEMENTATION, functions.get(IMPLEMENTATION), cls)
 
 
-def _is_torchs(value: Any) -> bool:
+def _is_torchs(value: object) -> bool:
     return (getattr(value, "__module__", None) or "").partition(".")[0] == "torch"
 
 
-def _enclosed(function: FunctionType) -> Iterator[Any]:
+def _enclosed(function: FunctionType) -> Iterator[object]:
     for cell in function.__closure__ or ():
         try:
             yield cell.cell_contents

@@ -6,7 +6,6 @@ import os
 import sys
 import warnings
 from collections import Counter
-from typing import Any
 
 from torch import nn
 
@@ -61,7 +60,7 @@ class Told:
         self.model = model
         self.reasons: set[str] = set()
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[object, ...]:
         return Told, (self.model,)
 
 

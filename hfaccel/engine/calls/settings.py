@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import BuiltinFunctionType, FunctionType
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +17,7 @@ FUNCTIONS = (FunctionType, BuiltinFunctionType)
 INERT = (nn.Linear, nn.Dropout, nn.Identity)
 _TORCHS = frozenset(vars(nn.Module()))
 
-Setting = tuple[str, str, Any]  # path of the part, name of the attribute, value
+Setting = tuple[str, str, object]  # path of the part, name of the attribute, value
 _NOTHING = object()
 # Of training, and what rotary positions note of the texts that they have seen.
 PASSING = ("gradient_checkpointing", "max_seq_len_cached")
@@ -31,10 +30,10 @@ def settings_of(module: nn.Module) -> Iterator[Setting]:
         yield from ((path, name, value) for name, value in own_settings(part))
 
 
-def plain_settings(module: nn.Module) -> dict[str, Any]:
+def plain_settings(module: nn.Module) -> dict[str, object]:
     """What the forwards of the module and its parts read beside tensors, by place; classes by their names,
     because torch makes some for single modules. What begins with _ is bookkeeping."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, object] = {}
     for path, part in module.named_modules():
         cls = stock_class(part)
         settings[f"{path}.__class__"] = f"{cls.__module__}.{cls.__qualname__}"
@@ -43,13 +42,13 @@ def plain_settings(module: nn.Module) -> dict[str, Any]:
     return settings
 
 
-def _is_kept(name: str, value: Any) -> bool:
+def _is_kept(name: str, value: object) -> bool:
     if value is None or name.startswith("_") or name in PASSING:
         return False
     return isinstance(value, (*PLAIN, *FUNCTIONS))
 
 
-def own_settings(part: nn.Module) -> Iterator[tuple[str, Any]]:
+def own_settings(part: nn.Module) -> Iterator[tuple[str, object]]:
     if stock_class(part) not in INERT:
         yield from ((name, value) for name, value in vars(part).items() if _counts(name, value))
 
@@ -71,7 +70,7 @@ def setting_problem(module: nn.Module, settings: tuple[Setting, ...]) -> str:
     return ""
 
 
-def _counts(name: str, value: Any) -> bool:
+def _counts(name: str, value: object) -> bool:
     if name in _TORCHS or name in EPSILONS or name.startswith("_hfaccel"):
         return False
     return isinstance(value, (*PLAIN, *FUNCTIONS)) or name == "config"

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import repeat
 from operator import is_
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from hfaccel import native
 
+A = TypeVar("A")
+B = TypeVar("B")
+
+Table = dict[str, Any]  # of attributes, parameters, buffers or modules
 # Under this name this table holds this; None: nothing.
-Held = tuple[dict[str, Any], str, Any]
+Held = tuple[Table, str, object]
 # Address, and the version where a change of the values matters too (-1: it does not).
 Place = tuple[int, int]
 
@@ -22,17 +26,17 @@ class InPython:
     """hfaccel._snapshot where that was not built: several times slower, in some 30 nanoseconds for each."""
 
     @staticmethod
-    def items_are(
-        tables: tuple[dict[str, Any], ...], names: tuple[str, ...], values: tuple[Any, ...]
-    ) -> bool:
+    def items_are(tables: tuple[Table, ...], names: tuple[str, ...], values: tuple[object, ...]) -> bool:
         return all(map(is_, map(dict.get, tables, names), values))
 
     @staticmethod
-    def attributes_are(owners: tuple[Any, ...], names: tuple[str, ...], values: tuple[Any, ...]) -> bool:
+    def attributes_are(
+        owners: tuple[object, ...], names: tuple[str, ...], values: tuple[object, ...]
+    ) -> bool:
         return all(map(is_, map(getattr, owners, names, repeat(None)), values))
 
     @staticmethod
-    def types_are(objects: tuple[Any, ...], types: tuple[type, ...]) -> bool:
+    def types_are(objects: tuple[object, ...], types: tuple[type, ...]) -> bool:
         return all(map(is_, map(type, objects), types))
 
     @staticmethod
@@ -78,7 +82,7 @@ class Snapshot:
         )
 
 
-def columns(rows: Iterable[tuple[Any, str, Any]]) -> tuple[tuple[Any, ...], tuple[str, ...], tuple[Any, ...]]:
+def columns(rows: Iterable[tuple[A, str, B]]) -> tuple[tuple[A, ...], tuple[str, ...], tuple[B, ...]]:
     """As a comparison takes them."""
     first, second, third = zip(*rows, strict=True) if (rows := list(rows)) else ((), (), ())
     return first, second, third

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -34,7 +33,7 @@ def difference(expected: object, got: object) -> str:
     return f"a trial differed by {far:.1e} from its own forward"
 
 
-def without_padding(value: Any, hides: torch.Tensor) -> Any:
+def without_padding(value: object, hides: torch.Tensor) -> object:
     """What has a row for each position, with 0 where `hides` (batch, length) is true; all else as it is."""
     if not isinstance(value, torch.Tensor) or value.dim() > 3 or value.shape[:2] != hides.shape:
         return value

@@ -9,11 +9,11 @@ changed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
 
+from hfaccel.engine.calls.snapshot import Place, Table
 from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, multiplies
 from hfaccel.engine.weights.linear import MIN_WIDTH, linear
 from hfaccel.engine.weights.packed import PackedWeight, packed_bytes
@@ -22,6 +22,8 @@ from hfaccel.memory import Arena
 from hfaccel.replacement import original
 from hfaccel.upstream.of_torch import _ConvNd, convolve, reorder
 
+# A table, a name in it, the tensor, and its mark.
+_Source = tuple[Table, str, torch.Tensor | None, Place | None]
 # class name -> oneDNN's name, numbers and variant of the activation
 POINTWISE: dict[str, tuple[str, tuple[str, ...], str]] = {
     "ReLU": ("relu", (), ""),
@@ -210,7 +212,7 @@ def _matrix(weight: torch.Tensor, kind: Kind) -> PackedWeight:
         return PackedWeight.pack(dense, Arena(packed_bytes(dense, kind), pages="default"), kind)
 
 
-def _sources(module: _ConvNd, norm: nn.Module | None) -> Iterator[tuple[dict[str, Any], str, Any, Any]]:
+def _sources(module: _ConvNd, norm: nn.Module | None) -> Iterator[_Source]:
     """Every tensor that is read: its table and name, the tensor, and its mark."""
     for owner, names in ((module, VECTORS[:2]), (norm, VECTORS)):
         for name in names if owner is not None else ():
@@ -220,7 +222,7 @@ def _sources(module: _ConvNd, norm: nn.Module | None) -> Iterator[tuple[dict[str
             yield table, name, tensor, None if tensor is None else _mark(tensor)
 
 
-def _mark(tensor: torch.Tensor) -> tuple[int, int]:
+def _mark(tensor: torch.Tensor) -> Place:
     """A value that changes with the tensor's memory, and with its values as far as torch counts versions."""
     return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from hfaccel.engine.calls.ragged import Sequences, read_mask, whole
 from hfaccel.engine.kernels import kernels
 from hfaccel.engine.layers.native_layer import NativeLayer
 from hfaccel.engine.layers.parts import Parts, head_size
+from hfaccel.engine.replacements import Arguments, Keywords
 from hfaccel.native import NativeBias, NativeRelative, NativeRotary
 
 # Keyword arguments that transformers hands down to every layer and that have no effect in one whose
@@ -19,7 +21,7 @@ from hfaccel.native import NativeBias, NativeRelative, NativeRotary
 HARMLESS_ARGUMENTS = frozenset({"position_ids", "use_cache", "return_dict", "output_hidden_states"})
 
 Mask = torch.Tensor | None
-Sample = tuple[list[Mask], dict[str, Any]]  # masks, and what else a forward is given
+Sample = tuple[list[Mask], Keywords]  # masks, and what else a forward is given
 MASK, CAUSAL = "attention_mask", "is_causal"  # names of arguments
 HIDDEN = torch.finfo(torch.float32).min  # added to a score, it hides a token
 
@@ -64,8 +66,8 @@ class Call:
     def read(
         self,
         hidden: torch.Tensor,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        args: Arguments,
+        kwargs: Keywords,
         unpad: bool,
     ) -> str:
         """What a layer's forward was given, mask first; why the kernels cannot take it."""
@@ -74,7 +76,7 @@ class Call:
         mask = args[0] if args else kwargs.get(MASK)
         return self.take(hidden, args[1:], kwargs) or self.see(hidden, mask, unpad)
 
-    def take(self, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    def take(self, hidden: torch.Tensor, args: Arguments, kwargs: Keywords) -> str:
         """The arguments beyond the mask; why they are out of the ordinary."""
         if self.positional and args:
             kwargs = {**kwargs, **dict(zip(self.positional, args, strict=False))}
@@ -103,7 +105,7 @@ class Call:
         missing = self.layer.parts.rotary and self.cosines is None
         return "no position_embeddings were passed" if missing else ""
 
-    def _rotate(self, hidden: torch.Tensor, embeddings: Any) -> str:
+    def _rotate(self, hidden: torch.Tensor, embeddings: Iterable[torch.Tensor]) -> str:
         batch, length, _ = hidden.shape
         cosines, sines = (part.float().contiguous() for part in embeddings)
         size = head_size(self.layer.attention)
@@ -130,14 +132,14 @@ class Call:
         wanted = (*hidden.shape[:2], self.layer.window, unpad, pairs, self.causal)
         return self.layer.seen.masks.get(mask, wanted, lambda: read_mask(mask, *wanted))
 
-    def give(self, result: torch.Tensor) -> Any:
+    def give(self, result: torch.Tensor) -> object:
         """What the layer's own forward returns where this is the new hidden states."""
         return result
 
-    def __call__(self, hidden: torch.Tensor) -> Any:
+    def __call__(self, hidden: torch.Tensor) -> object:
         return self.run(hidden, (self.layer.native,))
 
-    def run(self, hidden: torch.Tensor, layers: tuple[object, ...]) -> Any:
+    def run(self, hidden: torch.Tensor, layers: tuple[object, ...]) -> object:
         """`hidden`: (batch, sequence length, hidden size), float32 or bfloat16, without gradient; through
         these layers one after another."""
         rows = hidden.float().contiguous()
@@ -166,7 +168,7 @@ class Call:
         masks the forward must be callable too."""
         length = padding.shape[1]
         hides = (~padding)[:, None, None, :].expand(-1, -1, length, -1)
-        arguments: dict[str, Any] = {}
+        arguments: Keywords = {}
         if parts.rotary:
             half = (head_size(layer.get_submodule(parts.attention)) or 2) // 2
             arguments["position_embeddings"] = tuple(

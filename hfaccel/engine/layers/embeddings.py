@@ -6,6 +6,7 @@ collect that, and the norm computes it: how a model counts its positions stays i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
 from itertools import zip_longest
 from operator import add
@@ -20,7 +21,7 @@ from hfaccel.engine.calls.guards import is_watched
 from hfaccel.engine.calls.trials import difference
 from hfaccel.engine.kernels import kernels
 from hfaccel.engine.norms import NormKind, native_norm, norm_kind
-from hfaccel.engine.replacements import Find, ModuleReplacement, Settings, register
+from hfaccel.engine.replacements import Arguments, Find, Keywords, ModuleReplacement, Settings, register
 from hfaccel.native import NativeEmbedding
 from hfaccel.replacement import replace, shadow
 from hfaccel.upstream import Need, problem
@@ -43,7 +44,7 @@ class FusedEmbeddings(ModuleReplacement):
     def hfaccel_apply(cls, module: nn.Module, settings: Settings, find: Find) -> None:
         replace(module, cls)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> object:
         if self.training or torch.is_grad_enabled() or is_watched():
             return super().forward(*args, **kwargs)
         code = trusted(self.children())
@@ -75,15 +76,21 @@ class Sum:
     def __init__(self, summands: list[tuple[nn.Embedding, torch.Tensor]]) -> None:
         self.summands = summands
 
-    def __add__(self, other: Any) -> Any:
+    def __add__(self, other: Any) -> object:
         return Sum(self.summands + other.summands) if isinstance(other, Sum) else self.whole() + other
 
     @classmethod
-    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        cls,
+        function: Callable[..., object],
+        types: object,
+        args: Arguments = (),
+        kwargs: Keywords | None = None,
+    ) -> object:
         args, kwargs = tree_map(lambda each: each.whole() if isinstance(each, cls) else each, (args, kwargs))
         return function(*args, **(kwargs or {}))
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self.whole(), name)
 
     @property
@@ -93,7 +100,7 @@ class Sum:
             return self.whole().shape
         return torch.Size((*ids, self.summands[0][0].embedding_dim))
 
-    def size(self, dim: int | None = None) -> Any:
+    def size(self, dim: int | None = None) -> torch.Size | int:
         return self.shape if dim is None else self.shape[dim]
 
     def whole(self) -> torch.Tensor:
@@ -102,7 +109,7 @@ class Sum:
         return total
 
 
-def _of_whole(name: str) -> Any:
+def _of_whole(name: str) -> Callable[..., object]:
     return lambda self, *others: getattr(self.whole(), name)(*others)
 
 
@@ -117,7 +124,7 @@ class NormStandIn:
         self.norm = norm
         self.sums: list[Sum] = []  # that were computed by the kernel
 
-    def __call__(self, value: Any) -> Any:
+    def __call__(self, value: object) -> object:
         if not isinstance(value, Sum):
             return self.norm(value)
         shape = value.shape
@@ -191,9 +198,9 @@ def _once(ids: torch.Tensor) -> torch.Tensor:
     return ids[:1].contiguous() if ids.stride(0) == 0 else ids.contiguous()
 
 
-def _stand_ins(module: nn.Module) -> dict[str, Any]:
+def _stand_ins(module: nn.Module) -> dict[str, object]:
     """Of the children as they are now: one may have been replaced since the last call, or have got a hook."""
-    result: dict[str, Any] = {}
+    result: dict[str, object] = {}
     for name, child in module._modules.items():
         if child is None:
             continue
@@ -208,7 +215,7 @@ def _stand_ins(module: nn.Module) -> dict[str, Any]:
     return result
 
 
-def _same(value: Any) -> Any:
+def _same(value: object) -> object:
     return value
 
 
@@ -222,7 +229,7 @@ def embeddings_of(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
     ]
 
 
-def summed(module: nn.Module, args: Any, kwargs: Any) -> tuple[Sum, nn.Module]:
+def summed(module: nn.Module, args: Arguments, kwargs: Keywords) -> tuple[Sum, nn.Module]:
     """What a module of fused embeddings sums for these arguments, and its norm."""
     assert isinstance(module, FusedEmbeddings)
     stand_ins = _stand_ins(module)

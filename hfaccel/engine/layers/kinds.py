@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from enum import Enum
-from typing import Any
 
 import torch
 from torch import nn
 
 from hfaccel.engine.calls.settings import FUNCTIONS
+from hfaccel.engine.calls.snapshot import Table
 from hfaccel.engine.layers.families import Family
 from hfaccel.replacement import PREFIX
 
@@ -33,7 +33,7 @@ def kind_of(family: Family, layer: nn.Module, indexed: bool = False) -> Hashable
     return family.name, *parts
 
 
-def indices_of(layer: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
+def indices_of(layer: nn.Module) -> Iterator[tuple[Table, str]]:
     """Where the layer and its parts keep the layer's index: table and name."""
     for part in layer.modules():
         yield from ((vars(part), name) for name in INDICES if name in vars(part))
@@ -51,7 +51,7 @@ def _attributes(part: nn.Module, indexed: bool, known: dict[int, Hashable]) -> I
         yield name, _value(value, known)
 
 
-def _value(value: Any, known: dict[int, Hashable]) -> Hashable:
+def _value(value: object, known: dict[int, Hashable]) -> Hashable:
     """Equal for equal values. What is not known to be plain is equal to itself alone. `known`: configs, which
     many parts share."""
     if isinstance(value, PLAIN):
@@ -69,7 +69,7 @@ def _value(value: Any, known: dict[int, Hashable]) -> Hashable:
     return known[id(value)]
 
 
-def _items(container: Any, known: dict[int, Hashable]) -> Hashable:
+def _items(container: Collection[object], known: dict[int, Hashable]) -> Hashable:
     if isinstance(container, dict):
         return tuple((repr(key), _value(each, known)) for key, each in container.items())
     if isinstance(container, set | frozenset):
@@ -77,5 +77,5 @@ def _items(container: Any, known: dict[int, Hashable]) -> Hashable:
     return tuple(_value(each, known) for each in container)
 
 
-def _value_of_config(config: Any, known: dict[int, Hashable]) -> Iterator[Hashable]:
+def _value_of_config(config: object, known: dict[int, Hashable]) -> Iterator[Hashable]:
     yield from ((name, _value(each, known)) for name, each in sorted(vars(config).items()))

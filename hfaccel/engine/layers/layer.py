@@ -8,7 +8,6 @@ runs and the reason is counted.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
@@ -35,7 +34,7 @@ SLOWER_REGIMES = "_hfaccel_slower"  # attribute of a fused layer: regimes in whi
 AUTOCAST_GIVES = "_hfaccel_autocast_gives"
 
 
-def _is_rounded(weight: Any) -> bool:
+def _is_rounded(weight: object) -> bool:
     return isinstance(weight, PackedWeight) and is_rounded(weight)
 
 
@@ -91,13 +90,13 @@ class FusedLayer(ModuleReplacement):
         family: Family = self.hfaccel_key
         return family
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> object:
         if self.training and torch.compiler.is_dynamo_compiling():
             return super().forward(hidden_states, *args, **kwargs)
         return self._hfaccel_run(hidden_states, *args, **kwargs)
 
     @outside_graphs
-    def _hfaccel_run(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def _hfaccel_run(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> object:
         run = self._prepare(hidden_states, args, kwargs)
         if not isinstance(run, str):
             return run(hidden_states)
@@ -117,7 +116,7 @@ class FusedLayer(ModuleReplacement):
             for weight in self._weights()
         )
 
-    def _weights(self) -> Iterator[Any]:
+    def _weights(self) -> Iterator[nn.Parameter | None]:
         return (linear._parameters.get("weight") for linear in self.hfaccel_family.linears(self))
 
     def _learn(self, dtype: torch.dtype) -> None:
@@ -127,7 +126,9 @@ class FusedLayer(ModuleReplacement):
             if isinstance(weight, PackedWeight):
                 forget_laid_out(weight)
 
-    def _prepare(self, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | str:
+    def _prepare(
+        self, hidden: torch.Tensor, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> Call | str:
         """The call of the kernels, or why the stock forward must run."""
         problem = call_problem(self, hidden)
         if problem:

@@ -13,7 +13,7 @@ from hfaccel.engine.calls.code import trusted
 from hfaccel.engine.calls.fallback import UNPACKED
 from hfaccel.engine.calls.guards import GLOBAL_HOOKS, has_foreign
 from hfaccel.engine.calls.settings import Setting, setting_problem
-from hfaccel.engine.calls.snapshot import Held, Place, Snapshot, place
+from hfaccel.engine.calls.snapshot import Held, Place, Snapshot, Table, place
 from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, kernels, multiplies
 from hfaccel.engine.layers.distances import Buckets
 from hfaccel.engine.layers.parts import Parts, head_size, scale, split, window
@@ -47,7 +47,7 @@ class NativeLayer:
         self.settings: tuple[Setting, ...] = vars(layer).get(SETTINGS, ())
         self.own = [name for path, name, _ in self.settings if not path and name != "__class__"]
         # Of the layer itself, of which the snapshot must not hold the attributes.
-        self.own_values: list[Any] = []
+        self.own_values: list[object] = []
         self.hooks = [
             hooks for _, _, child in self.links for hooks in (child._forward_hooks, child._forward_pre_hooks)
         ]
@@ -125,7 +125,7 @@ class NativeLayer:
             self.snapshot is not None and self._own_values(layer) == self.own_values and self.snapshot.holds()
         )
 
-    def _own_values(self, layer: nn.Module) -> list[Any]:
+    def _own_values(self, layer: nn.Module) -> list[object]:
         attributes = vars(layer)
         return [len(attributes), *map(attributes.get, self.own), *(each._version for each in self.copied)]
 
@@ -165,7 +165,7 @@ class NativeLayer:
             if path and name != "__class__":
                 yield of_parts[path], name, of_parts[path].get(name)
         for linear in self.linears:
-            weight = linear.weight
+            weight: Any = linear.weight
             yield linear._parameters, "weight", weight
             yield vars(weight), "memory", weight.memory
         for norm, _ in self.epsilons:
@@ -216,7 +216,7 @@ def attention_kind(kind: Kind) -> Kind:
     return Kind.BFLOAT16
 
 
-def _links(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, nn.Module]]:
+def _links(module: nn.Module) -> Iterator[tuple[Table, str, nn.Module]]:
     """Every submodule with the table and the name under which its parent knows it."""
     for name, child in module._modules.items():
         if child is not None:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
 
 from torch import nn
+
+from hfaccel.engine.calls.snapshot import Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +55,13 @@ class Parts:
         paths = (*self.projections, self.attention, self.attention_norm, self.output_norm, self.activation)
         return (path for path in paths if not _leads_somewhere(layer, path))
 
-    def linears(self, layer: nn.Module) -> list[Any]:
+    def linears(self, layer: nn.Module) -> list[nn.Linear]:
         return [attrgetter(path)(layer) for path in self.projections]
 
-    def norms(self, layer: nn.Module) -> list[Any]:
+    def norms(self, layer: nn.Module) -> list[nn.Module]:
         return [attrgetter(path)(layer) for path in (self.attention_norm, self.output_norm)]
 
-    def vectors(self, layer: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
+    def vectors(self, layer: nn.Module) -> Iterator[tuple[Table, str]]:
         """Where the biases, and the weights and biases of the norms are kept: table and name. Some are
         None."""
         for module in (*self.linears(layer), *self.norms(layer)):

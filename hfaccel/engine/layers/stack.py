@@ -45,13 +45,13 @@ class FusedStack(ModuleReplacement):
         """The name of their list."""
         return str(self.hfaccel_key)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> object:
         if self.training and torch.compiler.is_dynamo_compiling():
             return super().forward(*args, **kwargs)
         return self._hfaccel_run(*args, **kwargs)
 
     @outside_graphs
-    def _hfaccel_run(self, *args: Any, **kwargs: Any) -> Any:
+    def _hfaccel_run(self, *args: object, **kwargs: object) -> object:
         if self.training or torch.compiler.is_compiling() or any(GLOBAL_HOOKS):
             return super().forward(*args, **kwargs)  # in training mode the loop may leave out layers
         if _collects(self, args, kwargs) or not trusted([self]).holds():
@@ -65,7 +65,7 @@ class Together:
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         self.layers = list(layers)
 
-    def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> object:
         natives = natives_of(self.layers, hidden_states)
         if natives:
             first: Any = self.layers[0]
@@ -100,7 +100,7 @@ def natives_of(layers: Sequence[nn.Module], hidden: torch.Tensor) -> list[Native
     return natives if all(code.holds() for code in {each.code for each in natives}) else []
 
 
-def _collects(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _collects(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> bool:
     """Whether the forward was asked to return something of each layer."""
     config = getattr(module, "config", None)
     return (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Iterator
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from hfaccel.engine.layers.call import CAUSAL, Mask
 from hfaccel.engine.layers.families import Family, candidates, fusing_problem
 from hfaccel.engine.layers.kinds import indices_of, kind_of
 from hfaccel.engine.layers.layer import FusedLayer, fuse
+from hfaccel.engine.replacements import Keywords
 from hfaccel.engine.weights.linear import linear_problem, pack
 from hfaccel.engine.weights.packed import PackedWeight, packed_bytes
 from hfaccel.memory import Arena, padded
@@ -145,7 +146,7 @@ def _fused(layer: nn.Module, family: Family) -> nn.Module:
     return fused
 
 
-def _variants(family: Family, masks: list[Mask]) -> Iterator[tuple[Mask, dict[str, Any]]]:
+def _variants(family: Family, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:
     """Each mask, and what else says whom a token sees."""
     for mask in masks:
         yield mask, {}
@@ -155,7 +156,7 @@ def _variants(family: Family, masks: list[Mask]) -> Iterator[tuple[Mask, dict[st
 
 def _in_float32(layer: nn.Module) -> nn.Module:
     """New modules around the same parameters and buffers, or around float32 copies of those in fewer bits."""
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*layer.parameters(), *layer.buffers())}
+    shared = {id(tensor): tensor for tensor in (*layer.parameters(), *layer.buffers())}
     for key, tensor in shared.items():
         if tensor.is_floating_point() and tensor.dtype is not torch.float32:
             whole = tensor.detach().float()
@@ -165,7 +166,7 @@ def _in_float32(layer: nn.Module) -> nn.Module:
 
 def sample(
     layer: nn.Module, family: Family, batch: int = 2, length: int = 8, dtype: torch.dtype = torch.float32
-) -> tuple[torch.Tensor, list[torch.Tensor | None], dict[str, Any]]:
+) -> tuple[torch.Tensor, list[torch.Tensor | None], Keywords]:
     """Hidden states (batch, length, size), masks of which the last hides tokens of the last sequence from the
     sixth on, and what else the forward takes."""
     generator = torch.Generator().manual_seed(0)  # optimizing must not advance the program's random numbers
@@ -189,13 +190,13 @@ def call(
     family: Family,
     hidden: torch.Tensor,
     mask: torch.Tensor | None,
-    arguments: dict[str, Any],
-) -> Any:
+    arguments: Keywords,
+) -> object:
     """The forward of a layer of this family for what `sample` gives."""
     masks = (mask,) if family.call.masked else ()
     return layer.forward(hidden, *masks, **arguments)
 
 
-def _as(value: Any, dtype: torch.dtype) -> Any:
+def _as(value: object, dtype: torch.dtype) -> object:
     """Numbers of a layer of this type; positions are counted in whole ones."""
     return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -59,7 +58,7 @@ def _depends(model: nn.Module, inner: nn.Module) -> bool | None:
     return None
 
 
-def _arguments(inner: Any) -> Iterator[dict[str, torch.Tensor]]:
+def _arguments(inner: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
     """Inputs as texts, as multiple choices, and with decoder ids."""
     ids = ordinary_ids(inner, BATCH, LENGTH)
     mask = torch.ones_like(ids)
@@ -74,7 +73,7 @@ def _arguments(inner: Any) -> Iterator[dict[str, torch.Tensor]]:
     yield {**given, "decoder_input_ids": ids}
 
 
-def _call(model: nn.Module, arguments: dict[str, torch.Tensor], padding: bool) -> tuple[Any, ...]:
+def _call(model: nn.Module, arguments: dict[str, torch.Tensor], padding: bool) -> tuple[object, ...]:
     """The tensors of the result, with zeros at padding positions."""
     parts = list(model.modules())
     with torch.inference_mode(), unwatched(parts), computed() if padding else nullcontext():

@@ -87,7 +87,7 @@ def is_candidate(model: nn.Module) -> bool:
     return [module for module in models if _parts(module)] == [model]
 
 
-def fast_path_of(model: Any) -> FastPath:
+def fast_path_of(model: nn.Module) -> FastPath:
     """The fast path of a model. Raises NoFastPath."""
     parameters = inspect.signature(model.forward).parameters
     if next(iter(parameters), "nothing") != "input_ids":

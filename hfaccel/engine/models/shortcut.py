@@ -7,7 +7,7 @@ evicted by the weights: 0.4 of 0.9 ms for MiniLM and 8 tokens.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
 import torch
@@ -114,7 +114,7 @@ class Shortcut:
         self.unchanged = Snapshot(_held(model, modules), (*hooks, *GLOBAL_HOOKS), (), modules[1:])
         self.places: Places | None = None
 
-    def __call__(self, args: Arguments, kwargs: Keywords) -> Any:
+    def __call__(self, args: Arguments, kwargs: Keywords) -> Mapping[str, torch.Tensor] | None:
         """What the model returns for these arguments; None where its own forward has to compute it."""
         given = _given(self.fast_path, args, kwargs)
         if given is None or not self.unchanged.holds() or not self.code.holds():
@@ -134,7 +134,7 @@ class Shortcut:
         fields = {fast_path.hidden: torch.empty_like(rows)}
         if fast_path.pooler is not None:
             fields[fast_path.pooled] = torch.empty((batch, places.pooled), dtype=torch.float32)
-        result: object = fast_path.result(**fields)
+        result: Mapping[str, torch.Tensor] = fast_path.result(**fields)
         if not places.embed(*given, rows):
             return None
         call.compute(tuple(each.native for each in natives), rows, fields[fast_path.hidden])

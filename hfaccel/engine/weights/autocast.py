@@ -9,7 +9,7 @@ bfloat16 multiplies float32: that is faster there, and more exact.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from hfaccel.memory import Arena
 
 FEW = 128  # rows; measured for 768 x 3072 and its transpose
 
+T = TypeVar("T")
 Product = Callable[[torch.Tensor, PackedWeight, torch.Tensor | None], torch.Tensor]
 
 # Packed bytes -> (their version, the weight in bfloat16). They go with those bytes, whoever has them.
@@ -70,7 +71,8 @@ def _packed_anew(weight: PackedWeight) -> PackedWeight:
     return weight.pack(dense, arena, Kind.BFLOAT16)
 
 
-def _kept(known: WeakTensorKeyDictionary, weight: PackedWeight, make: Callable[[], Any]) -> Any:
+def _kept(known: WeakTensorKeyDictionary, weight: PackedWeight, make: Callable[[], T]) -> T:
+    half: T
     version, half = known.get(weight.memory, (-1, None))
     if version != weight.memory._version:
         version = weight.memory._version  # before the values are read: another thread may change them

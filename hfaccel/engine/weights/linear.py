@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from hfaccel.engine.calls.code import Code, code_of
 from hfaccel.engine.calls.fallback import AUTOCAST, COUNTED, TRAINS, UNPACKED, fall_back
 from hfaccel.engine.calls.guards import COMPUTED, outside_graphs, stock_reason
 from hfaccel.engine.kernels import Activation, Kind, kernels, kernels_problem
-from hfaccel.engine.replacements import Find, ModuleReplacement, Paths, Settings, register
+from hfaccel.engine.replacements import Find, Keywords, ModuleReplacement, Paths, Settings, register
 from hfaccel.engine.weights.autocast import is_bfloat16, under_autocast
 from hfaccel.engine.weights.exchange import exchange
 from hfaccel.engine.weights.packed import PackedWeight, TransposedWeight
@@ -73,7 +73,7 @@ class PackedModule(ModuleReplacement):
     weight: Any
     bias: Any
 
-    def __init_subclass__(cls, **settings: Any) -> None:
+    def __init_subclass__(cls, **settings: object) -> None:
         super().__init_subclass__(**settings)
         if "hfaccel_original" in vars(cls):
             cls.hfaccel_code = code_of([cls.hfaccel_original])
@@ -125,7 +125,7 @@ class PackedModule(ModuleReplacement):
         result: torch.Tensor = super().forward(input)
         return result
 
-    def _apply(self, fn: Any, recurse: bool = True) -> PackedModule:
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PackedModule:
         """Where `.to()` and the like change the weight, they get an ordinary one. Their result is packed
         again if the kernels take its type."""
         weight = self._parameters.get("weight")
@@ -144,7 +144,7 @@ class PackedModule(ModuleReplacement):
             pack_again(self, self.hfaccel_key, exactly=True)
         return self
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(self, destination: Keywords, prefix: str, keep_vars: bool) -> None:
         """Checkpoints hold ordinary tensors."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if isinstance(self.weight, PackedWeight) and not keep_vars:
@@ -173,12 +173,14 @@ class _Linear(torch.autograd.Function):
     """The packed GEMM where a gradient may be wanted; backward computes on the unpacked weight."""
 
     @staticmethod
-    def forward(ctx: Any, input: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None) -> Any:
+    def forward(
+        ctx: Any, input: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None
+    ) -> torch.Tensor:
         ctx.save_for_backward(input, weight)
         return linear(input, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = gradients
         input, weight = ctx.saved_tensors
         rows = gradient.reshape(-1, gradient.shape[-1])

@@ -11,7 +11,7 @@ sees the rounded values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -21,6 +21,7 @@ from torch import nn
 
 from hfaccel.apply.children import share_cores
 from hfaccel.engine.kernels import Kind, kernels_problem, panel
+from hfaccel.engine.replacements import Arguments, Keywords
 from hfaccel.engine.weights.exchange import exchange
 from hfaccel.engine.weights.layout import Layout, laid_out_anew, read, write
 from hfaccel.memory import Arena
@@ -67,7 +68,7 @@ class PackedWeight(nn.Parameter):
         self._is_param = True
         return self
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
         pass
 
     @property
@@ -179,15 +180,15 @@ class PackedWeight(nn.Parameter):
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        cls, func: Callable[..., object], types: object, args: Arguments = (), kwargs: Keywords | None = None
+    ) -> object:
         """Any operation but the packed GEMM runs on the dense values, which are packed again if they
         changed."""
         if func is torch.ops.aten.detach.default:
             return args[0].over(args[0].memory, requires_grad=False)
         dense: dict[int, torch.Tensor] = {}
 
-        def to_dense(value: Any) -> Any:
+        def to_dense(value: object) -> object:
             if not isinstance(value, PackedWeight):
                 return value
             if id(value) not in dense:
@@ -219,25 +220,25 @@ class PackedWeight(nn.Parameter):
         """A copy in the ordinary layout that requires a gradient where this weight does."""
         return self.unpack().requires_grad_(self.requires_grad)
 
-    def to_dense(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def to_dense(self, *args: object, **kwargs: object) -> torch.Tensor:
         return self.dense()
 
     def numpy(self, *, force: bool = False) -> Any:
         return self.dense().numpy(force=force)
 
-    def __array__(self, dtype: Any = None) -> Any:
+    def __array__(self, dtype: object = None) -> object:
         return self.dense().__array__(dtype)
 
-    def tolist(self) -> Any:
+    def tolist(self) -> list[Any]:
         return self.unpack().tolist()
 
-    def __dlpack__(self, **kwargs: Any) -> Any:
+    def __dlpack__(self, **kwargs: Any) -> object:
         return self.dense().__dlpack__(**kwargs)
 
     def data_ptr(self) -> int:
         raise RuntimeError(NO_ADDRESS)
 
-    def untyped_storage(self) -> Any:
+    def untyped_storage(self) -> torch.UntypedStorage:
         raise RuntimeError(NO_ADDRESS)
 
     def is_shared(self) -> bool:
@@ -249,7 +250,7 @@ class PackedWeight(nn.Parameter):
         copied: PackedWeight = memo[id(self)]
         return copied
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: object) -> tuple[object, ...]:
         # Another CPU may lack the kernels: pickles carry the dense values.
         return _packed_anew, (self.unpack(), self.kind, self.requires_grad, self._factors(), type(self))
 
@@ -257,7 +258,7 @@ class PackedWeight(nn.Parameter):
         """Without them the values would be rounded once more, in other steps."""
         return self.packing.factors(self.memory).clone() if self.kind is Kind.INT8 else None
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+    def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
         return (
             f"{type(self).__name__}({self.kind.label}, shape={tuple(self.shape)}, "
             f"requires_grad={self.requires_grad})"
@@ -276,7 +277,7 @@ class TransposedWeight(PackedWeight):
         return values.t()
 
 
-def _written(func: Any, args: tuple[Any, ...]) -> Iterator[PackedWeight]:
+def _written(func: Callable[..., object], args: Arguments) -> Iterator[PackedWeight]:
     """The packed weights among the arguments that `func` changes in place, by its schema."""
     for argument, value in zip(schema_of(func).arguments, args, strict=False):
         if argument.alias_info and argument.alias_info.is_write:
@@ -300,7 +301,7 @@ def _packed_anew(
     return cls.pack(parameter, arena, kind, factors)
 
 
-def reduce_packed(weight: PackedWeight) -> Any:
+def reduce_packed(weight: PackedWeight) -> tuple[Callable[..., nn.Parameter], Arguments]:
     """For multiprocessing's pickler, which moves what is sent into shared memory, as of any tensor."""
     attached = {name: value for name, value in vars(weight).items() if name not in PACKED_ATTRIBUTES}
     shape = (weight.shape[0], weight.shape[1])
@@ -309,7 +310,7 @@ def reduce_packed(weight: PackedWeight) -> Any:
     return _attached, (type(weight), packed, attached)
 
 
-def _attached(cls: type[PackedWeight], packed: tuple[Any, ...], attached: dict[str, Any]) -> nn.Parameter:
+def _attached(cls: type[PackedWeight], packed: Arguments, attached: Keywords) -> nn.Parameter:
     """In the process that gets the weight."""
     share_cores()
     weight = cls.attach(*packed)

@@ -7,7 +7,6 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -75,7 +74,7 @@ def pack_again(module: nn.Module, cls: type[PackedWeight], *, exactly: bool) -> 
     del module.__dict__[WAS]
 
 
-def _can_be_packed(weight: Any) -> bool:
+def _can_be_packed(weight: torch.Tensor) -> bool:
     plain = type(weight) is nn.Parameter and weight.is_cpu and weight.dtype in COMPUTED
     return plain and not (weight.is_inference() or weight.is_shared() or is_in_use(weight))
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from operator import attrgetter
-from typing import Any
 
 from torch import nn
 
@@ -35,7 +34,7 @@ class Family(Parts):
                 f"{', '.join(filter(None, self.projections))}"
             )
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[object, ...]:
         """By name: a pickled model is loaded where the family may lie elsewhere or be a newer one."""
         return family_of, (self.name,)
 

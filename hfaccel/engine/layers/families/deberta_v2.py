@@ -67,7 +67,7 @@ class Disentangled(Call):
         self.sequences = found
         return ""
 
-    def give(self, result: torch.Tensor) -> Any:
+    def give(self, result: torch.Tensor) -> object:
         return result, None
 
     @staticmethod

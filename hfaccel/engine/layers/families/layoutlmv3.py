@@ -41,7 +41,7 @@ class TextBias(Eager):
 
     def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
         batch, length, _ = hidden.shape
-        attention: Any = self.layer.attention
+        attention = self.layer.attention
         names = [BIASES[0]] if attention.has_relative_attention_bias else []
         if names and attention.has_spatial_attention_bias:
             names = [*BIASES]

@@ -31,7 +31,7 @@ class PassedBias(Call):
         self.bias = bias[0].float().contiguous()
         return ""
 
-    def give(self, result: torch.Tensor) -> Any:
+    def give(self, result: torch.Tensor) -> object:
         return (result,)
 
     @staticmethod

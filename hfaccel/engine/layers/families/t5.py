@@ -20,7 +20,7 @@ class FirstBias(PassedBias):
     __slots__ = ("passed",)
     alike: ClassVar[bool] = False
 
-    def take_argument(self, hidden: torch.Tensor, name: str, value: Any) -> str:
+    def take_argument(self, hidden: torch.Tensor, name: str, value: object) -> str:
         if name == "position_bias":
             self.passed = value
         return super().take_argument(hidden, name, value)
@@ -31,7 +31,7 @@ class FirstBias(PassedBias):
             return self._bias(hidden, self.passed)
         return ""
 
-    def give(self, result: torch.Tensor) -> Any:
+    def give(self, result: torch.Tensor) -> object:
         return result, self.passed, None
 
     @staticmethod
@@ -48,10 +48,10 @@ class OwnBias(FirstBias):
     __slots__ = ()
     positional: ClassVar[tuple[str, ...]] = ()
 
-    def take_argument(self, hidden: torch.Tensor, name: str, value: Any) -> str:
+    def take_argument(self, hidden: torch.Tensor, name: str, value: object) -> str:
         return f"{name} was passed"
 
-    def give(self, result: torch.Tensor) -> Any:
+    def give(self, result: torch.Tensor) -> object:
         return result
 
     sample = staticmethod(Call.sample)
