@@ -23,6 +23,7 @@ from transformers import (
 
 from hfaccel import export
 from hfaccel.outcome import Outcome
+from hfaccel.precision import Precision
 
 SMALL = dict(hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
 
@@ -53,7 +54,7 @@ class TwinEngine(export.Engine):
 
 
 def attached(model, given=()):
-    outcomes = export.attach(model, TwinEngine(), "fp32", given)
+    outcomes = export.attach(model, TwinEngine(), Precision.FLOAT32, given)
     assert outcomes[0].applied, outcomes[0].reason
     export.running(model).calls.clear()
     return model
@@ -368,7 +369,7 @@ def test_an_engine_that_fails_leaves_the_model_alone(bert, batch, monkeypatch, w
     else:
         monkeypatch.setattr(TwinSession, "run", broken)
     before = dict(bert.__dict__)
-    (outcome,) = export.attach(bert, TwinEngine(), "fp32")
+    (outcome,) = export.attach(bert, TwinEngine(), Precision.FLOAT32)
     assert not outcome.applied and bert.__dict__ == before
     told = {
         "raises": "operator not supported",
@@ -383,5 +384,5 @@ def test_an_engine_that_fails_leaves_the_model_alone(bert, batch, monkeypatch, w
     "sample", [{"attention_mask": torch.ones(1, 2)}, {"input_ids": torch.ones(1, 2), "x": 1}]
 )
 def test_a_sample_must_be_inputs_of_the_model(bert, sample):
-    (outcome,) = export.attach(bert, TwinEngine(), "fp32", [sample])
+    (outcome,) = export.attach(bert, TwinEngine(), Precision.FLOAT32, [sample])
     assert "a sample for this model has input_ids" in outcome.reason
