@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hfaccel.pipelines.run import Run, Shape, Steps
+from hfaccel.pipelines.parts import Shape, Steps
+from hfaccel.pipelines.run import Run
 from hfaccel.pipelines.schedule import Limits
 from hfaccel.upstream.of_pipelines import ChunkPipeline, PipelineIterator
 

@@ -7,21 +7,19 @@ so the loop stays free and torch has one team of OpenMP threads. They share a qu
 from __future__ import annotations
 
 import asyncio
-import inspect
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Generic, NamedTuple, TypeVar, cast
 
 from hfaccel.errors import HfaccelError, UsageError, check_count
+from hfaccel.serve.calling import Item, Request, check_function, deliver, run
 from hfaccel.serve.forming import Limits, drained_in, next_batch, pace, starts_in
 
 In = TypeVar("In")
 Out = TypeVar("Out")
-Item: TypeAlias = Any  # what `prepare` makes of an In, or the In itself
 
 
 class Overloaded(HfaccelError):
@@ -45,19 +43,6 @@ class Counts(NamedTuple):
     answered: int  # with a result or an exception
     cancelled: int
     refused: int  # Overloaded or Closed
-
-
-class Answer(NamedTuple):
-    value: object = None
-    error: BaseException | None = None
-
-
-@dataclass(eq=False)  # two requests for equal items are not equal
-class Request:
-    item: Item
-    answer: asyncio.Future[Answer]
-    accepted: float  # seconds, monotonic
-    size: int = 0  # tokens; 0 while it is being prepared
 
 
 class Batcher(Generic[In, Out]):
@@ -279,39 +264,3 @@ def release() -> None:
         from hfaccel import memory  # which imports torch
 
         memory.release()
-
-
-def check_function(name: str, given: object) -> None:
-    """Raise UsageError for anything that cannot be called in a thread."""
-    if not callable(given):
-        raise UsageError(f"`{name}` must be a function, but got {given!r}")
-    if inspect.iscoroutinefunction(given) or inspect.iscoroutinefunction(type(given).__call__):
-        raise UsageError(
-            f"`{name}` must be a plain function, because it runs in a thread, but got the async {given!r}"
-        )
-
-
-def run(function: Callable[[list[Item]], Iterable[object]], items: list[Item]) -> list[Answer]:
-    """One answer for each item; the items of a batch that fails are computed one by one."""
-    results: list[object] | None = None
-    try:
-        returned = function(items)
-        if isinstance(returned, Iterable) and not isinstance(returned, str | bytes | Mapping):
-            results = list(returned)
-    except Exception as error:  # noqa: BLE001 - raised where the request was made
-        if len(items) == 1:
-            return [Answer(error=error)]
-        return [run(function, [item])[0] for item in items]
-    except BaseException as error:  # noqa: BLE001 - likewise; asks for an end, so no item is tried alone
-        return [Answer(error=error)] * len(items)
-    if results is not None and len(results) == len(items):
-        return [Answer(value=result) for result in results]
-    rule = "the function of a Batcher returns one result for each item, in order, "
-    got = type(returned).__name__ if results is None else len(results)
-    return [Answer(error=HfaccelError(f"{rule}but got {got} for {len(items)}")) for _ in items]
-
-
-def deliver(batch: list[Request], answers: list[Answer]) -> None:
-    for request, answer in zip(batch, answers, strict=True):
-        if not request.answer.done():  # cancelled while it ran
-            request.answer.set_result(answer)

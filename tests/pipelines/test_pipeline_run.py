@@ -14,7 +14,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hfaccel.pipelines.run import Run, Shape, Steps
+from hfaccel.pipelines.parts import Shape, Steps
+from hfaccel.pipelines.run import Run
 from hfaccel.pipelines.schedule import Limits, span
 
 MAIN = threading.get_ident

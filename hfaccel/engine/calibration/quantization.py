@@ -27,7 +27,6 @@ from hfaccel.engine.layers.families import Family
 from hfaccel.engine.layers.trial import call, sample
 from hfaccel.engine.weights.linear import fits, linear, weight_class
 from hfaccel.engine.weights.packed import PackedWeight
-from hfaccel.memory import Arena
 
 ROWS = 32  # of a call; the median over so many rows is steady
 BOUND = 0.06  # relative error. all-MiniLM-L6-v2 has 1 to 2.5 %, on texts up to 4.4 %
@@ -121,8 +120,7 @@ class Meter:
             return
         if weight not in self.packed:
             cls, factors = weight_class(module), self.factors.get(weight)
-            arena = Arena(cls.layout_of(Kind.INT8, weight.shape).nbytes, pages="default")
-            self.packed[weight] = cls.pack(weight, arena, Kind.INT8, factors)
+            self.packed[weight] = cls.pack(weight, None, Kind.INT8, factors)
         rows, result = (_some(each.flatten(0, -2)).float() for each in (rows, result))
         error = quantization_error(result, linear(rows, self.packed[weight], module.bias))
         self.errors[weight] = max(error, self.errors.get(weight, 0.0))

@@ -26,7 +26,6 @@ from hfaccel.engine.layers.layer import FusedLayer
 from hfaccel.engine.layers.trial import call, sample
 from hfaccel.engine.weights.linear import PackedModule, fits, linear, unpack, weight_class
 from hfaccel.engine.weights.packed import PackedWeight
-from hfaccel.memory import Arena
 from hfaccel.replacement import undo
 
 BUDGET = 1.0  # seconds for all fused layers, and for all linear layers; the last measurement may exceed them
@@ -186,8 +185,7 @@ def _time_linear(module: nn.Linear, kind: Kind, count: int) -> Times:
     if weight.numel() > LARGEST and cls is PackedWeight:  # memory for another copy of it may be scarce
         weight = nn.Parameter(weight.detach()[: LARGEST // weight.shape[1]], False)
         bias = None if bias is None else bias.detach()[: len(weight)]
-    arena = Arena(cls.layout_of(kind, weight.shape).nbytes, pages="default")
-    packed = cls.pack(weight, arena, kind)
+    packed = cls.pack(weight, None, kind)
     rows = torch.full((count, packed.packing.columns), 0.5, dtype=weight.dtype)
     stock: Callable[[torch.Tensor], torch.Tensor] = module.forward
     if weight is not module.weight:

@@ -18,7 +18,6 @@ from hfaccel.engine.calls.regimes import REGIMES, Regime
 from hfaccel.engine.kernels import Kind, multiplies, set_in_use
 from hfaccel.engine.weights.linear import linear
 from hfaccel.engine.weights.packed import PackedWeight
-from hfaccel.memory import Arena
 
 SHAPE = (3072, 768)  # of a feed-forward layer of a base-sized encoder
 WORTH = 1.05  # times faster than float32, on average over the regimes
@@ -49,10 +48,7 @@ def widening_gain(kind: Kind) -> str:
 def widening_speedups(kind: Kind, threads: int) -> tuple[float, ...]:
     """Times faster than float32 with few and with some rows, at this number of threads."""
     dense = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)) / 32
-    wide, narrow = (
-        PackedWeight.pack(dense, Arena(2 * dense.nbytes, pages="default"), each)
-        for each in (Kind.FLOAT32, kind)
-    )
+    wide, narrow = (PackedWeight.pack(dense, None, each) for each in (Kind.FLOAT32, kind))
     return tuple(_gain(wide, narrow, regime) for regime in REGIMES[:2])
 
 

@@ -16,9 +16,8 @@ from torch import nn
 from hfaccel.engine.calls.snapshot import Place, Table
 from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, multiplies
 from hfaccel.engine.weights.linear import MIN_WIDTH, linear
-from hfaccel.engine.weights.packed import PackedWeight, packed_bytes
+from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.host import read_host
-from hfaccel.memory import Arena
 from hfaccel.replacement import original
 from hfaccel.upstream.of_torch import _ConvNd, convolve, reorder
 
@@ -209,7 +208,7 @@ def _matrix(weight: torch.Tensor, kind: Kind) -> PackedWeight:
     """(outputs, height * width * inputs), in the order in which rows hold a window."""
     with torch.no_grad():
         dense = weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
-        return PackedWeight.pack(dense, Arena(packed_bytes(dense, kind), pages="default"), kind)
+        return PackedWeight.pack(dense, None, kind)
 
 
 def _sources(module: _ConvNd, norm: nn.Module | None) -> Iterator[_Source]:

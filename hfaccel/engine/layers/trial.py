@@ -19,8 +19,7 @@ from hfaccel.engine.layers.kinds import indices_of, kind_of
 from hfaccel.engine.layers.layer import FusedLayer, fuse
 from hfaccel.engine.replacements import Keywords
 from hfaccel.engine.weights.linear import linear_problem, pack
-from hfaccel.engine.weights.packed import PackedWeight, packed_bytes
-from hfaccel.memory import Arena, padded
+from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.upstream.of_torch import tree_map
 
 # Batch and length: of sequences with padding, of a sequence of an odd number of tokens, of one token.
@@ -139,9 +138,8 @@ def _fused(layer: nn.Module, family: Family) -> nn.Module:
     fused = _in_float32(layer)
     for linear in family.linears(fused):
         if not isinstance(linear.weight, PackedWeight):
-            arena = Arena(padded(packed_bytes(linear.weight)), pages="default")
-            linear.weight = PackedWeight.pack(linear.weight, arena)  # not in place: the parameter is shared
-            pack(linear, arena)
+            linear.weight = PackedWeight.pack(linear.weight)  # not in place: the parameter is shared
+            pack(linear)
     fuse(fused, family)
     return fused
 

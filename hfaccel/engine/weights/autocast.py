@@ -17,7 +17,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from hfaccel.engine.kernels import Kind, multiplies
 from hfaccel.engine.weights.packed import PackedWeight
-from hfaccel.memory import Arena
 
 FEW = 128  # rows; measured for 768 x 3072 and its transpose
 
@@ -51,7 +50,9 @@ def is_rounded(weight: PackedWeight) -> bool:
 
 def rounded(weight: PackedWeight) -> PackedWeight:
     """The weight packed in what the kernels multiply under autocast; itself where that is how it is."""
-    return _kept(_packed, weight, lambda: _packed_anew(weight)) if is_rounded(weight) else weight
+    if not is_rounded(weight):
+        return weight
+    return _kept(_packed, weight, lambda: weight.pack(weight.unpack(), None, Kind.BFLOAT16))
 
 
 def forget_laid_out(weight: PackedWeight) -> None:
@@ -63,12 +64,6 @@ def _laid_out(weight: PackedWeight) -> torch.Tensor:
     """(out_features, in_features) in bfloat16."""
     result: torch.Tensor = _kept(_dense, weight, lambda: weight.turn(weight.unpack()).bfloat16().contiguous())
     return result
-
-
-def _packed_anew(weight: PackedWeight) -> PackedWeight:
-    dense = weight.unpack()
-    arena = Arena(weight.layout_of(Kind.BFLOAT16, dense.shape).nbytes, pages="default")
-    return weight.pack(dense, arena, Kind.BFLOAT16)
 
 
 def _kept(known: WeakTensorKeyDictionary, weight: PackedWeight, make: Callable[[], T]) -> T:

@@ -212,8 +212,9 @@ def linear_problem(module: Any) -> str:
     return next((problem for problem, applies in problems.items() if applies), "")
 
 
-def pack(module: Any, arena: Arena, kind: Kind = Kind.FLOAT32) -> str:
-    """Pack the weight into `arena`. The parameter keeps its identity: optimizers and ties see it too.
+def pack(module: Any, arena: Arena | None = None, kind: Kind = Kind.FLOAT32) -> str:
+    """Pack the weight into `arena`, or into memory of its own. The parameter keeps its identity: optimizers
+    and ties see it too.
 
     Returns why it could not be packed; "" where it was. A weight packed for another module, to which
     this one is tied, is used as it is.

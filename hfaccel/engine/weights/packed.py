@@ -24,19 +24,15 @@ from hfaccel.engine.kernels import Kind, kernels_problem, panel
 from hfaccel.engine.replacements import Arguments, Keywords
 from hfaccel.engine.weights.exchange import exchange
 from hfaccel.engine.weights.layout import Layout, laid_out_anew, read, write
+from hfaccel.engine.weights.reads import ReadsDense
 from hfaccel.memory import Arena
 from hfaccel.native import NativeMatrix
 from hfaccel.upstream.of_torch import make_wrapper, schema_of, tree_map
 
-NO_ADDRESS = (
-    "raw memory must be in the ordinary layout, but this weight is packed for hfaccel's kernels; "
-    "use weight.detach().clone(), or hfaccel.restore(model) first"
-)
-
 PACKED_ATTRIBUTES = ("memory", "kind", "packing", "native")
 
 
-class PackedWeight(nn.Parameter):
+class PackedWeight(ReadsDense, nn.Parameter):
     """A float32 or bfloat16 (out_features, in_features) parameter whose values are stored packed.
 
     `memory` holds the packed bytes, `kind` names their number format, `packing` their layout. A weight over
@@ -91,15 +87,16 @@ class PackedWeight(nn.Parameter):
     def pack(
         cls,
         weight: torch.Tensor,
-        arena: Arena,
+        arena: Arena | None = None,
         kind: Kind = Kind.FLOAT32,
         factors: torch.Tensor | None = None,
     ) -> PackedWeight:
-        """Pack a dense weight into `arena`. `factors`: (in_features,), for int8: factors of activations
-        before rounding. An input with factor 0, and its weights, are not rounded."""
+        """Pack a dense weight into `arena`, or into memory of its own. `factors`: (in_features,), for int8:
+        factors of activations before rounding. An input with factor 0, and its weights, are not rounded."""
         layout = cls.layout_of(kind, weight.shape)
         with torch.inference_mode(False):  # its version says when values were changed
-            memory = arena.take((layout.nbytes,), torch.uint8)
+            room = Arena(layout.nbytes, pages="default") if arena is None else arena
+            memory = room.take((layout.nbytes,), torch.uint8)
         with torch.no_grad():
             if kind is Kind.INT8:
                 layout.factors(memory).copy_(torch.ones(()) if factors is None else factors)
@@ -213,34 +210,6 @@ class PackedWeight(nn.Parameter):
         dense[index] = value
         self.overwrite(dense)
 
-    # What reaches below torch's operators gets the values of a dense copy, or an error: the bytes in
-    # memory are in the kernels' order.
-
-    def dense(self) -> torch.Tensor:
-        """A copy in the ordinary layout that requires a gradient where this weight does."""
-        return self.unpack().requires_grad_(self.requires_grad)
-
-    def to_dense(self, *args: object, **kwargs: object) -> torch.Tensor:
-        return self.dense()
-
-    def numpy(self, *, force: bool = False) -> Any:
-        return self.dense().numpy(force=force)
-
-    def __array__(self, dtype: object = None) -> object:
-        return self.dense().__array__(dtype)
-
-    def tolist(self) -> list[Any]:
-        return self.unpack().tolist()
-
-    def __dlpack__(self, **kwargs: Any) -> object:
-        return self.dense().__dlpack__(**kwargs)
-
-    def data_ptr(self) -> int:
-        raise RuntimeError(NO_ADDRESS)
-
-    def untyped_storage(self) -> torch.UntypedStorage:
-        raise RuntimeError(NO_ADDRESS)
-
     def is_shared(self) -> bool:
         return bool(self.memory.is_shared())
 
@@ -297,8 +266,7 @@ def _packed_anew(
     parameter = nn.Parameter(dense, requires_grad)
     if kernels_problem():
         return parameter
-    arena = Arena(cls.layout_of(kind, dense.shape).nbytes, pages="default")
-    return cls.pack(parameter, arena, kind, factors)
+    return cls.pack(parameter, None, kind, factors)
 
 
 def reduce_packed(weight: PackedWeight) -> tuple[Callable[..., nn.Parameter], Arguments]:
