@@ -49,10 +49,11 @@ class Trials:
 
 
 def match(layer: nn.Module, trials: Trials | None = None) -> tuple[Family | None, str] | None:
-    """The family that computes what this layer computes, or None and why there is none; None where the
-    module has the parts of no family. `trials` remembers what was tried, for layers of one kind."""
-    problem, trials = "", trials or Trials()
+    """The family that computes what this layer computes, or None and why the first candidate does not; None
+    where the module has the parts of no family. `trials` remembers what was tried, for layers of one kind."""
+    trials = trials or Trials()
     missing = upstream.problem(upstream.Need.LAYERS)
+    reason = ""
     for family in candidates(layer):
         problem = (
             missing
@@ -62,7 +63,8 @@ def match(layer: nn.Module, trials: Trials | None = None) -> tuple[Family | None
         )
         if not problem:
             return family, ""
-    return (None, problem) if problem else None
+        reason = reason or problem
+    return (None, reason) if reason else None
 
 
 def _linears_problem(family: Family, layer: nn.Module) -> str:
