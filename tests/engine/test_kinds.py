@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
+from conftest import make_bert
 from encoders import SETTINGS, inputs, make, run
 
 import hfaccel
@@ -45,11 +47,22 @@ def test_equal_layers_are_tried_once(name, tried):
     assert len(set(tried)) == 1 and len(layers_of(model)) == 2
 
 
+@pytest.mark.parametrize(
+    "name", ["gelu", "gelu_new", "gelu_python", "gelu_pytorch_tanh", "quick_gelu", "silu"]
+)
+def test_activations_that_keep_a_function_are_alike(name):
+    """A partial or a method is another object in each layer."""
+    first, second = make_bert(hidden_act=name).encoder.layer
+    family = next(candidates(first))
+    assert kind_of(family, first) == kind_of(family, second)
+
+
 DIFFERENT = {
     "an attribute of a part": lambda layer: setattr(layer.attention.self, "sliding_window", 3),
     "a number": lambda layer: setattr(layer.attention.self, "scaling", 0.5),
     "an epsilon": lambda layer: setattr(layer.output.LayerNorm, "eps", 0.1),
     "a function": lambda layer: setattr(layer.intermediate, "intermediate_act_fn", torch.nn.functional.gelu),
+    "a partial": lambda layer: setattr(layer, "helper", functools.partial(max, 2)),
     "a set": lambda layer: setattr(layer, "heads", {1}),
     "a list": lambda layer: setattr(layer, "kinds", ["full", "full"]),
     "an object": lambda layer: setattr(layer, "helper", object()),
@@ -68,6 +81,8 @@ def test_layers_with_another_configuration_are_of_another_kind(difference):
     second.attention.self.config = copy.deepcopy(model.config)
     first.attention.self.config = copy.deepcopy(model.config)
     assert kind_of(family, first) == kind_of(family, second)
+    if difference == "a partial":
+        first.helper = functools.partial(max, 1)
     if difference == "a function":
         del second.intermediate._modules["intermediate_act_fn"]
     DIFFERENT[difference](second)

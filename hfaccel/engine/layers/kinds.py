@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterator
 from enum import Enum
+from functools import partial
+from types import MethodType
 
 import torch
 from torch import nn
@@ -56,8 +58,8 @@ def _value(value: object, known: dict[int, Hashable]) -> Hashable:
     many parts share."""
     if isinstance(value, PLAIN):
         return repr(value)
-    if isinstance(value, FUNCTIONS):
-        return value
+    if isinstance(value, (*FUNCTIONS, partial, MethodType)):
+        return _of_function(value, known)
     if isinstance(value, CONTAINERS):
         return type(value), _items(value, known)
     if isinstance(value, torch.Tensor):
@@ -67,6 +69,16 @@ def _value(value: object, known: dict[int, Hashable]) -> Hashable:
     if id(value) not in known:
         known[id(value)] = type(value), *_value_of_config(value, known)
     return known[id(value)]
+
+
+def _of_function(value: object, known: dict[int, Hashable]) -> Hashable:
+    """transformers keeps partials and methods as functions of activations: another object in each layer."""
+    if isinstance(value, partial):
+        return value.func, _items(value.args, known), _items(value.keywords, known)
+    if isinstance(value, MethodType):
+        owner = value.__self__
+        return value.__func__, type(owner) if isinstance(owner, nn.Module) else id(owner)
+    return value
 
 
 def _items(container: Collection[object], known: dict[int, Hashable]) -> Hashable:
