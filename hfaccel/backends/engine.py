@@ -32,7 +32,7 @@ class TorchBackend(Backend):
             outcomes.append(Outcome(f"precision {kind.label}", not problem, told))
         done = engine.transform(
             model,
-            precision=engine.Precision(None if problem else kind),
+            kind=None if problem else kind,
             huge_pages=options.huge_pages,
             unpad=options.unpad,
             samples=options.samples,

@@ -5,7 +5,7 @@ from hfaccel.engine.calls.settings import plain_settings
 from hfaccel.engine.counting import padded_calls, stock_calls
 from hfaccel.engine.kernels import Kind, kernels_problem, multiplies, panel, set_in_use
 from hfaccel.engine.plan import ModelPlan, Step, plan_of, plan_problem
-from hfaccel.engine.transform import Precision, apply_plan, inspect, restore, transform
+from hfaccel.engine.transform import apply_plan, inspect, restore, transform
 from hfaccel.engine.weights.linear import is_linear
 from hfaccel.engine.weights.packed import PackedWeight, TransposedWeight
 
@@ -13,7 +13,6 @@ __all__ = [
     "Kind",
     "ModelPlan",
     "PackedWeight",
-    "Precision",
     "Step",
     "TransposedWeight",
     "apply_plan",

@@ -29,6 +29,11 @@ class Kind(IntEnum):
     def label(self) -> str:
         return self.name.lower()
 
+    @classmethod
+    def of(cls, label: str) -> Kind:
+        """Raises KeyError for another label."""
+        return cls[label.upper()]
+
 
 class Activation(IntEnum):
     """The numbers of native/kernels/vector.h."""

@@ -26,7 +26,7 @@ from hfaccel.engine.models.dependence import compute_where_read
 from hfaccel.engine.models.outside import find_outside
 from hfaccel.engine.models.padding import find_padding
 from hfaccel.engine.models.shortcut import shorten
-from hfaccel.engine.plan import PLAN, ModelPlan, Step, apply_steps, keep, plan_of
+from hfaccel.engine.plan import PLAN, ModelPlan, Step, apply_steps, keep, plan_of, steps_now
 from hfaccel.engine.weights.linear import PackedModule, unpack_all
 from hfaccel.engine.weights.repacking import kind_of
 from hfaccel.engine.weights.selection import arena_for, find_linears, is_dense, pack_weights
@@ -37,21 +37,6 @@ from hfaccel.replacement import Replacement, undo
 ASKED_FOR = "padding is left out of every call, as asked for by unpad=True"
 
 
-@dataclass(frozen=True)
-class Precision:
-    """In which numbers the linear layers multiply. None: in those of the checkpoint."""
-
-    wanted: Kind | None = None
-
-    def kind(self, weight: torch.Tensor) -> Kind:
-        return kind_of(weight.dtype) if self.wanted is None else self.wanted
-
-    @property
-    def rounds(self) -> bool:
-        """Whether values change: then the given model keeps its own weights."""
-        return self.wanted in (Kind.BFLOAT16, Kind.INT8)
-
-
 @dataclass
 class Draft:
     """Of the plan of a model that is being replaced by it."""
@@ -60,10 +45,13 @@ class Draft:
     steps: list[Step] = field(default_factory=list)
     notes: list[Outcome] = field(default_factory=list)
 
-    def add(self, steps: Iterable[Step], notes: Iterable[Outcome] = ()) -> None:
+    def add(self, steps: Sequence[Step], notes: Iterable[Outcome] = ()) -> None:
         """Carry these steps out, and note them."""
-        steps = list(steps)
         apply_steps(self.model, steps)
+        self.note(steps, notes)
+
+    def note(self, steps: Iterable[Step], notes: Iterable[Outcome] = ()) -> None:
+        """Note steps that are carried out already."""
         self.steps += steps
         self.notes += notes
 
@@ -71,21 +59,21 @@ class Draft:
 def transform(
     model: nn.Module,
     *,
-    precision: Precision | None = None,
+    kind: Kind | None = None,
     huge_pages: bool = True,
     unpad: bool | str = "auto",
     samples: Sequence[Mapping[str, torch.Tensor]] = (),
 ) -> tuple[Outcome, ...]:
     """Fuse and pack what pays, in place. Parameters keep shape, values (up to the precision asked for)
-    and, where no value is rounded, identity. `unpad`: whether padding is left out; "auto": where the calls of
+    and, where no value is rounded, identity. `kind`: the numbers in which linear layers and convolutions
+    multiply; None: those of the checkpoint. `unpad`: whether padding is left out; "auto": where the calls of
     models tell that it may be (engine.models.padding). `samples`: typical inputs, on which int8 is tried."""
-    precision = precision or Precision()
     draft = Draft(model)
     layers, left = find_layers(model, unpad)
     fused = [layer for layer, _ in layers_of(model, layers)]
-    convolutions = find_convolutions(model, fused, precision.kind)
+    convolutions = find_convolutions(model, fused, lambda weight: _kind_of(weight, kind))
     draft.notes += left
-    arena = _pack(draft, layers, precision, huge_pages, samples)
+    arena = _pack(draft, layers, kind, huge_pages, samples)
     _fuse(draft, [step for step in layers if _is_packed(model, step)], unpad)
     draft.add(*convolutions)
     draft.add(*find_embeddings(model))
@@ -95,15 +83,14 @@ def transform(
     shortened = {step.path for step in steps}  # a shortcut stands in the place of the step for padding
     superseded = (step for step in draft.steps if step.replacement == "padding" and step.path in shortened)
     draft.notes += [step.outcome() for step in superseded]
-    draft.steps += steps
-    draft.notes += left
+    draft.note(steps, left)
     draft.add(find_outside(model))
     draft.notes.append(_pages(arena))
     if huge_pages:
         draft.notes.append(_rest_of(model))
-    keep(model, ModelPlan(tuple(draft.steps), tuple(draft.notes)))
-    keep(model, plan_of(model))  # with what an earlier call has replaced
-    return plan_of(model).outcomes()
+    plan = ModelPlan(tuple(steps_now(model, draft.steps)), tuple(draft.notes))  # with those of earlier calls
+    keep(model, plan)
+    return plan.outcomes()
 
 
 def inspect(model: nn.Module, **settings: Any) -> ModelPlan:
@@ -139,7 +126,7 @@ def restore(model: nn.Module) -> None:
 def _pack(
     draft: Draft,
     layers: Sequence[Step],
-    precision: Precision,
+    wanted: Kind | None,
     huge_pages: bool,
     samples: Sequence[Mapping[str, torch.Tensor]],
 ) -> Arena:
@@ -147,25 +134,30 @@ def _pack(
     model, found = draft.model, layers_of(draft.model, layers)
     linears, left = find_linears(model, [each for layer, family in found for each in family.linears(layer)])
     verdict = Verdict()
-    if precision.wanted is Kind.INT8:
+    if wanted is Kind.INT8:
         dense = [linear for linear in linears if is_dense(linear, Kind.INT8, True)]
         verdict = try_int8(model, found, dense, smooth_layers(model, found), samples)
-    steps = _of_weights(linears, precision, verdict)
+    steps = _of_weights(linears, wanted, verdict)
     steps, slower = judge_linears(model, steps, [layer for layer, _ in found])
-    arena = arena_for(model, steps, precision.rounds, huge_pages)
-    problems = pack_weights(model, steps, arena, own=precision.rounds, tried=verdict.packed)
+    rounds = wanted in (Kind.BFLOAT16, Kind.INT8)  # values change: the given model keeps its own weights
+    arena = arena_for(model, steps, rounds, huge_pages)
+    problems = pack_weights(model, steps, arena, own=rounds, tried=verdict.packed)
     draft.notes += [*left, *slower]
     draft.notes += [Outcome("linear layer", False, f"not packed: {why}") for why in problems.values()]
-    draft.add(step for step in steps if step.path not in problems)
+    draft.note(step for step in steps if step.path not in problems)
     return arena
 
 
-def _of_weights(linears: Mapping[nn.Linear, str], precision: Precision, verdict: Verdict) -> list[Step]:
+def _kind_of(weight: torch.Tensor, wanted: Kind | None) -> Kind:
+    return kind_of(weight.dtype) if wanted is None else wanted
+
+
+def _of_weights(linears: Mapping[nn.Linear, str], wanted: Kind | None, verdict: Verdict) -> list[Step]:
     said = reasons(verdict, {path: linear.weight for linear, path in linears.items()})
     steps = []
     for linear, path in linears.items():
         weight = linear.weight
-        kind = verdict.kind(weight) if precision.wanted is Kind.INT8 else precision.kind(weight)
+        kind = verdict.kind(weight) if wanted is Kind.INT8 else _kind_of(weight, wanted)
         reason = said.get(weight, f"packed in {kind.label}")
         error = verdict.errors.get(weight) if kind is Kind.INT8 else None
         steps.append(Step(path, "linear", {"kind": kind.label}, "linear layer", reason, error=error))
@@ -179,7 +171,7 @@ def _fuse(draft: Draft, steps: list[Step], unpad: bool | str) -> None:
     if unpad == "auto":
         steps = compute_where_read(model, steps)
     steps, slower = judge_layers(model, steps)
-    draft.add(steps, slower)
+    draft.note(steps, slower)
     if unpad == "auto":
         draft.add(find_padding(model, [layer for layer, _ in layers_of(model, steps)]))
     elif unpad and steps:

@@ -30,7 +30,6 @@ from hfaccel.outcome import Outcome
 from hfaccel.replacement import Replacement
 
 T = TypeVar("T")
-PACKED = ("memory", "kind", "packing", "native")  # attributes that a packed weight makes anew elsewhere
 F_ADD_SEALS, F_GET_SEALS, SEALS = 1033, 1034, 0b1111  # of linux/fcntl.h; all four seals
 
 
@@ -217,7 +216,8 @@ class _Sender(ForkingPickler):
         where = (place.offset, bytes_of.dtype, tuple(bytes_of.shape), bytes_of.stride())
         own = bytes_of is value
         packed = None if own else (value.kind, tuple(value.shape), value.dtype, value.packing.panel)
-        attached = {name: item for name, item in vars(value).items() if name not in PACKED}
+        anew = getattr(type(value), "made_anew", ())  # what a packed weight is attached by
+        attached = {name: item for name, item in vars(value).items() if name not in anew}
         return number, where, type(value), packed, value.requires_grad, attached
 
 

@@ -258,7 +258,7 @@ def _tensor_over(region: torch.Tensor, entry: Document, panel: int) -> torch.Ten
         raise ValueError("it begins before the file")
     shape, dtype = tuple(entry["shape"]), getattr(torch, entry["dtype"])
     if entry["packed"]:
-        kind = engine.Kind[entry["packed"].upper()]
+        kind = engine.Kind.of(entry["packed"])
         cls = engine.TransposedWeight if entry["transposed"] else engine.PackedWeight
         layout = replace(cls.layout_of(kind, shape), panel=panel)
         memory = view(region, entry["offset"], torch.uint8, (layout.nbytes,), (1,))

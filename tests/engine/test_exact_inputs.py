@@ -9,7 +9,7 @@ import pytest
 import torch
 from encoders import cosines, inputs, make, real, run
 
-from hfaccel.engine import Precision, transform
+from hfaccel.engine import transform
 from hfaccel.engine.calibration import smoothing
 from hfaccel.engine.calibration.smoothing import exceptions
 from hfaccel.engine.kernels import Kind, kernels, kernels_problem
@@ -116,7 +116,7 @@ def loss_of_bert(monkeypatch, exact):
     expected = run(model, given)
     if not exact:
         monkeypatch.setattr(smoothing, "exceptions", lambda weight: None)
-    transform(model, precision=Precision(Kind.INT8))
+    transform(model, kind=Kind.INT8)
     return float((1 - cosines(real(run(model, given), given), real(expected, given))).mean())
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 import hfaccel
 from hfaccel import engine
-from hfaccel.engine import ModelPlan, Precision, Step, apply_plan, inspect, plan_of, plan_problem
+from hfaccel.engine import ModelPlan, Step, apply_plan, inspect, plan_of, plan_problem
 from hfaccel.engine.kernels import Kind, kernels_problem
 from hfaccel.engine.replacements import REPLACEMENTS, ModuleReplacement, register
 from hfaccel.replacement import original
@@ -83,7 +83,7 @@ def test_a_plan_is_printed_compared_and_stored():
 
 
 def test_it_says_what_int8_loses():
-    plan = inspect(make("BERT"), precision=Precision(Kind.INT8))
+    plan = inspect(make("BERT"), kind=Kind.INT8)
     errors = [step.error for step in plan.steps if step.settings.get("kind") == "int8"]
     assert errors and all(0 < error < 0.06 for error in errors)
 

@@ -30,7 +30,7 @@ def judge_linears(
     packed yet. Linear layers of `fused` layers are judged with their layers."""
     steps, inside = list(steps), {part for layer in fused for part in layer.modules()}
     kinds: dict[nn.Linear, Kind] = {
-        module_at(model, step.path): Kind[step.settings["kind"].upper()] for step in steps
+        module_at(model, step.path): Kind.of(step.settings["kind"]) for step in steps
     }
     measured = of_linears({module: kind for module, kind in kinds.items() if module not in inside})
     losers = {module for module, speedups in measured.items() if slower(speedups)}

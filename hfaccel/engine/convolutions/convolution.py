@@ -45,7 +45,7 @@ class PreparedConvolution(ModuleReplacement, _ConvNd):
         if problem := convolution_problem(module):
             raise ValueError(f"the convolution cannot be prepared: {problem}")
         followers = tuple(map(find, settings["followers"]))
-        prepare(module, Kind[settings["kind"].upper()], followers)
+        prepare(module, Kind.of(settings["kind"]), followers)
 
     def hfaccel_settings(self, paths: Paths) -> Settings:
         return {"kind": self.wanted.label, "followers": [paths[each] for each in self.followers]}

@@ -52,11 +52,10 @@ def match(layer: nn.Module, trials: Trials | None = None) -> tuple[Family | None
     """The family that computes what this layer computes, or None and why the first candidate does not; None
     where the module has the parts of no family. `trials` remembers what was tried, for layers of one kind."""
     trials = trials or Trials()
-    missing = upstream.problem(upstream.Need.LAYERS)
     reason = ""
     for family in candidates(layer):
         problem = (
-            missing
+            upstream.problem(upstream.Need.LAYERS)
             or _linears_problem(family, layer)
             or fusing_problem(family, layer)
             or trials.problem(layer, family)

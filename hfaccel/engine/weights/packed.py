@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -29,8 +29,6 @@ from hfaccel.memory import Arena
 from hfaccel.native import NativeMatrix
 from hfaccel.upstream.of_torch import make_wrapper, schema_of, tree_map
 
-PACKED_ATTRIBUTES = ("memory", "kind", "packing", "native")
-
 
 class PackedWeight(ReadsDense, nn.Parameter):
     """A float32 or bfloat16 (out_features, in_features) parameter whose values are stored packed.
@@ -39,6 +37,8 @@ class PackedWeight(ReadsDense, nn.Parameter):
     equal bytes elsewhere is an equal weight (`over`).
     """
 
+    # Attributes that are its own, and made anew where the weight is attached or exchanged.
+    made_anew: ClassVar[tuple[str, ...]] = ("memory", "kind", "packing", "native")
     memory: torch.Tensor
     kind: Kind
     packing: Layout
@@ -81,7 +81,7 @@ class PackedWeight(ReadsDense, nn.Parameter):
             self.overwrite(values)
         else:
             with torch.inference_mode(False):
-                exchange(self, nn.Parameter(values, self.requires_grad), PACKED_ATTRIBUTES)
+                exchange(self, nn.Parameter(values, self.requires_grad), self.made_anew)
 
     @classmethod
     def pack(
@@ -165,7 +165,7 @@ class PackedWeight(ReadsDense, nn.Parameter):
         packed weight; exchanging the two once more undoes the change."""
         with torch.inference_mode(False):
             packed: Any = nn.Parameter(self.unpack(), self.requires_grad)
-            exchange(self, packed, PACKED_ATTRIBUTES)
+            exchange(self, packed, self.made_anew)
         return packed  # type: ignore[no-any-return]
 
     def share_memory_(self) -> PackedWeight:
@@ -271,7 +271,7 @@ def _packed_anew(
 
 def reduce_packed(weight: PackedWeight) -> tuple[Callable[..., nn.Parameter], Arguments]:
     """For multiprocessing's pickler, which moves what is sent into shared memory, as of any tensor."""
-    attached = {name: value for name, value in vars(weight).items() if name not in PACKED_ATTRIBUTES}
+    attached = {name: value for name, value in vars(weight).items() if name not in weight.made_anew}
     shape = (weight.shape[0], weight.shape[1])
     memory, panel_size = weight.share_memory_().memory, weight.packing.panel
     packed = memory, weight.kind, shape, weight.dtype, panel_size, weight.requires_grad

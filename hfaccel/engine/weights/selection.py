@@ -57,7 +57,7 @@ def pack_weights(
     problems = {}
     for step in steps:
         module: nn.Linear = module_at(model, step.path)
-        kind = Kind[step.settings["kind"].upper()]
+        kind = Kind.of(step.settings["kind"])
         weight = module.weight
         if own and is_dense(module, kind, True):
             if weight not in packed:
@@ -81,7 +81,7 @@ def arena_for(model: nn.Module, steps: Iterable[Step], rounds: bool, huge_pages:
         module = module_at(model, step.path)
         if not is_linear(module):
             raise ValueError(f"{step.path} must be a linear layer, but is a {type(module).__name__}")
-        kind = Kind[step.settings["kind"].upper()]
+        kind = Kind.of(step.settings["kind"])
         if is_dense(module, kind, rounds):
             layouts[module.weight] = weight_class(module).layout_of(kind, module.weight.shape)
     with torch.inference_mode(False):  # tensors of its memory shall have versions
