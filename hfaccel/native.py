@@ -137,7 +137,7 @@ INSTALL = "install a C compiler and python3-dev, then reinstall hfaccel"
 
 def _load(name: str, cost: str) -> tuple[Any, str]:
     try:
-        return import_module(f"hfaccel.{name}"), ""
+        return import_module(name), ""
     except ModuleNotFoundError as error:
         return None, f"the native part is missing ({error}): {cost}; {INSTALL}"
     except ImportError as error:  # raised by the extension itself, with the reason
@@ -145,16 +145,16 @@ def _load(name: str, cost: str) -> tuple[Any, str]:
 
 
 arena: Arena | None
-arena, MISSING = _load("_arena", "weights stay on 4 KiB pages and glibc keeps its defaults")
-comparison: Comparison | None = _load("_snapshot", "calls of fused models take longer")[0]
+arena, MISSING = _load("hfaccel._arena", "weights stay on 4 KiB pages and glibc keeps its defaults")
+comparison: Comparison | None = _load("hfaccel._snapshot", "calls of fused models take longer")[0]
 
 
-def load_kernels(names: Iterable[str]) -> tuple[Kernels | None, str, str]:
-    """The kernels of the first set that this CPU and this installation have, the set's name, and why the sets
-    before it cannot be used."""
+def load_kernels(modules: Iterable[str]) -> tuple[Kernels | None, str, str]:
+    """The first of these extensions that this CPU and this installation have, its name, and why those before
+    it cannot be used."""
     problems: list[str] = []
-    for name in names:
-        kernels, problem = _load(f"_kernels_{name}", "layers are computed by torch")
+    for name in modules:
+        kernels, problem = _load(name, "layers are computed by torch")
         if kernels is not None:
             return kernels, name, "; ".join(problems)
         problems.append(problem)

@@ -9,7 +9,7 @@ import torch
 
 from hfaccel import native, upstream
 from hfaccel.errors import KernelsMissing
-from hfaccel.host import MAX_ISA, read_host
+from hfaccel.host import MAX_ISA, module_of, read_host
 from hfaccel.upstream.of_torch import PARALLEL_FOR, address
 
 
@@ -109,12 +109,13 @@ def _loaded() -> tuple[native.Kernels | None, str, str]:
         cap = f"; {MAX_ISA}={processor.kernel_cap}" if processor.kernel_cap else ""
         isa = " ".join(processor.isa) or "none of interest"
         return None, "", f"there are no kernels for this CPU's instructions ({isa}){cap}"
-    loaded, name, problem = native.load_kernels(processor.kernel_sets)
+    modules = {module_of(name): name for name in processor.kernel_sets}
+    loaded, module, problem = native.load_kernels(modules)
     if loaded is not None:
         sizes = [cache.size for cache in read_host().topology.caches if cache.level == 2 and cache.size]
         if sizes:
             loaded.use_cache(sizes[0])
-    return loaded, name, problem
+    return loaded, modules.get(module, ""), problem
 
 
 @cache

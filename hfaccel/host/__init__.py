@@ -17,7 +17,7 @@ from hfaccel.host.facts import (
     Software,
     Topology,
 )
-from hfaccel.host.kernel_sets import KERNEL_SETS, MAX_ISA, cap_problem, usable_sets
+from hfaccel.host.kernel_sets import KERNEL_SETS, MAX_ISA, cap_problem, module_of, usable_sets
 from hfaccel.host.libraries import (
     ALLOCATORS,
     OPENMP_RUNTIMES,
@@ -54,6 +54,7 @@ __all__ = [
     "format_number_list",
     "is_capture",
     "is_number",
+    "module_of",
     "parse_number_list",
     "preload_problem",
     "read_host",

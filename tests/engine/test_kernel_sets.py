@@ -22,10 +22,10 @@ from hfaccel.engine.kernels import Kind, kernels_problem, set_in_use
 from hfaccel.engine.weights.layout import laid_out_anew, read
 from hfaccel.engine.weights.packed import PackedWeight, TransposedWeight
 from hfaccel.errors import KernelsMissing
-from hfaccel.host import KERNEL_SETS, MAX_ISA, read_host
+from hfaccel.host import KERNEL_SETS, MAX_ISA, module_of, read_host
 from hfaccel.memory import Arena
 
-SETS = [name for name in read_host().processor.kernel_sets if native.load_kernels([name])[0]]
+SETS = [name for name in read_host().processor.kernel_sets if native.load_kernels([module_of(name)])[0]]
 TOLERANCES = {"float32": 3e-6, "bfloat16": 2e-2, "int8": 3e-2}
 OPTIONS = {"float32": {}, "bfloat16": {"dtype": torch.bfloat16}, "int8": {"quantization": "int8"}}
 
@@ -124,7 +124,7 @@ for name, atol in {TOLERANCES!r}.items():
         tmp_path,
         isa=here,
     )
-    same = kernels.panel() == native.load_kernels([here])[0].PANEL
+    same = kernels.panel() == native.load_kernels([module_of(here)])[0].PANEL
     assert told.count("as they are" if same else f"kernels for {set_in_use()} read") == 3
 
 
@@ -162,7 +162,7 @@ def test_a_set_that_the_cpu_lacks_cannot_be_imported():
     missing = [row.name for row in KERNEL_SETS if not set(row.flags) <= set(flags)]
     assert missing  # those of the other architecture
     for name in missing:
-        loaded, found, problem = native.load_kernels([name])
+        loaded, found, problem = native.load_kernels([module_of(name)])
         assert loaded is None and found == "" and ("which this CPU lacks" in problem or "missing" in problem)
 
 
