@@ -198,6 +198,11 @@ INLINE vec activate(enum activation activation, vec x)
   }
 }
 
+static inline size_t number_bytes(int bf16)
+{
+  return bf16 ? sizeof(uint16_t) : sizeof(float);
+}
+
 INLINE vec load_floats(const void *row, size_t column, vec_mask some, int bf16)
 {
   if (bf16)

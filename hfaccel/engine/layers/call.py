@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -39,7 +39,7 @@ def _native_bias(bias: torch.Tensor) -> NativeBias:
 
 def _native_rotary(cosines: torch.Tensor, sines: torch.Tensor) -> NativeRotary:
     angles = cosines.shape[0] * cosines.shape[1]
-    return kernels().Rotary(cosines.data_ptr(), sines.data_ptr(), angles)
+    return kernels().Rotary(cosines.data_ptr(), sines.data_ptr(), angles, cosines.shape[2])
 
 
 class Call:
@@ -52,6 +52,7 @@ class Call:
     unpads: ClassVar[bool] = True  # it can leave out padding
     positional: ClassVar[tuple[str, ...]] = ()  # names of the arguments after the mask
     masked: ClassVar[bool] = True  # the layer's forward takes a mask
+    follows: ClassVar[bool] = False  # a decoder's: tokens see those before them, of earlier calls as well
     alike: ClassVar[bool] = True  # the layers after this one are given the same, and read it alike
 
     def __init__(self, layer: NativeLayer) -> None:
@@ -108,8 +109,9 @@ class Call:
     def _rotate(self, hidden: torch.Tensor, embeddings: Iterable[torch.Tensor]) -> str:
         batch, length, _ = hidden.shape
         cosines, sines = (part.float().contiguous() for part in embeddings)
-        size = head_size(self.layer.attention)
-        if cosines.shape != sines.shape or cosines.shape not in {(1, length, size), (batch, length, size)}:
+        most, size = head_size(self.layer.attention) or 0, cosines.shape[-1]
+        shapes = {(1, length, size), (batch, length, size)}
+        if cosines.shape != sines.shape or cosines.shape not in shapes or size > most or size % 2:
             return f"the position embeddings have the shape {tuple(cosines.shape)}"
         self.cosines, self.sines = cosines, sines
         return ""
@@ -137,9 +139,9 @@ class Call:
         return result
 
     def __call__(self, hidden: torch.Tensor) -> object:
-        return self.run(hidden, (self.layer.native,))
+        return self.run(hidden, (self.layer,))
 
-    def run(self, hidden: torch.Tensor, layers: tuple[object, ...]) -> object:
+    def run(self, hidden: torch.Tensor, layers: Sequence[NativeLayer]) -> object:
         """`hidden`: (batch, sequence length, hidden size), float32 or bfloat16, without gradient; through
         these layers one after another."""
         rows = hidden.float().contiguous()
@@ -147,10 +149,15 @@ class Call:
         self.compute(layers, rows, output)
         return self.give(output if hidden.dtype is torch.float32 else output.to(hidden.dtype))
 
-    def compute(self, layers: tuple[object, ...], rows: torch.Tensor, output: torch.Tensor) -> None:
+    def compute(self, layers: Sequence[NativeLayer], rows: torch.Tensor, output: torch.Tensor) -> None:
         """The same from contiguous float32 to such."""
+        self.call_kernels(layers, rows, output)
+
+    def call_kernels(
+        self, layers: Sequence[NativeLayer], rows: torch.Tensor, output: torch.Tensor, *past: Any
+    ) -> None:
         kernels().run_layers(
-            layers,
+            tuple(layer.native for layer in layers),
             torch.get_num_threads(),
             rows.data_ptr(),
             output.data_ptr(),
@@ -158,6 +165,7 @@ class Call:
             None if self.bias is None else _native_bias(self.bias),
             None if self.cosines is None or self.sines is None else _native_rotary(self.cosines, self.sines),
             self.relative,
+            *past,
         )
 
     # For the trial of such a layer
@@ -175,6 +183,29 @@ class Call:
                 torch.randn(1, length, half, generator=generator).repeat(1, 1, 2) for _ in range(2)
             )
         return [None, hides], arguments
+
+    @classmethod
+    def variants(cls, parts: Parts, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:
+        """Each mask, and what else says whom a token sees."""
+        for mask in masks:
+            yield mask, {}
+            if parts.causal:
+                yield None if mask is None else mask.tril(), {CAUSAL: True}
+
+    @classmethod
+    def arguments_of(cls, layer: nn.Module, parts: Parts, batch: int, keywords: Keywords) -> Keywords:
+        """The keyword arguments of one call for those of the sample."""
+        return keywords
+
+    @classmethod
+    def result(cls, result: object, keywords: Keywords) -> object:
+        """All that a call gave."""
+        return result
+
+    @staticmethod
+    def unread(padding: torch.Tensor) -> torch.Tensor:
+        """The positions (batch, length) that nobody reads where the mask hides `padding`."""
+        return padding
 
 
 def added(padding: torch.Tensor) -> torch.Tensor:

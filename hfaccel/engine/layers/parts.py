@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from operator import attrgetter
 
 from torch import nn
@@ -31,7 +32,12 @@ class Parts:
     up: str = ""
     gate: str = ""
     gate_up: str = ""
+    query_norm: str = ""  # over each head, before rotary positions
+    key_norm: str = ""
+    attention_end: str = ""  # norms of what attention and feed-forward add to the residual stream
+    output_end: str = ""
     norm_first: bool = False
+    parallel: bool = False  # the feed-forward takes the layer's input, as attention does
     rotary: bool = False  # the forward takes position_embeddings
     causal: bool = False  # the forward listens to is_causal: then no token sees those after it
 
@@ -52,14 +58,19 @@ class Parts:
 
     def missing(self, layer: nn.Module) -> Iterator[str]:
         """The paths at which this layer has no part."""
-        paths = (*self.projections, self.attention, self.attention_norm, self.output_norm, self.activation)
+        paths = (*self.projections, self.attention, *self.norm_paths, self.activation)
         return (path for path in paths if not _leads_somewhere(layer, path))
 
     def linears(self, layer: nn.Module) -> list[nn.Linear]:
         return [attrgetter(path)(layer) for path in self.projections]
 
+    @property
+    def norm_paths(self) -> tuple[str, ...]:
+        more = (self.query_norm, self.key_norm, self.attention_end, self.output_end)
+        return (self.attention_norm, self.output_norm, *filter(None, more))
+
     def norms(self, layer: nn.Module) -> list[nn.Module]:
-        return [attrgetter(path)(layer) for path in (self.attention_norm, self.output_norm)]
+        return [attrgetter(path)(layer) for path in self.norm_paths]
 
     def vectors(self, layer: nn.Module) -> Iterator[tuple[Table, str]]:
         """Where the biases, and the weights and biases of the norms are kept: table and name. Some are
@@ -101,7 +112,29 @@ def window(attention: nn.Module) -> int:
     return wanted - 1 if isinstance(wanted, int) else -1
 
 
-def split(linear: nn.Linear, count: int) -> list[tuple[nn.Linear, slice]]:
-    """The linear layer's rows in this many equal pieces."""
-    rows = linear.out_features // count
-    return [(linear, slice(piece * rows, (piece + 1) * rows)) for piece in range(count)]
+def split(linear: nn.Linear, *rows: int) -> list[tuple[nn.Linear, slice]]:
+    """The linear layer's rows in pieces of these sizes."""
+    ends = list(accumulate(rows, initial=0))
+    return [(linear, slice(*piece)) for piece in pairwise(ends)]
+
+
+def split_qkv(parts: Parts, layer: nn.Module) -> list[tuple[nn.Linear, slice]]:
+    """The joint projection's rows for queries, keys and values. Keys and values may have fewer heads."""
+    joint: nn.Linear = attrgetter(parts.qkv)(layer)
+    queries: int = attrgetter(parts.attention_output)(layer).in_features
+    keys = (joint.out_features - queries) // 2
+    return split(joint, queries, keys, keys)
+
+
+def key_width(parts: Parts, layer: nn.Module) -> int:
+    """Numbers of a token's keys, and of its values."""
+    if not parts.qkv:
+        return int(attrgetter(parts.key)(layer).out_features)
+    rows = split_qkv(parts, layer)[1][1]
+    return int(rows.stop - rows.start)
+
+
+def split_gate_up(parts: Parts, layer: nn.Module) -> list[tuple[nn.Linear, slice]]:
+    joint: nn.Linear = attrgetter(parts.gate_up)(layer)
+    half = joint.out_features // 2
+    return split(joint, half, half)

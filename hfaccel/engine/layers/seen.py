@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from hfaccel.engine.calls.followed import Followed
 from hfaccel.engine.calls.last_seen import LastSeen
 from hfaccel.engine.calls.ragged import Sequences
 
@@ -16,6 +17,7 @@ class Seen:
 
     def __init__(self) -> None:
         self.masks: LastSeen[Sequences | str] = LastSeen()
+        self.followed: LastSeen[Followed | str] = LastSeen()
         self.distances: LastSeen[torch.Tensor | str] = LastSeen()
         self.embeddings: LastSeen[torch.Tensor] = LastSeen()
 

@@ -71,7 +71,7 @@ class Together:
             first: Any = self.layers[0]
             call = first.hfaccel_family.call(natives[0])
             if not call.read(hidden_states, args, kwargs, first.unpads):
-                return call.run(hidden_states, tuple(each.native for each in natives))
+                return call.run(hidden_states, natives)
         result: Any = hidden_states
         for layer in self.layers:  # each finds its own reason
             hidden_states = result[0] if isinstance(result, tuple) else result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from typing import NoReturn
 
 import torch
@@ -13,12 +13,12 @@ from hfaccel import upstream
 from hfaccel.engine.calls.code import trust, trust_again
 from hfaccel.engine.calls.fallback import stock_calls_of
 from hfaccel.engine.calls.trials import difference, without_padding
-from hfaccel.engine.layers.call import CAUSAL, Mask
+from hfaccel.engine.layers.call import MASK
 from hfaccel.engine.layers.families import Family, candidates, fusing_problem
 from hfaccel.engine.layers.kinds import indices_of, kind_of
 from hfaccel.engine.layers.layer import FusedLayer, fuse
 from hfaccel.engine.replacements import Keywords
-from hfaccel.engine.weights.linear import linear_problem, pack
+from hfaccel.engine.weights.linear import MIN_WIDTH, linear_problem, pack
 from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.upstream.of_torch import tree_map
 
@@ -67,8 +67,9 @@ def match(layer: nn.Module, trials: Trials | None = None) -> tuple[Family | None
 
 
 def _linears_problem(family: Family, layer: nn.Module) -> str:
+    narrowest = 1 if family.call.follows else MIN_WIDTH
     for linear in family.linears(layer):
-        problem = linear_problem(linear) if isinstance(linear, nn.Linear) else "is no nn.Linear"
+        problem = linear_problem(linear, narrowest) if isinstance(linear, nn.Linear) else "is no nn.Linear"
         if problem:
             return f"a projection cannot be packed: {problem}"
     return ""
@@ -86,7 +87,7 @@ def trial(layer: nn.Module, family: Family) -> str:
 
 def _compare(stock: nn.Module, fused: nn.Module, family: Family, batch: int, length: int) -> str:
     hidden, masks, arguments = sample(fused, family, batch, length)
-    for mask, more in _variants(family, masks):
+    for mask, more in family.call.variants(family, masks):
         with torch.inference_mode():
             try:
                 expected, got = (
@@ -95,7 +96,8 @@ def _compare(stock: nn.Module, fused: nn.Module, family: Family, batch: int, len
             except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
                 return f"its forward cannot be called with a mask alone ({type(error).__name__}: {error})"
         if mask is not None and mask is not masks[0]:
-            expected, got = (_shown(each, _padding(batch, length)) for each in (expected, got))
+            unread = family.call.unread(_padding(batch, length))
+            expected, got = (_shown(each, unread) for each in (expected, got))
         problem = difference(expected, got)
         if isinstance(fused, FusedLayer) and stock_calls_of(fused):
             problem = next(iter(stock_calls_of(fused)))
@@ -118,7 +120,9 @@ def _can_be_called(layer: nn.Module, family: Family) -> bool:
     hidden, masks, arguments = sample(layer, family)
     try:
         with torch.inference_mode():
-            for mask, more in _variants(family, masks):
+            for mask, more in family.call.variants(family, masks):
+                if family.call.follows and more:
+                    continue  # a cache reads the index
                 call(layer, family, hidden, mask, arguments | more)
     except Exception:  # noqa: BLE001 (the trial, with the layer's own index, tells why)
         return False
@@ -143,14 +147,6 @@ def _fused(layer: nn.Module, family: Family) -> nn.Module:
             pack(linear)
     fuse(fused, family)
     return fused
-
-
-def _variants(family: Family, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:
-    """Each mask, and what else says whom a token sees."""
-    for mask in masks:
-        yield mask, {}
-        if family.causal:
-            yield None if mask is None else mask.tril(), {CAUSAL: True}
 
 
 def _in_float32(layer: nn.Module) -> nn.Module:
@@ -192,8 +188,11 @@ def call(
     arguments: Keywords,
 ) -> object:
     """The forward of a layer of this family for what `sample` gives."""
+    keywords = family.call.arguments_of(layer, family, len(hidden), arguments)
     masks = (mask,) if family.call.masked else ()
-    return layer.forward(hidden, *masks, **arguments)
+    if family.call.follows:  # whose arguments come in different orders
+        masks, keywords = (), {MASK: mask, **keywords}
+    return family.call.result(layer.forward(hidden, *masks, **keywords), keywords)
 
 
 def _as(value: object, dtype: torch.dtype) -> object:

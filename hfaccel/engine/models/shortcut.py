@@ -137,7 +137,7 @@ class Shortcut:
         result: Mapping[str, torch.Tensor] = fast_path.result(**fields)
         if not places.embed(*given, rows):
             return None
-        call.compute(tuple(each.native for each in natives), rows, fields[fast_path.hidden])
+        call.compute(natives, rows, fields[fast_path.hidden])
         if fast_path.pooler is not None:
             places.pool(fields[fast_path.hidden], fields[fast_path.pooled])
         return result

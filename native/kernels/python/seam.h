@@ -8,7 +8,7 @@
 
 #include "layer.h"
 
-enum type { MATRIX, NORM, LAYER, SEQUENCES, BIAS, ROTARY, RELATIVE, EMBEDDING, TYPES };
+enum type { MATRIX, NORM, LAYER, SEQUENCES, BIAS, ROTARY, RELATIVE, PAST, EMBEDDING, TYPES };
 
 /* Makes the types and adds them to the module; -1 with an exception. */
 int add_types(PyObject *module);
@@ -24,6 +24,7 @@ int read_sequences(PyObject *args, void *content);
 int read_bias(PyObject *args, void *content);
 int read_rotary(PyObject *args, void *content);
 int read_relative(PyObject *args, void *content);
+int read_past(PyObject *args, void *content);
 int read_embedding(PyObject *args, void *content);
 
 /* Converters of PyArg_ParseTuple ("O&"): a pointer, a size_t, an unsigned above 0, an enum, and the structs
@@ -35,10 +36,12 @@ int to_activation(PyObject *object, void *out);
 int to_matrix(PyObject *object, void *out);
 int to_matrix_or_none(PyObject *object, void *out);
 int to_norm(PyObject *object, void *out);
+int to_norm_or_none(PyObject *object, void *out);
 int to_sequences(PyObject *object, void *out);
 int to_bias_or_none(PyObject *object, void *out);
 int to_rotary_or_none(PyObject *object, void *out);
 int to_relative_or_none(PyObject *object, void *out);
+int to_past_or_none(PyObject *object, void *out);
 
 /* 1, or 0 with a ValueError that names the rule. */
 int must_hold(int holds, const char *rule);

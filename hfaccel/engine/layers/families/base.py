@@ -13,7 +13,7 @@ from torch import nn
 
 from hfaccel.engine.kernels import ACTIVATIONS, WIDEST_PANEL
 from hfaccel.engine.layers.call import Call
-from hfaccel.engine.layers.parts import Parts, head_size
+from hfaccel.engine.layers.parts import Parts, head_size, split_gate_up, split_qkv
 from hfaccel.engine.norms import norm_kind
 
 GROUP = "hfaccel.families"  # of entry points
@@ -100,18 +100,26 @@ def fusing_problem(family: Family, layer: nn.Module) -> str:
         return "its norms are not nn.LayerNorm"
     if type(activation).__name__ not in ACTIVATIONS:
         return f"the activation {type(activation).__name__} cannot be fused"
-    if getattr(layer, "is_decoder", False) or getattr(attention, "is_causal", False):
-        return "it is a decoder's layer"
+    if problem := _direction_problem(family, layer, attention):
+        return problem
     if family.call.configured and not hasattr(attention, "config"):
         return (
             "its attention does not use transformers' attention interface, as the call of the family "
             f"{family.name} says (Call.configured)"
         )
-    width = linears[0].out_features // (3 if family.qkv else 1)
+    width = attrgetter(family.attention_output)(layer).in_features
     size = head_size(attention)
     if size is None or size % 2 or width % size:
         return f"heads of {size} numbers do not make up a row of {width}"
-    splits = [*([width] if family.qkv else []), *([linears[-1].in_features] if family.gate_up else [])]
-    if any(split % WIDEST_PANEL for split in splits):
+    joint = split_qkv(family, layer) if family.qkv else []
+    joint += split_gate_up(family, layer) if family.gate_up else []
+    if any(rows.start % WIDEST_PANEL for _, rows in joint):
         return f"parts of a joint projection are no multiple of {WIDEST_PANEL} wide"
     return ""
+
+
+def _direction_problem(family: Family, layer: nn.Module, attention: nn.Module) -> str:
+    """Why the layer's tokens do not see those that the family says."""
+    if getattr(attention, "is_causal", False) is not family.call.follows:
+        return "its attention is not causal" if family.call.follows else "it is a decoder's layer"
+    return "it is a decoder's layer" if getattr(layer, "is_decoder", False) else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -62,7 +63,7 @@ class TextBias(Eager):
         self.biases, self.sequences = bias, whole(1, length)
         return ""
 
-    def compute(self, layers: tuple[object, ...], rows: torch.Tensor, output: torch.Tensor) -> None:
+    def compute(self, layers: Sequence[NativeLayer], rows: torch.Tensor, output: torch.Tensor) -> None:
         for number, bias in enumerate(self.biases):
             self.bias = bias
             super().compute(layers, rows[number : number + 1], output[number : number + 1])
