@@ -173,7 +173,8 @@ def _fuse(draft: Draft, steps: list[Step], unpad: bool | str) -> None:
     steps, slower = judge_layers(model, steps)
     draft.note(steps, slower)
     if unpad == "auto":
-        draft.add(find_padding(model, [layer for layer, _ in layers_of(model, steps)]))
+        found = layers_of(model, steps)
+        draft.add(find_padding(model, [layer for layer, family in found if not family.call.follows]))
     elif unpad and steps:
         draft.notes.append(Outcome(type(model).__name__, True, ASKED_FOR))
 

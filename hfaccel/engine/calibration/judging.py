@@ -68,7 +68,9 @@ def judge_layers(model: nn.Module, steps: Sequence[Step]) -> tuple[list[Step], l
             unpack_all([module for module in layer.modules() if isinstance(module, PackedModule)])
             continue
         run_stock(layer, own)
-        reason = f"runs as one function, {'without' if layer.unpads else 'with'} padding"
+        reason = "runs as one function"
+        if not layer.hfaccel_family.call.follows:
+            reason += f", {'without' if layer.unpads else 'with'} padding"
         if own:
             reason += f"; with {' and '.join(own)} rows its own forward runs, which is faster here"
         settings = {**step.settings, "slower": [*own]}

@@ -10,7 +10,7 @@ from hfaccel.engine.kernels import kernels_problem
 from hfaccel.engine.layers.embeddings import embeddings_of
 from hfaccel.engine.layers.families import Family, family_of
 from hfaccel.engine.layers.layer import FusedLayer
-from hfaccel.engine.layers.stack import lists_of_layers
+from hfaccel.engine.layers.stack import is_decoder, lists_of_layers
 from hfaccel.engine.layers.trial import Trials, match
 from hfaccel.engine.plan import Step
 from hfaccel.engine.replacements import Settings
@@ -66,5 +66,6 @@ def find_stacks(model: nn.Module) -> tuple[list[Step], list[Outcome]]:
         if problem:
             left.append(Outcome(subject, False, f"its layers run one by one ({problem})"))
         else:
-            steps.append(Step(path, "stack", {"layers": name}, subject, "its layers run in one call"))
+            replacement = "decoder" if is_decoder(module, name) else "stack"
+            steps.append(Step(path, replacement, {"layers": name}, subject, "its layers run in one call"))
     return steps, left

@@ -27,8 +27,9 @@ def compute_where_read(model: nn.Module, steps: Sequence[Step]) -> list[Step]:
     """Let fused layers compute padding in the models whose results depend on padding. Returns the steps,
     updated."""
     layers = {model.get_submodule(step.path): step for step in steps}
-    around = all_around(model, [*layers])
-    for inner in models_around(model, [*layers]):
+    unpadding = [layer for layer in layers if layer.__dict__[UNPADS]]
+    around = all_around(model, unpadding)
+    for inner in models_around(model, unpadding):
         if why_always(inner) or padding_id(inner) is None:
             continue  # padding is computed anyway
         outer = [each for each in around if each is not inner and inner in list(each.modules())]
