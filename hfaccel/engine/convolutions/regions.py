@@ -1,9 +1,10 @@
-"""Which parts of a model can run channels last, and whose work each convolution in them can do.
+"""Which parts of a model can run channels last, and which norms and activations each convolution in them can
+take over.
 
-Nothing is concluded from names or from the order of modules. A copy of the part, with random numbers in its
-batch norms, is called with a random image; hooks record which tensor goes from which convolution into which
-norm and activation. Then the same copy runs as a region. The part becomes a region if the results are equal.
-The largest parts are tried first.
+Names and the order of modules play no role. A copy of the part, with random numbers in its batch norms, is
+called with a random image; hooks record which tensor goes from which convolution into which norm and
+activation. Then the same copy runs as a region. The part becomes a region if the results are equal. The
+largest parts are tried first.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from hfaccel.replacement import replace
 from hfaccel.upstream import Need, problem
 from hfaccel.upstream.of_torch import _ConvNd, tree_leaves
 
-# Sizes of random inputs: sides of an image and of what a convolution has made of one; samples, frames.
+# Sizes of random inputs: the sides of an image and of a feature map; samples and frames of a sound.
 IMAGE, MAP, SOUND, FRAMES = 64, 16, 2000, 48
 
 NO_FORWARD = (nn.ModuleList, nn.ModuleDict)
 
-Followers = dict[str, tuple[str, ...]]  # path of a convolution -> paths of the modules it stands in for
+Followers = dict[str, tuple[str, ...]]  # path of a convolution -> paths of the modules whose work it does
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,14 @@ class Found:
     followers: Followers
 
 
-Trials = dict[object, "Followers | str"]  # what the trial of a part of this kind said
+Trials = dict[object, "Followers | str"]  # kind of a part -> the result of its trial
 
 
 def find_regions(model: nn.Module, fused: set[nn.Module], reasons: dict[nn.Module, str]) -> Iterator[Found]:
     """The largest parts that pass a trial.
 
-    `fused`: modules that are computed otherwise. `reasons` receives the reason for each part that fails."""
+    `fused`: modules that other replacements compute. `reasons` receives the reason for each part that fails.
+    """
     trials: Trials = {}
 
     def below(module: nn.Module) -> Iterator[Found]:
@@ -80,7 +82,8 @@ def convolutions(module: nn.Module) -> dict[str, _ConvNd]:
 
 
 def _is_worth_it(module: nn.Module) -> bool:
-    """Whether a region pays: converting an image costs more than one convolution gains without a norm."""
+    """Whether a region is worth it: converting an image costs more than one convolution without a norm
+    gains."""
     count = len(convolutions(module))
     return count > 1 or (count == 1 and any(map(is_norm, module.modules())))
 
@@ -182,7 +185,7 @@ class Flow:
         self.kept: list[object] = []  # tensors, so that no two have one id
         # (id, version) of a tensor -> paths that it went through, of one chain
         self.makers: dict[tuple[int, int], list[str]] = {}
-        self.given: dict[int, tuple[int, int]] = {}  # id of a module that runs -> what it was given
+        self.given: dict[int, tuple[int, int]] = {}  # id of a running module -> state of its input
         self.chains: dict[str, set[tuple[str, ...]]] = {}
 
     def __enter__(self) -> Flow:
@@ -263,7 +266,7 @@ def _randomize(norm: nn.Module, generator: torch.Generator) -> None:
 
 
 def _images(module: nn.Module) -> Iterator[torch.Tensor]:
-    """Random inputs, of shapes that the module's first convolution would take."""
+    """Random inputs of shapes that the module's first convolution takes."""
     first = next(iter(convolutions(module).values()), None)
     if first is None:
         return
