@@ -101,7 +101,7 @@ class PreparedConvolution(ModuleReplacement, _ConvNd):
 
     def _usable_followers(self) -> tuple[nn.Module, ...]:
         """The followers whose work the convolution may do in this call: those before the first one that has
-        a hook or is a norm in training mode."""
+        a hook or is a norm in training mode; none if the convolution itself has a hook."""
         followers = self.followers
         if followers and (has_hooks(self) or has_hooks(followers[0]) or followers[0].training):
             return ()

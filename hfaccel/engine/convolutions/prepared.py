@@ -1,9 +1,9 @@
 """A convolution's weight in the form that is multiplied: channels-last blocks of oneDNN, or a packed matrix.
 
-The convolution also computes the norm and the activation after it. A batch norm in evaluation mode is a factor
-and a shift per channel, which go into weight and bias (in float64, rounded once); an activation is applied to
-the sums. The modules' own tensors are left alone; `is_stale` notices when one of them was replaced, moved or
-changed.
+The convolution also computes the norm and the activation after it. A batch norm in evaluation mode is a
+factor and a shift per channel, which go into weight and bias (in float64, rounded once); an activation is
+applied to the sums. The modules' own tensors are left alone; `is_stale` notices when one of them was
+replaced, moved or changed.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ POINTWISE: dict[str, tuple[str, tuple[str, ...], str]] = {
     "Sigmoid": ("sigmoid", (), ""),
 }
 NO_ACTIVATION: tuple[str, tuple[str, ...], str] = ("none", (), "")
-# Overlapping windows repeat their input in the rows of a matrix. Up to this many repetitions the packed matrix
-# is at least as fast as blocks of the same kind, or as blocks in float32. (For a 1 x 1 window the best blocks
-# depend on the size of the image; oneDNN reorders other blocks at each call, which can take ten times as long
-# as the convolution.)
+# Overlapping windows repeat their input in the rows of a matrix. Up to this many repetitions the packed
+# matrix is at least as fast as blocks of the same kind, or as blocks in float32. (For a 1 x 1 window the best
+# blocks depend on the size of the image; oneDNN reorders other blocks at each call, which can take ten times
+# as long as the convolution.)
 MAX_REPEAT = 1.0
 MAX_REPEAT_AGAINST_FLOAT32 = 3.0
 WRONG_ON_AMX = "torch's own in bfloat16 are wrong for some sizes on CPUs with AMX (pytorch issue 169688)"
@@ -223,7 +223,7 @@ def _sources(module: _ConvNd, norm: nn.Module | None) -> Iterator[_Source]:
 
 
 def _mark(tensor: torch.Tensor) -> Place:
-    """Changes when the tensor moves, and when its values change, if torch counts its versions."""
+    """A pair that changes when the tensor moves, and when its values change if torch counts its versions."""
     return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
 
 

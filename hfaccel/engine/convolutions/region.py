@@ -97,7 +97,7 @@ class Region(ModuleReplacement):
                     return _turned_back(result)
                 problem = self.__dict__["_hfaccel_off"] = "a norm or activation was replaced or left out"
             except RuntimeError as error:
-                # If the stock forward fails too, its error is raised below; if not, the layout was the reason.
+                # If the stock forward fails too, its error is raised; if not, the layout was the reason.
                 problem = f"the call failed channels last ({str(error).splitlines()[0]})"
                 result = super().forward(*args, **kwargs)
                 self.__dict__["_hfaccel_off"] = problem
