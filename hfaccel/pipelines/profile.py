@@ -16,8 +16,7 @@ from hfaccel.tables import render
 
 @dataclass(frozen=True)
 class Profile(Figures):
-    """One run of a pipeline. Times are seconds, lengths tokens. `print` shows tables, `save` draws a picture.
-    """
+    """One run of a pipeline. Times are seconds, lengths tokens. `print` shows tables, `save` draws them."""
 
     @property
     def advice(self) -> tuple[str, ...]:

@@ -115,8 +115,7 @@ class Run(Iterator[object]):
                 break
 
     def _prepare(self) -> bool:
-        """Make the next model input, or find out that an input fails or has none. False if no input is read.
-        """
+        """Make the next model input, or find out that an input fails or has none. False: no input is left."""
         if self._begun is None:
             if not self._read:
                 return False
