@@ -90,7 +90,7 @@ class Arena:
             end = start + nbytes
             if end > self._size:
                 raise UsageError(
-                    f"an arena holds {self._size} bytes, but a tensor up to byte {end} was taken"
+                    f"an arena holds {self._size} bytes, but a tensor up to byte {end} was requested"
                 )
             self._colour = start % 4096
             self.used = end

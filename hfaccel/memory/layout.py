@@ -1,4 +1,4 @@
-"""A model's tensors side by side in one region of memory: where each tensor goes, and how to move it there."""
+"""A model's tensors side by side in one region of memory: where each one goes, and how it is moved there."""
 
 from __future__ import annotations
 

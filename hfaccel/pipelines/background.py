@@ -32,7 +32,7 @@ class Background:
         started = self._pool.submit(lambda: context.run(_in_modes, job, *modes))
         if self._pool.problem and not self._noted:
             self._noted = True
-            self._note(f"inputs were prepared before the model computed, not beside it: {self._pool.problem}")
+            self._note(f"inputs were prepared before the model computed, not meanwhile: {self._pool.problem}")
         return started
 
 

@@ -36,7 +36,7 @@ def outcome(pipe: object) -> Outcome:
     if reason:
         return Outcome(subject, False, f"transformers' own loop runs: {reason}")
     return Outcome(
-        subject, True, "inputs are prepared and results made beside the model; similar lengths share batches"
+        subject, True, "inputs are prepared while the model computes; similar lengths share batches"
     )
 
 

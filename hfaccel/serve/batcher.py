@@ -190,7 +190,7 @@ class Batcher(Generic[In, Out]):
             return None
         seconds = drained_in(len(self._queue) + self._running, self._pace)
         return Overloaded(
-            f"at most {self._max_queue} requests may wait, and as many do; retry in {seconds:.1f} s, "
+            f"at most {self._max_queue} requests may wait, and that many do; retry in {seconds:.1f} s, "
             "or raise max_queue",
             seconds,
         )

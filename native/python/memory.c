@@ -1,4 +1,4 @@
-/* What the kernel gave, huge pages of memory that others own, and malloc. */
+/* The pages that the kernel gave, huge pages for memory of other owners, and malloc. */
 #include "../heap.h"
 #include "../os.h"
 #include "../smaps.h"

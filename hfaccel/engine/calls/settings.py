@@ -61,7 +61,7 @@ def setting_problem(module: nn.Module, settings: tuple[Setting, ...]) -> str:
     for path, name, value in settings:
         part, where = parts.get(path), f" of {path}" if path else ""
         if part is None:
-            return f"the submodule {path} was taken away"
+            return f"the submodule {path} was removed"
         now = stock_class(part) if name == "__class__" else vars(part).get(name, _NOTHING)
         if now is not value and not (isinstance(value, PLAIN) and type(now) is type(value) and now == value):
             return f"the attribute {name}{where} was changed"

@@ -42,7 +42,7 @@ class PreparedConvolution(ModuleReplacement, _ConvNd):
     @classmethod
     def hfaccel_apply(cls, module: nn.Module, settings: Settings, find: Find) -> None:
         if not isinstance(module, KINDS):
-            raise ValueError(f"a convolution is prepared, and not a {type(module).__name__}")
+            raise ValueError(f"only a convolution can be prepared, but got a {type(module).__name__}")
         if problem := convolution_problem(module):
             raise ValueError(f"the convolution cannot be prepared: {problem}")
         followers = tuple(map(find, settings["followers"]))
@@ -53,9 +53,7 @@ class PreparedConvolution(ModuleReplacement, _ConvNd):
 
     def hfaccel_problem(self, paths: Paths) -> str:
         return (
-            ""
-            if all(each in paths for each in self.followers)
-            else "a part whose work it does was taken away"
+            "" if all(each in paths for each in self.followers) else "a part whose work it does was removed"
         )
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:

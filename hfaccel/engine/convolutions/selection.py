@@ -79,7 +79,7 @@ def _step(module: _ConvNd, path: str, wanted: Wanted, followers: Iterable[str], 
     kind, matrix = kind_of(module, asked)
     reason = f"packed in {kind.label}" + (" as a matrix" if matrix else "")
     if asked is Kind.INT8 and not matrix:
-        reason += "; int8 is for those that are the product of a matrix"
+        reason += "; int8 is used only for convolutions that are computed as a matrix product"
     if asked is Kind.BFLOAT16 and kind is Kind.FLOAT32:
         reason += f"; {WRONG_ON_AMX}"
     reason += condition if kind is Kind.FLOAT32 else ""

@@ -26,10 +26,10 @@ def bucket_index(relative: torch.Tensor, length: int, span: int) -> torch.Tensor
         return f"the relative positions have the shape {tuple(relative.shape)}"
     distances = relative.reshape(length, length)
     if not torch.equal(distances[1:, 1:], distances[:-1, :-1]):
-        return "the relative positions are no function of the distance"
+        return "the relative positions do not depend on the distance alone"
     by_key = torch.cat([distances[1:, 0].flip(0), distances[0]])  # of key - query
     if not torch.equal(by_key.flip(0), -by_key):
-        return "the relative positions to either side differ"
+        return "the relative positions to the left and to the right are not opposite"
     with torch.inference_mode(False):
         return (span - 1 - by_key.clone()).clamp(0, 2 * span - 1).int()
 

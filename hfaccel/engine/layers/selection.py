@@ -53,7 +53,7 @@ def find_embeddings(model: nn.Module) -> tuple[list[Step], list[Outcome]]:
         if problem:
             left.append(Outcome(subject, False, f"not fused: {problem}"))
         else:
-            steps.append(Step(path, "embeddings", {}, subject, "looks up, adds and norms in one pass"))
+            steps.append(Step(path, "embeddings", {}, subject, "embeddings and their norm in one pass"))
     return steps, left
 
 

@@ -107,7 +107,7 @@ def fast_path_of(model: nn.Module) -> FastPath:
     if embeddings not in notes or stack not in notes:
         raise NoFastPath("ids alone do not reach its parts")
     if notes[stack].given != [id(notes[embeddings].gave)]:
-        raise NoFastPath("its layers are given something else than the norm of a sum")
+        raise NoFastPath("the input of its layers is not the norm of a sum")
     value, norm = summed(embeddings, notes[embeddings].args, notes[embeddings].kwargs)
     lookups = _lookups(value, ids)
     hidden = id(notes[stack].gave)

@@ -42,7 +42,7 @@ from hfaccel.replacement import replace
 
 IDS, MASK = "input_ids", "attention_mask"
 COMPARING = "QuestionAnswering"  # in the names of classes whose results are compared across positions
-DEPENDS = "its results depend on it, its layers cannot leave it out, or nobody can tell"
+DEPENDS = "its results depend on padding or may do so, or its layers cannot leave padding out"
 
 # Attribute of a model: Counter of reasons why calls computed padding.
 PADDED = "_hfaccel_padded"

@@ -77,7 +77,7 @@ def _parts_problem(tables: list[nn.Embedding], norm: nn.Module) -> str:
     """Why the kernel cannot compute these lookups and their norm; "" if it can."""
     for table in tables:
         if type(table) is not nn.Embedding or table.max_norm is not None or "weight" not in table._parameters:
-            return "a table is no plain nn.Embedding"
+            return "a table is not a plain nn.Embedding"
     if norm_kind(norm) not in (NormKind.LAYER, NormKind.RMS):
         return "the norm was replaced"
     one = Sum([(table, _counted(0, 1)) for table in tables])

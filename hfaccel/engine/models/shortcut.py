@@ -39,7 +39,7 @@ from hfaccel.engine.replacements import Arguments, Find, Keywords, Settings, reg
 from hfaccel.outcome import Outcome
 from hfaccel.replacement import replace, undo_outermost
 
-NOT_SOUGHT = "it was not looked for yet"
+NOT_SOUGHT = "it has not been searched for yet"
 TRAINS = "a part of it is in training mode"  # a trial would draw from the program's random numbers
 _seeking = threading.Lock()
 TENSORS = ("input_ids", "attention_mask", "token_type_ids")
@@ -229,7 +229,7 @@ def _find(model: nn.Module) -> Shortcut | str:
     if any(
         each._forward_hooks or each._forward_pre_hooks or "forward" in vars(each) for each in model.modules()
     ):
-        return "a part of it has a hook, or a forward that is not its class'"
+        return "a part of it has a hook, or a forward other than its class's"
     try:
         shortcut = Shortcut(model, fast_path_of(model))
         problems = (_trial(model, shortcut, arguments) for arguments in _samples(model, shortcut.fast_path))
@@ -257,7 +257,7 @@ def _trial(model: nn.Module, shortcut: Shortcut, arguments: dict[str, torch.Tens
     with torch.inference_mode():
         expected, got = model.forward(**arguments), shortcut((), arguments)
     if got is None:
-        return "an ordinary call cannot take it"
+        return "an ordinary call cannot use it"
     if type(got) is not type(expected) or list(got) != list(expected):
         return f"it returns {', '.join(expected)}"
     return difference(tuple(expected.values()), tuple(got.values()))

@@ -95,7 +95,7 @@ def fusing_problem(family: Family, layer: nn.Module) -> str:
     activation, attention = attrgetter(family.activation)(layer), attrgetter(family.attention)(layer)
     linears = family.linears(layer)
     if not all(isinstance(linear, nn.Linear) for linear in linears):
-        return "a projection is no nn.Linear"
+        return "a projection is not an nn.Linear"
     if any(norm_kind(norm) is None for norm in family.norms(layer)):
         return "its norms are not nn.LayerNorm"
     if type(activation).__name__ not in ACTIVATIONS:
@@ -113,5 +113,5 @@ def fusing_problem(family: Family, layer: nn.Module) -> str:
         return f"heads of {size} numbers do not make up a row of {width}"
     splits = [*([width] if family.qkv else []), *([linears[-1].in_features] if family.gate_up else [])]
     if any(split % WIDEST_PANEL for split in splits):
-        return f"parts of a joint projection are no multiple of {WIDEST_PANEL} wide"
+        return f"the width of a part of a joint projection is not a multiple of {WIDEST_PANEL}"
     return ""
