@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from hfaccel.engine.calls.fallback import COUNTED
+from hfaccel.engine.calls.kinds import kind_of
 from hfaccel.engine.calls.regimes import REGIMES, Regime
 from hfaccel.engine.kernels import Kind
-from hfaccel.engine.layers.kinds import kind_of
 from hfaccel.engine.layers.layer import FusedLayer
 from hfaccel.engine.layers.trial import call, sample
 from hfaccel.engine.weights.linear import PackedModule, fits, linear, unpack, weight_class
@@ -86,7 +86,8 @@ def of_layers(layers: Iterable[FusedLayer]) -> dict[nn.Module, Speedups]:
     """The times of each layer, by regime. Layers that were not measured are missing."""
     kinds: dict[Hashable, list[FusedLayer]] = {}
     for layer in layers:
-        kinds.setdefault(kind_of(layer.hfaccel_family, layer), []).append(layer)
+        kind = layer.hfaccel_family.name, kind_of(layer)
+        kinds.setdefault(kind, []).append(layer)
     return dict(_one_of_each(kinds, _layer_speedups))
 
 

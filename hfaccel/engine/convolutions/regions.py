@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from hfaccel.engine.calls.fallback import stock_calls_of
+from hfaccel.engine.calls.kinds import kind_of
 from hfaccel.engine.calls.trials import difference
 from hfaccel.engine.convolutions.convolution import KINDS, convolution_problem, prepare
 from hfaccel.engine.convolutions.prepared import VECTORS, is_activation, is_norm
@@ -44,7 +45,7 @@ class Found:
     followers: Followers
 
 
-Trials = dict[object, "Followers | str"]  # kind of a part -> the result of its trial
+Trials = dict[Hashable, "Followers | str"]  # kind of a part -> the result of its trial
 
 
 def find_regions(model: nn.Module, fused: set[nn.Module], reasons: dict[nn.Module, str]) -> Iterator[Found]:
@@ -58,7 +59,7 @@ def find_regions(model: nn.Module, fused: set[nn.Module], reasons: dict[nn.Modul
         if isinstance(module, Region) or module in fused or not _is_worth_it(module):
             return
         if not isinstance(module, NO_FORWARD) and not _is_in_one_child(module):
-            key = _kind(module)
+            key = kind_of(module, indexed=True)
             if key not in trials:
                 trials[key] = problem(Need.CONVOLUTIONS) or trial(module)
             verdict = trials[key]
@@ -93,22 +94,6 @@ def _is_in_one_child(module: nn.Module) -> bool:
     count = len(convolutions(module))
     children = (child for child in module.children() if not isinstance(child, (*NO_FORWARD, *KINDS)))
     return any(len(convolutions(child)) == count for child in children)
-
-
-def _kind(module: nn.Module) -> object:
-    """Equal for parts that do the same: their modules, with every plain attribute and the tensors' sizes."""
-    plain = (bool, int, float, str, tuple, type(None))
-    return tuple(
-        (
-            path,
-            type(each),
-            tuple(
-                sorted((name, repr(value)) for name, value in vars(each).items() if isinstance(value, plain))
-            ),
-            tuple((name, tensor.shape) for name, tensor in each.named_parameters(recurse=False)),
-        )
-        for path, each in module.named_modules()
-    )
 
 
 def enter(module: nn.Module, followers: Followers, wanted: Callable[[torch.Tensor], Kind]) -> None:

@@ -12,10 +12,10 @@ from torch import nn
 from hfaccel import upstream
 from hfaccel.engine.calls.code import trust, trust_again
 from hfaccel.engine.calls.fallback import stock_calls_of
+from hfaccel.engine.calls.kinds import indices_of, kind_of
 from hfaccel.engine.calls.trials import difference, without_padding
 from hfaccel.engine.layers.call import CAUSAL, Mask
 from hfaccel.engine.layers.families import Family, candidates, fusing_problem
-from hfaccel.engine.layers.kinds import indices_of, kind_of
 from hfaccel.engine.layers.layer import FusedLayer, fuse
 from hfaccel.engine.replacements import Keywords
 from hfaccel.engine.weights.linear import linear_problem, pack
@@ -35,11 +35,11 @@ class Trials:
 
     def problem(self, layer: nn.Module, family: Family) -> str:
         """The result of `trial` for layers of this kind."""
-        kind = kind_of(family, layer)
+        kind = family.name, kind_of(layer)
         if kind not in self._indexed:
             self._indexed[kind] = reads_index(layer, family)
         if self._indexed[kind]:
-            kind = kind_of(family, layer, indexed=True)
+            kind = family.name, kind_of(layer, indexed=True)
         if kind not in self._problems:
             before = trust(layer.modules())
             self._problems[kind] = trial(layer, family)

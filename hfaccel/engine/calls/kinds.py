@@ -1,4 +1,4 @@
-"""Which layers are of one kind, so that the trial of one is valid for all of them."""
+"""Which modules are of one kind, so that the trial of one is valid for all of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import nn
 
 from hfaccel.engine.calls.settings import FUNCTIONS
 from hfaccel.engine.calls.snapshot import Table
-from hfaccel.engine.layers.families import Family
 from hfaccel.replacement import PREFIX
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum)
@@ -24,15 +23,14 @@ TORCHS = frozenset(vars(nn.Module()))
 INDICES = ("layer_idx", "layer_id")
 
 
-def kind_of(family: Family, layer: nn.Module, indexed: bool = False) -> Hashable:
-    """Equal for layers that compute the same if their weights are equal: all parts have the same classes and
+def kind_of(module: nn.Module, indexed: bool = False) -> Hashable:
+    """Equal for modules that compute the same if their weights are equal: all parts have the same classes and
     shapes, and the same attributes, configs included. `indexed`: indices count too."""
     known: dict[int, Hashable] = {}
-    parts = (
+    return tuple(
         (path, type(part), part.training, *_shapes(part), *_attributes(part, indexed, known))
-        for path, part in layer.named_modules()
+        for path, part in module.named_modules()
     )
-    return family.name, *parts
 
 
 def indices_of(layer: nn.Module) -> Iterator[tuple[Table, str]]:
