@@ -41,8 +41,8 @@ ASYNCHRONOUS = ("greenlet", "gevent", "eventlet")  # packages that end a greenle
 def interrupts(error: BaseException) -> bool:
     """Whether an error tells the program, or a greenlet, to end. Such an error is raised at once.
 
-    Every other error is raised in place of its input's result, even if its class is no Exception: a panic in
-    a tokenizer written in Rust is a BaseException.
+    Every other error is raised in place of its input's result, even if it is not an Exception: a panic in a
+    tokenizer written in Rust is a BaseException.
     """
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return True

@@ -141,7 +141,7 @@ def _try(stock: nn.Module, image: torch.Tensor) -> Followers | str:
 
 
 def _difference(expected: object, stock: nn.Module, followers: Followers, image: torch.Tensor) -> str:
-    """How the part as a region differs from the part itself; "" where the results are equal."""
+    """How the part as a region differs from the part itself; "" if the results are equal."""
     fast = _copy(stock, random=False)
     enter(fast, followers, lambda weight: Kind.FLOAT32)
     try:

@@ -137,7 +137,7 @@ class NormStandIn:
 
 
 def sum_problem(value: Sum, shape: torch.Size, norm: nn.Module) -> str:
-    """Why the kernel cannot compute the norm of this sum, which has this shape; "" where it can."""
+    """Why the kernel cannot compute the norm of this sum, which has this shape; "" if it can."""
     *leading, size = shape
     for vector in norm._parameters.values():
         if vector is not None and (vector.dtype is not torch.float32 or vector.shape != (size,)):
@@ -181,7 +181,7 @@ def native_embedding(norm: nn.Module, embeddings: list[nn.Embedding]) -> NativeE
 
 
 def _broadcast(shapes: list[torch.Size]) -> tuple[int, ...] | None:
-    """The result of torch.broadcast_shapes, which takes 40 microseconds; None where that raises."""
+    """The result of torch.broadcast_shapes, which takes 40 microseconds; None where it would raise."""
     sizes = []
     for column in zip_longest(*(reversed(shape) for shape in shapes), fillvalue=1):
         several = set(column) - {1} or {1}
