@@ -1,4 +1,4 @@
-"""Where a layer keeps its parts, and what those parts say about the computation."""
+"""Where a layer keeps its parts, and what the parts' attributes say about the computation."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from hfaccel.engine.calls.snapshot import Table
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """Paths of a layer's parts from the layer. One projection may do the work of several: `qkv`, `gate_up`
-    (gate first). Norms come after the residual additions; with `norm_first`, `attention_norm` comes before
-    attention and `output_norm` before the feed-forward."""
+    """Paths of a layer's parts, starting at the layer. One projection may do the work of several: `qkv`,
+    `gate_up` (gate first). Norms come after the residual additions; with `norm_first`, `attention_norm` comes
+    before attention and `output_norm` before the feed-forward."""
 
     attention: str
     attention_output: str
@@ -39,11 +39,11 @@ class Parts:
     norm_first: bool = False
     parallel: bool = False  # the feed-forward takes the layer's input, as attention does
     rotary: bool = False  # the forward takes position_embeddings
-    causal: bool = False  # the forward listens to is_causal: then no token sees those after it
+    causal: bool = False  # the forward takes is_causal, with which no token sees later ones
 
     @property
     def projections(self) -> tuple[str, ...]:
-        """Paths of the linear layers, in the order in which their weights shall lie in memory."""
+        """Paths of the linear layers, in the order that their weights get in memory."""
         return (*self.attention_inputs, self.attention_output, *self.wide_inputs, self.down)
 
     @property
@@ -73,8 +73,8 @@ class Parts:
         return [attrgetter(path)(layer) for path in self.norm_paths]
 
     def vectors(self, layer: nn.Module) -> Iterator[tuple[Table, str]]:
-        """Where the biases, and the weights and biases of the norms are kept: table and name. Some are
-        None."""
+        """Where the biases of the linear layers and the weights and biases of the norms are kept: table and
+        name. Some vectors are None."""
         for module in (*self.linears(layer), *self.norms(layer)):
             for name in ("bias",) if isinstance(module, nn.Linear) else ("weight", "bias"):
                 yield module._parameters, name
@@ -96,18 +96,18 @@ def head_size(attention: nn.Module) -> int | None:
 
 
 def scale(attention: nn.Module) -> float:
-    """What scores are multiplied with before softmax."""
+    """The factor of scores before softmax."""
     for name in ("scaling", "scale"):
         value = getattr(attention, name, None)
         if isinstance(value, int | float):
             return float(value)
     terms = 1 + sum(kind in (getattr(attention, "pos_att_type", None) or ()) for kind in ("c2p", "p2c"))
-    return 1.0 / math.sqrt((head_size(attention) or 1) * terms)  # of disentangled attention there are three
+    return 1.0 / math.sqrt((head_size(attention) or 1) * terms)  # disentangled attention has up to three
 
 
 def window(attention: nn.Module) -> int:
-    """How far a token sees at most, -1 for no limit. The attribute counts the token itself (as flash
-    attention does)."""
+    """How far a token sees at most; -1 for no limit. The attribute counts the token itself, as in flash
+    attention."""
     wanted = getattr(attention, "sliding_window", None)
     return wanted - 1 if isinstance(wanted, int) else -1
 

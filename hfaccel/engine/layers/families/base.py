@@ -1,4 +1,4 @@
-"""What a family is, and the list of those that are known."""
+"""What a family is, and the list of known families."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Family(Parts):
 
     name: str
     call: type[Call] = Call
-    marks: tuple[str, ...] = ()  # attributes that the attention has, where the parts are those of others too
+    marks: tuple[str, ...] = ()  # attributes of the attention that tell families with equal parts apart
 
     def __post_init__(self) -> None:
         if not all(self.attention_inputs) or not self.wide_inputs:
@@ -35,7 +35,7 @@ class Family(Parts):
             )
 
     def __reduce__(self) -> tuple[object, ...]:
-        """By name: a pickled model is loaded where the family may lie elsewhere or be a newer one."""
+        """Pickle the name only: where a model is loaded, the family may be a newer one."""
         return family_of, (self.name,)
 
 
@@ -43,7 +43,7 @@ FAMILIES: list[Family] = []
 
 
 def register(family: Family) -> None:
-    """Add a family, or replace the one of that name. Layers are tried in this order."""
+    """Add a family, or replace the one of that name. Families are tried in the order of registration."""
     names = [known.name for known in FAMILIES]
     if family.name in names:
         FAMILIES[names.index(family.name)] = family
@@ -67,7 +67,7 @@ def load_others() -> None:
 
 
 def family_of(name: str) -> Family:
-    """Raises ValueError for a name that no family has."""
+    """The family of this name. Raises ValueError for a name that no family has."""
     load_others()
     for family in FAMILIES:
         if family.name == name:
@@ -90,12 +90,12 @@ def candidates(layer: nn.Module) -> Iterator[Family]:
 
 
 def fusing_problem(family: Family, layer: nn.Module) -> str:
-    """Why the parts, as they are, cannot be computed as one layer; "" where they can. The linear layers
-    must have been found packable before."""
+    """Why these parts cannot be computed as one layer; "" if they can. The linear layers must be known to be
+    packable."""
     activation, attention = attrgetter(family.activation)(layer), attrgetter(family.attention)(layer)
     linears = family.linears(layer)
     if not all(isinstance(linear, nn.Linear) for linear in linears):
-        return "a projection is no nn.Linear"
+        return "a projection is not an nn.Linear"
     if any(norm_kind(norm) is None for norm in family.norms(layer)):
         return "its norms are not nn.LayerNorm"
     if type(activation).__name__ not in ACTIVATIONS:
@@ -114,7 +114,7 @@ def fusing_problem(family: Family, layer: nn.Module) -> str:
     joint = split_qkv(family, layer) if family.qkv else []
     joint += split_gate_up(family, layer) if family.gate_up else []
     if any(rows.start % WIDEST_PANEL for _, rows in joint):
-        return f"parts of a joint projection are no multiple of {WIDEST_PANEL} wide"
+        return f"the width of a part of a joint projection is not a multiple of {WIDEST_PANEL}"
     return ""
 
 
