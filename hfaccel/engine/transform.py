@@ -29,7 +29,13 @@ from hfaccel.engine.models.shortcut import shorten
 from hfaccel.engine.plan import PLAN, ModelPlan, Step, apply_steps, keep, plan_of, steps_now
 from hfaccel.engine.weights.linear import PackedModule, unpack_all
 from hfaccel.engine.weights.repacking import kind_of
-from hfaccel.engine.weights.selection import arena_for, find_linears, is_dense, pack_weights
+from hfaccel.engine.weights.selection import (
+    arena_for,
+    find_linears,
+    find_tied_embeddings,
+    is_dense,
+    pack_weights,
+)
 from hfaccel.memory import Arena, pack_
 from hfaccel.outcome import Outcome
 from hfaccel.replacement import Replacement, undo
@@ -76,6 +82,7 @@ def transform(
     convolutions = find_convolutions(model, fused, lambda weight: _kind_of(weight, kind))
     draft.notes += left
     arena = _pack(draft, layers, kind, huge_pages, samples)
+    draft.add(find_tied_embeddings(model))
     _fuse(draft, [step for step in layers if _is_packed(model, step)], unpad)
     draft.add(*convolutions)
     draft.add(*find_embeddings(model))
@@ -134,7 +141,9 @@ def _pack(
 ) -> Arena:
     """Pack the linear layers that are faster packed, and all linear layers of layers that are to be fused."""
     model, found = draft.model, layers_of(draft.model, layers)
-    linears, left = find_linears(model, [each for layer, family in found for each in family.linears(layer)])
+    decodes = all(family.call.follows for _, family in found)
+    first = [each for layer, family in found for each in family.linears(layer)]
+    linears, left = find_linears(model, first, tied=decodes)
     verdict = Verdict()
     if wanted is Kind.INT8:
         dense = [linear for linear in linears if is_dense(linear, Kind.INT8, True)]
