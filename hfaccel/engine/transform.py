@@ -79,7 +79,7 @@ def transform(
     draft = Draft(model)
     layers, left = find_layers(model, unpad)
     fused = [layer for layer, _ in layers_of(model, layers)]
-    convolutions = find_convolutions(model, fused, lambda weight: _kind_of(weight, kind))
+    convolutions = find_convolutions(model, fused, lambda weight: _kind_of(weight, _of_convolutions(kind)))
     draft.notes += left
     arena = _pack(draft, layers, kind, huge_pages, samples)
     draft.add(find_tied_embeddings(model))
@@ -150,7 +150,7 @@ def _pack(
         verdict = try_int8(model, found, dense, smooth_layers(model, found), samples)
     steps = _of_weights(linears, wanted, verdict)
     steps, slower = judge_linears(model, steps, [layer for layer, _ in found])
-    rounds = wanted in (Kind.BFLOAT16, Kind.INT8)  # values change: the given model keeps its own weights
+    rounds = wanted not in (None, Kind.FLOAT32)  # values change: the given model keeps its own weights
     arena = arena_for(model, steps, rounds, huge_pages)
     problems = pack_weights(model, steps, arena, own=rounds, tried=verdict.packed)
     draft.notes += [*left, *slower]
@@ -161,6 +161,11 @@ def _pack(
 
 def _kind_of(weight: torch.Tensor, wanted: Kind | None) -> Kind:
     return kind_of(weight.dtype) if wanted is None else wanted
+
+
+def _of_convolutions(wanted: Kind | None) -> Kind | None:
+    """Groups are for linear layers with few rows; a convolution has as many as there are pixels."""
+    return None if wanted is not None and wanted.is_grouped else wanted
 
 
 def _of_weights(linears: Mapping[nn.Linear, str], wanted: Kind | None, verdict: Verdict) -> list[Step]:
