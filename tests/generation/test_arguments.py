@@ -18,7 +18,7 @@ from transformers import (
     TextIteratorStreamer,
     TextStreamer,
 )
-from words import words
+from letters import letters
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DETAILS = dict(return_dict_in_generate=True, output_logits=True, output_scores=True)
@@ -151,7 +151,7 @@ def test_a_criterion_of_the_program(name):
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_strings_that_stop(name):
-    tokenizer = words()
+    tokenizer = letters()
     said = generate(stock(name), name, 1, eos_token_id=None)
     stop = tokenizer.decode(said[0, -NEW // 2])
     got = assert_same(name, 1, stop_strings=[stop], tokenizer=tokenizer, eos_token_id=None)
@@ -173,7 +173,7 @@ class Lines(TextStreamer):
 @pytest.mark.parametrize("skip_prompt", [False, True])
 def test_streamer(name, skip_prompt):
     def use(model):
-        lines = Lines(words(), skip_prompt=skip_prompt)
+        lines = Lines(letters(), skip_prompt=skip_prompt)
         generate(model, name, 1, streamer=lines)
         return lines.texts
 
@@ -185,7 +185,7 @@ def test_streamer_that_is_iterated(name):
     """The model computes in another thread, as in servers."""
 
     def use(model):
-        pieces = TextIteratorStreamer(words(), timeout=60)
+        pieces = TextIteratorStreamer(letters(), timeout=60)
         thread = Thread(target=generate, args=(model, name, 1), kwargs={"streamer": pieces})
         thread.start()
         texts = [*pieces]
