@@ -15,6 +15,7 @@ import torch
 import hfaccel
 
 VOCABULARY, LIMIT, NEW, WINDOW = 211, 64, 16, 8
+NO_END = VOCABULARY  # a token that no model here generates; None would mean that of the configuration
 MARGIN = 1e-3  # least distance between the two highest logits; rounding in float32 stays below 1e-4
 VARIED = 9  # least number of distinct tokens in three texts
 # Standard deviations of weights. Small embeddings, or a model with tied weights repeats its last token.
@@ -25,21 +26,54 @@ FROM_ENCODER, CROSS = 0.2, ("encoder_attn.out_proj.weight", "cross_attn.out_proj
 UNSCALED, QUERIES = 0.25, ("SelfAttention.q.weight", "EncDecAttention.q.weight")
 # Seeds for which test_tokens_stand_far_apart holds; others have 0.
 SEEDS = {
-    **dict.fromkeys(('Llama', 'Qwen2', 'Qwen2, window', 'Qwen3', 'Mistral', 'Phi', 'Phi, norms', 'Phi3, window', 'Falcon, alibi', 'GLM', 'LFM2', 'BART, tied', 'Switch'), 1),
-    **dict.fromkeys(('Mistral, window', 'Gemma2', 'GPT-2', 'GPT-NeoX', 'GPT-BigCode', 'OPT', 'BLOOM', 'Granite', 'Nemotron', 'T5, gated', 'mT5', 'mBART'), 2),
-    **dict.fromkeys(('Gemma', 'MPT', 'Ernie 4.5', 'Speech2Text'), 3),
-    **dict.fromkeys(('Cohere2',), 4),
-    **dict.fromkeys(('Falcon', 'T5', 'UMT5'), 5),
-    **dict.fromkeys(('Llama, tied',), 6),
-    **dict.fromkeys(('BioGPT',), 8),
-    **dict.fromkeys(('SmolLM3',), 9),
-    **dict.fromkeys(('OPT, norms behind',), 10),
-    **dict.fromkeys(('LED', 'ProphetNet'), 11),
-    **dict.fromkeys(('T5, tied',), 17),
-    **dict.fromkeys(('Gemma3, tied',), 20),
-    **dict.fromkeys(('BlenderbotSmall',), 12),
-    **dict.fromkeys(('BART',), 39),
-    **dict.fromkeys(('Marian',), 40),
+    **dict.fromkeys(
+        (
+            "Llama",
+            "Qwen2",
+            "Qwen2, window",
+            "Qwen3",
+            "Mistral",
+            "Phi",
+            "Phi, norms",
+            "Phi3, window",
+            "Falcon, alibi",
+            "GLM",
+            "LFM2",
+            "BART, tied",
+            "Switch",
+        ),
+        1,
+    ),
+    **dict.fromkeys(
+        (
+            "Mistral, window",
+            "Gemma2",
+            "GPT-2",
+            "GPT-NeoX",
+            "GPT-BigCode",
+            "OPT",
+            "BLOOM",
+            "Granite",
+            "Nemotron",
+            "T5, gated",
+            "mT5",
+            "mBART",
+        ),
+        2,
+    ),
+    **dict.fromkeys(("Gemma", "MPT", "Ernie 4.5", "Speech2Text"), 3),
+    **dict.fromkeys(("Cohere2",), 4),
+    **dict.fromkeys(("Falcon", "T5", "UMT5"), 5),
+    **dict.fromkeys(("Llama, tied",), 6),
+    **dict.fromkeys(("BioGPT",), 8),
+    **dict.fromkeys(("SmolLM3",), 9),
+    **dict.fromkeys(("OPT, norms behind",), 10),
+    **dict.fromkeys(("LED", "ProphetNet"), 11),
+    **dict.fromkeys(("T5, tied",), 17),
+    **dict.fromkeys(("Gemma3, tied",), 20),
+    **dict.fromkeys(("BlenderbotSmall",), 12),
+    **dict.fromkeys(("BART",), 39),
+    **dict.fromkeys(("Marian",), 40),
 }
 IDS = dict(vocab_size=VOCABULARY, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 TEXT = {
@@ -59,7 +93,10 @@ FALCON = {name: value for name, value in WHOLE.items() if name not in ("intermed
 CAUSAL: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama": ("LlamaForCausalLM", TEXT),
     "Llama, biases": ("LlamaForCausalLM", {**TEXT, "attention_bias": True, "mlp_bias": True}),
-    "Llama, long": ("LlamaForCausalLM", {**TEXT, "rope_parameters": dict(rope_type="linear", factor=4.0, rope_theta=1e4)}),
+    "Llama, long": (
+        "LlamaForCausalLM",
+        {**TEXT, "rope_parameters": dict(rope_type="linear", factor=4.0, rope_theta=1e4)},
+    ),
     "Llama, tied": ("LlamaForCausalLM", {**TEXT, "tie_word_embeddings": True}),
     "Qwen2": ("Qwen2ForCausalLM", TEXT),
     "Qwen2, window": ("Qwen2ForCausalLM", {**TEXT, "use_sliding_window": True, **NARROW}),
@@ -102,7 +139,10 @@ CAUSAL: dict[str, tuple[str, dict[str, Any]]] = {
         {**WHOLE, "ffn_dim": 128, "word_embed_proj_dim": 32, "do_layer_norm_before": False},
     ),
     "BLOOM": ("BloomForCausalLM", {**IDS, **dict(hidden_size=64, n_layer=2, n_head=4)}),
-    "MPT": ("MptForCausalLM", {**IDS, **dict(d_model=64, n_heads=4, n_layers=2, max_seq_len=LIMIT, use_cache=True)}),
+    "MPT": (
+        "MptForCausalLM",
+        {**IDS, **dict(d_model=64, n_heads=4, n_layers=2, max_seq_len=LIMIT, use_cache=True)},
+    ),
     "StableLM": ("StableLmForCausalLM", {**TEXT, "partial_rotary_factor": 0.5}),
     "StableLM, norms": ("StableLmForCausalLM", {**TEXT, "qk_layernorm": True, "use_parallel_residual": True}),
     "Cohere": ("CohereForCausalLM", {**TEXT, "use_qk_norm": True, "logit_scale": 1.0}),
@@ -136,7 +176,12 @@ BART |= dict(max_position_embeddings=LIMIT)
 SPEECH = {**BART, **dict(max_source_positions=30, max_target_positions=LIMIT, num_mel_bins=20)}
 SPEECH |= dict(suppress_tokens=None, begin_suppress_tokens=None)
 LED = {**BART, **dict(max_encoder_position_embeddings=LIMIT, max_decoder_position_embeddings=LIMIT)}
-PROPHET = {**IDS, **START, **UNTIED, **dict(hidden_size=64, num_encoder_layers=2, num_decoder_layers=2, ngram=2)}
+PROPHET = {
+    **IDS,
+    **START,
+    **UNTIED,
+    **dict(hidden_size=64, num_encoder_layers=2, num_decoder_layers=2, ngram=2),
+}
 PROPHET |= dict(num_encoder_attention_heads=4, num_decoder_attention_heads=4, encoder_ffn_dim=128)
 PROPHET |= dict(decoder_ffn_dim=128, max_position_embeddings=LIMIT)
 IMAGE = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, image_size=32)
@@ -157,7 +202,10 @@ ENCODER_DECODER: dict[str, tuple[str, dict[str, Any]]] = {
     "BlenderbotSmall": ("BlenderbotSmallForConditionalGeneration", BART),
     "LED": ("LEDForConditionalGeneration", {**LED, "attention_window": 4}),
     "ProphetNet": ("ProphetNetForConditionalGeneration", PROPHET),
-    "Switch": ("SwitchTransformersForConditionalGeneration", {**T5, "num_experts": 4, "num_decoder_layers": 2}),
+    "Switch": (
+        "SwitchTransformersForConditionalGeneration",
+        {**T5, "num_experts": 4, "num_decoder_layers": 2},
+    ),
     "Whisper": ("WhisperForConditionalGeneration", SPEECH),
     "Speech2Text": (
         "Speech2TextForConditionalGeneration",

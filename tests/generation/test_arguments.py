@@ -7,7 +7,8 @@ from threading import Thread
 
 import pytest
 import torch
-from models import CAUSAL, DECODERS, ENCODED, NEW, VOCABULARY, optimized, prompt, stock
+from letters import letters
+from models import CAUSAL, DECODERS, ENCODED, NEW, NO_END, VOCABULARY, optimized, prompt, stock
 from same import assert_both, assert_same, generate
 from transformers import (
     GenerationConfig,
@@ -18,7 +19,8 @@ from transformers import (
     TextIteratorStreamer,
     TextStreamer,
 )
-from letters import letters
+
+import hfaccel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DETAILS = dict(return_dict_in_generate=True, output_logits=True, output_scores=True)
@@ -40,7 +42,9 @@ SETTINGS = {
     "typical_p": dict(do_sample=True, top_k=0, typical_p=0.8),
     "epsilon and eta": dict(do_sample=True, top_k=0, epsilon_cutoff=1e-3, eta_cutoff=1e-3),
     "beams that sample": dict(do_sample=True, num_beams=3, top_k=20),
-    "beams, early": dict(num_beams=4, early_stopping=True, length_penalty=0.5, eos_token_id=list(range(3, 30))),
+    "beams, early": dict(
+        num_beams=4, early_stopping=True, length_penalty=0.5, eos_token_id=list(range(3, 30))
+    ),
     "beams, never": dict(num_beams=4, early_stopping="never", length_penalty=2.0, num_return_sequences=2),
     "several samples": dict(do_sample=True, num_return_sequences=3, top_p=0.9),
     "several ends": dict(eos_token_id=list(range(3, 60))),
@@ -73,7 +77,7 @@ def test_setting_of_decoders(name, setting):
 def test_prompt_lookup(name):
     """The prompt repeats itself, so that drafts are found; some are rejected and cropped off the cache."""
     text = prompt(name, 1)["input_ids"].repeat(1, 2)
-    settings = dict(input_ids=text, attention_mask=None, eos_token_id=None)
+    settings = dict(input_ids=text, attention_mask=None, eos_token_id=NO_END)
     if stock(name)._is_stateful:
         pytest.skip("transformers does not assist models with a state")
     assert_same(name, 1, prompt_lookup_num_tokens=3, **settings)
@@ -86,7 +90,7 @@ def test_assisted(name, drafts):
 
     def use(model):
         draft = model if drafts == "itself" else make_draft(name, drafts == "optimized")
-        settings = dict(assistant_model=draft, attention_mask=None, eos_token_id=None)
+        settings = dict(assistant_model=draft, attention_mask=None, eos_token_id=NO_END)
         return [
             generate(model, name, 1, **settings),
             generate(model, name, 1, **settings, do_sample=True, temperature=0.7),
@@ -103,16 +107,14 @@ def make_draft(name, fast):
     with torch.no_grad():
         for parameter in draft.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.01)
-    import hfaccel
-
     return hfaccel.optimize(draft) if fast else draft
 
 
 def test_some_drafts_are_accepted_and_some_are_not():
     """Of those above."""
-    model, calls = stock("Llama"), []
+    model, draft, calls = stock("Llama"), make_draft("Llama", fast=False), []
     hook = model.register_forward_hook(lambda *_: calls.append(1))
-    generate(model, "Llama", 1, attention_mask=None, eos_token_id=None, assistant_model=make_draft("Llama", False))
+    generate(model, "Llama", 1, attention_mask=None, eos_token_id=NO_END, assistant_model=draft)
     hook.remove()
     assert NEW / 4 < len(calls) < NEW
 
@@ -152,9 +154,9 @@ def test_a_criterion_of_the_program(name):
 @pytest.mark.parametrize("name", DECODERS)
 def test_strings_that_stop(name):
     tokenizer = letters()
-    said = generate(stock(name), name, 1, eos_token_id=None)
+    said = generate(stock(name), name, 1, eos_token_id=NO_END)
     stop = tokenizer.decode(said[0, -NEW // 2])
-    got = assert_same(name, 1, stop_strings=[stop], tokenizer=tokenizer, eos_token_id=None)
+    got = assert_same(name, 1, stop_strings=[stop], tokenizer=tokenizer, eos_token_id=NO_END)
     assert got.shape[1] < said.shape[1]
 
 
@@ -230,11 +232,7 @@ def test_a_search_of_the_program(name):
             seen.append(input_ids)
         return torch.cat(seen, 1)
 
-    def use(model):
-        return generate(model, name, attention_mask=None, custom_generate=lambda model, input_ids, **kwargs: search(
-            model, input_ids, **kwargs))
-
-    assert_both(name, use)
+    assert_same(name, attention_mask=None, custom_generate=search)
 
 
 def test_both_trees_are_asked():

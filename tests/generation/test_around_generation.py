@@ -75,7 +75,7 @@ def test_hidden_states_and_attentions(name):
 @pytest.mark.parametrize("name", BOTH)
 def test_another_attention(name):
     pair = both(name)
-    for kind in ("eager", "sdpa"):
+    for kind in ("eager", stock(name).config._attn_implementation):
         for model in pair:
             model.set_attn_implementation(kind)
         assert_alike(pair, name)
@@ -174,11 +174,17 @@ def test_chat(name):
 
     chats = [
         [{"role": "user", "content": "How are you?"}],
-        [{"role": "user", "content": "1+1=?"}, {"role": "assistant", "content": "2"}, {"role": "user", "content": "Why?"}],
+        [
+            {"role": "user", "content": "1+1=?"},
+            {"role": "assistant", "content": "2"},
+            {"role": "user", "content": "Why?"},
+        ],
     ]
     settings = dict(max_new_tokens=8, do_sample=False)
     stocks = pipeline("text-generation", stock(name), tokenizer=letters(), device="cpu")
-    fast = hfaccel.optimize(pipeline("text-generation", copy.deepcopy(stock(name)), tokenizer=letters(), device="cpu"))
+    fast = hfaccel.optimize(
+        pipeline("text-generation", copy.deepcopy(stock(name)), tokenizer=letters(), device="cpu")
+    )
     assert fast(chats[0], **settings) == stocks(chats[0], **settings)
     assert fast(chats, batch_size=2, **settings) == stocks(chats, batch_size=2, **settings)
     assert fast("once", num_return_sequences=2, num_beams=2, **settings) == stocks(
@@ -189,7 +195,9 @@ def test_chat(name):
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_template_and_a_tokenizer(name):
     chat = [{"role": "user", "content": "How are you?"}]
-    given = letters().apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    given = letters().apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     expected = generate(stock(name), name, **given)
     got = generate(optimized(name), name, **given)
     assert letters().batch_decode(got) == letters().batch_decode(expected)

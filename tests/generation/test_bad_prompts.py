@@ -59,7 +59,9 @@ def test_case_of_every_architecture(name, case):
 
 
 @pytest.mark.parametrize("name", ["T5", "BART"])
-@pytest.mark.parametrize("case", ["an empty prompt", "no new tokens", "longer than the limit", "a mask that hides all"])
+@pytest.mark.parametrize(
+    "case", ["an empty prompt", "no new tokens", "longer than the limit", "a mask that hides all"]
+)
 def test_case_with_an_encoder(name, case):
     given, _ = CASES[case]
     assert_both(name, lambda model: outcome(lambda each: generate(each, name, **given), model))
@@ -78,7 +80,9 @@ def test_case_with_an_encoder(name, case):
         dict(input_ids=torch.tensor([[5, 6]]), past_key_values="a cache"),
         dict(input_ids=torch.tensor([[5, 6]], dtype=torch.int32)),
     ],
-    ids=lambda given: ", ".join(f"{key} {tuple(getattr(value, 'shape', ()))}" for key, value in given.items()),
+    ids=lambda given: ", ".join(
+        f"{key} {tuple(getattr(value, 'shape', ()))}" for key, value in given.items()
+    ),
 )
 def test_one_forward(name, given):
     """Without generate() in front of it."""

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from models import CAUSAL, DECODERS, ENCODED, NAMES, NEW, WINDOW, optimized, prompt, stock
+from models import CAUSAL, DECODERS, ENCODED, NAMES, NEW, NO_END, WINDOW, optimized, prompt, stock
 from same import assert_both, assert_equal, assert_same, generate, outcome
 from transformers import DynamicCache, StaticCache
 from transformers.utils import is_hqq_available, is_optimum_quanto_available
@@ -56,7 +56,9 @@ def test_static(name):
 @pytest.mark.parametrize("kind", ["dynamic", "offloaded", "offloaded_static"])
 def test_kinds_that_generate_makes(name, kind):
     """Offloading refuses where there is nothing to offload from."""
-    assert_both(name, lambda model: outcome(lambda each: generate(each, name, cache_implementation=kind), model))
+    assert_both(
+        name, lambda model: outcome(lambda each: generate(each, name, cache_implementation=kind), model)
+    )
 
 
 @pytest.mark.parametrize("name", ["Llama", "GPT-2", "Qwen2"])
@@ -88,7 +90,7 @@ def test_continued_in_a_second_call(name):
 
     def talk(model):
         cache = growing(model)
-        settings = dict(past_key_values=cache, attention_mask=None, eos_token_id=None)
+        settings = dict(past_key_values=cache, attention_mask=None, eos_token_id=NO_END)
         said = generate(model, name, input_ids=ids(name, 1), **settings)
         more = torch.cat([said, ids(name, 1, 5)], 1)
         return said, generate(model, name, input_ids=more, **settings), cache
@@ -103,7 +105,7 @@ def test_one_prefix_for_many_texts(name):
     def use(model):
         prefix = step(model, ids(name, 1), growing(model)).past_key_values
         texts = [torch.cat([ids(name, 1), ids(name, 1, length)], 1) for length in (2, 7)]
-        settings = dict(attention_mask=None, eos_token_id=None)
+        settings = dict(attention_mask=None, eos_token_id=NO_END)
         return [
             generate(model, name, input_ids=text, past_key_values=copy.deepcopy(prefix), **settings)
             for text in texts
@@ -250,7 +252,7 @@ def test_with_an_encoder(name):
     """The cache of the encoder's states is of the same values, too; both serve a second call."""
 
     def use(model):
-        settings = dict(attention_mask=None, return_dict_in_generate=True, eos_token_id=None)
+        settings = dict(attention_mask=None, return_dict_in_generate=True, eos_token_id=NO_END)
         first = generate(model, name, 1, **settings)
         cache = first.past_key_values
         more = step_decoder(model, name, first.sequences[:, -1:], cache)

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from conftest import needs_kernels
-from models import CAUSAL, DECODERS, MARGIN, NAMES, NEW, VARIED, optimized, prompt, stock
+from models import CAUSAL, DECODERS, MARGIN, NAMES, NEW, NO_END, VARIED, optimized, prompt, stock
 from same import assert_both, assert_equal, assert_same, generate
 from transformers import LogitsProcessor
 
@@ -32,7 +32,7 @@ class Noise(LogitsProcessor):
 @pytest.mark.parametrize("name", NAMES)
 def test_tokens_stand_far_apart(name):
     """Of stock models: no other test here depends on rounding, and none is about one token again and again."""
-    greedy = generate(stock(name), name, eos_token_id=None, **DETAILS)
+    greedy = generate(stock(name), name, eos_token_id=NO_END, **DETAILS)
     logits = torch.stack(greedy.logits)
     first, second = logits.topk(2).values.unbind(-1)
     margin = MARGIN * min(1, logits.std().item())
@@ -55,15 +55,15 @@ def test_something_is_optimized(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_greedy(name):
     """One text without padding; the logits of each step are close, too."""
-    assert_same(name, 1, attention_mask=None, eos_token_id=None, **DETAILS)
+    assert_same(name, 1, attention_mask=None, eos_token_id=NO_END, **DETAILS)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_texts_of_different_lengths(name):
     """Padded, and some of them at their end before the others."""
-    free = generate(stock(name), name, eos_token_id=None)
+    free = generate(stock(name), name, eos_token_id=NO_END)
     ends = free[0, -NEW // 2].item()
-    assert_same(name, eos_token_id=None, **DETAILS)
+    assert_same(name, eos_token_id=NO_END, **DETAILS)
     got = assert_same(name, eos_token_id=[ends, 2])
     assert got[0].tolist() != free[0, : got.shape[1]].tolist() or got.shape != free.shape
 
@@ -76,7 +76,7 @@ def test_without_a_cache(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_beams(name):
     assert_same(name, num_beams=4)
-    assert_same(name, num_beams=3, num_return_sequences=3, eos_token_id=None, **DETAILS)
+    assert_same(name, num_beams=3, num_return_sequences=3, eos_token_id=NO_END, **DETAILS)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -107,7 +107,7 @@ def test_in_place(name):
 @pytest.mark.parametrize("name", ["Llama", "Qwen3", "Mistral, window", "Gemma2"])
 def test_many_tokens(name):
     """More than a cache has room for at first, and than a window shows."""
-    assert_same(name, max_new_tokens=120, eos_token_id=None)
+    assert_same(name, max_new_tokens=120, eos_token_id=NO_END)
 
 
 @pytest.mark.parametrize("name", DECODERS)
