@@ -53,7 +53,7 @@ def assert_equal(got: Any, expected: Any) -> None:
 
 
 def held(cache: Any) -> list[Any]:
-    """What a cache says and holds, layer by layer. Not of an encoder: at its padding hfaccel computes nothing."""
+    """What a cache says and holds, layer by layer; not of an encoder, whose padding hfaccel leaves out."""
     cache = getattr(cache, "self_attention_cache", cache)
     layers = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
     return [cache.get_seq_length(), cache.is_sliding, layers]

@@ -78,8 +78,6 @@ def test_prompt_lookup(name):
     """The prompt repeats itself, so that drafts are found; some are rejected and cropped off the cache."""
     text = prompt(name, 1)["input_ids"].repeat(1, 2)
     settings = dict(input_ids=text, attention_mask=None, eos_token_id=NO_END)
-    if stock(name)._is_stateful:
-        pytest.skip("transformers does not assist models with a state")
     assert_same(name, 1, prompt_lookup_num_tokens=3, **settings)
 
 

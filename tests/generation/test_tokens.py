@@ -31,7 +31,7 @@ class Noise(LogitsProcessor):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_tokens_stand_far_apart(name):
-    """Of stock models: no other test here depends on rounding, and none is about one token again and again."""
+    """Of stock models: so no other test here depends on rounding, or sees one token again and again."""
     greedy = generate(stock(name), name, eos_token_id=NO_END, **DETAILS)
     logits = torch.stack(greedy.logits)
     first, second = logits.topk(2).values.unbind(-1)
