@@ -18,72 +18,36 @@ VOCABULARY, LIMIT, NEW, WINDOW = 211, 64, 16, 8
 NO_END = VOCABULARY  # a token that no model here generates; None would mean that of the configuration
 MARGIN = 1e-3  # least distance between the two highest logits; rounding in float32 stays below 1e-4
 VARIED = 9  # least number of distinct tokens in three texts
-# Standard deviations of weights. Small embeddings, or a model with tied weights repeats its last token.
-SPREAD, EMBEDDED = 0.35, 0.1
+# Standard deviations of weights, the first for a width of one. Embeddings are small: a model with tied
+# weights would repeat its last token.
+SPREAD, EMBEDDED = 2.8, 0.1
 # What comes from the encoder is alike at every step: it must not outweigh the tokens before.
 FROM_ENCODER, CROSS = 0.2, ("encoder_attn.out_proj.weight", "cross_attn.out_proj.weight")
 # T5 does not divide scores by the root of the head size; as large as others' they would multiply rounding.
 UNSCALED, QUERIES = 0.25, ("SelfAttention.q.weight", "EncDecAttention.q.weight")
 # Seeds for which test_tokens_stand_far_apart holds; others have 0.
+# fmt: off
 SEEDS = {
-    **dict.fromkeys(
-        (
-            "Llama",
-            "Qwen2",
-            "Qwen2, window",
-            "Qwen3",
-            "Mistral",
-            "Phi",
-            "Phi, norms",
-            "Phi3, window",
-            "Falcon, alibi",
-            "GLM",
-            "LFM2",
-            "BART, tied",
-            "Switch",
-        ),
-        1,
-    ),
-    **dict.fromkeys(
-        (
-            "Mistral, window",
-            "Gemma2",
-            "GPT-2",
-            "GPT-NeoX",
-            "GPT-BigCode",
-            "OPT",
-            "BLOOM",
-            "Granite",
-            "Nemotron",
-            "T5, gated",
-            "mT5",
-            "mBART",
-        ),
-        2,
-    ),
-    **dict.fromkeys(("Gemma", "MPT", "Ernie 4.5", "Speech2Text"), 3),
-    **dict.fromkeys(("Cohere2",), 4),
-    **dict.fromkeys(("Falcon", "T5", "UMT5"), 5),
-    **dict.fromkeys(("Llama, tied",), 6),
-    **dict.fromkeys(("BioGPT",), 8),
-    **dict.fromkeys(("SmolLM3",), 9),
-    **dict.fromkeys(("OPT, norms behind",), 10),
-    **dict.fromkeys(("LED", "ProphetNet"), 11),
-    **dict.fromkeys(("T5, tied",), 17),
-    **dict.fromkeys(("Gemma3, tied",), 20),
-    **dict.fromkeys(("BlenderbotSmall",), 12),
-    **dict.fromkeys(("BART",), 39),
-    **dict.fromkeys(("Marian",), 40),
+    "BART, tied": 1, "Falcon, alibi": 1, "GLM": 1, "Gemma2": 1, "Llama, tied": 1, "OLMo": 1, "Persimmon": 1,
+    "Phi": 1, "Phi3, window": 1, "Qwen2": 1, "Qwen2, window": 1, "Qwen3": 1, "Switch": 1, "BLOOM": 2,
+    "GPT-2": 2, "GPT-BigCode": 2, "GPT-NeoX": 2, "GPT-NeoX, serial": 2, "Gemma": 2, "Granite": 2,
+    "Llama": 2, "Mistral": 2, "Mistral, window": 2, "OPT": 2, "T5, gated": 2, "mBART": 2, "mT5": 2,
+    "BioGPT": 3, "Ernie 4.5": 3, "MPT": 3, "Phi, norms": 3, "Speech2Text": 3, "Cohere2": 4, "Falcon": 5,
+    "Falcon, new": 5, "T5": 5, "UMT5": 5, "OPT, norms behind": 8, "SmolLM3": 9, "LED": 11, "ProphetNet": 11,
+    "BlenderbotSmall": 12, "T5, tied": 17, "Nemotron": 20, "Qwen2-MoE": 30, "GPT-OSS": 36, "BART": 39,
+    "Marian": 40, "Mixtral": 57,
 }
+# fmt: on
 IDS = dict(vocab_size=VOCABULARY, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 TEXT = {
     **IDS,
-    **dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16),
+    **dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=4, head_dim=16),
     **dict(intermediate_size=128, max_position_embeddings=LIMIT),
 }
 WHOLE = {name: value for name, value in TEXT.items() if name not in ("num_key_value_heads", "head_dim")}
 OLD = {**IDS, **dict(n_embd=64, n_layer=2, n_head=4, n_positions=LIMIT)}
 EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64)
+STRETCHED = dict(rope_type="linear", factor=4.0, rope_theta=1e4)
 LOCAL = dict(num_local_experts=4, num_experts_per_tok=2)
 NARROW = dict(sliding_window=WINDOW, layer_types=["sliding_attention", "full_attention"])
 UNTIED = dict(tie_word_embeddings=False)  # or few distinct tokens would be generated
@@ -110,7 +74,6 @@ CAUSAL: dict[str, tuple[str, dict[str, Any]]] = {
     "Gemma": ("GemmaForCausalLM", TEXT),
     "Gemma2": ("Gemma2ForCausalLM", {**TEXT, **NARROW, **UNTIED, "query_pre_attn_scalar": 16}),
     "Gemma3": ("Gemma3ForCausalLM", {**TEXT, **NARROW, **UNTIED, "query_pre_attn_scalar": 16}),
-    "Gemma3, tied": ("Gemma3ForCausalLM", {**TEXT, **NARROW, "query_pre_attn_scalar": 16}),
     "Phi": ("PhiForCausalLM", {**TEXT, "partial_rotary_factor": 0.5}),
     "Phi, norms": ("PhiForCausalLM", {**TEXT, "qk_layernorm": True}),
     "Phi3": ("Phi3ForCausalLM", {**TEXT, "sliding_window": None}),
@@ -120,7 +83,7 @@ CAUSAL: dict[str, tuple[str, dict[str, Any]]] = {
     "OLMo2": ("Olmo2ForCausalLM", TEXT),
     "OLMoE": ("OlmoeForCausalLM", {**TEXT, "num_experts": 4, "num_experts_per_tok": 2}),
     "Falcon": ("FalconForCausalLM", {**FALCON, "new_decoder_architecture": False, "multi_query": True}),
-    "Falcon, new": ("FalconForCausalLM", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    "Falcon, new": ("FalconForCausalLM", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 4}),
     "Falcon, alibi": ("FalconForCausalLM", {**FALCON, "alibi": True, "parallel_attn": False, "bias": True}),
     "GPT-2": ("GPT2LMHeadModel", OLD),
     "GPT-Neo": (
@@ -133,10 +96,10 @@ CAUSAL: dict[str, tuple[str, dict[str, Any]]] = {
     "GPT-J": ("GPTJForCausalLM", {**OLD, "rotary_dim": 8}),
     "GPT-BigCode": ("GPTBigCodeForCausalLM", {**OLD, "multi_query": True}),
     "CodeGen": ("CodeGenForCausalLM", {**OLD, "rotary_dim": 8}),
-    "OPT": ("OPTForCausalLM", {**WHOLE, "ffn_dim": 128, "word_embed_proj_dim": 64}),
+    "OPT": ("OPTForCausalLM", {**WHOLE, "ffn_dim": 128, "word_embed_proj_dim": 128}),
     "OPT, norms behind": (
         "OPTForCausalLM",
-        {**WHOLE, "ffn_dim": 128, "word_embed_proj_dim": 32, "do_layer_norm_before": False},
+        {**WHOLE, "ffn_dim": 128, "word_embed_proj_dim": 64, "do_layer_norm_before": False},
     ),
     "BLOOM": ("BloomForCausalLM", {**IDS, **dict(hidden_size=64, n_layer=2, n_head=4)}),
     "MPT": (
@@ -160,9 +123,9 @@ CAUSAL: dict[str, tuple[str, dict[str, Any]]] = {
     "BioGPT": ("BioGptForCausalLM", WHOLE),
     "DeepSeek-V3": (
         "DeepseekV3ForCausalLM",
-        {**TEXT, **dict(num_key_value_heads=4, n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1)}
+        {**TEXT, **dict(num_key_value_heads=8, n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1)}
         | dict(moe_intermediate_size=64, n_group=2, topk_group=1, first_k_dense_replace=1)
-        | dict(q_lora_rank=32, kv_lora_rank=32, qk_rope_head_dim=16, qk_nope_head_dim=16, v_head_dim=16),
+        | dict(q_lora_rank=64, kv_lora_rank=64, qk_rope_head_dim=16, qk_nope_head_dim=16, v_head_dim=16),
     ),
     "LFM2": ("Lfm2ForCausalLM", {**TEXT, "layer_types": ["conv", "full_attention"]}),
 }
@@ -248,13 +211,14 @@ def stock(name: str) -> Any:
     cls, config = _configuration(name)
     torch.manual_seed(SEEDS.get(name, 0))
     model = cls(config).eval()
+    spread = SPREAD / max(64, model.get_input_embeddings().weight.shape[1]) ** 0.5
     with torch.no_grad():
         for path, parameter in model.named_parameters():
             if parameter.dim() == 1:  # norms and biases: 0 and 1 would hide that one was left out
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
             else:
-                parameter.normal_(std=SPREAD * _share(path))
-        model.get_input_embeddings().weight.mul_(EMBEDDED / SPREAD)
+                parameter.normal_(std=spread * _share(path))
+        model.get_input_embeddings().weight.mul_(EMBEDDED / spread)
     return model
 
 

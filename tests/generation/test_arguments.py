@@ -197,7 +197,8 @@ def test_streamer_that_is_iterated(name):
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_embeddings_in_the_place_of_tokens(name):
-    vectors = torch.randn(2, 6, 64, generator=torch.Generator().manual_seed(0))
+    width = stock(name).get_input_embeddings().weight.shape[1]
+    vectors = torch.randn(2, 6, width, generator=torch.Generator().manual_seed(0))
     assert_same(name, input_ids=None, attention_mask=None, inputs_embeds=vectors)
 
 

@@ -39,7 +39,7 @@ def paths(model, ending):
 
 @pytest.mark.parametrize("name", BOTH)
 def test_hooks(name):
-    """On one kind of part after another: they are called as often as in stock, and what they return counts."""
+    """On each kind of part: they are called as often as in stock, and what they return counts."""
     pair = both(name)
     free = assert_alike(pair, name)
     endings = [ending for ending in HOOKED if paths(pair[0], ending)]

@@ -74,7 +74,7 @@ def test_case_with_an_encoder(name, case):
         dict(input_ids=torch.zeros(0, 4, dtype=torch.long)),
         dict(input_ids=torch.zeros(2, 0, dtype=torch.long)),
         dict(),
-        dict(input_ids=torch.tensor([[5, 6]]), inputs_embeds=torch.zeros(1, 2, 64)),
+        dict(input_ids=torch.tensor([[5, 6]]), inputs_embeds=torch.zeros(1, 2, 128)),
         dict(inputs_embeds=torch.zeros(1, 2, 63)),
         dict(input_ids=torch.tensor([[5, 6]]), position_ids=torch.tensor([[3, 1]])),
         dict(input_ids=torch.tensor([[5, 6]]), past_key_values="a cache"),
