@@ -1,7 +1,7 @@
-"""llama.cpp through llama-cpp-python: files of the benchmark's weights, and one llama_decode after another.
+"""llama.cpp through llama-cpp-python: files of the benchmark's weights, one llama_decode after another.
 
-The file in bfloat16 is written by the package gguf, the others are quantized from it by llama.cpp itself, with
-the types that its own tool chooses for each matrix. There is no tokenizer: token ids go in and come out.
+The package gguf writes the file in bfloat16. llama.cpp itself quantizes the others from it, and chooses the
+types of their matrices as its own tool does. There is no tokenizer: token ids go in and come out.
 """
 
 from __future__ import annotations
