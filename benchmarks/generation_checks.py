@@ -22,8 +22,9 @@ def prompts(model: str) -> list[Tokens]:
 def compare(
     module: torch.nn.Module, given: Sequence[Tokens], generated: Sequence[Tokens]
 ) -> dict[str, float]:
-    """`agreement`: the part of the tokens that the module would choose after the same beginning. `regret`: the
-    mean distance from the logit of its choice to that of the engine's, in standard deviations of the logits."""
+    """`agreement`: the part of the tokens that the module would choose after the same beginning.
+    `regret`: how far the engine's choices lie behind the module's, in standard deviations of the logits.
+    """
     tokens = torch.tensor([[*start, *end] for start, end in zip(given, generated, strict=True)])
     with torch.inference_mode():
         logits = module(tokens).logits[:, len(given[0]) - 1 : -1].float()
