@@ -1,4 +1,4 @@
-"""The engine: how a model's own layers are computed faster, in place, with equal results."""
+"""The engine: it computes a model's own layers faster, in place, with equal results."""
 
 from hfaccel.engine.calibration.widening import widening_gain, widening_problem
 from hfaccel.engine.calls.settings import plain_settings

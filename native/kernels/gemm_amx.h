@@ -1,4 +1,4 @@
-/* gemm (gemm.h) by AMX: in bfloat16 and int8, and in float32 that is split (struct operand). */
+/* gemm (gemm.h) with AMX: in bfloat16 and int8, and in split float32 (struct operand). */
 #pragma once
 #include "gemm.h"
 

@@ -192,8 +192,8 @@ class _Linear(torch.autograd.Function):
         )
 
 
-def linear_problem(module: Any) -> str:
-    """Why this layer is not packed; "" where it is."""
+def linear_problem(module: Any, narrowest: int = MIN_WIDTH) -> str:
+    """Why this layer is not packed; "" where it is. `narrowest`: what is worth it."""
     weight = module.weight
     if isinstance(module, PackedModule) and type(weight) is module.hfaccel_key:
         return ""  # by an earlier call, for another tree of modules that shares this layer
@@ -206,7 +206,7 @@ def linear_problem(module: Any) -> str:
         "its weight is not an ordinary parameter": type(weight) is not nn.Parameter,
         "its weight was made in inference mode, where parameters cannot be exchanged": weight.is_inference(),
         "its weight is in memory shared with other processes": weight.is_cpu and weight.is_shared(),
-        f"narrower than {MIN_WIDTH}: torch's own path is as fast": min(weight.shape) < MIN_WIDTH,
+        f"narrower than {narrowest}: torch's own path is as fast": min(weight.shape) < narrowest,
         kernels_problem(): bool(kernels_problem()),
     }
     return next((problem for problem, applies in problems.items() if applies), "")
