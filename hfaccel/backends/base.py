@@ -42,7 +42,7 @@ class Options:
 
     huge_pages: bool = True
     dtype: torch.dtype | None = None  # of multiplications; None: the checkpoint's
-    quantization: str | None = None  # "int8"
+    quantization: str | None = None  # a value of hfaccel.precision.QUANTIZED
     unpad: bool | str = "auto"  # whether padding is left out; "auto": where nobody can read it
     samples: tuple[Mapping[str, torch.Tensor], ...] = ()  # typical inputs; the first stands for the shapes
 
@@ -54,7 +54,7 @@ class Options:
     @property
     def rounds(self) -> bool:
         """Whether weights are rounded: then the given model must keep its own."""
-        return self.precision in (Precision.BFLOAT16, Precision.INT8)
+        return self.precision not in (None, Precision.FLOAT32)
 
 
 class Backend(ABC):
@@ -100,7 +100,8 @@ class SessionBackend(Backend):
 
     def transform(self, model: nn.Module, options: Options) -> tuple[Outcome, ...]:
         precision = options.precision or Precision.FLOAT32
-        problem = self.available() or self.supports(model) or self.lacks(options) or too_slow(precision)
+        problem = self.available() or self.supports(model) or self.lacks(options)
+        problem = problem or too_slow(precision) or weight_only(precision)
         if problem:
             return (Outcome("model", False, problem),)
         return export.attach(model, self.engine, precision, options.samples)
@@ -118,6 +119,13 @@ def too_slow(precision: Precision) -> str:
     if precision is not Precision.BFLOAT16 or any(read_host().processor.has(flag) for flag in BF16_FLAGS):
         return ""
     return f"the CPU has none of {', '.join(BF16_FLAGS)}: bfloat16 would be slower than float32"
+
+
+def weight_only(precision: Precision) -> str:
+    """What is exported has weights and activations of one kind."""
+    if not precision.is_weight_only:
+        return ""
+    return f"this backend has no {precision}; use backend='torch', or quantization='int8'"
 
 
 def missing(packages: tuple[str, ...], extra: str) -> str:

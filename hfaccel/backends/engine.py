@@ -50,4 +50,4 @@ class TorchBackend(Backend):
 
 
 def _wanted(options: Options) -> engine.Kind | None:
-    return engine.Kind[options.precision.name] if options.precision else None
+    return engine.Kind.of(options.precision.value) if options.precision else None

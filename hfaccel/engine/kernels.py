@@ -19,20 +19,30 @@ class Kind(IntEnum):
     FLOAT32 = 0
     BFLOAT16 = 1
     INT8 = 2
+    INT8_WEIGHT_ONLY = 3  # in groups of GROUP inputs, each with a scale of its own
+    INT4_WEIGHT_ONLY = 4
 
     @property
     def numbers(self) -> int:
         """How many fit in a word of 32 bits."""
-        return 1 << self
+        return {Kind.INT8_WEIGHT_ONLY: 4, Kind.INT4_WEIGHT_ONLY: 8}.get(self, 1 << self)
+
+    @property
+    def is_grouped(self) -> bool:
+        return self >= Kind.INT8_WEIGHT_ONLY
 
     @property
     def label(self) -> str:
-        return self.name.lower()
+        """The name of the precision that it stands for (hfaccel.precision)."""
+        return self.name.lower().replace("_", "-")
 
     @classmethod
     def of(cls, label: str) -> Kind:
         """Raises KeyError for another label."""
-        return cls[label.upper()]
+        return cls[label.upper().replace("-", "_")]
+
+
+GROUP = 64  # inputs of a group
 
 
 class Activation(IntEnum):
@@ -87,10 +97,13 @@ def kernels_problem() -> str:
 
 def multiplies(kind: Kind) -> bool:
     """Whether numbers of this kind are multiplied by instructions of their own. Otherwise weights are stored
-    in the kind, and widened as they are read: that pays where memory is the limit."""
+    in the kind, and widened as they are read: that pays where memory is the limit. It always is for kinds in
+    groups, of which every set multiplies whole numbers."""
     if kernels_problem():
         return False
-    return kind is Kind.FLOAT32 or bool(kernels().DOT_BF16 if kind is Kind.BFLOAT16 else kernels().DOT_I8)
+    if kind is Kind.FLOAT32 or kind.is_grouped:
+        return True
+    return bool(kernels().DOT_BF16 if kind is Kind.BFLOAT16 else kernels().DOT_I8)
 
 
 WIDEST_PANEL = 32  # of all sets: parts of a weight that begin at its multiples suit any of them

@@ -29,7 +29,13 @@ from hfaccel.engine.models.shortcut import shorten
 from hfaccel.engine.plan import PLAN, ModelPlan, Step, apply_steps, keep, plan_of, steps_now
 from hfaccel.engine.weights.linear import PackedModule, unpack_all
 from hfaccel.engine.weights.repacking import kind_of
-from hfaccel.engine.weights.selection import arena_for, find_linears, is_dense, pack_weights
+from hfaccel.engine.weights.selection import (
+    arena_for,
+    find_linears,
+    find_tied_embeddings,
+    is_dense,
+    pack_weights,
+)
 from hfaccel.memory import Arena, pack_
 from hfaccel.outcome import Outcome
 from hfaccel.replacement import Replacement, undo
@@ -73,9 +79,10 @@ def transform(
     draft = Draft(model)
     layers, left = find_layers(model, unpad)
     fused = [layer for layer, _ in layers_of(model, layers)]
-    convolutions = find_convolutions(model, fused, lambda weight: _kind_of(weight, kind))
+    convolutions = find_convolutions(model, fused, lambda weight: _kind_of(weight, _of_convolutions(kind)))
     draft.notes += left
     arena = _pack(draft, layers, kind, huge_pages, samples)
+    draft.add(find_tied_embeddings(model))
     _fuse(draft, [step for step in layers if _is_packed(model, step)], unpad)
     draft.add(*convolutions)
     draft.add(*find_embeddings(model))
@@ -134,14 +141,16 @@ def _pack(
 ) -> Arena:
     """Pack the linear layers that are faster packed, and all linear layers of layers that are to be fused."""
     model, found = draft.model, layers_of(draft.model, layers)
-    linears, left = find_linears(model, [each for layer, family in found for each in family.linears(layer)])
+    decodes = all(family.call.follows for _, family in found)
+    first = [each for layer, family in found for each in family.linears(layer)]
+    linears, left = find_linears(model, first, tied=decodes)
     verdict = Verdict()
     if wanted is Kind.INT8:
         dense = [linear for linear in linears if is_dense(linear, Kind.INT8, True)]
         verdict = try_int8(model, found, dense, smooth_layers(model, found), samples)
     steps = _of_weights(linears, wanted, verdict)
     steps, slower = judge_linears(model, steps, [layer for layer, _ in found])
-    rounds = wanted in (Kind.BFLOAT16, Kind.INT8)  # values change: the given model keeps its own weights
+    rounds = wanted not in (None, Kind.FLOAT32)  # values change: the given model keeps its own weights
     arena = arena_for(model, steps, rounds, huge_pages)
     problems = pack_weights(model, steps, arena, own=rounds, tried=verdict.packed)
     draft.notes += [*left, *slower]
@@ -152,6 +161,11 @@ def _pack(
 
 def _kind_of(weight: torch.Tensor, wanted: Kind | None) -> Kind:
     return kind_of(weight.dtype) if wanted is None else wanted
+
+
+def _of_convolutions(wanted: Kind | None) -> Kind | None:
+    """Groups are for linear layers with few rows; a convolution has as many as there are pixels."""
+    return None if wanted is not None and wanted.is_grouped else wanted
 
 
 def _of_weights(linears: Mapping[nn.Linear, str], wanted: Kind | None, verdict: Verdict) -> list[Step]:

@@ -11,7 +11,13 @@ from hfaccel.precision import Precision
 
 # Largest relative error of an output, as length of the difference over length of the vector. Orders of
 # summation differ by 1e-6 in fp32; bf16 has 8 bits, int8 is what calibration makes of it.
-TOLERANCE = {Precision.FLOAT32: 1e-4, Precision.BFLOAT16: 0.05, Precision.INT8: 0.3}
+TOLERANCE = {
+    Precision.FLOAT32: 1e-4,
+    Precision.BFLOAT16: 0.05,
+    Precision.INT8: 0.3,
+    Precision.INT8_WEIGHT_ONLY: 0.05,
+    Precision.INT4_WEIGHT_ONLY: 0.3,
+}
 
 
 def difference(expected: object, got: object, mask: torch.Tensor | None = None) -> float:

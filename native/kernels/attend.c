@@ -63,23 +63,22 @@ static struct head head_of_rows(const struct work *work, const struct unit *unit
   const size_t key_head = number * layer->key_heads / layer->heads;
   const char *rows = work->memory->qkv + unit->start * numbers * bytes;
   const char *keys = rows + (unit->skipped * numbers + (layer->heads + key_head) * layer->head_size) * bytes;
-  return (struct head){.kind = layer->attention,
-                       .bf16 = bf16,
-                       .query = rows + number * layer->head_size * bytes,
-                       .key = keys,
-                       .value = keys + layer->key_heads * layer->head_size * bytes,
-                       .stride = numbers,
-                       .key_stride = numbers,
-                       .length = unit->seen,
-                       .skipped = unit->skipped,
-                       .size = layer->head_size,
-                       .scale = layer->scale,
-                       .bias =
-                           call->bias.numbers == NULL ? NULL : call->bias.numbers + number * call->bias.head,
-                       .bias_stride = call->bias.query,
-                       .window = call->sequences.window,
-                       .relative = relative_of_head(&call->relative, number,
-                                                    kind_words(layer->attention, layer->head_size))};
+  return (struct head){
+      .kind = layer->attention,
+      .bf16 = bf16,
+      .query = rows + number * layer->head_size * bytes,
+      .key = keys,
+      .value = keys + layer->key_heads * layer->head_size * bytes,
+      .stride = numbers,
+      .key_stride = numbers,
+      .length = unit->seen,
+      .skipped = unit->skipped,
+      .size = layer->head_size,
+      .scale = layer->scale,
+      .bias = call->bias.numbers == NULL ? NULL : call->bias.numbers + number * call->bias.head,
+      .bias_stride = call->bias.query,
+      .window = call->sequences.window,
+      .relative = relative_of_head(&call->relative, number, kind_words(layer->attention, layer->head_size))};
 }
 
 /* The same with keys and values of the cache. */
@@ -132,8 +131,7 @@ static struct head heads_of_query(const struct work *work, const struct unit *un
 {
   const struct layer *layer = work->layer;
   struct head head = head_of_cache(work, unit, key_head * (layer->heads / layer->key_heads));
-  head.query =
-      (const char *)head.query + query * head.stride * number_bytes(layer->attention == KIND_BF16);
+  head.query = (const char *)head.query + query * head.stride * number_bytes(layer->attention == KIND_BF16);
   return head;
 }
 
@@ -159,8 +157,9 @@ static void attend_few(const struct work *work, const struct member *member)
     for (size_t query = unit->first; query < unit->last; query++) {
       const struct head head = heads_of_query(work, unit, key_head, query);
       const struct member share = {.rank = (unsigned)(task % parts), .size = (unsigned)parts};
-      float *place = parts == 1 ? scratch : work->memory->parts + (number * FEW_QUERIES + query) * parts * floats +
-                                                task % parts * floats;
+      float *place = parts == 1 ? scratch
+                                : work->memory->parts + (number * FEW_QUERIES + query) * parts * floats +
+                                      task % parts * floats;
       const struct part part = part_at(layer, place);
       keys_of_query(&head, query, &first, &last);
       team_share(&share, last - first, &begin, &end);
@@ -189,8 +188,7 @@ static void merge_parts(const struct work *work, const struct member *member)
     for (size_t query = unit->first; query < unit->last; query++) {
       const struct head head = heads_of_query(work, unit, key_head, query);
       for (size_t p = 0; p < parts; p++)
-        each[p] = part_at(layer,
-                          work->memory->parts + ((task * FEW_QUERIES + query) * parts + p) * floats);
+        each[p] = part_at(layer, work->memory->parts + ((task * FEW_QUERIES + query) * parts + p) * floats);
       decode_merge(&head, queries, each, parts, context_of(work, unit->start + query, key_head * queries));
     }
   }

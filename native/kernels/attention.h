@@ -9,8 +9,8 @@ struct head {
   int bf16;       /* whether keys and values are bfloat16; with KIND_BF16 they are */
   const void *query, *key, *value;
   size_t stride, key_stride; /* numbers from row to row: of queries; of keys and values */
-  size_t length, size; /* keys and values; numbers of a row: even for bfloat16 */
-  size_t skipped;      /* tokens before the first key, which no query sees: padding on the left */
+  size_t length, size;       /* keys and values; numbers of a row: even for bfloat16 */
+  size_t skipped;            /* tokens before the first key, which no query sees: padding on the left */
   float scale;
   const float *bias;        /* added to the scaled scores, [query][token], or NULL */
   size_t bias_stride;       /* numbers from query to query */

@@ -1,8 +1,8 @@
 /* Attention of one token over the keys before it: the vectors of a few heads times many rows of memory.
  *
- * Nothing is packed: each key and value is read once, for all queries that see it, and the softmax is computed
- * as keys come (Milakov and Gimelshein 2018). So a sequence may be divided among threads, each of which takes
- * some of the keys, and their parts be merged. */
+ * Nothing is packed: each key and value is read once, for all queries that see it, and the softmax is
+ * computed as keys come (Milakov and Gimelshein 2018). So a sequence may be divided among threads, each of
+ * which takes some of the keys, and their parts be merged. */
 #pragma once
 #include "attention.h"
 

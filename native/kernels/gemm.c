@@ -2,6 +2,7 @@
 
 #include "finish.h"
 #include "gemm_amx.h"
+#include "gemm_grouped.h"
 #include "tile.h"
 
 enum { AHEAD = 24 }; /* words: how far a panel's next lines are asked for from the second-level cache */
@@ -192,6 +193,10 @@ void gemm(const struct matrix *matrix, const struct operand *operand, size_t row
     return;
   if (HAS_AMX && operand->part)
     gemm_by_parts(matrix, operand, rows, first, last, result);
+  else if (HAS_AMX && operand->unpacked)
+    gemm_by_unpacking(matrix, operand, rows, first, last, result);
+  else if (is_grouped(matrix->kind))
+    gemm_grouped(matrix, operand, rows, first, last, result);
   else if (by_amx(matrix->kind))
     gemm_by_amx(matrix, operand, rows, first, last, result);
   else

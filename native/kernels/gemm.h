@@ -1,8 +1,8 @@
-/* Matrix multiplication by a weight that was packed once, in float32, bfloat16 or int8.
+/* Matrix multiplication by a weight that was packed once, in float32, bfloat16, int8 or in groups.
  *
- * All three are one kernel over words of 32 bits: a word is one float, two bfloat16 or four int8 that lie
- * next to each other along the summed dimension, and one instruction multiplies a word of the activations by
- * LANES words of the weight and adds to as many sums. A packed weight is [panel of PANEL columns][word]
+ * The first three are one kernel over words of 32 bits: a word is one float, two bfloat16 or four int8 that
+ * lie next to each other along the summed dimension, and one instruction multiplies a word of the activations
+ * by LANES words of the weight and adds to as many sums. A packed weight is [panel of PANEL columns][word]
  * [column]: what the kernel reads lies in the order in which it reads it.
  *
  * Where the CPU has no such instruction for bfloat16 or int8 (set.h), a word of the weight is widened in
@@ -15,7 +15,13 @@
  * Numbers of a row that are much larger than the others would leave these few of the 256 steps: each is first
  * multiplied with a factor, by which the weights were divided (SmoothQuant, Xiao et al. 2022). Where a few
  * inputs have weights much larger than all others, which would leave the others few steps, these inputs are
- * not rounded at all: their factor is 0, and what they add is computed apart, in float32. */
+ * not rounded at all: their factor is 0, and what they add is computed apart, in float32.
+ *
+ * Groups (gemm_grouped.c): weights in 8 or 4 bits for work that is limited by the bytes of the weights. Each
+ * column has a scale and a minimum for every GROUP inputs, w = scale q + minimum, both bfloat16, in one word
+ * behind the group's words. Activations are signed bytes with one scale for each row and group, so that a
+ * large number costs its own group precision and no other. The sums of a group are whole numbers below 2^24,
+ * the same in every set to the bit. */
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -27,18 +33,34 @@ enum { PANEL = VECTORS * LANES };
 enum { MOST_TILE_ROWS = HAS_AMX ? AMX_ROWS : VECTOR_ROWS };
 enum { EXACT = 4 };                  /* inputs that are not rounded, where there are such */
 enum { SPLIT = 3, SPLIT_ROWS = 64 }; /* parts of a float32 in bfloat16; from how many rows on that pays */
+enum { UNPACKED_ROWS = 32 };         /* from how many rows on a weight in groups is unpacked for AMX */
 
-enum kind { KIND_F32, KIND_BF16, KIND_I8, KINDS };
+enum kind { KIND_F32, KIND_BF16, KIND_I8, KIND_G8, KIND_G4, KINDS };
+
+enum { GROUP = 64, GROUP_WORDS = GROUP / 4 }; /* inputs; words of their activations */
+
+static inline int is_grouped(enum kind kind)
+{
+  return kind == KIND_G8 || kind == KIND_G4;
+}
 
 /* Numbers in a word of 32 bits. */
 static inline size_t kind_numbers(enum kind kind)
 {
-  return (size_t)1 << kind;
+  return kind == KIND_G8 ? 4 : kind == KIND_G4 ? 8 : (size_t)1 << kind;
 }
 
+static inline size_t group_count(size_t inputs)
+{
+  return (inputs + GROUP - 1) / GROUP;
+}
+
+/* Words of a column with so many numbers: those of groups and, behind each, its scale and minimum. */
 static inline size_t kind_words(enum kind kind, size_t numbers)
 {
-  return (numbers + kind_numbers(kind) - 1) >> kind;
+  if (is_grouped(kind))
+    return group_count(numbers) * (GROUP / kind_numbers(kind) + 1);
+  return (numbers + kind_numbers(kind) - 1) / kind_numbers(kind);
 }
 
 /* Words of the activations that one word of the weight is multiplied by. */
@@ -87,9 +109,12 @@ struct matrix {
   const int32_t *exact_inputs; /* which inputs these are */
 };
 
-/* Words of a row of its operand: behind the numbers lie, as floats, those that are not rounded. */
+/* Words of a row of its operand: behind the numbers lie, as floats, those that are not rounded; of groups,
+ * the scale of each and then the scale times the sum of the numbers of each. */
 static inline size_t operand_words(const struct matrix *matrix)
 {
+  if (is_grouped(matrix->kind))
+    return group_count(matrix->inputs) * (GROUP_WORDS + 2);
   return matrix->words * words_per_word(matrix->kind) + (matrix->exact == NULL ? 0 : EXACT);
 }
 
@@ -100,6 +125,7 @@ struct operand {
   float *scales; /* of rows; int8 only */
   float *shifts; /* of rows; int8 only */
   size_t part;   /* words from part to part of a float32 row that is split (is_split), largest first; or 0 */
+  int unpacked;  /* bfloat16, for a weight in groups that is unpacked (is_unpacked) */
 };
 
 /* What becomes of the sums: activation(sum + bias) * factor + addend, stored as float32, as bfloat16 or in
@@ -119,13 +145,13 @@ struct result {
 
 static inline int by_amx(enum kind kind)
 {
-  return HAS_AMX && kind != KIND_F32;
+  return HAS_AMX && (kind == KIND_BF16 || kind == KIND_I8);
 }
 
 /* The most rows whose sums the registers hold. */
 static inline size_t tile_rows(enum kind kind)
 {
-  return by_amx(kind) ? AMX_ROWS : VECTOR_ROWS;
+  return by_amx(kind) ? AMX_ROWS : is_grouped(kind) ? GROUPED_ROWS : VECTOR_ROWS;
 }
 
 /* Whether this many rows of float32 are multiplied by AMX, which knows bfloat16: each number, of 24 bits, is
@@ -133,6 +159,18 @@ static inline size_t tile_rows(enum kind kind)
 static inline int is_split(const struct matrix *matrix, size_t rows)
 {
   return matrix->kind == KIND_F32 && rows >= SPLIT_ROWS && by_amx(KIND_BF16);
+}
+
+/* Whether this many rows are multiplied by AMX with a weight in groups, which is unpacked to bfloat16. */
+static inline int is_unpacked(const struct matrix *matrix, size_t rows)
+{
+  return HAS_AMX && is_grouped(matrix->kind) && rows >= UNPACKED_ROWS;
+}
+
+/* Words of a row of bfloat16 for that: whole groups are whole steps of AMX. */
+static inline size_t unpacked_words(const struct matrix *matrix)
+{
+  return kind_words(KIND_BF16, group_count(matrix->inputs) * GROUP);
 }
 
 /* The upper half of each number, and of what is left, and that: no bit is lost. */
@@ -163,7 +201,8 @@ static inline size_t operand_room(const struct matrix *matrix)
 {
   const size_t whole = operand_stride(operand_words(matrix));
   const size_t split = is_split(matrix, SIZE_MAX) ? SPLIT * split_part(matrix) : 0;
-  return whole > split ? whole : split;
+  const size_t unpacked = is_unpacked(matrix, SIZE_MAX) ? operand_stride(unpacked_words(matrix)) : split;
+  return whole > unpacked ? whole : unpacked;
 }
 
 /* An operand of this many rows, in memory of that room. */
@@ -171,8 +210,9 @@ static inline struct operand operand_of(const struct matrix *matrix, size_t rows
                                         float *scales, float *shifts)
 {
   const size_t part = is_split(matrix, rows) ? split_part(matrix) : 0;
-  const size_t stride = part ? SPLIT * part : operand_stride(operand_words(matrix));
-  return (struct operand){words, stride, scales, shifts, part};
+  const int unpacked = is_unpacked(matrix, rows);
+  const size_t whole = operand_stride(unpacked ? unpacked_words(matrix) : operand_words(matrix));
+  return (struct operand){words, part ? SPLIT * part : whole, scales, shifts, part, unpacked};
 }
 
 static inline size_t matrix_panels(const struct matrix *matrix)

@@ -223,8 +223,7 @@ static void project(const struct work *work, const struct place *place)
     struct result results[3];
     char *rows = work->memory->qkv + first * numbers * bytes;
     for (size_t i = 0; i < 3; rows += matrices[i]->columns * bytes, i++)
-      results[i] =
-          (struct result){.rows = rows, .stride = numbers, .bf16 = layer->attention == KIND_BF16};
+      results[i] = (struct result){.rows = rows, .stride = numbers, .bf16 = layer->attention == KIND_BF16};
     multiply(&place->crew.self, 3, matrices, &operand, last - first, results);
     team_wait(&place->crew.self);
     for (size_t row = begin; row < end; row++)

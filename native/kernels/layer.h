@@ -17,7 +17,7 @@ struct layer {
   size_t key_heads;                /* of keys and values, each of which serves as many of the heads */
   struct matrix query, key, value, output, gate, up, down; /* gate.columns is 0 where there is none */
   struct norm attention_norm, output_norm;
-  struct norm query_norm, key_norm; /* over each head, before rotary positions; NORM_NONE: none */
+  struct norm query_norm, key_norm;      /* over each head, before rotary positions; NORM_NONE: none */
   struct norm attention_end, output_end; /* of what is added to the residual stream; NORM_NONE: none */
   int norm_first; /* before attention and feed-forward (ViT), not after the residual additions (BERT) */
   int parallel;   /* the feed-forward takes what attention takes, the layer's input (GPT-NeoX) */
@@ -56,12 +56,12 @@ struct cache {
 
 /* The tokens of a call follow others, and see none after their own. */
 struct past {
-  const struct cache *caches;   /* of each layer, or NULL: there is no past, and tokens see those after them */
-  size_t batch, head, token;    /* numbers from one to the next in a cache */
-  int bf16;                     /* whether these are bfloat16 */
-  size_t columns;               /* rows of a sequence in the padded input */
-  size_t length;                /* tokens before those of the call, in all sequences */
-  const int32_t *begins;        /* of each sequence: the first token that is seen; NULL: the first of all */
+  const struct cache *caches; /* of each layer, or NULL: there is no past, and tokens see those after them */
+  size_t batch, head, token;  /* numbers from one to the next in a cache */
+  int bf16;                   /* whether these are bfloat16 */
+  size_t columns;             /* rows of a sequence in the padded input */
+  size_t length;              /* tokens before those of the call, in all sequences */
+  const int32_t *begins;      /* of each sequence: the first token that is seen; NULL: the first of all */
 };
 
 /* The arguments of one call. */

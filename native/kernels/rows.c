@@ -77,10 +77,46 @@ static void quantize_row(const float *factors, const void *x, int bf16, size_t c
   }
 }
 
+/* GROUP numbers as signed bytes, and their scale and its product with their sum. */
+static void quantize_group(const void *x, int bf16, size_t begin, size_t columns, int8_t *out, float *scale,
+                           float *total)
+{
+  enum { PARTS = GROUP / LANES };
+  vec numbers[PARTS], highest = vec_zero(), sum = vec_zero(), nan = vec_zero();
+  for (size_t j = 0; j < PARTS; j++) {
+    const size_t i = begin + j * LANES;
+    numbers[j] = load_floats(x, i, lanes((long)columns - (long)i), bf16);
+    highest = vec_max(highest, vec_max(numbers[j], vec_sub(vec_zero(), numbers[j])));
+    nan = vec_fma(numbers[j], vec_zero(), nan);
+  }
+  const float range = vec_highest(highest) / 127.f, step = range >= FLT_MIN ? range : 1.f;
+  const vec factor = vec_of(1.f / step);
+  for (size_t j = 0; j < PARTS; j++) {
+    const vec whole = vec_round(vec_mul(numbers[j], factor));
+    sum = vec_add(sum, whole);
+    signed_bytes_store(out + j * LANES, whole);
+  }
+  *scale = vec_has_nan(nan) ? __builtin_nanf("") : step;
+  *total = *scale * vec_sum(sum);
+}
+
+static void quantize_groups(const void *x, int bf16, size_t columns, uint32_t *words)
+{
+  const size_t groups = group_count(columns);
+  float *scales = (float *)(words + groups * GROUP_WORDS);
+  for (size_t g = 0; g < groups; g++)
+    quantize_group(x, bf16, g * GROUP, columns, (int8_t *)(words + g * GROUP_WORDS), scales + g,
+                   scales + groups + g);
+}
+
 void convert_row(const struct matrix *matrix, const void *x, int bf16, size_t columns, uint32_t *words,
                  float *scale, float *shift)
 {
   const enum kind kind = matrix->kind;
+  if (is_grouped(kind)) {
+    quantize_groups(x, bf16, columns, words);
+    return;
+  }
   if (kind == KIND_I8) {
     quantize_row(matrix->factors, x, bf16, columns, words, scale, shift);
     for (size_t e = 0; matrix->exact != NULL && e < EXACT; e++) {
@@ -108,12 +144,22 @@ static void split_row(const void *x, int bf16, size_t columns, uint32_t *words, 
   }
 }
 
+/* A row of bfloat16, padded with zeros up to a whole group. */
+static void round_row(const void *x, int bf16, size_t columns, uint32_t *words)
+{
+  for (size_t i = 0; i < group_count(columns) * GROUP; i += LANES)
+    vec_store_bf16((uint16_t *)words + i, lanes(LANES),
+                   load_floats(x, i, lanes((long)columns - (long)i), bf16));
+}
+
 void fill_row(const struct matrix *matrix, const struct operand *operand, size_t row, const void *x, int bf16,
               size_t columns)
 {
   uint32_t *words = operand->words + row * operand->stride;
   if (operand->part)
     split_row(x, bf16, columns, words, operand->part);
+  else if (operand->unpacked)
+    round_row(x, bf16, columns, words);
   else
     convert_row(matrix, x, bf16, columns, words, operand->scales + row, operand->shifts + row);
 }

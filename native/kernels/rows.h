@@ -25,6 +25,7 @@ void fill_row(const struct matrix *matrix, const struct operand *operand, size_t
 
 /* Converts one row to the kind that `matrix` multiplies: operand_words words, the last one padded with zeros.
  * x is float32, or bfloat16. For int8 the row's scale and shift are written too:
- * x factor = scale q - shift, 0 <= q <= 255. */
+ * x factor = scale q - shift, 0 <= q <= 255. For groups, each group's scale and total lie in the
+ * row. */
 void convert_row(const struct matrix *matrix, const void *x, int bf16, size_t columns, uint32_t *words,
                  float *scale, float *shift);

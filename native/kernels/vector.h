@@ -22,6 +22,7 @@
  *   bytes_store(words, number, x)   4 vecs of x, rounded to 0 ... 255, as numbers of an int8 operand, from
  *                                `number` on
  *   bytes_store_some             the first `count` of one vec, and zeros up to the end of their last word
+ *   signed_bytes_store(bytes, x)    whole numbers, or NaN, as LANES signed bytes
  *   bytes_widen(words, part)     of each four int8 the first and third (part 0), or the others, as 16 bits
  *   words_transpose              LANES vecs: word j of row i becomes word i of row j
  *

@@ -87,6 +87,27 @@ static double quantize_column(struct weight *weight, size_t column, float *scale
   return scales[column];
 }
 
+/* A group of a column, rounded: its words, and behind them its scale and minimum. */
+static void quantize_numbers(enum kind kind, double *numbers, size_t count, uint32_t *words)
+{
+  const size_t per_word = kind_numbers(kind), order[] = {0, 2, 4, 6, 1, 3, 5, 7}; /* of nibbles in a word */
+  const double most = kind == KIND_G8 ? 255 : 15;
+  double lowest = numbers[0], highest = numbers[0];
+  for (size_t k = 0; k < count; k++) {
+    lowest = fmin(lowest, numbers[k]);
+    highest = fmax(highest, numbers[k]);
+  }
+  const uint16_t scale = bf16_of((float)((highest - lowest) / most + 1e-9)), least = bf16_of((float)lowest);
+  for (size_t k = 0; k < count; k++) {
+    const double number = (numbers[k] - bf16_to(least)) / bf16_to(scale);
+    const uint32_t q = (uint32_t)lrint(fmax(0, fmin(most, number)));
+    const size_t place = kind == KIND_G8 ? k % 4 * 8 : order[k % 8] * 4;
+    words[k / per_word] |= q << place;
+    numbers[k] = (double)bf16_to(scale) * q + bf16_to(least);
+  }
+  words[GROUP / per_word] = (uint32_t)least << 16 | scale;
+}
+
 struct weight make_weight(enum kind kind, size_t columns, size_t in_features, int with_bias)
 {
   struct weight weight = {.matrix = {.kind = kind,
@@ -113,6 +134,9 @@ struct weight make_weight(enum kind kind, size_t columns, size_t in_features, in
     }
     if (kind == KIND_I8)
       quantize_column(&weight, column, scales, sums, (int8_t *)row);
+    for (size_t k = 0; is_grouped(kind) && k < in_features; k += GROUP)
+      quantize_numbers(kind, numbers + k, in_features - k < GROUP ? in_features - k : GROUP,
+                       row + k / GROUP * (GROUP / kind_numbers(kind) + 1));
     for (size_t word = 0; word < words; word++)
       packed[(column / PANEL * words + word) * PANEL + column % PANEL] = row[word];
   }
@@ -130,7 +154,7 @@ double operand_number(enum kind kind, const uint32_t *words, size_t k)
 {
   static const size_t order[] = {0, 2, 1, 3}; /* in words that are widened: its own inverse */
   float x;
-  if (kind == KIND_I8 && BYTE_SHIFT)
+  if (is_grouped(kind) || (kind == KIND_I8 && BYTE_SHIFT))
     return ((const int8_t *)words)[k];
   if (kind == KIND_I8)
     return DOT_I8 ? ((const uint8_t *)words)[k] : ((const uint16_t *)words)[k / 4 * 4 + order[k % 4]];
@@ -142,17 +166,25 @@ double operand_number(enum kind kind, const uint32_t *words, size_t k)
 
 struct rows make_rows(enum kind kind, size_t rows, size_t in_features, size_t stride)
 {
-  const size_t words = kind_words(kind, in_features) * words_per_word(kind);
-  const struct matrix matrix = {.kind = kind, .factors = uniform_floats(in_features, 1, 1)};
+  const struct matrix matrix = {.kind = kind,
+                                .inputs = in_features,
+                                .words = kind_words(kind, in_features),
+                                .factors = uniform_floats(in_features, 1, 1)};
+  const size_t words = operand_words(&matrix);
   uint32_t *converted = guarded((rows - 1) * stride + words, sizeof *converted);
   float *scales = guarded(rows, sizeof *scales), *shifts = guarded(rows, sizeof *shifts);
-  struct rows result = {{converted, stride, scales, shifts, 0}, guarded(rows * in_features, sizeof(double))};
+  struct rows result = {{converted, stride, scales, shifts, 0, 0},
+                        guarded(rows * in_features, sizeof(double))};
   for (size_t row = 0; row < rows; row++) {
     const float *x = uniform_floats(in_features, -1.5, 2);
     convert_row(&matrix, x, 0, in_features, converted + row * stride, scales + row, shifts + row);
+    const float *of_groups =
+        (const float *)(converted + row * stride) + group_count(in_features) * GROUP_WORDS;
     for (size_t k = 0; k < in_features; k++) {
       const double x = operand_number(kind, converted + row * stride, k);
-      result.numbers[row * in_features + k] = kind == KIND_I8 ? scales[row] * x - shifts[row] : x;
+      result.numbers[row * in_features + k] = kind == KIND_I8    ? scales[row] * x - shifts[row]
+                                              : is_grouped(kind) ? of_groups[k / GROUP] * x
+                                                                 : x;
     }
   }
   return result;

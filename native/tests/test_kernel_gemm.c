@@ -48,11 +48,14 @@ static void test_norm_of_nan_and_of_a_constant(void)
 /* x in the kind, and whether what lies between its end and the end of the last word is zero. */
 static void test_conversion(enum kind kind, int from_bf16, size_t columns)
 {
-  const size_t words = kind_words(kind, columns) * words_per_word(kind);
   const float *x = uniform_floats(columns, -3, 5);
   uint16_t *half = guarded(columns, sizeof *half);
-  uint32_t *out = guarded(words, sizeof *out);
-  const struct matrix matrix = {.kind = kind, .factors = uniform_floats(columns, 1, 1)};
+  const struct matrix matrix = {.kind = kind,
+                                .inputs = columns,
+                                .words = kind_words(kind, columns),
+                                .factors = uniform_floats(columns, 1, 1)};
+  uint32_t *out = guarded(operand_words(&matrix), sizeof *out);
+  const float *of_groups = (const float *)(out + group_count(columns) * GROUP_WORDS);
   float scale = 0, shift = 0;
   for (size_t i = 0; i < columns; i++)
     half[i] = bf16_of(x[i]);
@@ -64,11 +67,20 @@ static void test_conversion(enum kind kind, int from_bf16, size_t columns)
       CHECK(memcmp(out + i, &wanted, sizeof wanted) == 0);
     else if (kind == KIND_BF16)
       CHECK(got == bf16_to(bf16_of(wanted)));
+    else if (is_grouped(kind))
+      CHECK(fabs(of_groups[i / GROUP] * got - wanted) <= of_groups[i / GROUP] * .5001);
     else /* half a step, and the rounding of the zero */
       CHECK(fabs(scale * got - shift - wanted) <= scale * 1.001);
   }
-  for (size_t i = columns; i < kind_words(kind, columns) * kind_numbers(kind); i++)
+  const size_t whole = kind_words(kind, columns) * kind_numbers(kind);
+  for (size_t i = columns; i < (is_grouped(kind) ? group_count(columns) * GROUP : whole); i++)
     CHECK(operand_number(kind, out, i) == (kind == KIND_I8 ? -BYTE_SHIFT : 0));
+  for (size_t g = 0; is_grouped(kind) && g < group_count(columns); g++) {
+    double sum = 0;
+    for (size_t i = 0; i < GROUP; i++)
+      sum += operand_number(kind, out, g * GROUP + i);
+    CHECK(of_groups[group_count(columns) + g] == (float)(of_groups[g] * sum));
+  }
   guarded_release();
 }
 
@@ -111,6 +123,27 @@ static void test_quantization_of_special_rows(void)
   guarded_release();
 }
 
+/* A group of 70 numbers with one that is special: the whole group shows it, the other groups do not. */
+static void test_groups_of_special_numbers(void)
+{
+  const struct matrix matrix = {.kind = KIND_G8, .inputs = 70};
+  const float special[] = {NAN, INFINITY, -INFINITY, 0, 1e-40f, -1e37f};
+  for (size_t i = 0; i < sizeof special / sizeof *special; i++) {
+    float *x = uniform_floats(70, -1, 1), scale, shift;
+    uint32_t *out = guarded(operand_words(&matrix), sizeof *out);
+    const float *of_groups = (const float *)(out + 2 * GROUP_WORDS);
+    for (size_t k = 0; k < GROUP; k++)
+      x[k] = i < 3 ? x[k] : special[i];
+    x[3] = special[i];
+    convert_row(&matrix, x, 0, 70, out, &scale, &shift);
+    CHECK(isfinite(of_groups[1]) && isfinite(of_groups[3]));
+    CHECK(i < 3 ? isnan(of_groups[0]) && isnan(of_groups[2]) : isfinite(of_groups[0]));
+    CHECK(i < 3 || fabs(of_groups[0] * operand_number(KIND_G8, out, 3) - special[i]) <=
+                       1e-6 * fabs(special[i]) + 1e-36);
+  }
+  guarded_release();
+}
+
 static float activated(enum activation activation, float x)
 {
   float all[LANES];
@@ -147,6 +180,7 @@ void test_rows(void)
   }
   test_norm_of_nan_and_of_a_constant();
   test_quantization_of_special_rows();
+  test_groups_of_special_numbers();
   for (enum activation activation = 0; activation < ACTIVATIONS; activation++)
     test_activation(activation);
 }
@@ -220,7 +254,7 @@ static double sum_of_sizes(const struct weight *weight, const double *x, size_t 
   double sum = 1;
   for (size_t k = 0; k < weight->in_features; k++)
     sum += fabs(x[k] * weight->numbers[column * weight->in_features + k]);
-  return weight->matrix.kind == KIND_I8 ? 10 * sum : sum; /* also of the zero, which is subtracted */
+  return weight->matrix.kind >= KIND_I8 ? 10 * sum : sum; /* also of the zero or minimum, which are summed */
 }
 
 static void test_product(enum kind kind, struct shape shape, int bf16, enum activation activation, int extras)
@@ -228,8 +262,7 @@ static void test_product(enum kind kind, struct shape shape, int bf16, enum acti
   const size_t stride = shape.columns + 5, panels = (shape.columns + PANEL - 1) / PANEL;
   const struct weight weight = make_weight(kind, shape.columns, shape.in_features, shape.rows % 2 == 0);
   const struct rows rows =
-      make_rows(kind, shape.rows, shape.in_features,
-                kind_words(kind, shape.in_features) * words_per_word(kind) + (size_t)extras * 3);
+      make_rows(kind, shape.rows, shape.in_features, operand_words(&weight.matrix) + (size_t)extras * 3);
   char *out = guarded((shape.rows - 1) * stride + shape.columns, bf16 ? 2 : 4);
   float *factor = uniform_floats(shape.rows * stride, -1, 1), *addend = uniform_floats(3 * stride, -1, 1);
   int32_t *index = guarded(shape.rows, sizeof *index);
@@ -336,6 +369,41 @@ static void test_exact_inputs(size_t rows, size_t columns, size_t in_features, s
   guarded_release();
 }
 
+/* Whole numbers in groups whose scales are 1: each sum is exact, and no sum of the largest overflows. */
+static void test_sums_of_groups(enum kind kind, size_t rows, int largest)
+{
+  enum { INPUTS = 3 * GROUP, COLUMNS = PANEL + 3 };
+  struct weight weight = make_weight(kind, COLUMNS, INPUTS, 0);
+  const size_t words = GROUP / kind_numbers(kind) + 1;
+  uint32_t *panels = (uint32_t *)weight.matrix.panels;
+  for (size_t i = 0; i < 2 * weight.matrix.words * PANEL; i++)
+    if (i / PANEL % words == words - 1)
+      panels[i] = bf16_of(1);
+    else
+      panels[i] = largest ? UINT32_MAX : panels[i];
+  float *x = uniform_floats(rows * INPUTS, 0, 0), *out = guarded(rows * COLUMNS, sizeof *out);
+  for (size_t i = 0; i < rows * INPUTS; i++)
+    x[i] = largest || i % GROUP == 5 ? 127.f - 254.f * (float)(i / INPUTS % 2) : (float)below(255) - 127;
+  struct rows operand = make_rows(kind, rows, INPUTS, operand_words(&weight.matrix));
+  const struct result result = {.rows = out, .stride = COLUMNS};
+  for (size_t row = 0; row < rows; row++)
+    fill_row(&weight.matrix, &operand.operand, row, x + row * INPUTS, 0, INPUTS);
+  gemm(&weight.matrix, &operand.operand, rows, 0, 2, &result);
+  for (size_t row = 0; row < rows; row++)
+    for (size_t column = 0; column < COLUMNS; column++) {
+      const uint32_t *start = panels + column / PANEL * weight.matrix.words * PANEL + column % PANEL;
+      double expected = 0;
+      for (size_t k = 0; k < INPUTS; k++) {
+        const uint32_t word = start[(k / GROUP * words + k % GROUP / kind_numbers(kind)) * PANEL];
+        const uint32_t byte = word >> k % 4 * 8,
+                       q = kind == KIND_G8 ? byte & 255 : byte >> k % 8 / 4 * 4 & 15;
+        expected += q * x[row * INPUTS + k];
+      }
+      CHECK(out[row * COLUMNS + column] == (float)expected);
+    }
+  guarded_release();
+}
+
 /* Of few panels, a thread may have none: behind the last one nothing can be read. */
 static void test_no_panels(enum kind kind)
 {
@@ -356,6 +424,11 @@ void test_gemm(void)
   for (size_t rows = 1; rows < 100; rows += 1 + rows)
     for (size_t count = 0; count <= EXACT; count++)
       test_exact_inputs(rows, 1 + below(80), EXACT + below(70), count);
+  for (size_t rows = 1; rows <= 16; rows++)
+    for (int largest = 0; largest < 2; largest++) {
+      test_sums_of_groups(KIND_G8, rows, largest);
+      test_sums_of_groups(KIND_G4, rows, largest);
+    }
   for (enum kind kind = 0; kind < KINDS; kind++) {
     test_no_panels(kind);
     for (size_t rows = 1; rows <= 40; rows++)

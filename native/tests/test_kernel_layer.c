@@ -366,11 +366,11 @@ struct sizes {
 struct variant {
   enum kind kind, attention;
   struct sizes sizes;
-  size_t sharing; /* heads of each key head; 0: one */
+  size_t sharing;                                /* heads of each key head; 0: one */
   int gated, norm_first, rotary, biased, partly; /* partly: attention does not see all rows */
   int head_norms, ends, parallel;
-  int follows; /* a decoder's, with a past */
-  int relative;                                  /* as in struct sight */
+  int follows;  /* a decoder's, with a past */
+  int relative; /* as in struct sight */
   size_t window;
   enum activation activation;
 };
@@ -605,8 +605,7 @@ static void reference_sequence(const struct test_layer *test, const struct call 
                stride = width + 2 * keys, length = (size_t)call->sequences.length[s];
   const int follows = call->past.caches != NULL;
   /* padding before the sequence lies in the cache as well, where nothing sees it */
-  const size_t past =
-      follows ? call->past.length + (size_t)call->sequences.first[s] % call->past.columns : 0;
+  const size_t past = follows ? call->past.length + (size_t)call->sequences.first[s] % call->past.columns : 0;
   const size_t total = past + length, begin = call->past.begins ? (size_t)call->past.begins[s] : 0;
   const struct sight sight = {length,
                               call->sequences.skipped ? (size_t)call->sequences.skipped[s] : 0,
@@ -621,8 +620,8 @@ static void reference_sequence(const struct test_layer *test, const struct call 
   for (size_t i = 0; i < length; i++)
     reference_project(test, call, (size_t)call->sequences.first[s] + i, qkv + i * stride);
   double *key = tokens_of(test, call, s, follows ? call->past.caches->keys : NULL, past, qkv + width, stride);
-  double *value = tokens_of(test, call, s, follows ? call->past.caches->values : NULL, past,
-                            qkv + width + keys, stride);
+  double *value =
+      tokens_of(test, call, s, follows ? call->past.caches->values : NULL, past, qkv + width + keys, stride);
   for (size_t q = 0; q < length; q++) {
     const int all =
         call->sequences.padding_sees_all && (q < sight.skipped || q >= sight.skipped + sight.seen);
@@ -635,8 +634,7 @@ static void reference_sequence(const struct test_layer *test, const struct call 
                                             : sees(&sight, q, k)));
         bias[k] =
             call->bias.numbers ? call->bias.numbers[head * call->bias.head + q * call->bias.query + k] : 0;
-        bias[k] +=
-            layer->scale * distance_score(buckets, head, size, q, k, query, key + k * keys + of_keys);
+        bias[k] += layer->scale * distance_score(buckets, head, size, q, k, query, key + k * keys + of_keys);
         bias[k] = all ? 0 : bias[k];
       }
       for (size_t k = 0; k < past; k++) /* what nobody wrote may be no number */
@@ -732,7 +730,8 @@ static void test_with_past(void)
     const enum kind kind = (enum kind)(i % KINDS);
     const struct sizes sizes = odd[below(5)];
     const struct variant variant = {.kind = kind,
-                                    .attention = kind == KIND_F32 || i % 4 == 0 || !DOT_BF16 ? KIND_F32 : KIND_BF16,
+                                    .attention =
+                                        kind == KIND_F32 || i % 4 == 0 || !DOT_BF16 ? KIND_F32 : KIND_BF16,
                                     .sizes = sizes,
                                     .sharing = below(2) ? sizes.heads : 1,
                                     .gated = (int)below(2),

@@ -24,10 +24,13 @@ from hfaccel.engine.weights.packed import PackedWeight, TransposedWeight
 from hfaccel.errors import KernelsMissing
 from hfaccel.host import KERNEL_SETS, MAX_ISA, module_of, read_host
 from hfaccel.memory import Arena
+from hfaccel.precision import QUANTIZED
 
 SETS = [name for name in read_host().processor.kernel_sets if native.load_kernels([module_of(name)])[0]]
 TOLERANCES = {"float32": 3e-6, "bfloat16": 2e-2, "int8": 3e-2}
-OPTIONS = {"float32": {}, "bfloat16": {"dtype": torch.bfloat16}, "int8": {"quantization": "int8"}}
+TOLERANCES |= {"int8-weight-only": 3e-2, "int4-weight-only": 0.3}
+OPTIONS = {"float32": {}, "bfloat16": {"dtype": torch.bfloat16}}
+OPTIONS |= {name: {"quantization": name} for name in QUANTIZED}
 
 # Heads and hidden sizes that are whole steps of a set and parts of one; lengths around the height of tiles.
 PROGRAM = """
@@ -35,6 +38,7 @@ import sys, torch
 import hfaccel
 from hfaccel.engine.calibration.speedups import Times
 from hfaccel.engine.kernels import Kind, set_in_use
+from hfaccel.precision import QUANTIZED
 from transformers import BertConfig, BertModel
 Times.is_slower = False  # what is computed is compared here; whether it pays may vary from run to run
 results = {"set": set_in_use()}
@@ -45,7 +49,8 @@ for heads, hidden in ((2, 64), (2, 40), (3, 96)):
         vocab_size=99,
     )
     stock = BertModel(config).eval()
-    options = {"float32": {}, "bfloat16": {"dtype": torch.bfloat16}, "int8": {"quantization": "int8"}}
+    options = {"float32": {}, "bfloat16": {"dtype": torch.bfloat16}}
+    options |= {name: {"quantization": name} for name in QUANTIZED}
     models = {name: hfaccel.optimize(stock, backend="torch", **each) for name, each in options.items()}
     models["stock"] = stock
     for lengths in ([1], [15, 16, 17], [31, 33, 64, 65], [130, 7]):
@@ -85,7 +90,8 @@ def test_a_weight_keeps_its_numbers_in_another_layout(monkeypatch, kind, shape, 
     factors = torch.rand(shape[1] if cls is PackedWeight else shape[0]) + 0.5
     if len(factors) > 2:
         factors[1] = 0  # an input that is not rounded
-    weight = cls.pack(nn.Parameter(torch.randn(shape)), Arena(1 << 20), kind, factors)
+    given = factors if kind is Kind.INT8 else None
+    weight = cls.pack(nn.Parameter(torch.randn(shape)), Arena(1 << 20), kind, given)
     for size in (16, 32):
         stand_in = SimpleNamespace(PANEL=size), "another", ""
         monkeypatch.setattr(kernels, "_loaded", lambda stand_in=stand_in: stand_in)
@@ -125,7 +131,7 @@ for name, atol in {TOLERANCES!r}.items():
         isa=here,
     )
     same = kernels.panel() == native.load_kernels([module_of(here)])[0].PANEL
-    assert told.count("as they are" if same else f"kernels for {set_in_use()} read") == 3
+    assert told.count("as they are" if same else f"kernels for {set_in_use()} read") == len(OPTIONS)
 
 
 @needs_kernels

@@ -87,6 +87,9 @@ def test_gains_of_linear_layers(wide, monkeypatch):
 @pytest.mark.parametrize("kind", Kind)
 def test_each_kind_is_measured(wide, kind):
     times = of_linears(dict.fromkeys(wide, kind))
+    if kind.is_grouped:  # for the bytes that it saves
+        assert times == {}
+        return
     assert times.keys() == {*wide}
     assert times[wide[0]] is times[wide[1]] is not times[wide[2]]
 

@@ -93,10 +93,13 @@ def of_layers(layers: Iterable[FusedLayer]) -> dict[nn.Module, Speedups]:
 
 def of_linears(wanted: Mapping[nn.Linear, Kind]) -> dict[nn.Module, Speedups]:
     """The times that linear layers would have with weights packed in these kinds, by regime. Layers that
-    were not measured are missing."""
+    were not measured are missing, and so are weights in groups: these are asked for to save bytes, even if
+    calls with many rows are slower."""
     kinds: dict[Hashable, list[nn.Linear]] = {}
     for module, kind in wanted.items():
         weight = module.weight
+        if kind.is_grouped:
+            continue
         if weight.numel() >= SMALLEST and not isinstance(weight, PackedWeight) and fits(module.bias):
             kinds.setdefault((weight.shape, weight.dtype, kind), []).append(module)
     return dict(_one_of_each(kinds, lambda module: _linear_speedups(module, wanted[module])))

@@ -151,6 +151,10 @@ class Call:
         self.compute(layers, rows, output)
         return self.give(output if hidden.dtype is torch.float32 else output.to(hidden.dtype))
 
+    def together_problem(self, layers: Sequence[NativeLayer]) -> str:
+        """Why these layers cannot run in one call with these arguments; "" where they can."""
+        return ""
+
     def compute(self, layers: Sequence[NativeLayer], rows: torch.Tensor, output: torch.Tensor) -> None:
         """Run `rows` through the layers into `output`, both contiguous float32."""
         self.call_kernels(layers, rows, output)

@@ -13,7 +13,14 @@ from hfaccel.engine.kernels import Kind, kernels
 from hfaccel.engine.layers.call import Call, Mask, Sample
 from hfaccel.engine.layers.native_layer import NativeLayer
 from hfaccel.engine.layers.parts import Parts, head_size, key_width
-from hfaccel.engine.layers.rooms import Room, cache_problem, make_room, new_cache, tokens_in
+from hfaccel.engine.layers.rooms import (
+    Rooms,
+    cache_problem,
+    make_rooms,
+    new_cache,
+    together_problem,
+    tokens_in,
+)
 from hfaccel.engine.replacements import Arguments, Keywords
 from hfaccel.native import NativePast
 
@@ -84,36 +91,33 @@ class DecoderCall(Call):
         return ""
 
     def compute(self, layers: Sequence[NativeLayer], rows: torch.Tensor, output: torch.Tensor) -> None:
-        rooms = [self._room(layer, rows.shape) for layer in layers]
+        rooms = self._rooms(layers, rows.shape)
         if self.followed.hides_rows:
             output.zero_()
-            for room in rooms:
-                room.clear()
-        # equal in all layers of a model, unless a program has changed some of them
-        if len({(room.strides, room.past) for room in rooms}) > 1:
-            raise ValueError("layers that run together must have caches of one size, but have others")
-        addresses = tuple(address for room in rooms for address in room.addresses)
-        self.call_kernels(layers, rows, output, self._past(rooms[0], rows.shape[1]), addresses)
-        for room in rooms:
-            room.keep()
+            rooms.clear()
+        past = self._past(rooms, rows.shape[1])
+        self.call_kernels(layers, rows, output, past, rooms.addresses())
+        rooms.keep()
 
-    def _past(self, room: Room, columns: int) -> NativePast:
+    def together_problem(self, layers: Sequence[NativeLayer]) -> str:
+        if self.cache is None:
+            return ""
+        return together_problem(self.cache, [layer.attention.layer_idx for layer in layers])
+
+    def _past(self, rooms: Rooms, columns: int) -> NativePast:
         begins = self.followed.begins
-        return kernels().Past(
-            columns,
-            room.past,
-            *room.strides,
-            room.dtype is torch.bfloat16,
-            0 if begins is None else begins.data_ptr(),
-        )
+        place = 0 if begins is None else begins.data_ptr()
+        return kernels().Past(columns, rooms.past, *rooms.strides, rooms.is_bfloat16, place)
 
-    def _room(self, layer: NativeLayer, shape: Sequence[int]) -> Room:
+    def _rooms(self, layers: Sequence[NativeLayer], shape: Sequence[int]) -> Rooms:
         """For the tokens of this call."""
+        layer = layers[0]
         size = head_size(layer.attention) or 1
         heads = layer.key_width // size
         dtype = torch.bfloat16 if layer.attention_kind is Kind.BFLOAT16 else torch.float32
         cache = new_cache() if self.cache is None else self.cache
-        return make_room(cache, layer.attention.layer_idx, (shape[0], heads, shape[1], size), dtype)
+        indices = [layer.attention.layer_idx for layer in layers]
+        return make_rooms(cache, indices, (shape[0], heads, shape[1], size), dtype)
 
     # For the trial of such a layer
 

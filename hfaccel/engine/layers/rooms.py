@@ -1,17 +1,14 @@
-"""Room for the keys and values of a decoder layer, in which they grow without being copied.
+"""Room for the keys and values of decoder layers, in which they grow without being copied.
 
-transformers appends to a cache by torch.cat, which copies all of it for each token and layer. Here the
-cache's layer is given views of larger memory, and the next tokens are written behind them. A view is never
-written to: what a program holds of a cache stays as it is. Whoever changes the cache's layer (by reordering,
-cropping or appending) puts other tensors there; the next call copies these into new room.
+transformers appends to a cache by torch.cat, which copies all of it for each token and layer. Here the layers
+of a cache are given views of larger memory, and the next tokens are written behind them. A view is never
+written to: what a program holds of a cache stays as it is. Whoever changes a cache (by reordering, cropping
+or appending) puts other tensors there; the next call copies these into new room.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,27 +16,36 @@ import torch
 from hfaccel.replacement import PREFIX
 from hfaccel.upstream.of_transformers import cache_classes
 
-ROOM = PREFIX + "room"  # attribute of a cache's layer: the memory behind its keys and values
+SHOWN = PREFIX + "shown"  # attribute of a cache's layer: what it shows of which memory
 LEAST = 64  # tokens
 
 
-@dataclass(eq=False)
 class Memory:
-    """(2, batch, heads, tokens, head size): keys and values, of which the first `end` tokens are written."""
+    """(layers, 2, batch, heads, tokens, head size): keys and values. `ends`: how many tokens of each layer
+    are written."""
 
-    tensor: torch.Tensor
-    end: int = 0
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        self.ends = [0] * len(tensor)
+        self.address = tensor.data_ptr()
+        self.bytes = [stride * tensor.element_size() for stride in tensor.stride()]
 
 
-@dataclass(eq=False)
-class Behind:
-    """Which part of a memory a cache's layer shows."""
+class Shown:
+    """Which tokens of a memory a cache's layer shows, and the views that it was given."""
 
-    memory: Memory
-    begin: int
-    end: int
-    keys: weakref.ref[torch.Tensor]
-    values: weakref.ref[torch.Tensor]
+    __slots__ = ("begin", "end", "keys", "memory", "number", "values")
+
+    def __init__(
+        self, memory: Memory, number: int, begin: int, end: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> None:
+        self.memory, self.number, self.begin, self.end = memory, number, begin, end
+        self.keys, self.values = keys, values
+
+    def is_last(self, layer: Any) -> bool:
+        """Whether the layer still shows this, and nothing was written behind it."""
+        shows = layer.keys is self.keys and layer.values is self.values
+        return shows and self.memory.ends[self.number] == self.end
 
     def __deepcopy__(self, memo: object) -> None:
         """A copied cache has tensors of its own, which are given room when it grows."""
@@ -52,44 +58,60 @@ def _nothing() -> None:
     return None
 
 
-class Room:
-    """Where the keys and values of one layer and call go."""
+class Rooms:
+    """Where the keys and values of some layers and one call go. The layers lie one after another in a memory
+    and show the same tokens of it."""
 
-    def __init__(self, layer: Any, memory: Memory, begin: int, end: int, columns: int) -> None:
-        self.layer, self.memory, self.begin, self.end, self.columns = layer, memory, begin, end, columns
-        self.dtype = memory.tensor.dtype
+    def __init__(
+        self, layers: Sequence[Any], memory: Memory, first: int, begin: int, end: int, columns: int
+    ) -> None:
+        self.layers, self.memory, self.first = layers, memory, first
+        self.begin, self.end, self.columns = begin, end, columns
 
     @property
     def past(self) -> int:
         return self.end - self.begin
 
-    @cached_property
+    @property
     def strides(self) -> tuple[int, int, int]:
         """From one sequence, head and token to the next, in numbers."""
-        _, batch, head, token, _ = self.memory.tensor.stride()
+        _, _, batch, head, token, _ = self.memory.tensor.stride()
         return batch, head, token
 
     @property
-    def addresses(self) -> tuple[int, int]:
-        """Of keys and values: of the first token that is shown."""
-        tensor = self.memory.tensor
-        first = tensor.data_ptr() + self.begin * self.strides[2] * tensor.element_size()
-        return first, first + tensor.stride(0) * tensor.element_size()
+    def is_bfloat16(self) -> bool:
+        return self.memory.tensor.dtype is torch.bfloat16
+
+    def addresses(self) -> tuple[int, ...]:
+        """Of each layer's keys and values: of the first token that is shown."""
+        of_layer, of_half, *_, of_token, _ = self.memory.bytes
+        first = self.memory.address + self.first * of_layer + self.begin * of_token
+        places = range(first, first + len(self.layers) * of_layer, of_layer)
+        return tuple([address for place in places for address in (place, place + of_half)])
 
     def clear(self) -> None:
         """What padding leaves unwritten is 0: other code multiplies it with 0."""
-        self.memory.tensor[:, :, :, self.end : self.end + self.columns] = 0
+        layers = slice(self.first, self.first + len(self.layers))
+        self.memory.tensor[layers, :, :, :, self.end : self.end + self.columns] = 0
 
     def keep(self) -> None:
         """Show the tokens of the call in the cache."""
-        end = self.memory.end = self.end + self.columns
-        layer, begin = self.layer, self.begin
-        if layer.is_sliding:
-            layer.cumulative_length += self.columns
-            begin = max(begin, end - layer.sliding_window + 1)
-        layer.keys, layer.values = self.memory.tensor[:, :, :, begin:end].unbind()
-        places = weakref.ref(layer.keys), weakref.ref(layer.values)
-        layer.__dict__[ROOM] = Behind(self.memory, begin, end, *places)
+        end, window = self.end + self.columns, _window(self.layers[0])
+        begin = self.begin if window < 0 else max(self.begin, end - window)
+        last = self.first + len(self.layers)
+        views = self.memory.tensor[self.first : last, :, :, :, begin:end].flatten(0, 1).unbind()
+        self.memory.ends[self.first : last] = [end] * len(self.layers)
+        for number, layer in enumerate(self.layers):
+            layer.keys, layer.values = views[2 * number : 2 * number + 2]
+            shown = Shown(self.memory, self.first + number, begin, end, layer.keys, layer.values)
+            layer.__dict__[SHOWN] = shown
+            if window >= 0:
+                layer.cumulative_length += self.columns
+
+
+def _window(layer: Any) -> int:
+    """How many tokens the cache's layer keeps; -1: all."""
+    return layer.sliding_window - 1 if layer.is_sliding else -1
 
 
 def new_cache() -> Any:
@@ -104,7 +126,7 @@ def cache_problem(cache: Any, index: int) -> str:
         return f"the cache is a {type(cache).__name__}"
     if cache.offloading:
         return "the cache is offloaded"
-    layer = _layer_of(cache, index)
+    layer = layer_of(cache, index)
     if type(layer) not in (plain, sliding):
         return f"the cache's layer is a {type(layer).__name__}"
     if type(layer) is sliding and layer.record_past:
@@ -114,11 +136,11 @@ def cache_problem(cache: Any, index: int) -> str:
 
 def tokens_in(cache: Any, index: int) -> int:
     """How many tokens the cache's layer shows."""
-    keys = _layer_of(cache, index).keys
+    keys = layer_of(cache, index).keys
     return 0 if keys is None or keys.numel() == 0 else int(keys.shape[2])
 
 
-def _layer_of(cache: Any, index: int) -> Any:
+def layer_of(cache: Any, index: int) -> Any:
     """The cache's layer of this index, which is made where there is none yet."""
     if cache.layer_class_to_replicate is not None:
         while len(cache.layers) <= index:
@@ -126,38 +148,71 @@ def _layer_of(cache: Any, index: int) -> Any:
     return cache.layers[index]
 
 
-def make_room(cache: Any, index: int, shape: tuple[int, int, int, int], dtype: torch.dtype) -> Room:
-    """For keys and values of this shape (batch, heads, tokens, head size) behind those of the layer. Raises
-    ValueError where these are of another batch or size."""
-    layer = _layer_of(cache, index)
-    batch, heads, columns, size = shape
-    if not layer.is_initialized:
-        layer.lazy_initialization(torch.empty(0, dtype=dtype), torch.empty(0, dtype=dtype))
-    behind: Behind | None = layer.__dict__.get(ROOM)
-    if behind is not None and _has_room(layer, behind, columns, dtype):
-        return Room(layer, behind.memory, behind.begin, behind.end, columns)
-    past = 0 if layer.keys.numel() == 0 else layer.keys.shape[2]
-    if past and tuple(layer.keys.shape) != (batch, heads, past, size):
-        wanted, has = (batch, heads, past, size), tuple(layer.keys.shape)
-        raise ValueError(f"a cache must hold keys of the shape {wanted}, but has {has}")
-    return Room(layer, _grown(layer, past, shape, dtype), 0, past, columns)
+def together_problem(cache: Any, indices: Sequence[int]) -> str:
+    """Why these layers of a cache cannot be given room together; "" where they can."""
+    layers = [layer_of(cache, index) for index in indices]
+    if _follow(layers):
+        return ""
+    alike = {
+        (type(layer), _window(layer), tokens_in(cache, i)) for i, layer in zip(indices, layers, strict=True)
+    }
+    if len(alike) > 1:
+        return "the layers of the cache differ"
+    return next(filter(None, (cache_problem(cache, index) for index in indices)), "")
 
 
-def _has_room(layer: Any, behind: Behind, columns: int, dtype: torch.dtype) -> bool:
-    """Whether the layer shows what was last written to the memory, and as much can be written behind that."""
-    shown = layer.keys is behind.keys() and layer.values is behind.values()
-    memory = behind.memory.tensor
-    fits = memory.dtype is dtype and behind.end + columns <= memory.shape[3]
-    return shown and fits and behind.memory.end == behind.end
+def make_rooms(
+    cache: Any, indices: Sequence[int], shape: tuple[int, int, int, int], dtype: torch.dtype
+) -> Rooms:
+    """For keys and values of this shape (batch, heads, tokens, head size) behind those of these layers.
+
+    Raises ValueError where these are of another batch or size."""
+    layers = [layer_of(cache, index) for index in indices]
+    columns = shape[2]
+    first: Shown | None = layers[0].__dict__.get(SHOWN)
+    if first is not None and _has_room(first, columns, dtype) and _follow(layers):
+        return Rooms(layers, first.memory, first.number, first.begin, first.end, columns)
+    past = tokens_in(cache, indices[0])
+    memory = _grown(layers, past, shape, dtype)
+    return Rooms(layers, memory, 0, 0, past, columns)
 
 
-def _grown(layer: Any, past: int, shape: Sequence[int], dtype: torch.dtype) -> Memory:
+def _has_room(shown: Shown, columns: int, dtype: torch.dtype) -> bool:
+    memory = shown.memory.tensor
+    return memory.dtype is dtype and shown.end + columns <= memory.shape[4]
+
+
+def _follow(layers: Sequence[Any]) -> bool:
+    """Whether the layers show, one after another, the same tokens of one memory."""
+    first: Shown | None = layers[0].__dict__.get(SHOWN)
+    if first is None:
+        return False
+    for number, layer in enumerate(layers, first.number):
+        shown: Shown | None = layer.__dict__.get(SHOWN)
+        if shown is None or shown.memory is not first.memory or shown.number != number:
+            return False
+        if shown.begin != first.begin or shown.end != first.end or not shown.is_last(layer):
+            return False
+    return True
+
+
+def _grown(layers: Sequence[Any], past: int, shape: Sequence[int], dtype: torch.dtype) -> Memory:
     batch, heads, columns, size = shape
     tokens = -(-max(past + columns + LEAST, 2 * past) // LEAST) * LEAST
     with torch.inference_mode(False):
-        tensor = torch.empty((2, batch, heads, tokens, size), dtype=dtype)
+        tensor = torch.empty((len(layers), 2, batch, heads, tokens, size), dtype=dtype)
     with torch.no_grad():
-        for new, old in zip(tensor, (layer.keys, layer.values), strict=True):
-            if past:
-                new[:, :, :past] = old
+        for new, layer in zip(tensor, layers, strict=True):
+            if not layer.is_initialized:
+                layer.lazy_initialization(tensor[0, 0], tensor[0, 1])
+            _copy(layer, new, (batch, heads, past, size))
     return Memory(tensor)
+
+
+def _copy(layer: Any, new: torch.Tensor, shape: tuple[int, int, int, int]) -> None:
+    past = shape[2]
+    if not past:
+        return
+    if tuple(layer.keys.shape) != shape:
+        raise ValueError(f"a cache must hold keys of the shape {shape}, but has {tuple(layer.keys.shape)}")
+    new[0, :, :, :past], new[1, :, :, :past] = layer.keys, layer.values

@@ -79,7 +79,8 @@ class Together:
         if natives:
             first: Any = self.layers[0]
             call = first.hfaccel_family.call(natives[0])
-            if not call.read(hidden_states, args, kwargs, first.unpads):
+            problem = call.read(hidden_states, args, kwargs, first.unpads)
+            if not (problem or call.together_problem(natives)):
                 return call.run(hidden_states, natives)
         result: Any = hidden_states
         for layer in self.layers:  # each finds its own reason

@@ -35,7 +35,8 @@ def under_autocast(module: Any, input: torch.Tensor, product: Product) -> torch.
     """The layer's result; `product` multiplies by a packed weight."""
     weight, bias = module.weight, module.bias
     rows = input.numel() // input.shape[-1]
-    if weight.kind is Kind.INT8 or weight.memory.is_inference() or not multiplies(Kind.BFLOAT16):
+    exact = weight.kind in (Kind.FLOAT32, Kind.BFLOAT16)
+    if not exact or weight.memory.is_inference() or not multiplies(Kind.BFLOAT16):
         return product(input, weight, bias).bfloat16()
     if rows <= FEW:
         return product(input, rounded(weight), bias).bfloat16()

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from hfaccel.engine.kernels import Kind, kernels, panel
+from hfaccel.engine.kernels import GROUP, Kind, kernels, panel
+from hfaccel.engine.weights.groups import round_groups, table_of, values_of
 from hfaccel.native import NativeMatrix
 
 WORD = 4  # bytes
@@ -29,7 +30,9 @@ class Layout:
 
     @property
     def words(self) -> int:
-        """Of one row."""
+        """Of one row: of groups, with the scales behind each."""
+        if self.kind.is_grouped:
+            return -(-self.columns // GROUP) * (GROUP // self.kind.numbers + 1)
         return -(-self.columns // self.kind.numbers)
 
     @property
@@ -90,9 +93,13 @@ class Layout:
         return kernels().Matrix(self.kind, stop - start, self.columns, panels, added, of_int8)
 
 
-def write(layout: Layout, dense: torch.Tensor, memory: torch.Tensor) -> None:
-    """Pack the (rows, columns) weight into `memory`."""
-    words = _words(layout, dense, memory)
+def write(
+    layout: Layout, dense: torch.Tensor, memory: torch.Tensor, table: torch.Tensor | None = None
+) -> None:
+    """Pack the (rows, columns) weight into `memory`. `table`: of groups, the scales to round with
+    (group_scales); None: those with the least error."""
+    grouped = layout.kind.is_grouped
+    words = round_groups(dense.detach(), layout.kind, table) if grouped else _words(layout, dense, memory)
     _write_words(layout, words, memory)
 
 
@@ -109,6 +116,11 @@ def _read_words(layout: Layout, memory: torch.Tensor) -> torch.Tensor:
     """(rows, words) of int32."""
     rows = layout.panels_of(memory).reshape(layout.panels * layout.panel, layout.words)
     return rows[: layout.rows].contiguous()
+
+
+def group_scales(layout: Layout, memory: torch.Tensor) -> torch.Tensor:
+    """(rows, groups) of int32, of kinds in groups only."""
+    return table_of(_read_words(layout, memory), layout.kind)
 
 
 def laid_out_anew(layout: Layout, memory: torch.Tensor) -> torch.Tensor:
@@ -158,14 +170,32 @@ def _rounded_part(layout: Layout, values: torch.Tensor, memory: torch.Tensor) ->
 
 def read(layout: Layout, memory: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The weight in the ordinary layout."""
-    words = _read_words(layout, memory)
+    return _values(layout, memory, _read_words(layout, memory), slice(None), dtype)
+
+
+def read_rows(layout: Layout, memory: torch.Tensor, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """These rows of the weight in the ordinary layout: (number of ids, columns)."""
+    words = layout.panels_of(memory)[ids // layout.panel, ids % layout.panel]
+    return _values(layout, memory, words, ids, dtype)
+
+
+def _values(
+    layout: Layout,
+    memory: torch.Tensor,
+    words: torch.Tensor,
+    rows: torch.Tensor | slice,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """What the words of these rows stand for."""
+    if layout.kind.is_grouped:
+        return values_of(words, layout.kind, layout.columns, dtype)
     types = {Kind.FLOAT32: torch.float32, Kind.BFLOAT16: torch.bfloat16, Kind.INT8: torch.int8}
     numbers = words.view(types[layout.kind])[:, : layout.columns]
     if layout.kind is Kind.INT8:
-        scales = layout.numbers_of_rows(memory)[0]
+        scales = layout.numbers_of_rows(memory)[0][rows]
         values = numbers * scales[:, None] * layout.factors(memory)
         inputs, weights = layout.exact(memory)
         if int(inputs[0]) >= 0:
-            values.index_add_(1, inputs, weights.t())
+            values.index_add_(1, inputs, weights[:, rows].t())
         return values.to(dtype)
     return numbers.to(dtype).contiguous()

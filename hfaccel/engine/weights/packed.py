@@ -5,7 +5,7 @@ that it replaces. Linear layers multiply the packed bytes; every other operation
 ordinary layout, unpacked for that operation alone. So optimizers, ties, checkpoints, `.to()`, deepcopy and
 pickling work as with any parameter.
 
-Packing in float32 keeps every bit. Packing in bfloat16 and int8 rounds the values once; every reader then
+Packing in float32 keeps every bit. Packing in any other kind rounds the values once; every reader then
 sees the rounded values.
 """
 
@@ -23,7 +23,7 @@ from hfaccel.apply.children import share_cores
 from hfaccel.engine.kernels import Kind, kernels_problem, panel
 from hfaccel.engine.replacements import Arguments, Keywords
 from hfaccel.engine.weights.exchange import exchange
-from hfaccel.engine.weights.layout import Layout, laid_out_anew, read, write
+from hfaccel.engine.weights.layout import Layout, group_scales, laid_out_anew, read, read_rows, write
 from hfaccel.engine.weights.reads import ReadsDense
 from hfaccel.memory import Arena
 from hfaccel.native import NativeMatrix
@@ -92,7 +92,8 @@ class PackedWeight(ReadsDense, nn.Parameter):
         factors: torch.Tensor | None = None,
     ) -> PackedWeight:
         """Pack a dense weight into `arena`, or into memory of its own. `factors`: (in_features,), for int8:
-        factors of activations before rounding. An input with factor 0, and its weights, are not rounded."""
+        factors of activations before rounding. An input with factor 0, and its weights, are not rounded. For
+        kinds in groups: the scales of a weight that was rounded before (`_factors`)."""
         layout = cls.layout_of(kind, weight.shape)
         with torch.inference_mode(False):  # its version says when values were changed
             room = Arena(layout.nbytes, pages="default") if arena is None else arena
@@ -100,7 +101,7 @@ class PackedWeight(ReadsDense, nn.Parameter):
         with torch.no_grad():
             if kind is Kind.INT8:
                 layout.factors(memory).copy_(torch.ones(()) if factors is None else factors)
-            write(layout, cls.turn(weight), memory)
+            write(layout, cls.turn(weight), memory, factors if kind.is_grouped else None)
         return cls(memory, kind, (weight.shape[0], weight.shape[1]), weight.dtype, weight.requires_grad)
 
     @staticmethod
@@ -147,6 +148,15 @@ class PackedWeight(ReadsDense, nn.Parameter):
         with torch.no_grad():
             return self.turn(read(self.packing, self.memory, self.dtype)).contiguous()
 
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Row `id` of the values for each of the ids, which have any shape. Raises IndexError for an id that
+        is no row."""
+        with torch.no_grad():
+            flat = ids.reshape(-1)
+            if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < self.shape[0]:
+                raise IndexError(f"ids from 0 to {self.shape[0] - 1} must be given, but got others")
+            return read_rows(self.packing, self.memory, flat, self.dtype).view(*ids.shape, self.shape[1])
+
     def overwrite(self, dense: torch.Tensor) -> None:
         """Replace the values, in the memory, and count a new version of it."""
         with torch.no_grad():
@@ -183,6 +193,8 @@ class PackedWeight(ReadsDense, nn.Parameter):
         changed."""
         if func is torch.ops.aten.detach.default:
             return args[0].over(args[0].memory, requires_grad=False)
+        if func is torch.ops.aten.embedding.default and isinstance(args[0], PackedWeight):
+            return args[0].rows(args[1])
         dense: dict[int, torch.Tensor] = {}
 
         def to_dense(value: object) -> object:
@@ -225,6 +237,8 @@ class PackedWeight(ReadsDense, nn.Parameter):
 
     def _factors(self) -> torch.Tensor | None:
         """Without them the values would be rounded once more, in other steps."""
+        if self.kind.is_grouped:
+            return group_scales(self.packing, self.memory)
         return self.packing.factors(self.memory).clone() if self.kind is Kind.INT8 else None
 
     def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]

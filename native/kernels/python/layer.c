@@ -32,12 +32,12 @@ int read_layer(PyObject *args, void *content)
   const struct norm none = {.kind = NORM_NONE};
   int attention;
   layer->query_norm = layer->key_norm = layer->attention_end = layer->output_end = none;
-  if (!PyArg_ParseTuple(args, "(O&O&O&O&)(O&O&O&)(O&O&)O&pO&if|(O&O&O&O&)p", to_matrix, &layer->query, to_matrix,
-                        &layer->key, to_matrix, &layer->value, to_matrix, &layer->output, to_matrix_or_none,
-                        &layer->gate, to_matrix, &layer->up, to_matrix, &layer->down, to_norm,
-                        &layer->attention_norm, to_norm, &layer->output_norm, to_size, &layer->head_size,
-                        &layer->norm_first, to_activation, &layer->activation, &attention, &layer->scale,
-                        to_norm_or_none, &layer->query_norm, to_norm_or_none, &layer->key_norm,
+  if (!PyArg_ParseTuple(args, "(O&O&O&O&)(O&O&O&)(O&O&)O&pO&if|(O&O&O&O&)p", to_matrix, &layer->query,
+                        to_matrix, &layer->key, to_matrix, &layer->value, to_matrix, &layer->output,
+                        to_matrix_or_none, &layer->gate, to_matrix, &layer->up, to_matrix, &layer->down,
+                        to_norm, &layer->attention_norm, to_norm, &layer->output_norm, to_size,
+                        &layer->head_size, &layer->norm_first, to_activation, &layer->activation, &attention,
+                        &layer->scale, to_norm_or_none, &layer->query_norm, to_norm_or_none, &layer->key_norm,
                         to_norm_or_none, &layer->attention_end, to_norm_or_none, &layer->output_end,
                         &layer->parallel))
     return 0;
@@ -166,8 +166,7 @@ static int follow_past(const struct sequences *all, const struct past *past)
   for (size_t s = 0; s < all->count; s++) {
     const size_t column = (size_t)all->first[s] % past->columns, length = (size_t)all->length[s];
     if (column + length > past->columns ||
-        (past->begins != NULL &&
-         (past->begins[s] < 0 || (size_t)past->begins[s] > past->length + column)))
+        (past->begins != NULL && (past->begins[s] < 0 || (size_t)past->begins[s] > past->length + column)))
       return 0;
   }
   return all->seen == NULL;
@@ -218,7 +217,8 @@ PyObject *run_layers(PyObject *module, PyObject *args)
     return NULL;
   if (call.past.columns > 0) {
     if (!must_hold(addresses != NULL, "caches beside the past") || !take_caches(addresses, caches, count) ||
-        !must_hold(follow_past(&call.sequences, &call.past), "sequences within their columns that see a token") ||
+        !must_hold(follow_past(&call.sequences, &call.past),
+                   "sequences within their columns that see a token") ||
         !must_hold(suit_cache(layers, count, &call.past), "a cache in bfloat16 where attention is"))
       return NULL;
     call.past.caches = caches;

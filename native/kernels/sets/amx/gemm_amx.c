@@ -125,8 +125,7 @@ static void split_by_tiles(const struct matrix *matrix, const struct operand *op
   }
 }
 
-/* Leaves out the first rows of an operand and of what becomes of them. */
-static void skip_rows(struct operand *operand, struct result *result, size_t rows)
+void skip_rows(struct operand *operand, struct result *result, size_t rows)
 {
   const size_t size = result->bf16 ? sizeof(uint16_t) : sizeof(float);
   operand->words += rows * operand->stride;

@@ -213,6 +213,13 @@ INLINE void bytes_store_some(uint32_t *words, size_t number, size_t count, vec x
   memcpy((uint8_t *)words + number, some, whole);
 }
 
+INLINE void signed_bytes_store(int8_t *to, vec x)
+{
+  const __m256i q = _mm256_cvtps_epi32(x);
+  const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
+  _mm_storel_epi64((__m128i *)to, _mm_packs_epi16(halves, halves));
+}
+
 /* Words */
 
 INLINE vec_ints halves_load(const uint16_t *from, vec_mask first)

@@ -4,6 +4,8 @@
 
 enum { VECTOR_ROWS = 6, VECTORS = 2 }; /* of a tile: 12 of 16 registers hold sums */
 
+enum { GROUPED_ROWS = DOT_I8 ? 4 : 2 }; /* of a tile of groups: sums of a group take the registers */
+
 enum { BYTE_SHIFT = 0 }; /* activations in int8 are stored as they are: 0 to 255 */
 
 /* What this CPU lacks of the set, or NULL. */

@@ -159,6 +159,11 @@ INLINE void bytes_store_some(uint32_t *words, size_t number, size_t count, vec x
     _mm256_mask_storeu_epi16((uint16_t *)words + number, whole, wide_bytes(kept));
 }
 
+INLINE void signed_bytes_store(int8_t *to, vec x)
+{
+  _mm_storeu_si128((__m128i *)to, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x)));
+}
+
 /* Words */
 
 INLINE vec_ints halves_load(const uint16_t *from, vec_mask some)

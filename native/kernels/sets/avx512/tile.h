@@ -36,3 +36,28 @@ INLINE void multiply(const enum kind kind, vec sums[VECTORS], const uint32_t *a,
             : "m"(*a), "v"(b[0]), "v"(b[1]));
   }
 }
+
+/* Groups (gemm_grouped.c): whether whole bytes are multiplied at once, or only numbers below 16; and whether
+ * sums are pairs of 16 bits meanwhile. */
+enum { WHOLE_BYTES = DOT_I8, IN_PAIRS = !DOT_I8 };
+
+/* sums += four unsigned bytes times four signed ones, for each word of the weight. */
+INLINE void multiply_unsigned(vec_ints sums[VECTORS], const uint32_t *a, const vec_ints b[VECTORS])
+{
+  __m512i word;
+#if DOT_I8
+  __asm__("vpbroadcastd %3, %2\n\tvpdpbusd %2, %4, %0\n\tvpdpbusd %2, %5, %1"
+          : "+v"(sums[0]), "+v"(sums[1]), "=&v"(word)
+          : "m"(*a), "v"(b[0]), "v"(b[1]));
+#else
+  word = _mm512_set1_epi32((int)*a);
+  sums[0] = _mm512_add_epi16(sums[0], _mm512_maddubs_epi16(b[0], word));
+  sums[1] = _mm512_add_epi16(sums[1], _mm512_maddubs_epi16(b[1], word));
+#endif
+}
+
+/* sums += factor times the two 16-bit numbers of each pair */
+INLINE vec_ints add_pairs(vec_ints sums, vec_ints pairs, int16_t factor)
+{
+  return _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(factor)));
+}

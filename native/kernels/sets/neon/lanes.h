@@ -240,6 +240,13 @@ INLINE void bytes_store(uint32_t *words, size_t number, const vec x[4])
   vst1q_u8((uint8_t *)words + number, vsubq_u8(bytes, vdupq_n_u8(BYTE_SHIFT)));
 }
 
+INLINE void signed_bytes_store(int8_t *to, vec x)
+{
+  const int16x4_t halves = vqmovn_s32(vcvtnq_s32_f32(x));
+  const int8x8_t bytes = vqmovn_s16(vcombine_s16(halves, halves));
+  memcpy(to, &bytes, LANES);
+}
+
 /* Words */
 
 INLINE vec_ints halves_load(const uint16_t *from, vec_mask first)

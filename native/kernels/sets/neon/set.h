@@ -5,6 +5,8 @@
 
 enum { VECTOR_ROWS = 6, VECTORS = 4 }; /* of a tile: 24 of 32 registers hold sums */
 
+enum { GROUPED_ROWS = 2 }; /* of a tile of groups: sums of a group take the registers */
+
 enum { BYTE_SHIFT = DOT_I8 ? 128 : 0 }; /* sdot multiplies signed numbers: 0 to 255 are stored less 128 */
 
 /* Linux, arch/arm64/include/uapi/asm/hwcap.h */

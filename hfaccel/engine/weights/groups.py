@@ -1,0 +1,170 @@
+"""Weights in groups of 8 or 4 bits: rounding, and the words in which the kernels read them
+(native/kernels/gemm.h).
+
+A row is divided into groups of GROUP inputs. Each group has a step and a minimum, and stands for
+`step * number + minimum`; both are bfloat16 and lie in one word behind the words of the group's numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+
+from hfaccel.engine.kernels import GROUP, Kind
+
+CHUNK = 1 << 18  # numbers that are rounded at a time: intermediate results stay in the cache
+# Parts of a group's range that are tried. With 4 bits it pays to clip the few largest weights, so that all
+# others get finer steps; with 8 bits it never does, but rounding a step to bfloat16 may shorten the range.
+RANGES = {
+    Kind.INT8_WEIGHT_ONLY: (1.0, 1.006),
+    Kind.INT4_WEIGHT_ONLY: (0.93, 0.85),
+}
+FITS = {Kind.INT8_WEIGHT_ONLY: 0, Kind.INT4_WEIGHT_ONLY: 2}  # rounds of least squares after that
+FINEST = 2.0**-8  # of the largest weight: a group's range counts as this wide at least
+TINY = 1e-30
+
+
+def round_groups(
+    values: torch.Tensor,
+    kind: Kind,
+    table: torch.Tensor | None = None,
+    importance: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """(rows, words) of int32: the (rows, columns) values. `table`: steps and minima that were found before,
+    as `table_of` gives them; values that were rounded with them stay as they are. `importance`: (columns,),
+    how much the square of an error counts, for example the mean square of the input."""
+    columns = values.shape[1]
+    groups = -(-columns // GROUP)
+    words = torch.empty((len(values), groups, GROUP // kind.numbers + 1), dtype=torch.int32)
+    weights = None if importance is None else _grouped(importance.float()[None])[0]
+    for rows in _chunks(len(values), groups * GROUP):
+        numbers = _grouped(values[rows].float())
+        scale = _found(numbers, kind, weights) if table is None else _from_table(table[rows])
+        words[rows, :, -1] = scale.words
+        words[rows, :, :-1] = _to_words(scale.round(numbers, kind), kind)
+    return words.flatten(1)
+
+
+def values_of(words: torch.Tensor, kind: Kind, columns: int, dtype: torch.dtype) -> torch.Tensor:
+    """The (rows, columns) values of (rows, words)."""
+    result = torch.empty((len(words), columns), dtype=dtype)
+    table = table_of(words, kind)
+    groups = table.shape[1]
+    for rows in _chunks(len(words), groups * GROUP):
+        scale = _from_table(table[rows])
+        numbers = _from_words(words[rows].unflatten(1, (groups, -1))[..., :-1], kind)
+        values = torch.addcmul(scale.minimum, numbers, scale.step)
+        result[rows] = values.flatten(1)[:, :columns].to(dtype)
+    return result
+
+
+def table_of(words: torch.Tensor, kind: Kind) -> torch.Tensor:
+    """(rows, groups) of int32: the steps, and in the upper halves the minima, of (rows, words)."""
+    each = GROUP // kind.numbers + 1
+    return words[:, each - 1 :: each].contiguous()
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Of groups: (rows, groups, 1) of float32 numbers that are bfloat16."""
+
+    step: torch.Tensor
+    minimum: torch.Tensor
+
+    @property
+    def words(self) -> torch.Tensor:
+        """(rows, groups) of int32."""
+        return torch.cat([self.step, self.minimum], -1).bfloat16().view(torch.int32).squeeze(-1)
+
+    def round(self, numbers: torch.Tensor, kind: Kind) -> torch.Tensor:
+        """(rows, groups, GROUP): whole numbers from 0 on."""
+        return ((numbers - self.minimum) / self.step).round_().clamp_(0, _most(kind))
+
+    def error(self, numbers: torch.Tensor, kind: Kind, weights: torch.Tensor | None) -> torch.Tensor:
+        """(rows, groups, 1): the sum of squares."""
+        lost = torch.addcmul(self.minimum, self.round(numbers, kind), self.step).sub_(numbers).square_()
+        return (lost if weights is None else lost.mul_(weights)).sum(-1, keepdim=True)
+
+    def where(self, chosen: torch.Tensor, other: _Scale) -> _Scale:
+        """This one where `chosen`, otherwise the other."""
+        return _Scale(
+            torch.where(chosen, self.step, other.step), torch.where(chosen, self.minimum, other.minimum)
+        )
+
+
+def _from_table(table: torch.Tensor) -> _Scale:
+    halves = table[..., None].contiguous().view(torch.bfloat16).float()
+    return _Scale(halves[..., :1], halves[..., 1:])
+
+
+def _found(numbers: torch.Tensor, kind: Kind, weights: torch.Tensor | None) -> _Scale:
+    """Of the scales that are tried, those with the least squared error."""
+    lowest, highest = numbers.amin(-1, keepdim=True), numbers.amax(-1, keepdim=True)
+    width = highest - lowest
+    finest = torch.maximum(lowest.abs(), highest.abs()).mul_(FINEST).clamp_(min=TINY) / _most(kind)
+
+    def scale(step: torch.Tensor, minimum: torch.Tensor) -> _Scale:
+        return _Scale(*(part.bfloat16().float() for part in (torch.maximum(step, finest), minimum)))
+
+    def better(best: _Scale, tried: _Scale) -> _Scale:
+        fewer = tried.error(numbers, kind, weights) < best.error(numbers, kind, weights)
+        return tried.where(fewer, best)
+
+    ranges = (scale(width * (part / _most(kind)), lowest + width * ((1 - part) / 2)) for part in RANGES[kind])
+    best = reduce(better, ranges)
+    for _ in range(FITS[kind]):
+        best = better(best, scale(*_fitted(best.round(numbers, kind), numbers, weights)))
+    return best
+
+
+def _fitted(
+    rounded: torch.Tensor, numbers: torch.Tensor, weights: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The step and minimum with which these rounded numbers come closest: least squares."""
+    share = torch.full((GROUP,), 1 / GROUP) if weights is None else weights / weights.sum(-1, keepdim=True)
+    mean_rounded, mean = ((part * share).sum(-1, keepdim=True) for part in (rounded, numbers))
+    centred = (rounded - mean_rounded) * share
+    variance = (centred * rounded).sum(-1, keepdim=True).clamp_(min=TINY)
+    step = (centred * numbers).sum(-1, keepdim=True) / variance
+    return step, mean - step * mean_rounded
+
+
+def _most(kind: Kind) -> int:
+    return 255 if kind is Kind.INT8_WEIGHT_ONLY else 15
+
+
+def _grouped(values: torch.Tensor) -> torch.Tensor:
+    """(rows, groups, GROUP). The last group is filled with its last value, which widens no range."""
+    rows, columns = values.shape
+    padding = -columns % GROUP
+    if padding:
+        values = torch.cat([values, values[:, -1:].expand(rows, padding)], 1)
+    return values.reshape(rows, -1, GROUP)
+
+
+def _to_words(rounded: torch.Tensor, kind: Kind) -> torch.Tensor:
+    """(rows, groups, words) of int32. Of eight inputs in 4 bits each, the first four are the lower halves of
+    a word's bytes."""
+    numbers = rounded.to(torch.uint8)
+    if kind is Kind.INT4_WEIGHT_ONLY:
+        halves = numbers.unflatten(-1, (-1, 2, 4))
+        numbers = (halves[..., 0, :] | halves[..., 1, :] << 4).flatten(-2)
+    return numbers.contiguous().view(torch.int32)
+
+
+def _from_words(words: torch.Tensor, kind: Kind) -> torch.Tensor:
+    """(rows, groups, GROUP) of uint8."""
+    numbers = words.contiguous().view(torch.uint8)
+    if kind is Kind.INT4_WEIGHT_ONLY:
+        numbers = numbers.unflatten(-1, (-1, 4))
+        numbers = torch.stack([numbers & 15, numbers >> 4], -2).flatten(-3)
+    return numbers
+
+
+def _chunks(rows: int, numbers: int) -> Iterator[slice]:
+    """Rows of so many numbers each, some at a time."""
+    some = max(1, CHUNK // numbers)
+    return (slice(start, start + some) for start in range(0, rows, some))

@@ -1,0 +1,143 @@
+#include "gemm_grouped.h"
+
+#include "finish.h"
+#include "tile.h"
+
+/* Words of activations after which sums of pairs are added up: 8 x 2 products below 15 x 128 fit 16 bits. */
+enum { PAIRED = 8 };
+enum { AHEAD = 32 }; /* words: how far the weight is asked for from memory */
+enum { LINES = PANEL * sizeof(uint32_t) / 64 };
+
+/* sums += factor times what was summed since they were added up last, for LANES columns. */
+INLINE void add_up(vec_ints *sums, vec_ints *part, const int factor)
+{
+  if (IN_PAIRS)
+    *sums = add_pairs(*sums, *part, (int16_t)factor);
+  else
+    *sums = ints_add(*sums, factor == 1 ? *part : ints_left(*part, 4));
+  *part = vec_as_ints(vec_zero());
+}
+
+/* A word of the weight: its numbers, or the lower and the upper halves of its bytes. */
+struct unpacked {
+  vec_ints lower[VECTORS], upper[VECTORS];
+};
+
+INLINE struct unpacked unpack(const int whole, const uint32_t *panel)
+{
+  struct unpacked word;
+#pragma GCC unroll 4
+  for (size_t v = 0; v < VECTORS; v++) {
+    const vec_ints bytes = vec_as_ints(vec_load(panel + v * LANES));
+    word.lower[v] = whole ? bytes : nibbles(bytes, 0);
+    word.upper[v] = whole ? bytes : nibbles(bytes, 1);
+  }
+  return word;
+}
+
+/* The sums of one group: whole numbers. */
+INLINE void multiply_group(const enum kind kind, const size_t rows, const uint32_t *a, size_t stride,
+                           const uint32_t *panel, vec_ints sums[GROUPED_ROWS][VECTORS])
+{
+  const int whole = kind == KIND_G8 && WHOLE_BYTES, halves = kind == KIND_G8 && !WHOLE_BYTES;
+  const size_t step = kind == KIND_G4 ? 2 : 1; /* words of activations for one of the weight */
+  vec_ints lower[GROUPED_ROWS][VECTORS], upper[GROUPED_ROWS][VECTORS];
+#pragma GCC unroll 6
+  for (size_t r = 0; r < rows; r++)
+    for (size_t v = 0; v < VECTORS; v++)
+      sums[r][v] = lower[r][v] = upper[r][v] = vec_as_ints(vec_zero());
+#pragma GCC unroll 2
+  for (size_t begin = 0; begin < GROUP_WORDS; begin += PAIRED) {
+#pragma GCC unroll 8
+    for (size_t k = begin; k < begin + PAIRED; k += step, panel += PANEL) {
+      for (size_t line = 0; line < LINES; line++)
+        PREFETCH(panel + AHEAD * PANEL + line * 16, NEAR);
+      const struct unpacked word = unpack(whole, panel);
+#pragma GCC unroll 6
+      for (size_t r = 0; r < rows; r++) {
+        multiply_unsigned(lower[r], a + r * stride + k, word.lower);
+        if (kind == KIND_G4)
+          multiply_unsigned(lower[r], a + r * stride + k + 1, word.upper);
+        if (halves)
+          multiply_unsigned(upper[r], a + r * stride + k, word.upper);
+      }
+    }
+#pragma GCC unroll 6
+    for (size_t r = 0; (IN_PAIRS || begin + PAIRED == GROUP_WORDS) && r < rows; r++)
+#pragma GCC unroll 4
+      for (size_t v = 0; v < VECTORS; v++) {
+        add_up(&sums[r][v], &lower[r][v], 1);
+        if (halves)
+          add_up(&sums[r][v], &upper[r][v], 16);
+      }
+  }
+}
+
+/* out[rows][PANEL] = the sums of all groups, each times its scales, with its minima. */
+INLINE void tile(const enum kind kind, const size_t rows, const uint32_t *a, size_t stride,
+                 const uint32_t *panel, size_t groups, float *out)
+{
+  const size_t words = GROUP / kind_numbers(kind);
+  const float *scales = (const float *)(a + groups * GROUP_WORDS), *totals = scales + groups;
+  vec sums[GROUPED_ROWS][VECTORS];
+#pragma GCC unroll 6
+  for (size_t r = 0; r < rows; r++)
+    for (size_t v = 0; v < VECTORS; v++)
+      sums[r][v] = vec_zero();
+  for (size_t g = 0; g < groups; g++, a += GROUP_WORDS, panel += (words + 1) * PANEL) {
+    vec_ints products[GROUPED_ROWS][VECTORS];
+    multiply_group(kind, rows, a, stride, panel, products);
+#pragma GCC unroll 4
+    for (size_t v = 0; v < VECTORS; v++) {
+      const uint32_t *words_of_group = panel + words * PANEL + v * LANES;
+      const vec scale = group_scale(words_of_group), minimum = group_minimum(words_of_group);
+#pragma GCC unroll 6
+      for (size_t r = 0; r < rows; r++) {
+        const vec both = vec_mul(scale, vec_of(scales[r * stride + g]));
+        sums[r][v] = vec_fma(ints_to_floats(products[r][v]), both, sums[r][v]);
+        sums[r][v] = vec_fma(minimum, vec_of(totals[r * stride + g]), sums[r][v]);
+      }
+    }
+  }
+#pragma GCC unroll 6
+  for (size_t r = 0; r < rows; r++)
+    for (size_t v = 0; v < VECTORS; v++)
+      vec_store(out + r * PANEL + v * LANES, sums[r][v]);
+}
+
+// clang-format off: it moves these lines at every run
+#define CASE(kind, rows)                                              \
+  case rows:                                                          \
+    if (rows <= GROUPED_ROWS)                                         \
+      tile(kind, rows, a, stride, panel, groups, sums);               \
+    break;
+/* One unrolled loop for each number of rows. */
+#define TILE(name, kind)                                                                              \
+  static __attribute__((noinline)) void name(size_t rows, const uint32_t *a, size_t stride,           \
+                                             const uint32_t *panel, size_t groups, float *sums)       \
+  {                                                                                                   \
+    switch (rows) {                                                                                   \
+      CASE(kind, 1) CASE(kind, 2) CASE(kind, 3) CASE(kind, 4) CASE(kind, 5) CASE(kind, 6)             \
+    }                                                                                                 \
+  }
+// clang-format on
+TILE(tile_g8, KIND_G8)
+TILE(tile_g4, KIND_G4)
+
+void gemm_grouped(const struct matrix *matrix, const struct operand *operand, size_t rows, size_t first,
+                  size_t last, const struct result *result)
+{
+  const struct tiles tiles = tiles_begin(matrix->kind, rows);
+  const size_t groups = group_count(matrix->inputs);
+  float sums[GROUPED_ROWS * PANEL] __attribute__((aligned(64)));
+  for (size_t p = first; p < last; p++)
+    for (size_t t = 0; t < tiles.count; t++) {
+      const struct done done = {tile_at(&tiles, t), p * PANEL};
+      const size_t begin = done.tile.begin, end = done.tile.end;
+      const uint32_t *a = operand->words + begin * operand->stride;
+      const uint32_t *panel = matrix->panels + p * matrix->words * PANEL;
+      expect(result, begin, end, p * PANEL);
+      (matrix->kind == KIND_G8 ? tile_g8 : tile_g4)(end - begin, a, operand->stride, panel, groups, sums);
+      finish_rows(matrix, operand, result, &done, begin, end, sums);
+    }
+}
