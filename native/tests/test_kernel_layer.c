@@ -473,7 +473,8 @@ static struct call following(const struct test_layer *test, const struct variant
                             .begins = variant->partly ? begins : NULL};
   for (size_t s = 0; s < SEQUENCES; s++) { /* nothing sees the padding before a sequence */
     const size_t padding = (size_t)call.sequences.first[s] % length;
-    begins[s] = (int32_t)(padding ? past + padding : below(past + 1));
+    const size_t tokens = (size_t)call.sequences.length[s];
+    begins[s] = (int32_t)(padding ? past + padding : below(past + (tokens ? tokens : 1)));
     if (!variant->partly)
       ((int32_t *)call.sequences.first)[s] = (int32_t)(s * length);
   }

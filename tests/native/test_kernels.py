@@ -296,9 +296,7 @@ def test_a_run_with_bad_arguments_is_refused(changes):
 
 
 NONE = int32(0, 0)
-LATE = int32(
-    0, 2
-)  # of each sequence, the first token that is seen: the second sequence has none before its own
+LATE = int32(0, 3)  # first tokens that are seen: the second sequence has no tokens after its own
 
 
 @pytest.mark.parametrize(

@@ -16,17 +16,17 @@ class Followed:
 
     sequences: Sequences
     begins: torch.Tensor | None = None  # int32: of each sequence the first token that is seen; None: 0
-    hides_rows: bool = False  # padding before the first token is among the rows
+    hides_rows: bool = False  # padding is among the rows, and is not computed
 
 
 def read_followed(
-    mask: torch.Tensor | None, batch: int, columns: int, past: int, window: int = -1
+    mask: torch.Tensor | None, batch: int, columns: int, past: int, window: int = -1, unpad: bool = False
 ) -> Followed | str:
     """What `mask` says, or why that is more than who comes after whom and padding before the first token.
 
     `mask`: (batch or 1, 1, columns, past + columns), True or 0 where a token is seen; None where each token
     sees those before it. `window`: how far tokens see at most, -1 for no limit; the mask has to say so too.
-    """
+    `unpad`: padding is not computed; otherwise it is, and sees nothing."""
     if mask is None:
         if past and columns > 1:
             return "there is no mask for several tokens after others"
@@ -42,7 +42,7 @@ def read_followed(
             return "the attention mask adds to the scores"
     if columns == 1 and bool(visible.all()) and not _limits(window, past):
         return _all_seen(batch, columns)
-    return _read(visible, batch, columns, past, window)
+    return _read(visible, batch, columns, past, window, unpad)
 
 
 @lru_cache(maxsize=64)
@@ -59,14 +59,13 @@ def _limits(window: int, past: int) -> bool:
     return 0 <= window < past
 
 
-def _read(visible: torch.Tensor, batch: int, columns: int, past: int, window: int) -> Followed | str:
-    total = past + columns
+def _read(
+    visible: torch.Tensor, batch: int, columns: int, past: int, window: int, unpad: bool
+) -> Followed | str:
     begins = visible.any(1).int().argmax(1)  # (batch or 1,)
-    key, query = torch.arange(total), torch.arange(past, total)
+    key, query = torch.arange(past + columns), torch.arange(past, past + columns)
     seen = (key[None] <= query[:, None]) & ((query[:, None] - key[None] <= window) | (window < 0))
-    expected = seen[None] & (key >= begins[:, None])[:, None]
-    real = query >= begins[:, None]  # rows of padding see what they like
-    if not torch.equal(visible & real[:, :, None], expected & real[:, :, None]):
+    if not torch.equal(visible, seen[None] & (key >= begins[:, None])[:, None]):
         return "the attention mask hides more than what comes after a token and padding before the first"
     begins = begins.expand(batch)
     hidden = (begins - past).clamp(min=0)
@@ -74,6 +73,8 @@ def _read(visible: torch.Tensor, batch: int, columns: int, past: int, window: in
         return "a sequence is all padding"
     rows = whole(batch, columns)
     with torch.inference_mode(False):
+        if not unpad:
+            return Followed(_windowed(rows, window), begins.int().contiguous())
         first, length = rows.first + hidden.int(), rows.length - hidden.int()
         sequences = Sequences(rows.rows, batch, first, length, window=window)
         return Followed(sequences, begins.int().contiguous(), bool(hidden.any()))

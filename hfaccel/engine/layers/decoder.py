@@ -52,7 +52,7 @@ class DecoderCall(Call):
     hidden states."""
 
     __slots__ = ("cache", "followed", "past")
-    unpads: ClassVar[bool] = False  # padding before the first token is no token; there is no other
+    unpads: ClassVar[bool] = False  # unless asked for: losses are computed from rows of padding too
     follows: ClassVar[bool] = True
     cache_name: ClassVar[str] = CACHE  # of the argument
 
@@ -80,7 +80,7 @@ class DecoderCall(Call):
 
     def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
         batch, columns, _ = hidden.shape
-        wanted = batch, columns, self.past, self.layer.window
+        wanted = batch, columns, self.past, self.layer.window, unpad
         if mask is None:
             found = read_followed(None, *wanted)
         else:
@@ -157,4 +157,4 @@ class DecoderCall(Call):
 
     @staticmethod
     def unread(padding: torch.Tensor) -> torch.Tensor:
-        return padding.flip(1)
+        return torch.zeros_like(padding)
