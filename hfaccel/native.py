@@ -61,6 +61,7 @@ NativeSequences = NewType("NativeSequences", object)
 NativeBias = NewType("NativeBias", object)
 NativeRotary = NewType("NativeRotary", object)
 NativeRelative = NewType("NativeRelative", object)
+NativePast = NewType("NativePast", object)
 NativeEmbedding = NewType("NativeEmbedding", object)
 Span = tuple[int, int]  # an address, and how many rows or numbers lie there
 
@@ -89,6 +90,8 @@ class Kernels(Protocol):
         activation: int,
         attention_kind: int,
         scale: float,
+        more_norms: tuple[NativeNorm | None, ...] = ...,  # of queries, of keys, after attention, at the end
+        parallel: bool = ...,
         /,
     ) -> object: ...
     def Sequences(
@@ -104,7 +107,18 @@ class Kernels(Protocol):
         /,
     ) -> NativeSequences: ...
     def Bias(self, numbers: int, head: int, query: int, /) -> NativeBias: ...
-    def Rotary(self, cosines: int, sines: int, angles: int, /) -> NativeRotary: ...
+    def Rotary(self, cosines: int, sines: int, angles: int, size: int, /) -> NativeRotary: ...
+    def Past(
+        self,
+        columns: int,
+        length: int,
+        batch: int,
+        head: int,
+        token: int,
+        bf16: bool,
+        begins: int,
+        /,
+    ) -> NativePast: ...
     def Relative(
         self, keys: int, queries: int, buckets: int, index: int, reach: int, /
     ) -> NativeRelative: ...
@@ -119,6 +133,8 @@ class Kernels(Protocol):
         bias: NativeBias | None,
         rotary: NativeRotary | None,
         relative: NativeRelative | None,
+        past: NativePast | None = ...,
+        caches: tuple[int, ...] = ...,  # addresses of each layer's keys and values
         /,
     ) -> None: ...
     def linear(

@@ -261,11 +261,7 @@ def _copy_tree(model: nn.Module, share_linears: bool) -> nn.Module:
     Linear layers are shared where packing keeps their values: two trees with classes of their own
     around one packed weight would have to be kept in step.
     """
-    linears = (
-        module
-        for module in model.modules()
-        if share_linears and engine.is_linear(module) and module is not model
-    )
+    linears = engine.holders(model) if share_linears else ()
     shared: dict[int, object] = {
         id(part): part for part in itertools.chain(model.parameters(), model.buffers(), linears)
     }

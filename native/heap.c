@@ -14,7 +14,7 @@
 int heap_owner(char *path, size_t size)
 {
   Dl_info info;
-  /* dlsym and not &malloc: an address taken here could be that of this module's own stub. */
+  /* dlsym and not &malloc, which could be the address of this module's own stub. */
   void *function = dlsym(RTLD_DEFAULT, "malloc");
   if (function == NULL || dladdr(function, &info) == 0 || info.dli_fname == NULL)
     return ENOENT;
@@ -33,7 +33,7 @@ int heap_set_option(int option, int value)
 #endif
 }
 
-static size_t reserved; /* what heap_trim reserves again */
+static size_t reserved; /* bytes that heap_trim reserves again */
 
 int heap_reserve(size_t size, void **address)
 {
@@ -43,7 +43,7 @@ int heap_reserve(size_t size, void **address)
   if (memory == NULL)
     return ENOMEM;
   const char *end = sbrk(0);
-  if ((uintptr_t)memory >= (uintptr_t)end) { /* mappings lie above the end of the program's heap */
+  if ((uintptr_t)memory >= (uintptr_t)end) { /* a mapping, above the end of the program's heap */
     free(memory);
     return ENOTSUP;
   }

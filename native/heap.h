@@ -1,4 +1,4 @@
-/* The malloc of this process: who it is, and glibc's settings where it is glibc's. */
+/* The malloc of this process: which library provides it, and the settings of glibc's malloc. */
 #pragma once
 #include <stddef.h>
 
@@ -9,14 +9,14 @@ int heap_owner(char *path, size_t size);
 /* mallopt(3). 0; EINVAL: refused, or this libc has none. Takes effect only where glibc serves malloc. */
 int heap_set_option(int option, int value);
 
-/* Let the heap grow by `size` bytes that ask for huge pages, and leave them to malloc as its free top: what
- * it gives out next lies there. Nothing is touched. Set glibc's trim and mmap thresholds above `size` before,
+/* Grow the heap by `size` bytes that are advised for huge pages, and leave them to malloc as its free top,
+ * from which it allocates next. Nothing is touched. First set glibc's trim and mmap thresholds above `size`,
  * or the heap shrinks again at once.
  *
  * 0, with the address where the reserve begins; ENOMEM; ENOTSUP: malloc is not glibc's, or the calling thread
- * does not use the program's main heap; or the errno of MADV_HUGEPAGE, with the heap grown all the same. */
+ * does not use the program's main heap; or the errno of MADV_HUGEPAGE, although the heap has grown. */
 int heap_reserve(size_t size, void **address);
 
-/* malloc_trim(3): give free memory back to the system. 1 if there was any. What was reserved is reserved
- * again, and is untouched then. Neither this nor heap_reserve may run in two threads at once. */
+/* malloc_trim(3): give free memory back to the system. 1 if there was any. Then reserve again what
+ * heap_reserve has reserved, untouched. Neither this nor heap_reserve may run in two threads at once. */
 int heap_trim(void);

@@ -63,11 +63,10 @@ int os_reserve(size_t size, void **address)
     return EINVAL;
   if (size > SIZE_MAX - slack)
     return ENOMEM;
-  /* Kernels differ in whether they align anonymous mappings by themselves (efa7df3e3bb5 in 6.7,
-   * narrowed by d4148aeab412 in 6.12). Reserving one huge page more and cutting both ends off makes
-   * their choice irrelevant. */
-  /* Not MAP_NORESERVE: who asks for more than this machine has shall hear ENOMEM now and not be killed at the
-   * first touch. */
+  /* Some kernels align anonymous mappings, others do not (efa7df3e3bb5 in 6.7, narrowed by d4148aeab412 in
+   * 6.12). Reserving one huge page more and cutting off both ends works with all of them. */
+  /* Not MAP_NORESERVE: a request for more than this machine has must fail with ENOMEM now, instead of killing
+   * the process at the first touch. */
   char *raw = os_calls.mmap(NULL, size + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (raw == MAP_FAILED)
     return errno;

@@ -15,7 +15,7 @@ struct policy {
   unsigned long nodes[POLICY_MAX_NODES / (8 * sizeof(unsigned long))]; /* bit n: node n */
 };
 
-/* Add a node to the set; ERANGE from POLICY_MAX_NODES on. */
+/* Add a node to the set. ERANGE: the node is POLICY_MAX_NODES or more. */
 int policy_add_node(struct policy *policy, size_t node);
 int policy_has_node(const struct policy *policy, size_t node);
 

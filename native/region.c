@@ -8,7 +8,7 @@
 #include "os.h"
 #include "policy.h"
 
-static atomic_uint serial; /* makes the names differ, so that neighbours stay separate in smaps */
+static atomic_uint serial; /* makes names unique, so that adjacent regions stay separate in smaps */
 
 static size_t page_size(enum region_pages pages)
 {
@@ -30,7 +30,7 @@ static int reserve(struct region *region, size_t size)
                                    : os_reserve(region->size, &region->address);
 }
 
-/* Everything in the order that the kernel wants: a page's node and size are settled at its first touch. */
+/* Makes all requests before the first touch, which fixes a page's node and size. */
 static int make(struct region *region, size_t size, const struct region_wishes *wishes)
 {
   struct policy policy = {.mode = POLICY_PREFERRED};
@@ -47,7 +47,7 @@ static int make(struct region *region, size_t size, const struct region_wishes *
   if (region->pages == REGION_THP)
     region->advise_error = os_advise_huge(region->address, region->size);
   if (is_hugetlb(region->pages)) {
-    /* A cgroup's limit of huge pages shows only at the first touch, and then as SIGBUS. */
+    /* A cgroup's limit on huge pages takes effect only at the first touch, and then as SIGBUS. */
     const int refused = os_populate(region->address, region->size);
     if (refused != 0) {
       region_release(region);

@@ -12,7 +12,7 @@ static uintptr_t overlap(uintptr_t a_start, uintptr_t a_end, uintptr_t b_start, 
   return end > start ? end - start : 0;
 }
 
-/* Add the line's kilobytes to *total, by the share of the mapping that is wanted. */
+/* If the line has this key, add its kilobytes to *total, multiplied by `share`. */
 static void add(const char *line, const char *key, double share, size_t *total)
 {
   size_t kilobytes;
@@ -26,7 +26,7 @@ int smaps_sum(const char *path, uintptr_t address, size_t size, struct smaps_sum
   FILE *file = fopen(path, "re");
   if (file == NULL)
     return errno;
-  char line[512]; /* a longer line (a long file name) is read in pieces; no piece looks like a key */
+  char line[512]; /* a longer line, with a long file name, is read in pieces; no piece looks like a key */
   double share = 0;
   memset(sum, 0, sizeof *sum);
   while (fgets(line, sizeof line, file) != NULL) {

@@ -1,7 +1,7 @@
-/* What the kernel really gave: /proc/self/smaps, summed over an address range.
+/* The pages that the kernel really gave: /proc/self/smaps, summed over an address range.
  *
- * The kernel reports per mapping, not per page. A mapping that lies only partly in the range counts by
- * the share that does; regions carry names of their own, so theirs lie wholly in it.
+ * The kernel reports mappings, not pages. A mapping that lies partly in the range counts in proportion. A
+ * region has a name of its own, so its mapping lies entirely in the region's range.
  */
 #pragma once
 #include <stddef.h>
@@ -13,5 +13,5 @@ struct smaps_sum {
   size_t file_huge; /* bytes of file and shared mappings on 2 MiB pages (FilePmdMapped, ShmemPmdMapped) */
 };
 
-/* Sum over [address, address + size) what the smaps text at `path` says. 0, or an errno value. */
+/* Sum the figures of the smaps text at `path` over [address, address + size). 0, or an errno value. */
 int smaps_sum(const char *path, uintptr_t address, size_t size, struct smaps_sum *sum);

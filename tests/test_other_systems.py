@@ -89,7 +89,7 @@ def test_elsewhere_the_model_stays_as_it_is_with_the_reason(elsewhere):
 def test_elsewhere_what_the_system_lacks_is_a_reason(elsewhere):
     assert elsewhere["affinity"] == ["sched_setaffinity([0]) failed: this system has no affinity masks"]
     assert elsewhere["shared"] == (
-        "the system refuses shared memory: this system has none that can be sealed (memfd_create)"
+        "the system refuses shared memory: this system has no memory that can be sealed (memfd_create)"
     )
     moved, problem, equal = elsewhere["packed"]
     assert moved and equal and "the native part is missing" in problem

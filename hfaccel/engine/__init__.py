@@ -1,4 +1,4 @@
-"""The engine: how a model's own layers are computed faster, in place, with equal results."""
+"""The engine: it computes a model's own layers faster, in place, with equal results."""
 
 from hfaccel.engine.calibration.widening import widening_gain, widening_problem
 from hfaccel.engine.calls.settings import plain_settings
@@ -8,6 +8,7 @@ from hfaccel.engine.plan import ModelPlan, Step, plan_of, plan_problem
 from hfaccel.engine.transform import apply_plan, inspect, restore, transform
 from hfaccel.engine.weights.linear import is_linear
 from hfaccel.engine.weights.packed import PackedWeight, TransposedWeight
+from hfaccel.engine.weights.selection import holders
 
 __all__ = [
     "Kind",
@@ -16,6 +17,7 @@ __all__ = [
     "Step",
     "TransposedWeight",
     "apply_plan",
+    "holders",
     "inspect",
     "is_linear",
     "kernels_problem",

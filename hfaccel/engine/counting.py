@@ -1,4 +1,4 @@
-"""Which parts of a model may fall back to its own path, and how often they did."""
+"""Which parts of a model may fall back to the model's own path, and how often they did."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def stock_calls(model: nn.Module) -> Counter[str]:
 
 
 def padded_calls(model: nn.Module) -> Counter[str]:
-    """How many calls of the model had padding, and computed it, by reason."""
+    """How many calls of the model computed their padding, by reason."""
     total: Counter[str] = Counter()
     for part in model.modules():
         if isinstance(part, PaddedModel):
@@ -29,7 +29,7 @@ def padded_calls(model: nn.Module) -> Counter[str]:
 
 
 def watch(model: nn.Module) -> None:
-    """Warn the model's callers, from now on, when a part of it falls back."""
+    """From now on, warn the model's callers when a part of the model falls back."""
     told = Told(type(model).__name__)
     for part in _parts(model):
         tell(part, told)

@@ -1,4 +1,4 @@
-"""Which modules are norms that the kernels know, and how the kernels take them."""
+"""Which norms the kernels know, and the kernels' objects for them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class NormKind(IntEnum):
 
 
 def norm_kind(module: nn.Module) -> NormKind | None:
-    """None for what is no such norm. Root mean square norms have a class of their own in most models: they
-    are known by their parts, and by the trial of the layer that they belong to."""
+    """The kind of a norm; None for any other module. Most models define their own class of root mean square
+    norms. These are recognised by their attributes, and confirmed by the trial of their layer."""
     if type(module) is nn.LayerNorm:
         return NormKind.LAYER
     if type(module) is nn.Identity:
@@ -40,8 +40,8 @@ def epsilon(norm: nn.Module) -> float:
 
 
 def native_norm(norm: nn.Module, float32: Callable[[Vector], Vector]) -> NativeNorm:
-    """As the kernels take it. `float32` gives the vector that is read in place of the weight or the bias, and
-    keeps it alive."""
+    """The kernels' object for a norm. `float32` returns the vector that is read in place of the weight or the
+    bias, and keeps that vector alive."""
     kind = norm_kind(norm)
     assert kind is not None
     vectors = (float32(norm._parameters.get(name)) for name in ("weight", "bias"))

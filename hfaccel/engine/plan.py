@@ -1,7 +1,7 @@
-"""A model plan: which modules of a model are replaced by what, and why, as data.
+"""A model plan, as data: which modules of a model are replaced, by which replacements, and why.
 
-`hfaccel.engine.inspect` makes one, `apply_plan` carries one out without looking or trying. A plan of an
-optimized model tells what is there now: `save`, `report` and copies read it.
+`hfaccel.engine.inspect` makes a plan; `apply_plan` carries one out without trying anything. The plan of an
+optimized model describes its present state: `save`, `report` and copies read it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hfaccel.outcome import Outcome, merge
 from hfaccel.tables import render
 
 PLAN = "_hfaccel_model_plan"  # attribute of a model
-# In which replacements are applied; those of third parties come last.
+# The order in which replacements are applied; those of other packages come last.
 ORDER = (
     *("linear", "layer", "padding", "convolution", "region"),
     *("embeddings", "stack", "shortcut", "outside"),
@@ -31,11 +31,12 @@ class Step:
     path: str  # of the module; "" is the model itself
     replacement: str  # a name of engine.replacements.REPLACEMENTS
     settings: Settings = field(default_factory=dict)
-    subject: str = ""  # what a report calls it; "" where it tells nothing
+    subject: str = ""  # its name in a report; "" if the report leaves it out
     reason: str = ""
-    # Times as fast as before, as measured here; None where it was not. No two measurements are equal.
+    # How many times as fast as before, measured here; None if it was not measured. Not compared, because no
+    # two measurements are equal.
     speedup: float | None = field(default=None, compare=False)
-    error: float | None = None  # quantization error: of its result, relative; None where nothing is rounded
+    error: float | None = None  # relative quantization error of the result; None if nothing is rounded
 
     def outcome(self) -> Outcome:
         return Outcome(self.subject, True, self.reason, gain=self.speedup)
@@ -43,8 +44,7 @@ class Step:
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """Steps in the order in which they are carried out; and what else is to be said of the model: what was
-    looked at and left as it was."""
+    """Steps in the order in which they are carried out, and notes about parts that were left as they were."""
 
     steps: tuple[Step, ...] = ()
     notes: tuple[Outcome, ...] = ()
@@ -53,12 +53,12 @@ class ModelPlan:
         return merge([*(step.outcome() for step in self.steps if step.subject), *self.notes])
 
     def to_dict(self) -> dict[str, object]:
-        """As JSON has it."""
+        """The plan as a dict that JSON can store."""
         return asdict(self)
 
     @staticmethod
     def from_dict(document: Mapping[str, Any]) -> ModelPlan:
-        """Raises TypeError or KeyError for what is no plan."""
+        """The plan that `to_dict` returned. Raises TypeError or KeyError for any other document."""
         steps = tuple(Step(**step) for step in document["steps"])
         return ModelPlan(steps, tuple(Outcome(**note) for note in document["notes"]))
 
@@ -71,7 +71,7 @@ class ModelPlan:
 
 
 def apply_step(model: nn.Module, step: Step) -> None:
-    """Raises ValueError where the model is not as the step says."""
+    """Carry out one step. Raises ValueError if the model is not as the step says."""
     if step.replacement not in REPLACEMENTS:
         names = ", ".join(sorted(REPLACEMENTS))
         raise ValueError(f"a replacement must be one of {names}, but {step.path} has {step.replacement!r}")
@@ -83,7 +83,7 @@ def apply_step(model: nn.Module, step: Step) -> None:
 
 
 def module_at(model: nn.Module, path: str) -> Any:
-    """Raises ValueError where the model has no such module."""
+    """The module at this path. Raises ValueError if the model has none."""
     try:
         return model.get_submodule(path)
     except AttributeError:
@@ -96,18 +96,18 @@ def apply_steps(model: nn.Module, steps: Iterable[Step]) -> None:
 
 
 def plan_of(model: nn.Module) -> ModelPlan:
-    """What is replaced in this model now; why, as far as that was noted when it was optimized."""
+    """The present replacements of this model, with the reasons that were noted when it was optimized."""
     noted: ModelPlan = model.__dict__.get(PLAN) or ModelPlan()
     return ModelPlan(tuple(steps_now(model, noted.steps)), noted.notes)
 
 
 def keep(model: nn.Module, plan: ModelPlan) -> None:
-    """Note the plan of this model, for `plan_of`."""
+    """Keep the plan of this model for `plan_of`."""
     model.__dict__[PLAN] = plan
 
 
 def steps_now(model: nn.Module, noted: Sequence[Step]) -> list[Step]:
-    """The noted steps that still are so, with their settings of now; then those that nobody noted."""
+    """The noted steps that still hold, with their present settings; then replacements that were not noted."""
     now = {(step.path, step.replacement): step for step in _read(model)}
     known = [
         replace(step, settings=now.pop((step.path, step.replacement)).settings)
@@ -122,7 +122,7 @@ def _order(step: Step) -> int:
 
 
 def plan_problem(model: nn.Module) -> str:
-    """Why `apply_plan` could not make this model again; "" where it can."""
+    """Why `apply_plan` could not make this model again; "" if it can."""
     paths = {module: path for path, module in model.named_modules()}
     for module, path in paths.items():
         for mixin in _mixins(module):
@@ -140,7 +140,7 @@ def _read(model: nn.Module) -> Iterator[Step]:
 
 
 def _mixins(module: nn.Module) -> Iterator[type[ModuleReplacement]]:
-    """The replacements of a module, the outermost first, but for those that others bring along."""
+    """The replacements of a module, the outermost first, without those that another replacement adds."""
     cls: Any = type(module)
     while "hfaccel_original" in vars(cls):
         if cls.hfaccel_name:

@@ -1,4 +1,4 @@
-"""Modules that hfaccel replaces: what each kind of replacement can do, and the list of kinds.
+"""The protocol of replacements of modules, and the table of all replacements.
 
 A model plan (`engine.plan`) names a replacement for a module and its settings. To add a kind, subclass
 ModuleReplacement in a file of its own and register it.
@@ -13,7 +13,7 @@ from torch import nn
 
 from hfaccel.replacement import Replacement
 
-Settings = Mapping[str, Any]  # of one replacement, as JSON has them
+Settings = Mapping[str, Any]  # of one replacement; JSON can store them
 Arguments = tuple[Any, ...]  # of a call
 Keywords = dict[str, Any]
 Find = Callable[[str], nn.Module]  # the module of the model that has this path
@@ -24,21 +24,21 @@ REPLACEMENTS: dict[str, type[ModuleReplacement]] = {}
 
 
 class ModuleReplacement(Replacement, nn.Module):
-    """Mixed into a module's class. To undo one, see `hfaccel.replacement.undo`."""
+    """Mixed into a module's class. `hfaccel.replacement.undo` undoes it."""
 
-    hfaccel_name: ClassVar[str] = ""  # in plans; "" for what another replacement brings along
+    hfaccel_name: ClassVar[str] = ""  # in plans; "" for one that another replacement adds
 
     @classmethod
     def hfaccel_apply(cls, module: nn.Module, settings: Settings, find: Find) -> None:
-        """Replace the module. Raises ValueError where it is not as the settings say."""
+        """Replace the module. Raises ValueError if the module does not fit the settings."""
         raise NotImplementedError
 
     def hfaccel_settings(self, paths: Paths) -> Settings:
-        """With what `hfaccel_apply` makes the same of an equal module."""
+        """The settings with which `hfaccel_apply` makes an equal module into the same replacement."""
         return {}
 
     def hfaccel_problem(self, paths: Paths) -> str:
-        """Why it could not; "" where it can."""
+        """Why `hfaccel_apply` could not do that; "" if it can."""
         return ""
 
 

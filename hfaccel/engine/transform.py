@@ -1,7 +1,7 @@
-"""A model -> the same model, with its layers fused and its weights packed; and back.
+"""Fuses a model's layers and packs its weights, in place, and undoes this.
 
-Each stage looks at the model as the stages before have left it, tries and measures, and gives steps of a
-plan. A model that is loaded is given the same steps, and nothing is tried.
+Each stage looks at the model as the earlier stages have left it, tries and measures, and returns steps of a
+plan. A loaded model gets the same steps, and nothing is tried.
 """
 
 from __future__ import annotations
@@ -29,7 +29,13 @@ from hfaccel.engine.models.shortcut import shorten
 from hfaccel.engine.plan import PLAN, ModelPlan, Step, apply_steps, keep, plan_of, steps_now
 from hfaccel.engine.weights.linear import PackedModule, unpack_all
 from hfaccel.engine.weights.repacking import kind_of
-from hfaccel.engine.weights.selection import arena_for, find_linears, is_dense, pack_weights
+from hfaccel.engine.weights.selection import (
+    arena_for,
+    find_linears,
+    find_tied_embeddings,
+    is_dense,
+    pack_weights,
+)
 from hfaccel.memory import Arena, pack_
 from hfaccel.outcome import Outcome
 from hfaccel.replacement import Replacement, undo
@@ -39,14 +45,14 @@ ASKED_FOR = "padding is left out of every call, as asked for by unpad=True"
 
 @dataclass
 class Draft:
-    """Of the plan of a model that is being replaced by it."""
+    """The plan of a model while its steps are found and carried out."""
 
     model: nn.Module
     steps: list[Step] = field(default_factory=list)
     notes: list[Outcome] = field(default_factory=list)
 
     def add(self, steps: Sequence[Step], notes: Iterable[Outcome] = ()) -> None:
-        """Carry these steps out, and note them."""
+        """Carry out these steps, and note them."""
         apply_steps(self.model, steps)
         self.note(steps, notes)
 
@@ -64,21 +70,24 @@ def transform(
     unpad: bool | str = "auto",
     samples: Sequence[Mapping[str, torch.Tensor]] = (),
 ) -> tuple[Outcome, ...]:
-    """Fuse and pack what pays, in place. Parameters keep shape, values (up to the precision asked for)
-    and, where no value is rounded, identity. `kind`: the numbers in which linear layers and convolutions
-    multiply; None: those of the checkpoint. `unpad`: whether padding is left out; "auto": where the calls of
-    models tell that it may be (engine.models.padding). `samples`: typical inputs, on which int8 is tried."""
+    """Fuse layers and pack weights wherever that is faster, in place. Parameters keep their shapes, their
+    values (up to the precision asked for) and, if no value is rounded, their identity.
+
+    `kind`: the numbers that linear layers and convolutions multiply; None: those of the checkpoint. `unpad`:
+    whether padding is left out; "auto": in the calls that allow it (engine.models.padding). `samples`:
+    typical inputs, on which int8 is tried."""
     draft = Draft(model)
     layers, left = find_layers(model, unpad)
     fused = [layer for layer, _ in layers_of(model, layers)]
     convolutions = find_convolutions(model, fused, lambda weight: _kind_of(weight, _of_convolutions(kind)))
     draft.notes += left
     arena = _pack(draft, layers, kind, huge_pages, samples)
+    draft.add(find_tied_embeddings(model))
     _fuse(draft, [step for step in layers if _is_packed(model, step)], unpad)
     draft.add(*convolutions)
     draft.add(*find_embeddings(model))
     draft.add(*find_stacks(model))
-    watch(model)  # before shortcuts, which hold only while no module gets or loses an attribute
+    watch(model)  # before shortcuts, which are valid only while no module gets or loses an attribute
     steps, left = shorten(model)
     shortened = {step.path for step in steps}  # a shortcut stands in the place of the step for padding
     superseded = (step for step in draft.steps if step.replacement == "padding" and step.path in shortened)
@@ -94,17 +103,17 @@ def transform(
 
 
 def inspect(model: nn.Module, **settings: Any) -> ModelPlan:
-    """What `transform` would do to the model, with these of its arguments. It is done to a copy, for which
-    there must be memory."""
+    """What `transform` would do to the model with these arguments. A copy of the model is transformed, for
+    which there must be enough memory."""
     twin = copy.deepcopy(model)
     transform(twin, **settings)
     return plan_of(twin)
 
 
 def apply_plan(model: nn.Module, plan: ModelPlan, *, huge_pages: bool = True) -> None:
-    """Carry out a plan, in place, without looking or trying. Packed weights stay as they are.
+    """Carry out a plan, in place, without trying anything. Packed weights stay as they are.
 
-    Raises ValueError for a plan that is of another model.
+    Raises ValueError for the plan of another model.
     """
     weights = [step for step in plan.steps if step.replacement == "linear"]
     pack_weights(model, weights, arena_for(model, weights, False, huge_pages), own=False)
@@ -114,8 +123,8 @@ def apply_plan(model: nn.Module, plan: ModelPlan, *, huge_pages: bool = True) ->
 
 
 def restore(model: nn.Module) -> None:
-    """Undo transform, in place: classes and memory layout as before, values untouched. Raises HfaccelError,
-    and undoes nothing, where a weight cannot be unpacked."""
+    """Undo transform, in place: classes and memory layout as before, values untouched. If a weight cannot be
+    unpacked, raises HfaccelError and undoes nothing."""
     unpack_all([module for module in model.modules() if isinstance(module, PackedModule)])
     for module in list(model.modules()):
         if isinstance(module, Replacement):
@@ -130,9 +139,11 @@ def _pack(
     huge_pages: bool,
     samples: Sequence[Mapping[str, torch.Tensor]],
 ) -> Arena:
-    """Pack the linear layers for which that pays, those of layers that are to be fused in any case."""
+    """Pack the linear layers that are faster packed, and all linear layers of layers that are to be fused."""
     model, found = draft.model, layers_of(draft.model, layers)
-    linears, left = find_linears(model, [each for layer, family in found for each in family.linears(layer)])
+    decodes = all(family.call.follows for _, family in found)
+    first = [each for layer, family in found for each in family.linears(layer)]
+    linears, left = find_linears(model, first, tied=decodes)
     verdict = Verdict()
     if wanted is Kind.INT8:
         dense = [linear for linear in linears if is_dense(linear, Kind.INT8, True)]
@@ -170,7 +181,7 @@ def _of_weights(linears: Mapping[nn.Linear, str], wanted: Kind | None, verdict: 
 
 
 def _fuse(draft: Draft, steps: list[Step], unpad: bool | str) -> None:
-    """Fuse the layers for which that pays, and let the models around them tell when padding counts."""
+    """Fuse the layers that are faster fused, and let the models around them tell when padding matters."""
     model = draft.model
     apply_steps(model, steps)
     if unpad == "auto":
@@ -178,7 +189,8 @@ def _fuse(draft: Draft, steps: list[Step], unpad: bool | str) -> None:
     steps, slower = judge_layers(model, steps)
     draft.note(steps, slower)
     if unpad == "auto":
-        draft.add(find_padding(model, [layer for layer, _ in layers_of(model, steps)]))
+        found = layers_of(model, steps)
+        draft.add(find_padding(model, [layer for layer, family in found if not family.call.follows]))
     elif unpad and steps:
         draft.notes.append(Outcome(type(model).__name__, True, ASKED_FOR))
 

@@ -16,7 +16,7 @@ from hfaccel.host import Tree, read_memory, thp_problem
 
 HUGE_PAGE = 2 << 20  # bytes
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
-COLOUR = 7 * ALIGNMENT  # shifts a tensor whose page offset repeats: equal offsets share cache sets
+COLOUR = 7 * ALIGNMENT  # shifts a tensor with the page offset of the last one: they would share cache sets
 LIMIT = 1 << 63  # of bytes and of the sizes of a shape: torch counts in signed 64-bit integers
 Pages = Literal["auto", "thp", "hugetlb", "hugetlb-1g", "default"]
 PAGES: tuple[Pages, ...] = get_args(Pages)
@@ -67,7 +67,7 @@ class Arena:
             self.problem = str(error.args[-1])
             return None
         refused = [f"{call}: {os.strerror(number)}" for call, number in region.refused]
-        # The kernel accepts the advice in every mode; whether it gives huge pages is asked separately.
+        # The kernel accepts the advice in every mode; thp_problem says whether it gives huge pages.
         missing = thp_problem(read_memory(Tree())) if region.pages == "thp" else ""
         self.pages = "default" if missing else region.pages
         self.problem = "; ".join(filter(None, [self.problem, *refused, missing]))
@@ -78,8 +78,8 @@ class Arena:
     ) -> torch.Tensor:
         """An uninitialised, contiguous tensor, aligned to 64 bytes.
 
-        `coloured`: at another offset within its page than the tensor before. Raises UsageError, and takes
-        nothing, when the arena is full and for a shape or dtype that breaks a rule.
+        `coloured`: at another offset within its page than the tensor before. If the arena is full, or the
+        shape or dtype breaks a rule, raises UsageError and takes nothing.
         """
         sizes = check_shape(shape)
         nbytes = check_bytes(math.prod(sizes) * item_size(dtype), "a tensor")
@@ -90,13 +90,13 @@ class Arena:
             end = start + nbytes
             if end > self._size:
                 raise UsageError(
-                    f"an arena holds {self._size} bytes, but a tensor up to byte {end} was taken"
+                    f"an arena holds {self._size} bytes, but a tensor up to byte {end} was requested"
                 )
             self._colour = start % 4096
             self.used = end
         if nbytes == 0:
             return torch.empty(sizes, dtype=dtype)
-        # A storage for each tensor: torch.save writes whole storages, and refuses one seen as two types.
+        # Each tensor gets its own storage: torch.save writes whole storages, each in one dtype only.
         taken = torch.frombuffer(self._buffer, dtype=torch.uint8, offset=start, count=nbytes)
         return taken.view(dtype).view(sizes)
 

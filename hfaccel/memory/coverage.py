@@ -34,7 +34,7 @@ def coverage(tensors: torch.nn.Module | Iterable[torch.Tensor]) -> float:
 
 
 def coverage_problem() -> str:
-    """Why coverage cannot be read here; "" where it can."""
+    """Why coverage cannot be read here; "" if it can."""
     if native.arena is None:
         return native.MISSING
     return "" if os.access(SMAPS, os.R_OK) else f"{SMAPS} cannot be read"

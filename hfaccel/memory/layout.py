@@ -1,4 +1,4 @@
-"""A model's tensors side by side in one region of memory: where each goes, and how it gets there."""
+"""A model's tensors side by side in one region of memory: where each one goes, and how it is moved there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hfaccel.portable import affinity
 from hfaccel.threads import Pool
 
 PAGE = 4096  # bytes
-CHUNK = 4096  # pages that a thread sums at a time, few enough for NumPy's working memory to stay in the cache
+CHUNK = 4096  # pages that a thread sums at a time; few, so that NumPy's working memory stays in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +32,11 @@ class Place:
         return held(self.tensor)
 
     def over(self, region: torch.Tensor) -> torch.Tensor:
-        """A tensor like `held`, over the bytes of a region."""
+        """A tensor like `held` over the bytes of a region."""
         return view(region, self.offset, self.held.dtype, self.held.shape, self.held.stride())
 
     def put(self, region: torch.Tensor) -> None:
-        """Let the tensor, which keeps its identity, lie over the region."""
+        """Move the tensor, which keeps its identity, onto the region."""
         found = self.over(region)
         if self.held is not self.tensor:
             vars(self.tensor)["memory"] = found
@@ -52,7 +52,7 @@ class Layout:
     places: tuple[Place, ...]
     pieces: tuple[tuple[torch.Tensor, int], ...]  # bytes to copy, each with its offset
     size: int  # bytes, a multiple of a huge page
-    left: int  # tensors that have no place: sparse, on another device, of a class of their own
+    left: int  # tensors without a place: sparse, on another device, of another class
 
     def write(self, region: torch.Tensor) -> None:
         """Copy all bytes into a region of `size` zero bytes."""
@@ -108,11 +108,11 @@ def _merged(tensors: Iterable[torch.Tensor]) -> list[tuple[int, int, list[tuple[
 def digest(region: torch.Tensor) -> str:
     """A checksum of a region of whole pages: a hash of the sum of each page's 64-bit words.
 
-    The checksum detects what storage and copying do to a file: changed bits, and pages that are missing, of
-    another file or at another place. Summing runs at the speed of memory, while a hash of every byte would
-    take longer than the rest of loading. The checksum is no defence against somebody who can write to the
-    file and means to deceive; but a file of weights holds numbers only. The threads that compute it end
-    afterwards, whereas torch's would stay, and a server that forks its workers later would fork with them.
+    The checksum detects damage by storage and copying: changed bits, and pages that are missing, misplaced or
+    from another file. Summing runs at the speed of memory, while a hash of every byte would take longer than
+    the rest of loading. The checksum does not protect against deliberate changes; but a file of weights holds
+    numbers only. The threads of this function end with it. torch's threads would stay, and a server that
+    forks its workers later would fork with running threads.
     """
     words = region.numpy().view("int64").reshape(-1, PAGE // 8)
     chunks = [words[start : start + CHUNK] for start in range(0, len(words), CHUNK)]

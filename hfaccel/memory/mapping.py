@@ -19,11 +19,11 @@ MAP_FIXED = 0x10  # linux/mman.h; Python's mmap module does not have it
 def map_bytes(descriptor: int, size: int, *, shared: bool = False) -> torch.Tensor:
     """The first `size` bytes of a file as a uint8 tensor, aligned to and advised for huge pages.
 
-    Changes stay in this process, page by page, unless `shared`. The mapping goes with the last tensor
-    over it. Raises OSError for what the system refuses.
+    Changes stay in this process, page by page, unless `shared`. The mapping is removed with the last tensor
+    over it. Raises OSError if the system refuses the mapping.
     """
     # The address must be a multiple of a huge page, but Python's mmap takes no address. So an anonymous
-    # mapping reserves address space, and the file is mapped over it; both go with the reservation.
+    # mapping reserves address space, and the file is mapped over it; removing the reservation removes both.
     reserved = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE)
     address = torch.frombuffer(reserved, dtype=torch.uint8).data_ptr()
     start = -address % HUGE_PAGE

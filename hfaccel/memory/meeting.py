@@ -1,9 +1,9 @@
 """One copy of the weights for the instances of hfaccel-run, which do not descend from each other.
 
 They meet in a folder that the launcher makes. A file there, named by the checksum of the weights, says which
-process holds them. A later instance opens that process's descriptor, and uses the memory only if it is sealed
-and has this checksum. So nothing is taken on trust: where a file was left behind, or a process number is used
-again, the instance makes a copy of its own.
+process holds the weights. A later instance opens that process's descriptor, and uses the memory only if it is
+sealed and has this checksum. So an outdated file or a reused process number does no harm: the instance then
+makes its own copy.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def meeting_folder() -> str:
 
 
 def meet(folder: str, name: str, make: Callable[[], int], is_it: Callable[[int], bool]) -> tuple[int, bool]:
-    """The descriptor that is registered as `name`, and whether it is another process's.
+    """The descriptor that is registered as `name`, and whether it belongs to another process.
 
-    The first process makes it while the others wait. Raises what `make` raises, and OSError where the folder
-    cannot be used.
+    The first process makes the descriptor while the others wait. Raises what `make` raises, and OSError if
+    the folder cannot be used.
     """
     with _locked(Path(folder, name)) as descriptor:
         for holder in os.pread(descriptor, 100, 0).decode("ascii", "replace").split():
@@ -50,11 +50,11 @@ def _locked(path: Path) -> Iterator[int]:
         flock(descriptor, LOCK_EX)
         yield descriptor
     finally:
-        os.close(descriptor)  # and with it the lock
+        os.close(descriptor)  # releases the lock too
 
 
 def _opened(holder: str) -> int:
-    """A descriptor of another process's file; -1 where that process or its descriptor is gone."""
+    """A descriptor of another process's file; -1 if that process or its descriptor is gone."""
     try:
         return os.open(f"/proc/{holder}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -1,4 +1,4 @@
-"""A model's tensors, moved next to each other onto huge pages. Nothing else about them changes."""
+"""Moves a model's tensors next to each other onto huge pages. Nothing else about them changes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hfaccel.memory.arena import COLOUR, HUGE_PAGE, Arena, Pages, check_node, pa
 from hfaccel.memory.coverage import coverage, coverage_problem
 
 ENOUGH = 0.98  # memory with this share on huge pages stays where it is
-LARGE = 32 << 20  # bytes from which on it does not matter that both ends of a tensor are on small pages
+LARGE = 32 << 20  # bytes of a tensor from which the small pages at its two ends do not matter
 
 
 @dataclass(eq=False)
 class Storage:
-    """One piece of memory and its tensors: several where weights are tied or are views."""
+    """One piece of memory and its tensors: several if weights are tied or are views."""
 
     bytes: torch.Tensor
     tensors: list[torch.Tensor] = field(default_factory=list)
@@ -43,8 +43,8 @@ def pack_(
 
     Hundreds of tensors of a megabyte or so then fill whole pages. Every tensor keeps its identity, shape,
     strides and values; ties and views stay what they are. Large tensors, and weights that are mapped from a
-    file, get huge pages without a copy where the kernel can do that. Packed and sparse tensors stay where
-    they are. `pages`, `numa_node` and `locked`: see `Arena`.
+    file, get huge pages without a copy if the kernel can do that. Packed and sparse tensors stay where they
+    are. `pages`, `numa_node` and `locked`: see `Arena`.
 
     Raises UsageError for a node that does not exist, ModelError for an object that is neither a
     torch.nn.Module nor a pipeline with one.
@@ -54,7 +54,7 @@ def pack_(
     tensors = [*model.parameters(), *model.buffers()]
     movable = [tensor for tensor in tensors if is_plain(tensor)]
     storages = by_storage(movable)
-    unseen = coverage_problem()  # if any, it cannot be told which pages have become huge
+    unseen = coverage_problem()  # if not "", nothing shows which pages have become huge
     in_place = pages == "thp" and numa_node is None and not locked and not unseen
     stay = _made_huge_in_place(storages) if in_place else set()
     move = [storage for storage in storages if storage not in stay]
@@ -96,7 +96,7 @@ def is_plain(tensor: torch.Tensor) -> bool:
 
 
 def by_storage(tensors: Iterable[torch.Tensor]) -> list[Storage]:
-    """The storages that hold the tensors; without those that have no byte."""
+    """The storages that hold the tensors, without empty storages."""
     found: dict[tuple[int, int], Storage] = {}
     for tensor in tensors:
         storage = held(tensor).untyped_storage()
@@ -128,7 +128,7 @@ def _made_huge_in_place(storages: list[Storage]) -> set[Storage]:
 
 
 def _collapsed(storage: Storage) -> bool:
-    """Whether all of a storage came onto huge pages, except for its two ends."""
+    """Move a storage to huge pages in place. Returns whether all of it is on huge pages, except its ends."""
     assert native.arena is not None
     address, size = storage.bytes.data_ptr(), storage.bytes.numel()
     native.arena.make_huge(address, size, False)
@@ -138,9 +138,9 @@ def _collapsed(storage: Storage) -> bool:
 
 
 def _huge_files(storages: list[Storage]) -> set[Storage]:
-    """The storages in files that a loader mapped and that came onto huge pages as a whole.
+    """The storages in files that a loader mapped and that are entirely on huge pages.
 
-    That happens where the file system has large folios and the file was not in the page cache yet.
+    This happens if the file system has large folios and the file was not in the page cache before.
     """
     assert native.arena is not None
     by_file: dict[tuple[int, int], list[Storage]] = {}

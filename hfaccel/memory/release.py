@@ -1,4 +1,4 @@
-"""Memory that allocators keep for the next forward, given back to the system on request."""
+"""Gives memory that allocators keep for the next forward back to the system, on request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from hfaccel import native
 from hfaccel.host import Tree
 
-# By the beginning of the file name of the library that serves malloc. 4096 is MALLCTL_ARENAS_ALL.
+# Keys: beginnings of the file names of libraries that serve malloc. 4096 is MALLCTL_ARENAS_ALL.
 ALLOCATORS: dict[str, Callable[[ctypes.CDLL], object]] = {
     "libmimalloc": lambda library: library.mi_collect(True),
     "libjemalloc": lambda library: library.mallctl(b"arena.4096.purge", None, None, None, 0),
@@ -18,11 +18,11 @@ ALLOCATORS: dict[str, Callable[[ctypes.CDLL], object]] = {
 
 
 def release() -> int:
-    """Give freed memory that the allocator keeps back to the system. Returns how many bytes that were.
+    """Give freed memory that the allocator keeps back to the system. Returns the number of bytes.
 
-    The number is 0 without /proc, or without the native part. Meant for a process that goes idle, or has done
-    its largest batch: the next forward faults its activations in again. Serves glibc, mimalloc, jemalloc and
-    tcmalloc.
+    The number is 0 without /proc or without the native part. Use this in a process that becomes idle or has
+    finished its largest batch: the next forward has to fault its activations in again. Works with glibc,
+    mimalloc, jemalloc and tcmalloc.
     """
     gc.collect()
     before = _resident()
@@ -37,5 +37,5 @@ def release() -> int:
 
 
 def _resident() -> int:
-    """Bytes of this process that are in memory."""
+    """Bytes of this process that are resident in memory."""
     return (Tree().number_after("/proc/self/smaps_rollup", "Rss:") or 0) * 1024

@@ -39,7 +39,7 @@ class Shared:
 
     outcome: Outcome
     nbytes: int = 0
-    descriptor: int = -1  # of the sealed memory, while the model lives; -1 where there is none
+    descriptor: int = -1  # of the sealed memory, open while the model lives; -1 if there is none
     layout: Layout | None = None
 
     @property
@@ -76,7 +76,7 @@ def share(model_or_pipeline: T) -> T:
 
 
 def shared(model: nn.Module) -> Shared | None:
-    """What share() did to this model; None where share() was not called."""
+    """What share() did to this model; None if share() was not called."""
     return _shared.get(model)
 
 
@@ -92,7 +92,7 @@ def _share(model: nn.Module) -> None:
     except BaseException:
         os.close(descriptor)
         raise
-    # Fused layers know the addresses of the tensors before.
+    # Fused layers have noted the old addresses of the tensors.
     for module in model.modules():
         if isinstance(module, Replacement):
             module.hfaccel_forget_places()
@@ -127,9 +127,9 @@ def _sealed_or_met(layout: Layout) -> tuple[int, str]:
 
 
 def sealed(size: int, write: Callable[[torch.Tensor], None]) -> int:
-    """A descriptor of `size` bytes of memory, filled by `write`, that nobody can change any more."""
+    """A descriptor of `size` bytes of memory, filled by `write` and then sealed against any change."""
     if not hasattr(os, "memfd_create"):
-        raise OSError(errno.ENOTSUP, "this system has none that can be sealed (memfd_create)")
+        raise OSError(errno.ENOTSUP, "this system has no memory that can be sealed (memfd_create)")
     import fcntl
 
     descriptor = os.memfd_create("hfaccel-weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -190,7 +190,7 @@ def _reduce(model: nn.Module) -> Any:
 
 
 class _Sender(ForkingPickler):
-    """Pickles a model, with a tensor's place instead of the tensor where the tensor is still shared."""
+    """Pickles a model. A tensor that is still shared is replaced by its place."""
 
     def __init__(self, file: io.BytesIO, model: nn.Module, known: Shared) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
@@ -216,14 +216,14 @@ class _Sender(ForkingPickler):
         where = (place.offset, bytes_of.dtype, tuple(bytes_of.shape), bytes_of.stride())
         own = bytes_of is value
         packed = None if own else (value.kind, tuple(value.shape), value.dtype, value.packing.panel)
-        anew = getattr(type(value), "made_anew", ())  # what a packed weight is attached by
+        anew = getattr(type(value), "made_anew", ())  # attributes that a packed weight gets when attached
         attached = {name: item for name, item in vars(value).items() if name not in anew}
         return number, where, type(value), packed, value.requires_grad, attached
 
 
 def _is_unchanged(place: Place, pristine: torch.Tensor) -> bool:
-    """Whether the tensor still is what was shared. No address and no version counter tells for sure whether
-    it was changed in place, so the bytes are compared."""
+    """Whether the tensor is still the one that was shared. Neither addresses nor version counters reliably
+    show a change in place, so the bytes are compared."""
     expected = place.over(pristine)
     now = held(place.tensor)
     if (now.dtype, now.shape, now.stride()) != (expected.dtype, expected.shape, expected.stride()):
@@ -266,7 +266,7 @@ class _Receiver(pickle.Unpickler):
 
 
 def _attach(handle: _Handle, nbytes: int, structure: bytes) -> nn.Module:
-    """In the process that gets the model: the same model over the same memory."""
+    """In the receiving process: an equal model over the same memory."""
     descriptor = handle.detach()
     receiver = _Receiver(io.BytesIO(structure), map_bytes(descriptor, nbytes))
     model: nn.Module = receiver.load()

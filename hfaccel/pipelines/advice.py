@@ -1,6 +1,6 @@
-"""What would make a profiled pipeline faster: one function for each piece of advice, "" where it is no use.
+"""What would make a profiled pipeline faster: one function for each piece of advice, "" if it would not help.
 
-The order is that of the usual gain.
+The largest usual gain comes first.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from hfaccel.pipelines.figures import Figures
 
-PADDING, WAITING, FINISHING, COMPUTING = 0.10, 0.03, 0.10, 0.75  # shares from which on advice is given
-SHORT = 128  # tokens: below, one sequence alone does not keep the cores busy
+PADDING, WAITING, FINISHING, COMPUTING = 0.10, 0.03, 0.10, 0.75  # shares from which advice is given
+SHORT = 128  # tokens; one shorter sequence alone does not keep the cores busy
 
 
 def optimizing(profile: Figures) -> str:

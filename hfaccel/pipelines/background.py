@@ -1,5 +1,6 @@
-"""One thread beside the model. It works only while the model computes: whoever starts a job waits for its
-end before control returns to the program, so the program never meets it, nor shares a tokenizer with it.
+"""One thread that works only while the model computes. Whoever starts a job waits for its end before control
+returns to the program. So the thread never runs at the same time as the program's own code, and never uses
+the tokenizer at the same time.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from hfaccel.threads import Pool
 
 
 class Background:
-    """Runs jobs one after the other in a thread that starts with the first and ends with this object.
+    """Runs jobs one after another in a thread that starts with the first job and ends with this object.
 
-    Where there can be no thread a job runs in line, before the model computes; `note` is told why, once.
+    If no thread can be started, a job runs before the model computes, in the calling thread; `note` gets the
+    reason once.
     """
 
     def __init__(self, note: Callable[[str], object]) -> None:
@@ -30,7 +32,7 @@ class Background:
         started = self._pool.submit(lambda: context.run(_in_modes, job, *modes))
         if self._pool.problem and not self._noted:
             self._noted = True
-            self._note(f"inputs were prepared before the model computed, not beside it: {self._pool.problem}")
+            self._note(f"inputs were prepared before the model computed, not meanwhile: {self._pool.problem}")
         return started
 
 
@@ -42,11 +44,11 @@ def _in_modes(job: Callable[[], None], gradients: bool, inference: bool) -> None
 def _compute_serially() -> None:
     """Let torch's operators in this thread use no other threads.
 
-    A second OpenMP team would fight the model for its cores, and GNU's runtime slows the barriers of all
-    teams down once there are more threads than CPUs. torch.set_num_threads is for the whole process;
-    the runtime's own function is for the calling thread.
+    A second OpenMP team would compete with the model for the cores, and GNU's runtime slows the barriers of
+    all teams once there are more threads than CPUs. torch.set_num_threads changes the whole process; the
+    runtime's own function changes the calling thread.
     """
-    torch.get_num_threads()  # torch sets a thread's number once, at its first question; ours must come after
+    torch.get_num_threads()  # the first call sets the thread's number; our number must come after it
     set_threads = torch_function("omp_set_num_threads")
     if set_threads is not None:
         set_threads(1)

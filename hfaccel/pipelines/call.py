@@ -1,4 +1,4 @@
-"""One call of a pipeline: its three steps with the call's parameters, in the form that the loop takes."""
+"""One call of a pipeline: the pipeline's three steps with the call's parameters, as the loop takes them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Call:
         if self.rows == 1:
             return [self.pipe.forward(batch[0], **self.forward)]
         lengths = [shape(inputs).length or 0 for inputs in batch]
-        # One iterator for each batch: it takes outputs apart, and never gets over a smaller batch.
+        # A new iterator for each batch: after a smaller batch, the same one would split outputs wrongly.
         padded = [self.collate(batch)]
         outputs = list(PipelineIterator(padded, self.pipe.forward, self.forward, loader_batch_size=self.rows))
         if len(outputs) != len(batch):
@@ -60,15 +60,15 @@ class Call:
         if not self.chunked:
             return self.pipe.postprocess(outputs[0], **self.postprocess)
         for output in outputs:
-            output.pop("is_last", None)  # after an interrupt it is gone
+            output.pop("is_last", None)  # missing if an interrupt made this run twice
         return self.pipe.postprocess(outputs, **self.postprocess)
 
 
 def begin(call: Call, inputs: Any, tokens: int, note: Callable[[str], object]) -> Run:
-    """Start the loop over `inputs`, with at most `tokens` tokens in a batch; `note` as of Run."""
+    """Start the loop over `inputs`, with at most `tokens` tokens in a batch; `note`: see Run."""
     steps = Steps(call.prepare, shape, call.compute, call.finish)
     sized = isinstance(inputs, Sized)
-    by_number = sized and not call.chunked  # as transformers reads them
+    by_number = sized and not call.chunked  # like transformers
     read = map(inputs.__getitem__, range(len(inputs))) if by_number else iter(inputs)
     return Run(read, steps, Limits(call.rows, tokens), streams=not sized, note=note)
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Phase:
-    """Seconds of one step over all inputs; `waited`: those in which the model did not compute."""
+    """Seconds of one step over all inputs; `waited`: seconds of these in which the model did not compute."""
 
     total: float
     waited: float
@@ -26,16 +26,16 @@ class Figures:
     model: str
     dtype: str
     loop: str  # "hfaccel" or "transformers"
-    why_stock: str  # why transformers' loop ran in an optimized pipeline; "" where it did not
+    why_stock: str  # why transformers' loop ran in an optimized pipeline; "" if it did not
     fast_tokenizer: bool
     inputs: int
     seconds: float
-    prepare: Phase  # tokenization, or whatever the task's `preprocess` does
+    prepare: Phase  # the task's `preprocess`, for example tokenization
     compute: Phase  # `waited` is 0
     finish: Phase  # `postprocess`
     batches: tuple[Batch, ...]  # in order
     lengths: tuple[int, ...]  # of each model input, without padding
-    spans: dict[str, tuple[tuple[float, float], ...]]  # prepare, compute, finish; from the run's begin on
+    spans: dict[str, tuple[tuple[float, float], ...]]  # prepare, compute, finish; since the run began
 
     @property
     def rows(self) -> float:
@@ -48,7 +48,7 @@ class Figures:
 
     @property
     def padding(self) -> float:
-        """Share of the positions given to the model that are padding; 0 where there are no tokens."""
+        """Share of the positions given to the model that are padding; 0 if there are no tokens."""
         positions = sum(batch.rows * batch.length for batch in self.batches if batch.length)
         return 1 - self.tokens / positions if positions else 0.0
 

@@ -1,4 +1,4 @@
-"""Nested lists that the garbage collector passes by."""
+"""Nested lists that the garbage collector does not visit."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _untrack.restype = None
 def untracked(nested: list[object]) -> list[object]:
     """The same nested lists; the collector no longer visits the innermost ones, which hold only numbers.
 
-    It would look at every number again and again while further lists are made: a third of the time that
-    millions of floats take to become lists. Lists of numbers are in no cycle, so nothing is lost; they
-    are freed by their reference counts as ever.
+    Otherwise the collector would look at every number again and again while further lists are made, which is
+    a third of the time of converting millions of floats to lists. Lists of numbers cannot be part of a cycle,
+    and reference counting still frees them.
     """
     for inner in nested:
         if isinstance(inner, list) and inner and isinstance(inner[0], list):

@@ -1,4 +1,4 @@
-"""What the loop holds: inputs that were read, prepared or computed in part, and what stands for an error."""
+"""The loop's records: inputs that were read, prepared or partly computed, and errors in place of values."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides with which others a model input may share a batch.
+    """Decides which model inputs may share a batch.
 
-    `length`: tokens, where padding cannot change the result and batches are therefore free; None where
-    batches are those of the order of arrival. Only inputs with equal `keys` share a free batch.
+    `length`: tokens, if padding cannot change the result, so that batches may be formed freely; None if
+    batches must follow the order of arrival. Only inputs with equal `keys` share a freely formed batch.
     """
 
     length: int | None = None
@@ -20,9 +20,9 @@ class Shape:
 
 @dataclass(frozen=True)
 class Steps:
-    """What a pipeline does with one input. What it raises is given in its place: see `interrupts`."""
+    """The steps of a pipeline for one input. An exception takes the place of a result: see `interrupts`."""
 
-    prepare: Callable[[object], Iterator[tuple[object, bool]]]  # input -> model inputs; True with the last
+    prepare: Callable[[object], Iterator[tuple[object, bool]]]  # input -> model inputs; True for the last
     shape: Callable[[object], Shape]  # of a model input
     compute: Callable[[list[object]], list[object]]  # model inputs of one batch -> the output of each
     finish: Callable[[list[object]], object]  # outputs of all model inputs of one input -> its result
@@ -30,19 +30,19 @@ class Steps:
 
 @dataclass(frozen=True)
 class Failed:
-    """Stands where a value would be."""
+    """Takes the place of a value."""
 
     error: BaseException
 
 
-ASYNCHRONOUS = ("greenlet", "gevent", "eventlet")  # whose exceptions, if no Exception, come from outside
+ASYNCHRONOUS = ("greenlet", "gevent", "eventlet")  # packages that end a greenlet by a BaseException
 
 
 def interrupts(error: BaseException) -> bool:
-    """Whether an error tells the program, or a greenlet, to end: then it is raised at once.
+    """Whether an error tells the program, or a greenlet, to end. Such an error is raised at once.
 
-    Every other error is raised in the place of its input, whatever its class: a panic in a tokenizer that is
-    written in Rust is no Exception.
+    Every other error is raised in place of its input's result, even if it is not an Exception: a panic in a
+    tokenizer written in Rust is a BaseException.
     """
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return True
@@ -52,7 +52,7 @@ def interrupts(error: BaseException) -> bool:
 
 @dataclass(frozen=True)
 class Prepared:
-    """One model input: part `part` of input number `index`; `is_last` of its parts."""
+    """One model input: part `part` of input number `index`; `is_last`: the last of the input's parts."""
 
     index: int
     part: int
@@ -63,7 +63,7 @@ class Prepared:
 
 @dataclass
 class Begun:
-    """An input whose model inputs are being made; `count` of them are."""
+    """An input whose model inputs are being made; `count` of them are done."""
 
     index: int
     read: object

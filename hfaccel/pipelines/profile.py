@@ -1,4 +1,4 @@
-"""profile(): where the time of a pipeline goes, what its batches are, and what would help."""
+"""profile(): where a pipeline spends its time, what its batches look like, and what would help."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hfaccel.tables import render
 
 @dataclass(frozen=True)
 class Profile(Figures):
-    """One run of a pipeline. Times are seconds, lengths tokens. `print` it, `save` it as a picture."""
+    """One run of a pipeline. Times are seconds, lengths tokens. `print` shows tables, `save` draws them."""
 
     @property
     def advice(self) -> tuple[str, ...]:
@@ -73,11 +73,12 @@ class Profile(Figures):
 
 
 def profile(pipe: object, inputs: object, **settings: object) -> Profile:
-    """Run a transformers pipeline, optimized or not, over `inputs` and tell where the time goes.
+    """Run a transformers pipeline, optimized or not, over `inputs` and measure where the time goes.
 
-    `inputs`: what the pipeline takes: one input, a list, a generator or a data set. `settings`: arguments
+    `inputs`: one input, a list, a generator or a data set, as the pipeline takes them. `settings`: arguments
     of the call, for example `batch_size`. The results are dropped. The first run of a model is slower:
-    profile a second one. Raises ModelError for what is no transformers pipeline, and what the call raises.
+    profile a second one. Raises ModelError for anything but a transformers pipeline, and whatever the call
+    raises.
     """
     from transformers.pipelines import Pipeline
 
@@ -125,7 +126,7 @@ def _is_many(inputs: object) -> bool:
 
 
 def _exhaust(results: Iterable[object]) -> int:
-    """How many results there are. A list is complete; a stream is computed here."""
+    """The number of results. A list is complete; a stream is computed here."""
     return sum(1 for _ in results)
 
 

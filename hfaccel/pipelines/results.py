@@ -1,4 +1,4 @@
-"""What a call returns for a stream: the same kind of iterator as transformers', around hfaccel's loop."""
+"""The results of a call for a stream: an iterator of transformers' class around hfaccel's loop."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from hfaccel.upstream.of_pipelines import PipelineIterator
 
 
 class Results(PipelineIterator):  # type: ignore[misc]
-    """`iter()` begins anew, as with transformers, unless the inputs are an iterator themselves: what was read
-    ahead of the results is then not there to be read again. `len()` is the number of inputs, where known."""
+    """`iter()` starts again from the first input, as with transformers, unless the inputs are an iterator:
+    inputs that were read ahead of the results cannot be read again. `len()` is the number of inputs, if
+    known."""
 
     def __init__(self, inputs: object, begin: Callable[[], Iterator[object]]) -> None:
         super().__init__(inputs, None, None)

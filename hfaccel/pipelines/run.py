@@ -1,7 +1,7 @@
-"""The loop: read inputs, prepare them beside the model, compute batches, give results in order.
+"""The loop: reads inputs, prepares them while the model computes, computes batches, returns results in order.
 
-Everything the program owns stays in the program's thread: its iterator is read there and the model
-computes there. The background thread gets only what was read, and only while the model computes.
+Everything that the program owns stays in the program's thread: its iterator is read there and the model
+computes there. The background thread gets only inputs that were read, and only while the model computes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from hfaccel.pipelines.schedule import Limits, ahead, least, next_batch, span
 
 
 class Run(Iterator[object]):
-    """Results in the order of the inputs; an input's exception is raised in its place, and `next` goes on.
+    """Results in the order of the inputs. An input's exception is raised in place of its result, and `next`
+    goes on after it.
 
-    `streams`: the inputs come from an iterator that may depend on the results. Such an iterator is read
-    as far as transformers would: without look-ahead where `limits.rows` is 1. `note` is told why nothing
-    is done beside the model, where that cannot be. After an interrupt `next` goes on where it was.
+    `streams`: the inputs come from an iterator that may depend on the results. An iterator of this kind is
+    read only as far as transformers would read it: without look-ahead if `limits.rows` is 1. `note` gets the
+    reason if no thread can work while the model computes. After an interrupt, `next` continues where the loop
+    was.
     """
 
     def __init__(
@@ -37,19 +39,19 @@ class Run(Iterator[object]):
         self._inputs, self._steps, self._limits = inputs, steps, limits
         self._streams = streams
         self._background = Background(note)
-        self._job: Future[None] | None = None  # that works beside the model
-        self._batch: list[Prepared] = []  # that the model computes
+        self._job: Future[None] | None = None  # runs while the model computes
+        self._batch: list[Prepared] = []  # the model computes these
         self._outputs: list[object] | None = None  # of that batch
         self._read: deque[tuple[int, object]] = deque()  # inputs not begun yet
         self._begun: Begun | None = None
         self._waiting: list[Prepared] = []
         self._computed: deque[tuple[Prepared, object]] = deque()  # outputs, or Failed, without results yet
         self._parts: dict[int, Parts] = {}
-        self._done: dict[int, object] = {}  # results, or Failed, not given yet
+        self._done: dict[int, object] = {}  # results, or Failed, not returned yet
         self._number = 0  # inputs read
         self._exhausted = False
         self._given = 0
-        self._seen, self._made, self._tokens = 0, 0, 0  # inputs begun, model inputs they made, of so many
+        self._seen, self._made, self._tokens = 0, 0, 0  # inputs begun, their model inputs, tokens of these
 
     def __next__(self) -> object:
         while self._given not in self._done:
@@ -62,10 +64,10 @@ class Run(Iterator[object]):
         return result
 
     def _step(self) -> bool:
-        """One batch, with everything beside it. False where nothing is left to do."""
-        self._join()  # an interrupt may have left something to wait for
+        """Compute one batch, and do the background work meanwhile. False if nothing is left to do."""
+        self._join()  # an interrupt may have left a job or a batch
         if self._computed and not self._waiting:
-            self._finish()  # before the next input is read: the program may be waiting for these
+            self._finish()  # before reading the next input: the program may be waiting for these results
             return True
         self._fill()
         if not self._waiting:
@@ -81,7 +83,7 @@ class Run(Iterator[object]):
         return True
 
     def _join(self) -> None:
-        """Wait for the job beside the model, and put away the batch: computed, or to be computed again."""
+        """Wait for the background job. Keep the batch's outputs, or queue the batch again if it has none."""
         if self._job is not None:
             wait([self._job])
         job, batch, outputs = self._job, self._batch, self._outputs
@@ -113,7 +115,7 @@ class Run(Iterator[object]):
                 break
 
     def _prepare(self) -> bool:
-        """Make the next model input, or find out that an input fails or has none. False: nothing is read."""
+        """Make the next model input, or find out that an input fails or has none. False: no input is left."""
         if self._begun is None:
             if not self._read:
                 return False
@@ -131,7 +133,7 @@ class Run(Iterator[object]):
         return Begun(index, read, self._steps.prepare(read))
 
     def _make(self, begun: Begun) -> bool:
-        """Make the next model input of an input. False where it has no other."""
+        """Make the next model input of this input. False if there are no more."""
         index = begun.index
         try:
             made = next(begun.rest, None)
@@ -158,7 +160,7 @@ class Run(Iterator[object]):
         return not is_last
 
     def _begin_again(self, begun: Begun) -> None:
-        """An interrupted input is prepared anew: what makes its model inputs has ended."""
+        """Prepare an interrupted input from its start: the interrupt has ended its iterator."""
         index = begun.index
         self._begun = None
         self._seen -= 1
@@ -174,7 +176,7 @@ class Run(Iterator[object]):
             elif not self._settled(index):
                 self._parts[index].outputs[prepared.part] = output
                 self._complete(index)
-            self._computed.popleft()  # done: an interrupt before this does it again
+            self._computed.popleft()  # last: after an interrupt before this line, the output is handled again
 
     def _complete(self, index: int) -> None:
         if self._settled(index) or not self._parts[index].complete():
@@ -189,7 +191,7 @@ class Run(Iterator[object]):
         del self._parts[index]
 
     def _fail(self, index: int, error: BaseException) -> None:
-        """The first error of an input is its result; what else belongs to the input is dropped."""
+        """Make the first error of an input its result, and drop the rest of the input."""
         if not self._settled(index):
             self._done[index] = Failed(error)
             self._parts.pop(index, None)
@@ -201,7 +203,7 @@ class Run(Iterator[object]):
     # In the program's thread
 
     def _fill(self) -> None:
-        """Prepare what the next batch needs and is not there; the model waits for it."""
+        """Prepare the model inputs that the next batch still needs, while the model waits."""
         while self._given not in self._done and len(self._waiting) < self._least():
             if not self._prepare():
                 self._read_ahead(1)
@@ -213,7 +215,7 @@ class Run(Iterator[object]):
         return least(self._limits.rows, free, self._streams)
 
     def _read_ahead(self, count: int) -> None:
-        """Read inputs until they will make `count` model inputs, as far as the past inputs tell."""
+        """Read as many inputs as will make `count` model inputs, judging by the inputs so far."""
         wanted = -(-count * self._seen // self._made) if self._made > self._seen else count
         while len(self._read) < wanted and not self._exhausted and self._has_room():
             try:
@@ -229,12 +231,12 @@ class Run(Iterator[object]):
             self._number += 1
 
     def _has_room(self) -> bool:
-        """Whether one more input may be read: an odd one must not hold back ever more results."""
+        """Whether one more input may be read: one slow input must not hold back ever more results."""
         waiting_freely = bool(self._waiting) and self._waiting[0].shape.length is not None
         return not waiting_freely or self._number - self._given < span(self._limits.rows)
 
     def _take(self) -> None:
-        """Choose the next batch among those that wait."""
+        """Choose the next batch from the waiting model inputs."""
         first = self._waiting[0]
         if first.shape.length is None:
             fixed = itertools.takewhile(lambda prepared: prepared.shape.length is None, self._waiting)
@@ -250,10 +252,9 @@ class Run(Iterator[object]):
         self._waiting = [prepared for prepared in self._waiting if id(prepared) not in taken]
 
     def _compute(self, batch: list[Prepared]) -> list[object]:
-        """Outputs of a batch. If it fails, of each input by itself: a bad input fails alone.
-
-        If all of them work alone, then it is the batch that cannot be computed, and that error is theirs.
-        """
+        """The outputs of a batch. If the batch fails, each input is computed alone, so that a bad input fails
+        alone. If every input succeeds alone, the batch itself cannot be computed, and all its inputs get the
+        batch's error."""
         try:
             return self._steps.compute([prepared.inputs for prepared in batch])
         except BaseException as error:  # raised when it is this input's turn

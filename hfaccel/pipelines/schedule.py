@@ -1,8 +1,8 @@
 """Which model inputs form the next batch: pure decisions about lengths and counts, no tensors.
 
 The next batch always holds the input that has waited longest, and its neighbours in length. So results
-leave in the order of the inputs, and no input waits for longer than it takes to compute those before it
-and one batch: sorting a whole window would pad a little less, but would hold back its first result.
+are returned in the order of the inputs, and an input waits at most for the inputs before it and one batch.
+Sorting a whole window would pad a little less, but would hold back the window's first result.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 TOKENS = 4096  # of a batch, padding included: larger batches gain nothing and need more memory
-AHEAD = 8  # batches of model inputs that are prepared before they are needed, to choose from
+AHEAD = 8  # batches of model inputs that are prepared in advance, to choose from
 LEAST_AHEAD, MOST_AHEAD = 16, 512  # model inputs
-PIECE = 8  # a hand-over to the background thread costs some 50 microseconds: it is worth several inputs
-FIRST = 16  # model inputs before a batch, at most: for more the model does not wait
+PIECE = 8  # inputs; handing over to the background thread costs some 50 microseconds, too much for one input
+FIRST = 16  # model inputs; the model waits for no more than these before a batch
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ def _fits(longest: int, rows: int, limits: Limits) -> bool:
 
 
 def least(rows: int, free: bool, streams: bool) -> int:
-    """Model inputs that must be there before a batch is formed.
+    """Model inputs that must be prepared before a batch is formed.
 
-    `free`: their order may change. `streams`: reading one more may mean to wait for the program.
+    `free`: their order may change. `streams`: reading one more may mean waiting for the program.
     """
     if not free:
         return rows
@@ -63,18 +63,19 @@ def least(rows: int, free: bool, streams: bool) -> int:
 
 
 def window(rows: int) -> int:
-    """Model inputs to choose a batch from, where their order may change."""
+    """Model inputs to choose a batch from, if their order may change."""
     return max(LEAST_AHEAD, min(rows * AHEAD, MOST_AHEAD))
 
 
 def span(rows: int) -> int:
-    """Inputs that may be read and not answered yet: what waits, and results behind an input that waits."""
+    """Inputs that may be read before they are answered: those that wait, and results held back by these."""
     return 2 * window(rows)
 
 
 def ahead(rows: int, free: bool, waiting: int, tokens: int, mean: float) -> int:
-    """How many model inputs, of `mean` tokens so far, to prepare beside a batch of `tokens` in the model,
-    when `waiting` are prepared already. A batch of short ones is soon done: the model shall not wait."""
+    """How many model inputs to prepare while the model computes a batch of `tokens`, if `waiting` are
+    prepared already. `mean`: tokens of a model input so far. A short batch is soon done, and the model must
+    not wait."""
     if not free:
         return max(0, rows - waiting)
     piece = max(PIECE, min(rows, window(rows) // AHEAD))

@@ -1,7 +1,7 @@
-"""The class in front of a pipeline's own: hfaccel's loop, and why transformers' own one runs instead.
+"""The class in front of a pipeline's own class: runs hfaccel's loop, or says why transformers' loop runs.
 
-Only the loop is replaced (`get_iterator`). What a task does with one input, `preprocess`, `_forward` and
-`postprocess`, is transformers' own.
+Only the loop is replaced (`get_iterator`). The steps of a task for one input, `preprocess`, `_forward` and
+`postprocess`, are transformers' own.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Scheduled(Pipeline, Replacement):  # type: ignore[misc]
     hfaccel_progress = Setting(False)  # the default of `progress`
 
     def __call__(self, *arguments: object, progress: bool | None = None, **settings: object) -> object:
-        """As the pipeline's own; `progress=True` shows a bar over the inputs of a list or stream."""
+        """Call the pipeline; `progress=True` shows a bar over the inputs of a list or stream."""
         token = _progress.set(self.hfaccel_progress if progress is None else progress)
         try:
             return super().__call__(*arguments, **settings)
@@ -70,7 +70,7 @@ class Scheduled(Pipeline, Replacement):  # type: ignore[misc]
         postprocess_params: dict[str, object],
     ) -> object:
         parameters = preprocess_params, forward_params, postprocess_params
-        # Built in any case: it checks the arguments, and knows how to pad.
+        # Built in any case: transformers' iterator checks the arguments, and has the function that pads.
         stock = super().get_iterator(inputs, num_workers, batch_size, *parameters)
         reason = why_not(self) or _why_not_now(num_workers)
         if reason:
@@ -83,21 +83,21 @@ class Scheduled(Pipeline, Replacement):  # type: ignore[misc]
         return Watched(results, inputs) if _progress.get() else results
 
     def hfaccel_count(self, reason: str) -> None:
-        """Count a call that ran otherwise than it should, for the report."""
+        """Count a call that did not run as intended, for the report."""
         self.__dict__.setdefault(STOCK_CALLS, collections.Counter())[reason] += 1
 
     def hfaccel_row(self, output: object, length: int, longest: int) -> object:
-        """What of one row of a batch's output belongs to the row's own tokens; see tasks.py."""
+        """The part of one row of a batch's output that belongs to the row's own tokens; see tasks.py."""
         return output
 
     def save_pretrained(self, *arguments: object, **settings: object) -> None:
-        stock = copy.copy(self)  # it compares its class by identity
+        stock = copy.copy(self)  # transformers compares the class by identity
         undo(stock)
         stock.save_pretrained(*arguments, **settings)
 
 
 def why_not(pipe: object) -> str:
-    """Why this pipeline keeps transformers' loop; "" where it gets hfaccel's."""
+    """Why this pipeline keeps transformers' loop; "" if it gets hfaccel's."""
     if not isinstance(pipe, Pipeline):
         return "it is not a transformers.Pipeline"
     if reason := problem(Need.PIPELINES):

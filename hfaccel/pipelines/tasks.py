@@ -1,4 +1,4 @@
-"""What single tasks need of their own besides the loop: small classes in front of transformers' classes."""
+"""Additions to the loop for single tasks: small classes in front of transformers' classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class FeatureExtraction(Scheduled):
     """Features of a text's own tokens: a result does not depend on the texts that share its batch.
 
     transformers appends a row for each token of padding to the shorter texts of a batch. Those rows have
-    no meaning; here they are left out, as transformers does with `batch_size=1`.
+    no meaning. Here they are left out, as in transformers with `batch_size=1`.
     """
 
     def hfaccel_row(self, output: object, length: int, longest: int) -> object:
@@ -33,7 +33,7 @@ class FeatureExtraction(Scheduled):
 
 
 class ImageFeatureExtraction(Scheduled):
-    """The same lists, of images."""
+    """Features of images: nested lists that the garbage collector does not visit."""
 
     def postprocess(self, *arguments: object, **settings: object) -> object:
         return _light(super().postprocess(*arguments, **settings))

@@ -18,9 +18,9 @@ Span = tuple[float, float]  # begin and end, seconds
 
 @dataclass(frozen=True)
 class Batch:
-    """One forward: `rows` sequences of `length` positions each, `tokens` of all of them no padding.
+    """One forward: `rows` sequences of `length` positions each; `tokens` of all positions are not padding.
 
-    `length` is None and `tokens` 0 where the model gets no token ids (images, sounds).
+    `length` is None and `tokens` 0 if the model gets no token ids (images, sounds).
     """
 
     rows: int
@@ -31,7 +31,7 @@ class Batch:
 
 @dataclass
 class Marks:
-    """What happened in one run. Lists grow from two threads; `append` is atomic."""
+    """Records of one run. Two threads append to the lists; `append` is atomic."""
 
     prepare: list[Span] = field(default_factory=list)
     finish: list[Span] = field(default_factory=list)
@@ -64,7 +64,7 @@ class Timed(Pipeline, Replacement):  # type: ignore[misc]
             yield part
 
     def forward(self, model_inputs: Mapping[str, object], **settings: object) -> object:
-        rows, length, lengths = sizes(model_inputs)  # before: a task may take things out of its inputs
+        rows, length, lengths = sizes(model_inputs)  # before the forward, which may change its inputs
         begin = time.perf_counter()
         outputs = super().forward(model_inputs, **settings)
         span = (begin, time.perf_counter())
@@ -88,7 +88,8 @@ def timed(pipe: Pipeline) -> tuple[Pipeline, Marks]:
 
 
 def sizes(model_inputs: Mapping[str, object]) -> tuple[int, int | None, list[int]]:
-    """Rows, positions of each, and each row's tokens without padding, of the inputs of a forward."""
+    """Of the inputs of a forward: the rows, the positions of a row, and the tokens of each row without
+    padding."""
     tensors = [value for value in model_inputs.values() if torch.is_tensor(value) and value.ndim > 1]
     tokens, mask = model_inputs.get("input_ids"), model_inputs.get("attention_mask")
     if not torch.is_tensor(tokens) or tokens.ndim != 2:
@@ -102,7 +103,7 @@ def seconds(spans: Sequence[Span]) -> float:
 
 
 def outside(spans: Sequence[Span], covers: Sequence[Span]) -> float:
-    """Seconds of `spans` in which none of `covers` was on. Spans do not overlap each other, nor do covers."""
+    """Seconds of `spans` outside of all `covers`. Spans must not overlap each other, nor must covers."""
     both = sum(
         max(0.0, min(end, until) - max(begin, since)) for begin, end in spans for since, until in covers
     )

@@ -1,4 +1,4 @@
-"""A transformers pipeline whose loop is hfaccel's: same class for isinstance, same arguments and results."""
+"""Gives a transformers pipeline hfaccel's loop: same class for isinstance, same arguments and results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def wrap(pipe: T) -> T:
-    """Give the pipeline hfaccel's loop, in place. An object that is no transformers pipeline stays."""
+    """Give the pipeline hfaccel's loop, in place. Any other object is returned unchanged."""
     if isinstance(pipe, Pipeline) and not isinstance(pipe, Scheduled) and not problem(Need.PIPELINES):
         replace(pipe, scheduled_for(type(pipe)))
     return pipe
@@ -36,10 +36,10 @@ def outcome(pipe: object) -> Outcome:
     if reason:
         return Outcome(subject, False, f"transformers' own loop runs: {reason}")
     return Outcome(
-        subject, True, "inputs are prepared and results made beside the model; similar lengths share batches"
+        subject, True, "inputs are prepared while the model computes; similar lengths share batches"
     )
 
 
 def stock_calls(pipe: object) -> dict[str, int]:
-    """Reason -> calls that took transformers' own loop, or prepared inputs in line."""
+    """Reason -> calls that ran transformers' own loop, or prepared inputs before the model computed."""
     return dict(getattr(pipe, STOCK_CALLS, {}))

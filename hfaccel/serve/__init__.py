@@ -3,7 +3,7 @@
     async with hfaccel.serve.embedder(tokenizer, hfaccel.optimize(model)) as embed:
         vector = await embed("a text")
 
-`Batcher` does the same for any function of a list. Importing this package does not import torch.
+`Batcher` does the same for any function that takes a list. Importing this package does not import torch.
 """
 
 from hfaccel.serve.batcher import Batcher, Closed, Counts, Overloaded

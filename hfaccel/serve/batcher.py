@@ -49,18 +49,18 @@ class Batcher(Generic[In, Out]):
     """Gathers concurrent requests into batches.
 
     `function` takes a list of items and returns one result for each, in order; it runs in a thread of its
-    own. When `function` raises, it is called again with each item alone, so that a bad item fails only its
-    own request: `function` must not have effects that cannot be repeated.
+    own. If `function` raises, it is called again with each item alone, so that a bad item fails only its own
+    request: `function` must not have effects that cannot be repeated.
 
     `max_tokens`: of a padded batch (the longest item's tokens times the number of items). `max_batch`: items
     in a batch. `max_delay`: seconds that a request waits for others while the worker is free; with 0.0, a
-    batch consists of what arrived during the batch before. `max_queue`: requests that may wait; a further
-    request raises Overloaded. `call_tokens`: the cost of a call beside that of its tokens, in tokens; up to
-    so many tokens of padding are accepted to save a call. The default suits float32 encoders; int8 wants
-    more, a model that skips padding as many as `max_tokens`. `idle_release`: seconds without a request after
+    batch consists of the requests that arrived during the previous batch. `max_queue`: requests that may
+    wait; a further request raises Overloaded. `call_tokens`: the fixed cost of a call, in tokens; up to this
+    many tokens of padding are accepted to save a call. The default suits float32 encoders; int8 needs more,
+    and a model that skips padding as many as `max_tokens`. `idle_release`: seconds without a request after
     which the memory that the allocator keeps for the next batch goes back to the system; None: never.
-    `size`: gives an item's tokens. `prepare`: converts an item before its size is asked, for example into
-    tokens; runs in a second thread.
+    `size`: returns an item's number of tokens. `prepare`: converts an item before `size` sees it, for example
+    into tokens; runs in a second thread.
 
     A batcher belongs to the event loop in which it is first used. Raises UsageError for a limit that breaks
     its rule.
@@ -109,7 +109,7 @@ class Batcher(Generic[In, Out]):
         self._changed = threading.Condition()
         self._queue: list[Request] = []  # accepted and not yet in a batch, in order of arrival
         self._running = 0
-        self._working = False  # if set, the worker reads the queue again before it stops
+        self._working = False  # if set, the worker will read the queue again before it stops
         self._closing = False
         self._pace: float | None = None  # seconds per request
 
@@ -190,7 +190,7 @@ class Batcher(Generic[In, Out]):
             return None
         seconds = drained_in(len(self._queue) + self._running, self._pace)
         return Overloaded(
-            f"at most {self._max_queue} requests may wait, and as many do; retry in {seconds:.1f} s, "
+            f"at most {self._max_queue} requests may wait, and that many do; retry in {seconds:.1f} s, "
             "or raise max_queue",
             seconds,
         )
@@ -206,7 +206,7 @@ class Batcher(Generic[In, Out]):
 
     def _leave(self, request: Request) -> None:
         with self._changed:
-            if request in self._queue:  # cancelled, or it could not be prepared
+            if request in self._queue:  # the request was cancelled, or could not be prepared
                 self._queue.remove(request)
                 self._changed.notify()
         self._pending -= 1
@@ -236,7 +236,7 @@ class Batcher(Generic[In, Out]):
                 self._loop.call_soon_threadsafe(deliver, batch, answers)
             except RuntimeError:
                 if not self._loop.is_closed():
-                    raise  # otherwise all requests have ended with their loop
+                    raise  # if the loop is closed, its requests have ended
 
     def _take(self) -> list[Request]:
         """Wait until a batch should start, and take it; empty when no request waits."""
@@ -259,8 +259,8 @@ class Batcher(Generic[In, Out]):
 
 
 def release() -> None:
-    """Give the system the memory that the allocator keeps. Without torch that is little."""
+    """Give memory that the allocator keeps back to the system. Without torch there is little of it."""
     if "torch" in sys.modules:
-        from hfaccel import memory  # which imports torch
+        from hfaccel import memory  # imports torch
 
         memory.release()

@@ -14,7 +14,7 @@ class Limits(NamedTuple):
     max_tokens: int  # of a padded batch: the longest request's tokens times the number of requests
     max_batch: int  # requests
     max_delay: float  # seconds that a request may wait for others while the worker is free
-    call_tokens: int  # the cost of a call beside that of its tokens, in tokens
+    call_tokens: int  # the fixed cost of a call, in tokens
 
 
 def starts_in(sizes: Sequence[int], waited: float, limits: Limits) -> float:
@@ -61,11 +61,11 @@ def saving(real: int, longest: int, count: int, call_tokens: int) -> int:
 
 
 def drained_in(requests: int, seconds_each: float | None) -> float:
-    """Seconds until `requests` are done at the recent pace; a second where the pace is unknown."""
+    """Seconds until `requests` are done at the recent pace; one second if the pace is unknown."""
     return 1.0 if seconds_each is None else requests * seconds_each
 
 
 def pace(recent: float | None, seconds: float, requests: int) -> float:
-    """Seconds per request after another batch, which counts a fifth: about ten batches have an influence."""
+    """Seconds per request, updated by another batch with a weight of a fifth: about ten batches matter."""
     each = seconds / requests
     return each if recent is None else 0.8 * recent + 0.2 * each

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from importlib import import_module
 from types import FunctionType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hfaccel.upstream.probe import Need, Probe
 
@@ -66,6 +67,36 @@ def collected() -> tuple[str, ...] | None:
     """Names of what is collected now, in this thread; None where nobody can tell."""
     collector = COLLECTOR.value() if COLLECTOR.is_due else None
     return None if collector is None else tuple(collector.get() or ())
+
+
+# The cache of a decoder
+
+CACHE_MODULE = "transformers.cache_utils"
+
+
+def _is_list_of_layers(cache_class: Callable[[], Any]) -> bool:
+    cache, module = cache_class(), import_module(CACHE_MODULE)
+    layer, sliding = module.DynamicLayer(), module.DynamicSlidingWindowLayer(sliding_window=4)
+    known = (cache.layers == [], cache.offloading is False, hasattr(cache, "layer_class_to_replicate"))
+    plain = (layer.is_initialized is False, layer.is_sliding is False, layer.keys is None)
+    of_windows = (sliding.cumulative_length == 0, sliding.record_past is False, sliding.sliding_window == 4)
+    return all((*known, *plain, *of_windows, callable(layer.lazy_initialization)))
+
+
+CACHES = of_models(
+    CACHE_MODULE,
+    "DynamicCache",
+    "the layers of a cache, and what they keep",
+    (Need.CACHES,),
+    _is_list_of_layers,
+)
+
+
+@cache
+def cache_classes() -> tuple[type[Any], type[Any], type[Any]]:
+    """The cache that grows, and its layers: of all tokens, of those in a window."""
+    module = import_module(CACHE_MODULE)
+    return CACHES.value(), module.DynamicLayer, module.DynamicSlidingWindowLayer
 
 
 # Models from configs and checkpoints

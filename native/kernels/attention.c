@@ -32,14 +32,14 @@ size_t attention_scratch(enum kind kind, size_t length, size_t size)
   return (size_t)((uint32_t *)packed.scores - (uint32_t *)NULL) + tile_rows(kind) * up_to(length, PANEL);
 }
 
-/* out[column][row] = the words of LANES rows; rows beyond `rows` and columns beyond `columns` count as zero.
- */
-static void transpose(const uint32_t *in, size_t stride, size_t rows, size_t columns, uint32_t *out)
+/* out[column][row] = the words of LANES rows, `stride` bytes apart, or with `widens` the floats of as many
+ * bfloat16; rows beyond `rows` and columns beyond `columns` count as zero. */
+static void transpose(const char *in, int widens, size_t stride, size_t rows, size_t columns, uint32_t *out)
 {
   vec x[LANES];
   const vec_mask some = lanes((long)columns);
   for (size_t r = 0; r < LANES; r++)
-    x[r] = r < rows ? vec_load_some((const float *)(in + r * stride), some) : vec_zero();
+    x[r] = r < rows ? load_floats(in + r * stride, 0, some, widens) : vec_zero();
   words_transpose(x);
   for (size_t column = 0; column < LANES && column < columns; column++)
     vec_store(out + column * PANEL, x[column]);
@@ -47,11 +47,14 @@ static void transpose(const uint32_t *in, size_t stride, size_t rows, size_t col
 
 static void pack_keys(const struct head *head, uint32_t *out)
 {
-  const size_t words = kind_words(head->kind, head->size), stride = kind_words(head->kind, head->stride);
-  const uint32_t *keys = head->key;
+  const size_t words = kind_words(head->kind, head->size), bytes = number_bytes(head->bf16);
+  const size_t stride = head->key_stride * bytes;
+  const int widens = head->bf16 && head->kind == KIND_F32;
+  const size_t step = widens ? bytes : sizeof(uint32_t); /* of a word */
   for (size_t key = 0; key < up_to(head->length, PANEL); key += LANES)
     for (size_t word = 0; word < words; word += LANES)
-      transpose(keys + key * stride + word, stride, key < head->length ? head->length - key : 0, words - word,
+      transpose((const char *)head->key + key * stride + word * step, widens, stride,
+                key < head->length ? head->length - key : 0, words - word,
                 out + (key / PANEL * words + word) * PANEL + key % PANEL);
 }
 
@@ -62,12 +65,12 @@ static void pack_values(const struct head *head, uint32_t *out)
     const vec_mask some = lanes((long)head->size - (long)column);
     uint32_t *panel = out + column / PANEL * words * PANEL + column % PANEL;
     for (size_t row = 0; row < head->length; row += step, panel += PANEL) {
-      const uint16_t *low = (const uint16_t *)head->value + row * head->stride + column;
+      const uint16_t *low = (const uint16_t *)head->value + row * head->key_stride + column;
       const vec_mask second = row + 1 < head->length ? some : lanes(0);
       if (head->kind == KIND_F32)
-        vec_store(panel, vec_load_some((const float *)head->value + row * head->stride + column, some));
+        vec_store(panel, load_floats(head->value, row * head->key_stride + column, some, head->bf16));
       else /* two keys' numbers side by side */
-        vec_store(panel, words_of_pairs(low, some, low + head->stride, second));
+        vec_store(panel, words_of_pairs(low, some, low + head->key_stride, second));
     }
     for (size_t word = kind_words(head->kind, head->length); word < words; word++, panel += PANEL)
       vec_store(panel, vec_zero());
@@ -82,9 +85,10 @@ struct span {
 /* Query and window count all tokens of the sequence, keys only those that can be seen. */
 static struct span span_of(const struct head *head, size_t query)
 {
-  if (head->window == SIZE_MAX)
+  if (head->window == SIZE_MAX && !head->causal)
     return (struct span){0, head->length};
-  const size_t begin = query > head->window ? query - head->window : 0, end = query + head->window + 1;
+  const size_t place = head->past + query, after = head->causal ? 0 : head->window;
+  const size_t begin = place > head->window ? place - head->window : 0, end = place + after + 1;
   const size_t from = begin > head->skipped ? begin - head->skipped : 0;
   const size_t to = end > head->skipped ? end - head->skipped : 0;
   return (struct span){from, to < head->length ? to : head->length};
@@ -190,11 +194,11 @@ void attention_head(const struct head *head, size_t first, size_t last, void *ou
 static vec mean(const struct head *head, size_t rows, size_t column, vec_mask some)
 {
   const size_t bytes = operand_bytes(head->kind);
-  const char *values = (const char *)head->value - head->skipped * head->stride * bytes;
+  const char *values = (const char *)head->value - head->skipped * head->key_stride * bytes;
   vec sum = vec_zero();
   for (size_t row = 0; row < rows; row++)
-    sum =
-        vec_add(sum, load_floats(values + row * head->stride * bytes, column, some, head->kind == KIND_BF16));
+    sum = vec_add(
+        sum, load_floats(values + row * head->key_stride * bytes, column, some, head->kind == KIND_BF16));
   return vec_div(sum, vec_of((float)rows));
 }
 

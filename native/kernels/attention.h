@@ -5,15 +5,18 @@
 
 /* Queries, keys and values of one head: rows of `head_size` numbers, float32 or bfloat16. */
 struct head {
-  enum kind kind; /* KIND_F32 or KIND_BF16: the type of the numbers, and of the multiplications */
+  enum kind kind; /* KIND_F32 or KIND_BF16: the type of the queries, and of the multiplications */
+  int bf16;       /* whether keys and values are bfloat16; with KIND_BF16 they are */
   const void *query, *key, *value;
-  size_t stride;       /* numbers from row to row, of all three */
-  size_t length, size; /* keys and values; numbers of a row: even for bfloat16 */
-  size_t skipped;      /* tokens before the first key, which no query sees: padding on the left */
+  size_t stride, key_stride; /* numbers from row to row: of queries; of keys and values */
+  size_t length, size;       /* keys and values; numbers of a row: even for bfloat16 */
+  size_t skipped;            /* tokens before the first key, which no query sees: padding on the left */
   float scale;
   const float *bias;        /* added to the scaled scores, [query][token], or NULL */
   size_t bias_stride;       /* numbers from query to query */
   size_t window;            /* a query sees tokens at most this far away; SIZE_MAX: all */
+  int causal;               /* a query sees no token after its own */
+  size_t past;              /* tokens before the first query */
   struct relative relative; /* added to the scores before they are scaled */
 };
 

@@ -5,8 +5,8 @@
 
 #include "scratch.h"
 
-/* How much more than the mean the largest share may have. Groups that share everything wait for each other
- * three times in each layer, which costs about as much. */
+/* The largest share may cost this many times the mean. Without groups, all threads wait for each other three
+ * times in each layer, which costs about as much. */
 static const double SLACK = 1.05;
 
 struct item {
@@ -22,8 +22,8 @@ static int by_cost(const void *a, const void *b)
   return left->sequence - right->sequence;
 }
 
-/* The largest first, each to the share that has least (Graham 1969): of[i] is item i's share. Returns the
- * largest share's cost. */
+/* Assigns the largest items first, each to the share with the lowest cost (Graham 1969): of[i] is item i's
+ * share. Returns the cost of the largest share. */
 static double assign(const struct item *items, size_t count, size_t shares, double *costs, int32_t *of)
 {
   double largest = 0;
@@ -40,7 +40,7 @@ static double assign(const struct item *items, size_t count, size_t shares, doub
   return largest;
 }
 
-/* The sequences of each share, in their order. */
+/* Collects the sequences of each share. */
 static void collect(struct division *division, const struct item *items, size_t count, const int32_t *of)
 {
   size_t end = 0;

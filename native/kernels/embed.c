@@ -4,7 +4,7 @@
 
 #include "team.h"
 
-enum { WORK = 64 }; /* what one number of the result costs, in multiplications of a matrix */
+enum { WORK = 64 }; /* the cost of one number of the result, in multiplications of a matrix product */
 
 struct job {
   const struct embedding *embedding;
@@ -13,14 +13,14 @@ struct job {
   size_t rows;
 };
 
-/* The row of table t that row `row` of the result takes. */
+/* The row of table t that row `row` of the result adds. */
 static const float *found(const struct job *job, size_t t, size_t row)
 {
   const struct ids *ids = job->ids + t;
   return job->embedding->tables[t].numbers + (size_t)ids->numbers[row % ids->count] * job->embedding->columns;
 }
 
-/* A table's rows lie anywhere: the next one is asked for while this one is added. */
+/* A table's rows lie anywhere in memory: the next one is prefetched while this one is added. */
 static void prefetch(const float *row, size_t columns)
 {
   for (size_t i = 0; i < columns; i += 16)
@@ -52,7 +52,7 @@ static void run(void *context, const struct member *member)
 static int is_inside(const struct ids *ids, const struct table *table)
 {
   for (size_t i = 0; i < ids->count; i++)
-    if ((uint64_t)ids->numbers[i] >= table->rows) /* below 0 is far above, unsigned */
+    if ((uint64_t)ids->numbers[i] >= table->rows) /* a negative id becomes a huge one */
       return 0;
   return 1;
 }

@@ -1,6 +1,6 @@
 #include "finish.h"
 
-/* A tile's sums -> the result, for LANES columns of rows [begin, end). */
+/* The result from a tile's sums, for LANES columns of rows [begin, end). */
 INLINE void finish(const int int8, const enum activation activation, const struct matrix *matrix,
                    const struct operand *operand, const struct result *result, size_t begin, size_t end,
                    size_t column, vec_mask some, const float *sums)
@@ -55,7 +55,7 @@ INLINE void finish(const int int8, const enum activation activation, const struc
              lanes((long)(matrix->columns - column - v * LANES)), sums + v * LANES);                   \
     break;
 // clang-format on
-/* One loop over rows for each activation, without a branch inside that depends on it. */
+/* One loop over rows for each activation, so that the loop has no branch on the activation. */
 INLINE void finish_tile(const int int8, const struct matrix *matrix, const struct operand *operand,
                         const struct result *result, size_t begin, size_t end, size_t column,
                         const float *sums)

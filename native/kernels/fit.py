@@ -1,4 +1,4 @@
-"""The coefficients in vector.h: least-squares fits, weighted again and again where the error is largest.
+"""The coefficients in vector.h: least-squares fits, repeatedly reweighted where the error is largest.
 
 python native/kernels/fit.py
 """

@@ -1,5 +1,5 @@
-/* gemm (gemm.h) by AMX: in bfloat16 and int8, in float32 that is split, and with a weight in groups that is
- * unpacked (struct operand). */
+/* gemm (gemm.h) with AMX: in bfloat16 and int8, in split float32 (struct operand), and with a weight in
+ * groups that is unpacked. */
 #pragma once
 #include "gemm.h"
 

@@ -12,11 +12,12 @@ enum {
 /* A crew's memory for one block of rows. */
 struct block {
   float *x;               /* [rows][hidden]: the residual stream */
+  float *added;           /* [rows][hidden]: what is normed before it is added to x, where there is such */
   uint32_t *narrow;       /* [rows][room]: the operand of query, key and value, of output and of up in turn */
   uint32_t *wide;         /* [rows][operand_stride of intermediate]: float32 */
   uint32_t *down;         /* [rows][room]: the same as down's operand, where that is not float32 as it is */
   float *scales, *shifts; /* [rows]: int8 only */
-  float *row;             /* [threads of the crew][hidden] */
+  float *row;             /* [threads of the crew][hidden, or a head if that is larger] */
 };
 
 /* Layout of memory */
@@ -53,13 +54,15 @@ static struct block divide(const struct layer *layer, char *base, size_t *used)
       larger(larger(operand_room(&layer->query), operand_room(&layer->output)), operand_room(&layer->up));
   const size_t wide = operand_stride(layer->up.columns);
   struct block block;
+  const int ends = layer->attention_end.kind != NORM_NONE || layer->output_end.kind != NORM_NONE;
   block.x = carve(base, used, rows * layer->hidden, sizeof(float));
+  block.added = carve(base, used, ends ? rows * layer->hidden : 0, sizeof(float));
   block.narrow = carve(base, used, rows * narrow, sizeof(uint32_t));
   block.wide = carve(base, used, rows * wide, sizeof(uint32_t));
   block.down = carve(base, used, rows * operand_room(&layer->down), sizeof(uint32_t));
   block.scales = carve(base, used, rows, sizeof(float));
   block.shifts = carve(base, used, rows, sizeof(float));
-  block.row = carve(base, used, layer->hidden, sizeof(float));
+  block.row = carve(base, used, larger(layer->hidden, layer->head_size), sizeof(float));
   return block;
 }
 
@@ -67,7 +70,7 @@ static struct block divide(const struct layer *layer, char *base, size_t *used)
 struct place {
   struct crew crew;
   struct block block;
-  float *row; /* [hidden]: this thread's own */
+  float *row; /* of block.row: this thread's own */
 };
 
 static struct place place_of(const struct work *work, const struct member *member)
@@ -116,39 +119,91 @@ static void multiply(const struct member *self, size_t count, const struct matri
 
 /* Phase 1: queries, keys and values of all rows */
 
-static void rotate_half(void *row, int bf16, const float *cosines, const float *sines, size_t size)
+/* The first `size` numbers of a head, of which each is rotated with the one half of them away. */
+static void rotate_half(float *row, const float *cosines, const float *sines, size_t size)
 {
   for (size_t i = 0; i < size / 2; i += LANES) {
     const vec_mask some = lanes((long)(size / 2 - i));
     const size_t j = i + size / 2;
-    const vec low = load_floats(row, i, some, bf16), high = load_floats(row, j, some, bf16);
+    const vec low = vec_load_some(row + i, some), high = vec_load_some(row + j, some);
     const vec new_low = vec_sub(vec_mul(low, vec_load_some(cosines + i, some)),
                                 vec_mul(high, vec_load_some(sines + i, some)));
     const vec new_high = vec_add(vec_mul(high, vec_load_some(cosines + j, some)),
                                  vec_mul(low, vec_load_some(sines + j, some)));
-    store_floats(row, i, some, bf16, new_low);
-    store_floats(row, j, some, bf16, new_high);
+    vec_store_some(row + i, some, new_low);
+    vec_store_some(row + j, some, new_high);
   }
 }
 
-/* Rotary positions: queries and keys of one row. */
-static void rotate(const struct work *work, size_t row)
+static void copy_numbers(const void *from, int from_bf16, void *to, int to_bf16, size_t count)
+{
+  for (size_t i = 0; i < count; i += LANES) {
+    const vec_mask some = lanes((long)(count - i));
+    store_floats(to, i, some, to_bf16, load_floats(from, i, some, from_bf16));
+  }
+}
+
+/* Norm and rotary positions of some heads that lie one after another in a row. */
+static void place_heads(const struct work *work, char *heads, size_t count, const struct norm *norm,
+                        const float *cosines, const float *sines, float *buffer)
+{
+  const struct layer *layer = work->layer;
+  const int bf16 = layer->attention == KIND_BF16;
+  const size_t size = layer->head_size, bytes = size * number_bytes(bf16);
+  for (size_t head = 0; head < count; head++, heads += bytes) {
+    copy_numbers(heads, bf16, buffer, 0, size);
+    if (norm->kind != NORM_NONE)
+      norm_row(norm, buffer, size, buffer);
+    if (cosines != NULL)
+      rotate_half(buffer, cosines, sines, work->call->rotary.size);
+    copy_numbers(buffer, 0, heads, bf16, size);
+  }
+}
+
+/* Keys and values of one row, into the cache. */
+static void remember(const struct work *work, size_t row, const char *keys)
+{
+  const struct layer *layer = work->layer;
+  const struct past *past = &work->call->past;
+  const int bf16 = layer->attention == KIND_BF16;
+  const size_t size = layer->head_size, bytes = number_bytes(bf16), to_bytes = number_bytes(past->bf16);
+  const size_t padded = (size_t)work->chunk->index[row];
+  const size_t token = past->length + padded % past->columns;
+  const char *values = keys + layer->key_heads * size * bytes;
+  for (size_t head = 0; head < layer->key_heads; head++) {
+    const size_t place =
+        (padded / past->columns * past->batch + head * past->head + token * past->token) * to_bytes;
+    copy_numbers(keys + head * size * bytes, bf16, (char *)work->cache->keys + place, past->bf16, size);
+    copy_numbers(values + head * size * bytes, bf16, (char *)work->cache->values + place, past->bf16, size);
+  }
+}
+
+/* What is done to queries, keys and values of one row before attention. */
+static void finish_row(const struct work *work, size_t row, float *buffer)
 {
   const struct layer *layer = work->layer;
   const struct rotary *rotary = &work->call->rotary;
-  const size_t bytes = sizeof(uint32_t) >> layer->attention;
-  const size_t angle = (size_t)work->chunk->index[row] % rotary->angles * layer->head_size;
-  char *queries = work->memory->qkv + row * 3 * layer->heads * layer->head_size * bytes;
-  for (size_t head = 0; head < 2 * layer->heads; head++) /* queries, and behind them keys */
-    rotate_half(queries + head * layer->head_size * bytes, layer->attention == KIND_BF16,
-                rotary->cosines + angle, rotary->sines + angle, layer->head_size);
+  const size_t head_bytes = layer->head_size * number_bytes(layer->attention == KIND_BF16);
+  char *queries = work->memory->qkv + row * layer_qkv_bytes(layer);
+  char *keys = queries + layer->heads * head_bytes;
+  const float *cosines = rotary->cosines, *sines = rotary->sines;
+  if (cosines != NULL) {
+    const size_t angle = (size_t)work->chunk->index[row] % rotary->angles * rotary->size;
+    cosines += angle, sines += angle;
+  }
+  if (cosines != NULL || layer->query_norm.kind != NORM_NONE || layer->key_norm.kind != NORM_NONE) {
+    place_heads(work, queries, layer->heads, &layer->query_norm, cosines, sines, buffer);
+    place_heads(work, keys, layer->key_heads, &layer->key_norm, cosines, sines, buffer);
+  }
+  if (work->cache != NULL)
+    remember(work, row, keys);
 }
 
 static void project(const struct work *work, const struct place *place)
 {
   const struct layer *layer = work->layer;
   const struct matrix *matrices[] = {&layer->query, &layer->key, &layer->value};
-  const size_t width = layer->heads * layer->head_size, bytes = sizeof(uint32_t) >> layer->attention;
+  const size_t numbers = layer_qkv_numbers(layer), bytes = number_bytes(layer->attention == KIND_BF16);
   const struct block *block = &place->block;
   struct blocks blocks = blocks_of(work, place, &work->taken->projections);
   size_t first, last, begin, end;
@@ -166,68 +221,31 @@ static void project(const struct work *work, const struct place *place)
     }
     team_wait(&place->crew.self);
     struct result results[3];
-    for (size_t i = 0; i < 3; i++)
-      results[i] = (struct result){.rows = work->memory->qkv + (first * 3 + i) * width * bytes,
-                                   .stride = 3 * width,
-                                   .bf16 = layer->attention == KIND_BF16};
+    char *rows = work->memory->qkv + first * numbers * bytes;
+    for (size_t i = 0; i < 3; rows += matrices[i]->columns * bytes, i++)
+      results[i] = (struct result){.rows = rows, .stride = numbers, .bf16 = layer->attention == KIND_BF16};
     multiply(&place->crew.self, 3, matrices, &operand, last - first, results);
     team_wait(&place->crew.self);
-    for (size_t row = begin; work->call->rotary.cosines != NULL && row < end; row++)
-      rotate(work, first + row);
+    for (size_t row = begin; row < end; row++)
+      finish_row(work, first + row, place->row);
   }
 }
 
-/* Phase 2: attention, head by head */
+/* Phase 3 (attend.c is the second): everything after attention */
 
-static void attend(const struct work *work, const struct member *member)
+/* Norm where it is due, and the rows from `first` on as the operand of gate and up. */
+static struct operand norm_and_convert(const struct work *work, const struct place *place, size_t first,
+                                       size_t rows)
 {
   const struct layer *layer = work->layer;
-  const struct call *call = work->call;
-  const struct memory *memory = work->memory;
-  const size_t width = layer->heads * layer->head_size, bytes = sizeof(uint32_t) >> layer->attention;
-  const size_t stride = layer_context_words(layer);
-  size_t task;
-  while ((task = atomic_fetch_add(&work->taken->heads, 1)) < work->chunk->unit_count * layer->heads) {
-    const struct unit *unit = work->chunk->units + task / layer->heads;
-    const size_t number = task % layer->heads;
-    const char *start = memory->qkv + (unit->start * 3 * width + number * layer->head_size) * bytes;
-    const char *keys = start + unit->skipped * 3 * width * bytes;
-    const struct head head = {
-        .kind = layer->attention,
-        .query = start,
-        .key = keys + width * bytes,
-        .value = keys + 2 * width * bytes,
-        .stride = 3 * width,
-        .length = unit->seen,
-        .skipped = unit->skipped,
-        .size = layer->head_size,
-        .scale = layer->scale,
-        .bias = call->bias.numbers == NULL ? NULL : call->bias.numbers + number * call->bias.head,
-        .bias_stride = call->bias.query,
-        .window = call->sequences.window,
-        .relative =
-            relative_of_head(&call->relative, number, kind_words(layer->attention, layer->head_size))};
-    char *out =
-        (char *)(memory->context + (unit->start + unit->first) * stride) + number * layer->head_size * bytes;
-    attention_head(&head, unit->first, unit->last, out, stride << layer->attention,
-                   memory->scratch + member->rank * memory->thread_words);
-    if (call->sequences.padding_sees_all)
-      attention_mean(&head, unit->rows, unit->first, unit->last, out, stride << layer->attention);
-  }
-}
-
-/* Phase 3: everything after attention */
-
-/* Norm where it is due, and the rows as the operand of gate and up. */
-static struct operand norm_and_convert(const struct layer *layer, const struct place *place, size_t rows)
-{
   const struct block *block = &place->block;
   const struct operand operand = operand_of(&layer->up, rows, block->narrow, block->scales, block->shifts);
   size_t begin, end;
   team_share(&place->crew.self, rows, &begin, &end);
   for (size_t row = begin; row < end; row++) {
     float *x = block->x + row * layer->hidden, *y = layer->norm_first ? place->row : x;
-    norm_row(layer->norm_first ? &layer->output_norm : &layer->attention_norm, x, layer->hidden, y);
+    const float *from = layer->parallel ? row_of(work, &work->input, first + row) : x;
+    norm_row(layer->norm_first ? &layer->output_norm : &layer->attention_norm, from, layer->hidden, y);
     fill_row(&layer->up, &operand, row, y, 0, layer->hidden);
   }
   team_wait(&place->crew.self);
@@ -255,7 +273,33 @@ static struct operand operand_of_context(const struct work *work, const struct p
   return operand;
 }
 
-/* x += attention's output projection */
+/* x += the crew's share of rows of what shall be added, after its norm. */
+static void add_normed(const struct layer *layer, const struct place *place, const struct norm *norm,
+                       const float *added, size_t rows)
+{
+  size_t begin, end;
+  team_share(&place->crew.self, rows, &begin, &end);
+  for (size_t row = begin; row < end; row++) {
+    float *x = place->block.x + row * layer->hidden;
+    norm_row(norm, added + row * layer->hidden, layer->hidden, place->row);
+    for (size_t i = 0; i < layer->hidden; i += LANES) {
+      const vec_mask some = lanes((long)(layer->hidden - i));
+      vec_store_some(x + i, some, vec_add(vec_load_some(x + i, some), vec_load_some(place->row + i, some)));
+    }
+  }
+}
+
+/* The layer's input, as the rows to which everything is added. */
+static void copy_input(const struct work *work, const struct place *place, size_t first, size_t rows)
+{
+  const size_t hidden = work->layer->hidden;
+  size_t begin, end;
+  team_share(&place->crew.self, rows, &begin, &end);
+  for (size_t row = begin; row < end; row++)
+    memcpy(place->block.x + row * hidden, row_of(work, &work->input, first + row), hidden * sizeof(float));
+}
+
+/* x = the layer's input + attention's output projection */
 static void add_attention(const struct work *work, const struct place *place, size_t first, size_t rows)
 {
   const struct layer *layer = work->layer;
@@ -269,8 +313,14 @@ static void add_attention(const struct work *work, const struct place *place, si
     result.addend += first * layer->hidden;
   else
     result.addend_index = work->input.index + first;
+  if (layer->attention_end.kind != NORM_NONE) {
+    result = (struct result){.rows = place->block.added, .stride = layer->hidden};
+    copy_input(work, place, first, rows);
+  }
   multiply(&place->crew.self, 1, &output, &operand, rows, &result);
   team_wait(&place->crew.self);
+  if (layer->attention_end.kind != NORM_NONE) /* the same thread norms these rows for the feed-forward */
+    add_normed(layer, place, &layer->attention_end, place->block.added, rows);
 }
 
 /* Zeros behind the last column, up to a whole word or, where rows are split, a whole step of AMX: no NaN. */
@@ -329,11 +379,16 @@ static void feed_forward(const struct work *work, const struct place *place)
     const size_t rows = last - first;
     float *x = place->block.x;
     add_attention(work, place, first, rows);
-    const struct operand narrow = norm_and_convert(layer, place, rows);
+    const struct operand narrow = norm_and_convert(work, place, first, rows);
     const struct operand operand = widen(layer, place, &narrow, rows);
-    const struct result result = {.rows = x, .stride = hidden, .addend = x, .addend_stride = hidden};
+    const int ends = layer->output_end.kind != NORM_NONE;
+    struct result result = {.rows = x, .stride = hidden, .addend = x, .addend_stride = hidden};
+    if (ends)
+      result = (struct result){.rows = place->block.added, .stride = hidden};
     multiply(&place->crew.self, 1, &down, &operand, rows, &result);
     team_wait(&place->crew.self);
+    if (ends)
+      add_normed(layer, place, &layer->output_end, place->block.added, rows);
     team_share(&place->crew.self, rows, &begin, &end);
     for (size_t row = begin; row < end; row++) {
       float *out = row_of(work, &work->output, first + row);
@@ -348,18 +403,21 @@ static void feed_forward(const struct work *work, const struct place *place)
 
 /* The whole */
 
-size_t layer_qkv_bytes(const struct layer *layer)
+size_t layer_qkv_numbers(const struct layer *layer)
 {
-  return 3 * layer->heads * layer->head_size * (sizeof(uint32_t) >> layer->attention);
+  return (layer->heads + 2 * layer->key_heads) * layer->head_size;
 }
 
-size_t layer_scratch(const struct layer *layer, size_t longest, const struct relative *relative)
+size_t layer_qkv_bytes(const struct layer *layer)
 {
-  const size_t distances = is_relative(relative) ? relative_scratch(relative, longest) : 0;
-  const size_t head = attention_scratch(layer->attention, longest, layer->head_size) + distances;
+  return layer_qkv_numbers(layer) * number_bytes(layer->attention == KIND_BF16);
+}
+
+size_t layer_scratch(const struct layer *layer, size_t longest, const struct call *call)
+{
   size_t block = 0;
   divide(layer, NULL, &block);
-  return larger(block / sizeof(uint32_t), head);
+  return larger(block / sizeof(uint32_t), attend_scratch(layer, longest, call));
 }
 
 void layer_turn(const struct work *work, const struct member *member)

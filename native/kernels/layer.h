@@ -1,4 +1,5 @@
-/* Encoder layers over a batch of sequences of different lengths, as one function.
+/* Transformer layers over a batch of sequences of different lengths, as one function: an encoder's, or with a
+ * cache of keys and values a decoder's.
  *
  * Padding is not computed: the rows of all sequences are taken together. Rows go through everything but
  * attention in blocks that stay in a core's cache. Threads take blocks; where there are few rows several
@@ -12,10 +13,14 @@
 /* Matrices that multiply the same rows have the same kind and factors, and round all inputs: query, key and
  * value; gate and up. */
 struct layer {
-  size_t hidden, heads, head_size;                         /* numbers of a row, of a head */
+  size_t hidden, heads, head_size; /* numbers of a row, of a head */
+  size_t key_heads;                /* of keys and values, each of which serves as many of the heads */
   struct matrix query, key, value, output, gate, up, down; /* gate.columns is 0 where there is none */
   struct norm attention_norm, output_norm;
+  struct norm query_norm, key_norm;      /* over each head, before rotary positions; NORM_NONE: none */
+  struct norm attention_end, output_end; /* of what is added to the residual stream; NORM_NONE: none */
   int norm_first; /* before attention and feed-forward (ViT), not after the residual additions (BERT) */
+  int parallel;   /* the feed-forward takes what attention takes, the layer's input (GPT-NeoX) */
   enum activation activation; /* of gate where there is one, otherwise of up */
   enum kind attention;        /* KIND_F32 or KIND_BF16 */
   float scale;                /* of the scores before softmax */
@@ -40,8 +45,23 @@ struct bias {
 
 /* Rotary positions. */
 struct rotary {
-  const float *cosines, *sines; /* [row % angles][head_size], or NULL */
-  size_t angles;
+  const float *cosines, *sines; /* [row % angles][size], or NULL */
+  size_t angles, size;          /* size: numbers of a head that are rotated, its first */
+};
+
+/* A layer's keys and values of the tokens before those of a call, with room for these. */
+struct cache {
+  void *keys, *values; /* [batch][key head][token][head_size] */
+};
+
+/* The tokens of a call follow others, and see none after their own. */
+struct past {
+  const struct cache *caches; /* of each layer, or NULL: there is no past, and tokens see those after them */
+  size_t batch, head, token;  /* numbers from one to the next in a cache */
+  int bf16;                   /* whether these are bfloat16 */
+  size_t columns;             /* rows of a sequence in the padded input */
+  size_t length;              /* tokens before those of the call, in all sequences */
+  const int32_t *begins;      /* of each sequence: the first token that is seen; NULL: the first of all */
 };
 
 /* The arguments of one call. */
@@ -52,6 +72,7 @@ struct call {
   struct bias bias;
   struct rotary rotary;
   struct relative relative; /* scores of distances, of all heads; reach: at least every length */
+  struct past past;
 };
 
 /* `count` layers of one hidden size, at least one, each of which takes what the one before it gives.

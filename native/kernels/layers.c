@@ -50,6 +50,7 @@ static struct work turn(const struct stack *stack, const struct lot *lot, size_t
   const struct rows between = {lot->memory.between, NULL};
   return (struct work){.layer = stack->layers[i],
                        .call = call,
+                       .cache = call->past.caches == NULL ? NULL : call->past.caches + i,
                        .chunk = lot->chunks + c,
                        .taken = lot->taken + c * stack->count + i,
                        .input = i == 0 ? (struct rows){(float *)call->input, index} : between,
@@ -83,7 +84,7 @@ struct sizes {
   unsigned threads;     /* of a group */
   size_t most;          /* rows of a chunk, unless one sequence has more */
   size_t rows, longest; /* of all sequences */
-  size_t qkv, context, scratch;
+  size_t qkv, context, parts, scratch;
 };
 
 static struct sizes sizes_of(const struct stack *stack, unsigned threads)
@@ -98,7 +99,8 @@ static struct sizes sizes_of(const struct stack *stack, unsigned threads)
     const struct layer *layer = stack->layers[i];
     sizes.qkv = larger(sizes.qkv, layer_qkv_bytes(layer));
     sizes.context = larger(sizes.context, layer_context_words(layer));
-    sizes.scratch = larger(sizes.scratch, layer_scratch(layer, sizes.longest, &stack->call->relative));
+    sizes.parts = larger(sizes.parts, attend_parts(layer, stack->call, threads));
+    sizes.scratch = larger(sizes.scratch, layer_scratch(layer, sizes.longest, stack->call));
   }
   sizes.scratch = (sizes.scratch + 15) / 16 * 16;
   return sizes;
@@ -118,19 +120,39 @@ static size_t chunk_rows(const struct sequences *all, const struct share *share,
   return rows;
 }
 
-static void fill_chunk(const struct sequences *all, const int32_t *sequences, size_t count,
-                       struct chunk *chunk, int32_t *index, struct unit *units)
+/* All queries of a sequence. */
+static struct unit whole(const struct call *call, size_t s)
+{
+  const struct sequences *all = &call->sequences;
+  const struct past *past = &call->past;
+  const size_t length = (size_t)all->length[s], row = (size_t)all->first[s];
+  struct unit unit = {.rows = length, .seen = length, .last = length};
+  if (past->caches != NULL) {
+    unit.batch = row / past->columns;
+    unit.place = past->length + row % past->columns;
+    unit.skipped = past->begins == NULL ? 0 : (size_t)past->begins[s];
+    unit.seen = unit.place + length - unit.skipped;
+  } else if (all->seen != NULL) {
+    unit.skipped = (size_t)all->skipped[s];
+    unit.seen = (size_t)all->seen[s];
+  }
+  return unit;
+}
+
+static void fill_chunk(const struct call *call, const int32_t *sequences, size_t count, struct chunk *chunk,
+                       int32_t *index, struct unit *units)
 {
   *chunk = (struct chunk){.index = index, .units = units};
   for (size_t i = 0; i < count; i++) {
-    const size_t s = (size_t)sequences[i], length = (size_t)all->length[s];
-    const size_t skipped = all->skipped == NULL ? 0 : (size_t)all->skipped[s];
-    const size_t seen = all->seen == NULL ? length : (size_t)all->seen[s];
-    for (size_t first = 0; first < length; first += QUERIES)
-      units[chunk->unit_count++] =
-          (struct unit){chunk->rows, length, skipped, seen, first, smaller(first + QUERIES, length)};
+    struct unit unit = whole(call, (size_t)sequences[i]);
+    const size_t length = unit.rows;
+    unit.start = chunk->rows;
+    for (size_t first = 0; first < length; first += QUERIES) {
+      unit.first = first, unit.last = smaller(first + QUERIES, length);
+      units[chunk->unit_count++] = unit;
+    }
     for (size_t row = 0; row < length; row++)
-      index[chunk->rows++] = all->first[s] + (int32_t)row;
+      index[chunk->rows++] = call->sequences.first[sequences[i]] + (int32_t)row;
   }
 }
 
@@ -158,6 +180,7 @@ static void lay_out_lot(const struct stack *stack, const struct share *share, co
   memory.context = carve(base, used, highest * sizes->context, sizeof *memory.context);
   memory.between =
       carve(base, used, stack->count > 1 ? highest * stack->layers[0]->hidden : 0, sizeof(float));
+  memory.parts = carve(base, used, sizes->parts, sizeof *memory.parts);
   memory.scratch = carve(base, used, sizes->threads * sizes->scratch, sizeof *memory.scratch);
   if (base == NULL)
     return;
@@ -166,7 +189,7 @@ static void lay_out_lot(const struct stack *stack, const struct share *share, co
   memset(memory.barriers, 0, sizes->threads * sizeof *memory.barriers);
   for (size_t s = 0, next; s < share->count; s = next, chunk++) {
     chunk_rows(all, share, s, sizes->most, &next);
-    fill_chunk(all, share->sequences + s, next - s, chunk, index, unit);
+    fill_chunk(stack->call, share->sequences + s, next - s, chunk, index, unit);
     index += chunk->rows;
     unit += chunk->unit_count;
   }

@@ -22,7 +22,7 @@ struct job {
   const float *input;
   float *output;
   size_t rows;
-  uint32_t *words; /* [rows][room]: the input converted; NULL where the matrix multiplies it as it is */
+  uint32_t *words; /* [rows][room]: the converted input; NULL if the input needs no conversion */
   float *scales, *shifts;
   struct barrier *barriers;
   atomic_size_t next;
@@ -38,7 +38,7 @@ static void run(void *context, const struct member *member)
   size_t first, last, begin, end;
   while (crew_next(&blocks, &first, &last)) {
     const float *input = job->input + first * matrix->inputs;
-    struct operand operand = {.words = (uint32_t *)input, .stride = matrix->inputs}; /* is only read */
+    struct operand operand = {.words = (uint32_t *)input, .stride = matrix->inputs}; /* only read */
     if (job->words != NULL) {
       operand = operand_of(matrix, last - first, job->words + first * room, job->scales + first,
                            job->shifts + first);
@@ -62,8 +62,8 @@ int linear_run(const struct matrix *matrix, enum activation activation, const fl
   threads = team_size(threads, (double)rows * (double)matrix->columns * (double)in_features);
   struct job job = {matrix, activation, input, output, rows, NULL, NULL, NULL, NULL, 0};
   const size_t room = operand_room(matrix);
-  /* float32 is multiplied where it lies, unless it is split, its rows fall on the same sets of the cache, or
-   * its end is inside a word of the weight */
+  /* float32 is multiplied in place, unless it is split, its rows fall on the same sets of the cache, or a row
+   * ends inside a word of the weight */
   const int in_place = operand_is_f32(matrix->kind) && !is_split(matrix, rows) && in_features % 512 != 0 &&
                        in_features == operand_words(matrix);
   const size_t words = in_place ? 0 : rows * (room + 2);

@@ -23,7 +23,7 @@ static const int32_t *buckets_of(const struct head *head, size_t query)
   return head->relative.index + head->relative.reach + head->skipped - query;
 }
 
-/* The numbers of a tile, for all panels in `distances`. */
+/* Multiplies a tile by all panels in `distances`. */
 static void multiply(const struct head *head, const struct distances *distances, const struct tiles *tiles,
                      const struct tile *tile, const void *a, const uint32_t *panels, float *sums)
 {
@@ -60,7 +60,7 @@ struct distances relative_begin(const struct head *head, size_t first, size_t la
   return distances;
 }
 
-/* Numbers at buckets that mostly follow one another: those of tokens that are near each other. */
+/* The numbers of some buckets. Buckets of tokens near each other are mostly consecutive: one load then. */
 INLINE vec take(const float *numbers, vec_ints buckets, vec_mask some)
 {
   const int32_t first = ints_first(buckets);

@@ -1,6 +1,6 @@
-/* Scores of distances, as disentangled attention adds them (DeBERTa, He et al. 2021): a query is multiplied
- * with the key of the bucket that the distance to a token falls into, and the token's key with the bucket's
- * query. */
+/* Scores of distances, which disentangled attention adds (DeBERTa, He et al. 2021). The distance between a
+ * query and a token falls into a bucket. The query is multiplied by the bucket's key, and the token's key by
+ * the bucket's query. */
 #pragma once
 #include "gemm.h"
 
@@ -10,7 +10,7 @@ struct relative {
   const uint32_t *queries; /* the same, or NULL */
   size_t buckets;
   const int32_t *index; /* [2 reach + 1]: the bucket of key - query, from -reach on */
-  size_t reach;         /* more than any two tokens of a sequence are apart */
+  size_t reach;         /* the largest distance between two tokens of a sequence, or more */
 };
 
 static inline int is_relative(const struct relative *relative)
@@ -25,15 +25,15 @@ size_t relative_scratch(const struct relative *relative, size_t length);
 
 struct head;
 
-/* What is the same for all queries in [first, last) of a head. */
+/* Values that all queries in [first, last) of a head share. */
 struct distances {
-  size_t panel, panels; /* of buckets, that are needed */
+  size_t panel, panels; /* the first panel of buckets that is needed, and how many are */
   float *near;          /* [rows of a tile][panels * PANEL]: a tile of queries times the buckets' keys */
   float *far;           /* [keys][panels * PANEL]: keys times the buckets' queries */
 };
 
 struct distances relative_begin(const struct head *head, size_t first, size_t last, float *scratch);
 
-/* Adds to the scores of a tile of queries, from query `first` on: rows of `width` numbers, not scaled yet. */
+/* Adds to the scores of a tile of queries, from query `first` on: rows of `width` unscaled numbers. */
 void relative_add(const struct head *head, const struct distances *distances, const struct tiles *tiles,
                   const struct tile *tile, size_t first, float *scores, size_t width);

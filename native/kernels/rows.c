@@ -16,7 +16,7 @@ void norm_row(const struct norm *norm, const float *x, size_t columns, float *ou
       sum = vec_add(sum, vec_load_some(x + i, lanes((long)(columns - i))));
     mean = vec_sum(sum) / (float)columns;
   }
-  /* a second pass: the difference of two large numbers would lose the variance */
+  /* a second pass: mean(x^2) - mean(x)^2 would cancel the variance */
   const vec means = vec_of(mean);
   for (size_t i = 0; i < columns; i += LANES) {
     const vec_mask some = lanes((long)(columns - i));
@@ -36,7 +36,7 @@ void norm_row(const struct norm *norm, const float *x, size_t columns, float *ou
   }
 }
 
-/* A vec of numbers as they are rounded: near 0 to 255. */
+/* A vec of numbers before rounding: about 0 to 255. */
 INLINE vec quantized(const float *factors, const void *x, int bf16, size_t i, vec_mask some, vec factor,
                      vec zeros)
 {
@@ -47,8 +47,8 @@ INLINE vec quantized(const float *factors, const void *x, int bf16, size_t i, ve
 static void quantize_row(const float *factors, const void *x, int bf16, size_t columns, uint32_t *out,
                          float *scale, float *shift)
 {
-  vec lowest = vec_zero(), highest = vec_zero(); /* 0 is in the range: padding is 0 */
-  vec nan = vec_zero();                          /* min and max would forget it again */
+  vec lowest = vec_zero(), highest = vec_zero(); /* the range includes 0, because padding is 0 */
+  vec nan = vec_zero();                          /* min and max can lose NaN again */
   for (size_t i = 0; i < columns; i += LANES) {
     const vec_mask some = lanes((long)(columns - i));
     const vec v = vec_mul(load_floats(x, i, some, bf16), vec_load_some(factors + i, some));
@@ -60,7 +60,7 @@ static void quantize_row(const float *factors, const void *x, int bf16, size_t c
   const float range = (high - low) / 255.f,
               step = range >= FLT_MIN ? range : 1.f; /* 1 / step must be finite */
   *scale = vec_has_nan(nan) ? __builtin_nanf("") : step;
-  const float zero = __builtin_rintf(-low / step); /* what 0 becomes: exactly a whole number */
+  const float zero = __builtin_rintf(-low / step); /* 0 becomes this: exactly a whole number */
   *shift = (zero - BYTE_SHIFT) * step;
   const vec factor = vec_of(1.f / step), zeros = vec_of(zero);
   size_t i = 0;
@@ -129,7 +129,7 @@ void convert_row(const struct matrix *matrix, const void *x, int bf16, size_t co
     const vec_mask some = lanes((long)(columns - i));
     store_floats(words, i, some, operand_is_bf16(kind), load_floats(x, i, some, bf16));
   }
-  if (kind == KIND_BF16 && columns % 2 == 1) /* a whole word */
+  if (kind == KIND_BF16 && columns % 2 == 1) /* the other half of the last word */
     memset((char *)words + columns * operand_bytes(kind), 0, operand_bytes(kind));
 }
 

@@ -1,4 +1,4 @@
-/* What is done to activations row by row between two matrix multiplications. */
+/* Operations on rows of activations between two matrix multiplications. */
 #pragma once
 #include "gemm.h"
 
@@ -19,12 +19,13 @@ struct norm {
 /* out may be x. */
 void norm_row(const struct norm *norm, const float *x, size_t columns, float *out);
 
-/* Row `row` of an operand of `matrix`. x is float32, or bfloat16. */
+/* Fills row `row` of an operand of `matrix`. x is float32, or bfloat16. */
 void fill_row(const struct matrix *matrix, const struct operand *operand, size_t row, const void *x, int bf16,
               size_t columns);
 
-/* One row in the kind that `matrix` multiplies, operand_words of it, padded with zeros up to whole words. x
- * is float32, or bfloat16. For int8 the row's scale and shift are written too: x factor = scale q - shift, 0
- * <= q <= 255. For groups each group's scale and total lie in the row. */
+/* Converts one row to the kind that `matrix` multiplies: operand_words words, the last one padded with zeros.
+ * x is float32, or bfloat16. For int8 the row's scale and shift are written too:
+ * x factor = scale q - shift, 0 <= q <= 255. For groups, each group's scale and total lie in the
+ * row. */
 void convert_row(const struct matrix *matrix, const void *x, int bf16, size_t columns, uint32_t *words,
                  float *scale, float *shift);

@@ -1,15 +1,14 @@
-/* Memory for the intermediate results of one call, given back with free. */
+/* Memory for the intermediate results of one call. The caller frees it. */
 #pragma once
 #include <stddef.h>
 
-/* aligned_alloc: NULL where there is no memory. Tests make it fail. */
+/* aligned_alloc: NULL if there is no memory. Tests replace it by a function that fails. */
 extern void *(*scratch_allocate)(size_t alignment, size_t size);
 
-/* Of intermediate results in a block: most of a core's second-level cache. Set once, before the first call.
- */
+/* Bytes of a block's intermediate results: most of a core's second-level cache. Set before the first call. */
 extern size_t block_bytes;
 
-/* Space for `count` things, on cache lines of its own. With base NULL only the size is counted. */
+/* Space for `count` items, on cache lines of its own. If base is NULL, only the size is counted. */
 static inline void *carve(char *base, size_t *used, size_t count, size_t size)
 {
   void *place = base == NULL ? NULL : base + *used;

@@ -3,13 +3,13 @@
 #include <sched.h>
 
 enum {
-  WORTH = 1 << 18, /* multiplications: some 5 microseconds, as long as threads need to begin and end */
-  SPINS = 4000     /* some 50 microseconds; then let others run, who may be what is waited for */
+  WORTH = 1 << 18, /* multiplications: some 5 microseconds, as long as starting and joining threads takes */
+  SPINS = 4000     /* some 50 microseconds; then yield to other threads, perhaps the one waited for */
 };
 
 static parallel_for run_parallel;
 
-/* Tells the core that it waits, so that its other thread runs meanwhile. */
+/* Tells the core that this thread waits, so that the core's other thread runs meanwhile. */
 static inline void relax(void)
 {
 #ifdef __x86_64__
@@ -56,8 +56,8 @@ struct muster {
   struct barrier barrier;
 };
 
-/* Torch may give fewer threads than were asked for; then some get more than one number. Who is here is known
- * when all numbers are covered, and all threads run at once, so waiting for that ends. */
+/* Torch may give fewer threads than were requested; some of them then get several numbers. The members are
+ * known when all numbers are covered. All threads run at the same time, so waiting for that ends. */
 static void enlist(int64_t begin, int64_t end, void *context)
 {
   struct muster *muster = context;
@@ -114,7 +114,7 @@ int crew_next(struct blocks *blocks, size_t *first, size_t *last)
   const struct crew *crew = blocks->crew;
   const size_t block =
       crew->self.size == 1 ? atomic_fetch_add(blocks->next, 1) : crew->number + crew->count * blocks->turn++;
-  if (block >= blocks->count) /* there may be no block at all: no rows */
+  if (block >= blocks->count) /* also if there are no rows, and so no blocks */
     return 0;
   *first = blocks->rows * block / blocks->count;
   *last = blocks->rows * (block + 1) / blocks->count;

@@ -1,13 +1,13 @@
-/* Arithmetic on vectors of floats, over the few functions that every instruction set offers in its lanes.h.
- * Where an intrinsic is the function as it is, a macro gives it the name.
+/* Arithmetic on vectors of floats, based on the few functions that every instruction set defines in its
+ * lanes.h. If an intrinsic does exactly what the function does, a macro gives it the function's name.
  *
  * A vec holds LANES floats, or words of 32 bits that are only moved; vec_ints holds integers; a vec_mask says
  * for each lane whether it counts.
  *
  *   lanes(count)                 the first `count` lanes: all for LANES and more, none for 0 and less
- *   mask_except, mask_any        those of one mask that another has not; whether there is any
+ *   mask_except, mask_any        the lanes of one mask that another does not have; whether there are any
  *   vec_load, vec_load_some      at any address; lanes that do not count are 0, and their memory is not read
- *   vec_store, vec_store_some    ... is not written
+ *   vec_store, vec_store_some    at any address; the memory of lanes that do not count is not written
  *   vec_fma, vec_minus_product   a b + c; c - a b
  *   vec_min, vec_max             where one operand is NaN: the second
  *   vec_round, vec_fraction      to the nearest whole number; x - floor(x)
@@ -17,7 +17,7 @@
  *   vec_sum, vec_highest, vec_lowest   of all lanes
  *   ints_...                     the same on integers; ints_steps(step): 0, step, 2 step, ...
  *   ints_as_vec, vec_as_ints     the same bits; ints_to_floats: the same numbers
- *   halves_load, halves_store    the lower 16 bits of integers, whose upper ones are 0; of the first lanes
+ *   halves_load, halves_store    the lower 16 bits of integers whose upper bits are 0; of the first lanes
  *   vec_gather                   numbers[index] of the lanes that count
  *   bytes_store(words, number, x)   4 vecs of x, rounded to 0 ... 255, as numbers of an int8 operand, from
  *                                `number` on
@@ -37,7 +37,7 @@ INLINE int vec_has_nan(vec x)
   return mask_any(vec_is_nan(x));
 }
 
-/* The floats of a vec that holds int32. */
+/* The floats equal to the integers of a vec that holds int32. */
 INLINE vec vec_from_ints(vec bits)
 {
   return ints_to_floats(vec_as_ints(bits));
@@ -82,12 +82,12 @@ INLINE vec bounded_by(vec x, float limit)
   return vec_min(vec_of(limit), vec_max(vec_of(-limit), x));
 }
 
-/* e^x, relative error below 1e-6 for x up to 88; e^-87.3 = 1e-38 stands for all smaller ones. */
+/* e^x, relative error below 1e-6 for x up to 88; all smaller results become e^-87.3 = 1e-38. */
 INLINE vec vector_exp(vec x)
 {
   x = vec_max(vec_of(-87.3f), x);
   const vec whole = vec_round(vec_mul(x, vec_of(1.44269504f)));
-  /* ln 2 in two parts: the first is exact in few bits, so that its product is too */
+  /* ln 2 in two parts: the first has few bits, so that its product is exact */
   vec part = vec_minus_product(whole, vec_of(0.693145752f), x);
   part = vec_minus_product(whole, vec_of(1.42860677e-6f), part);
   vec result = vec_of(1.f / 720);
@@ -100,8 +100,8 @@ INLINE vec vector_exp(vec x)
   return vec_scale(result, whole);
 }
 
-/* 2^x, relative error below 8e-5 for x up to 127; 2^-126 = 1e-38 stands for all smaller ones. A third of the
- * work of vector_exp: for results that are rounded to bfloat16 afterwards, whose steps are 4e-3. */
+/* 2^x, relative error below 8e-5 for x up to 127; all smaller results become 2^-126 = 1e-38. A third of the
+ * work of vector_exp: for results that are then rounded to bfloat16, whose steps are 4e-3. */
 INLINE vec rough_power(vec x)
 {
   x = vec_max(vec_of(-126.f), x);
@@ -197,6 +197,11 @@ INLINE vec activate(enum activation activation, vec x)
   default:
     return x;
   }
+}
+
+static inline size_t number_bytes(int bf16)
+{
+  return bf16 ? sizeof(uint16_t) : sizeof(float);
 }
 
 INLINE vec load_floats(const void *row, size_t column, vec_mask some, int bf16)

@@ -10,6 +10,7 @@ struct unit {
   size_t start, rows;   /* the sequence's first row, and how many it has */
   size_t skipped, seen; /* rows before the first key; keys */
   size_t first, last;   /* queries */
+  size_t batch, place;  /* with a past: of the sequence; of its first row among all tokens */
 };
 
 /* Sequences that go through all layers together, so that what one layer gives is in the cache for the next.
@@ -23,7 +24,7 @@ struct chunk {
 
 /* What threads have taken of one layer's work on one chunk. */
 struct taken {
-  atomic_size_t projections, heads, blocks;
+  atomic_size_t projections, heads, merges, blocks;
 };
 
 /* Rows of layer->hidden floats. */
@@ -37,6 +38,7 @@ struct memory {
   char *qkv;         /* [rows][query, key, value] in the type of attention */
   uint32_t *context; /* [rows][context_stride]: what attention gives */
   float *between;    /* [rows][hidden]: what a layer gives to the next, which writes it over */
+  float *parts;      /* of attention, where threads share the keys of a head (attend.c) */
   uint32_t *scratch; /* of each thread of the group, thread_words each: its block, or its head */
   size_t thread_words;
   struct barrier *barriers; /* of each crew */
@@ -46,18 +48,25 @@ struct memory {
 struct work {
   const struct layer *layer;
   const struct call *call;
+  const struct cache *cache; /* the layer's, or NULL */
   const struct chunk *chunk;
   struct taken *taken;
   struct rows input, output;
   const struct memory *memory;
 };
 
-/* Bytes of a row of memory.qkv, words of a row of memory.context. */
+/* Numbers of a row of memory.qkv, and its bytes; words of a row of memory.context. */
+size_t layer_qkv_numbers(const struct layer *layer);
 size_t layer_qkv_bytes(const struct layer *layer);
 size_t layer_context_words(const struct layer *layer);
 
 /* Words of scratch that a thread needs, for sequences of at most `longest` rows. */
-size_t layer_scratch(const struct layer *layer, size_t longest, const struct relative *relative);
+size_t layer_scratch(const struct layer *layer, size_t longest, const struct call *call);
+
+/* Attention (attend.c): each thread's share, words of scratch, and floats of memory.parts. */
+void attend(const struct work *work, const struct member *member);
+size_t attend_scratch(const struct layer *layer, size_t longest, const struct call *call);
+size_t attend_parts(const struct layer *layer, const struct call *call, unsigned threads);
 
 /* The share of one thread of the group. Each thread waits for the others of its group within, not at the end.
  */

@@ -1,4 +1,4 @@
-/* What the kernel gave, huge pages of memory that others own, and malloc. */
+/* The pages that the kernel gave, huge pages for memory of other owners, and malloc. */
 #include "../heap.h"
 #include "../os.h"
 #include "../smaps.h"
@@ -21,7 +21,7 @@ PyObject *smaps(PyObject *module, PyObject *args)
                        (Py_ssize_t)sum.file_huge);
 }
 
-/* Whole pages of `page` bytes inside a range; size 0 where there is none. */
+/* Reduces a range to the whole pages of `page` bytes inside it; size 0 if there are none. */
 static void shrink_to_pages(size_t *address, size_t *size, size_t page)
 {
   const size_t start = (*address + page - 1) / page * page;

@@ -1,4 +1,4 @@
-/* hfaccel._arena: huge-page memory, and what the kernel and malloc made of it. */
+/* hfaccel._arena: memory on huge pages, and services of the kernel and of malloc. */
 #include "../os.h"
 #include "seam.h"
 

@@ -89,7 +89,7 @@ static PyObject *get_address(PyObject *object, void *closure)
   return PyLong_FromVoidPtr(region_of(object)->address);
 }
 
-/* Region.pages: what it is made of, by a name of page_names */
+/* Region.pages: the pages that were granted, by a name of page_names */
 static PyObject *get_pages(PyObject *object, void *closure)
 {
   return PyUnicode_FromString(page_names[region_of(object)->pages]);

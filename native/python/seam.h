@@ -1,5 +1,5 @@
-/* What the files of this folder share: the seam between Python and hfaccel._arena. Behaviour lives in the
- * folder above; here are only the conversion of arguments, and error codes turned into OSError. */
+/* Declarations shared by the files of this folder: the interface between Python and hfaccel._arena. These
+ * files only convert arguments, and error codes to OSError; everything else is in the folder above. */
 #pragma once
 #include <Python.h>
 
@@ -12,19 +12,20 @@ PyObject *call_error(int code, const char *call);
 /* None; call_error for a code that is not 0. */
 PyObject *none_or_error(int code, const char *call);
 
-/* A count from Python: 1, or 0 with a ValueError that names the rule where it is negative or overlong. */
+/* Converts a count from Python: 1, or 0 with a ValueError that names the rule if the count is negative or too
+ * large. */
 int to_count(PyObject *number, const char *name, size_t *count);
 
-/* The same of bytes, as a converter of PyArg_ParseTuple ("O&"). */
+/* The same for a number of bytes, as a converter for PyArg_ParseTuple ("O&"). */
 int to_bytes(PyObject *number, void *bytes);
 
-/* The place of a name in a table; -1: not in it. */
+/* The index of a name in a table; -1 if the table does not have it. */
 int find(const char *name, const char *const *names, int count);
 
-/* Appends a new object (NULL: an exception is set) to a list, which becomes NULL where that fails. */
+/* Appends a new object (NULL: an exception is set) to a list, which becomes NULL on failure. */
 void append(PyObject **list, PyObject *object);
 
-/* The list as a tuple, in its place; NULL stays NULL. */
+/* Converts the list to a tuple and releases the list; NULL stays NULL. */
 PyObject *to_tuple(PyObject *list);
 
 extern PyType_Spec region_spec; /* Region, in region.c */

@@ -1,9 +1,9 @@
-/* hfaccel._snapshot: whether many things are still as they were. A model's layers ask it at every call, where
- * a layer may take 50 microseconds: a statement of Python for each thing would be seen.
- * hfaccel/engine/snapshot.py says the same in Python. */
+/* hfaccel._snapshot: whether many objects are unchanged. A model's layers check this at every call, and a
+ * layer may take only 50 microseconds, so one Python statement for each object would be noticeable.
+ * hfaccel/engine/calls/snapshot.py does the same in Python. */
 #include <Python.h>
 
-/* Whether a row of the arguments is as it was: 1, 0, or -1 with an exception. */
+/* Whether a row of the arguments is unchanged: 1, 0, or -1 with an exception. */
 typedef int comparison(PyObject *const *row);
 
 static int check_dict(PyObject *object)
@@ -58,7 +58,7 @@ static int has_size(PyObject *const *row)
 
 enum { MOST = 3 }; /* arguments */
 
-/* Whether all rows of `wanted` tuples, which must be of one length, are as they were. Always inlined, so that
+/* Whether all rows of `wanted` tuples, which must have equal lengths, are unchanged. Always inlined, so that
  * the compiler knows the comparison. */
 static inline __attribute__((always_inline)) PyObject *compare(PyObject *const *tuples, Py_ssize_t given,
                                                                Py_ssize_t wanted, comparison *is_same)
@@ -79,32 +79,31 @@ static inline __attribute__((always_inline)) PyObject *compare(PyObject *const *
   return same < 0 ? NULL : PyBool_FromLong(same);
 }
 
-/* items_are(tables, names, values): whether each dict has this very value under this name (None: or nothing)
- */
+/* items_are(tables, names, values): whether each dict holds this object under this name (None: or nothing) */
 static PyObject *items_are(PyObject *module, PyObject *const *tuples, Py_ssize_t given)
 {
   return compare(tuples, given, 3, is_item);
 }
 
-/* attributes_are(owners, names, values): the same of attributes */
+/* attributes_are(owners, names, values): the same for attributes */
 static PyObject *attributes_are(PyObject *module, PyObject *const *tuples, Py_ssize_t given)
 {
   return compare(tuples, given, 3, is_attribute);
 }
 
-/* types_are(objects, types) */
+/* types_are(objects, types): whether each object is of exactly this type */
 static PyObject *types_are(PyObject *module, PyObject *const *tuples, Py_ssize_t given)
 {
   return compare(tuples, given, 2, has_type);
 }
 
-/* sizes_are(tables, sizes): of dicts */
+/* sizes_are(tables, sizes): whether each dict has this size */
 static PyObject *sizes_are(PyObject *module, PyObject *const *tuples, Py_ssize_t given)
 {
   return compare(tuples, given, 2, has_size);
 }
 
-/* By way of void (*)(void), which may be cast to any function: a method's type says nothing of its arguments.
+/* Cast through void (*)(void), which may be cast to any function: PyMethodDef has one type for all methods.
  */
 #define METHOD(function) {#function, (PyCFunction)(void (*)(void))function, METH_FASTCALL, NULL}
 

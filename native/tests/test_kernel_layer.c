@@ -108,10 +108,12 @@ static void test_head(enum kind kind, size_t size, struct sight sight)
     buckets = make_buckets(kind, 1, size, length - 1 + below(4), sight.relative);
   float *bias = uniform_floats(length * bias_stride, -2, 2);
   const struct head head = {.kind = kind,
+                            .bf16 = kind == KIND_BF16,
                             .query = rows,
                             .key = rows + (sight.skipped * stride + size) * bytes,
                             .value = rows + (sight.skipped * stride + 2 * size) * bytes,
                             .stride = stride,
+                            .key_stride = stride,
                             .length = sight.seen,
                             .size = size,
                             .skipped = sight.skipped,
@@ -154,7 +156,7 @@ static void test_mean(enum kind kind, size_t size, size_t rows, size_t skipped, 
   const char *start = numbers_of(kind, rows * stride, values);
   const struct head head = {.kind = kind,
                             .value = start + skipped * stride * bytes,
-                            .stride = stride,
+                            .key_stride = stride,
                             .length = seen,
                             .size = size,
                             .skipped = skipped};
@@ -364,8 +366,11 @@ struct sizes {
 struct variant {
   enum kind kind, attention;
   struct sizes sizes;
+  size_t sharing;                                /* heads of each key head; 0: one */
   int gated, norm_first, rotary, biased, partly; /* partly: attention does not see all rows */
-  int relative;                                  /* as in struct sight */
+  int head_norms, ends, parallel;
+  int follows;  /* a decoder's, with a past */
+  int relative; /* as in struct sight */
   size_t window;
   enum activation activation;
 };
@@ -384,10 +389,11 @@ static struct test_layer make_layer(const struct variant *variant)
 {
   const struct sizes s = variant->sizes;
   const enum kind kind = variant->kind;
-  const size_t width = s.heads * s.head_size;
+  const size_t width = s.heads * s.head_size, sharing = variant->sharing ? variant->sharing : 1;
+  const struct norm none = {.kind = NORM_NONE};
   struct test_layer made = {.query = make_weight(kind, width, s.hidden, 1),
-                            .key = make_weight(kind, width, s.hidden, 0),
-                            .value = make_weight(kind, width, s.hidden, 1),
+                            .key = make_weight(kind, width / sharing, s.hidden, 0),
+                            .value = make_weight(kind, width / sharing, s.hidden, 1),
                             .output = make_weight(kind, s.hidden, width, 1),
                             .up = make_weight(kind, s.wide, s.hidden, 1),
                             .down = make_weight(kind, s.hidden, s.wide, 1)};
@@ -395,6 +401,7 @@ static struct test_layer make_layer(const struct variant *variant)
     made.gate = make_weight(kind, s.wide, s.hidden, 0);
   made.layer = (struct layer){.hidden = s.hidden,
                               .heads = s.heads,
+                              .key_heads = s.heads / sharing,
                               .head_size = s.head_size,
                               .query = made.query.matrix,
                               .key = made.key.matrix,
@@ -405,7 +412,12 @@ static struct test_layer make_layer(const struct variant *variant)
                               .down = made.down.matrix,
                               .attention_norm = make_norm(s.hidden),
                               .output_norm = make_norm(s.hidden),
+                              .query_norm = variant->head_norms ? make_norm(s.head_size) : none,
+                              .key_norm = variant->head_norms ? make_norm(s.head_size) : none,
+                              .attention_end = variant->ends & 1 ? make_norm(s.hidden) : none,
+                              .output_end = variant->ends & 2 ? make_norm(s.hidden) : none,
                               .norm_first = variant->norm_first,
+                              .parallel = variant->parallel,
                               .activation = variant->activation,
                               .attention = variant->attention,
                               .scale = .3f};
@@ -441,7 +453,7 @@ static struct call make_call(const struct variant *variant, size_t length, const
                                 length * length, length},
                        .rotary = {variant->rotary ? uniform_floats(angles * s.head_size, -1, 1) : NULL,
                                   variant->rotary ? uniform_floats(angles * s.head_size, -1, 1) : NULL,
-                                  angles},
+                                  angles, variant->rotary == 2 ? s.head_size / 4 * 2 : s.head_size},
                        .relative = buckets->relative};
 }
 
@@ -451,6 +463,48 @@ static struct buckets buckets_of(const struct variant *variant, size_t length)
   if (variant->relative)
     return make_buckets(variant->attention, s.heads, s.head_size, length, variant->relative);
   return no_buckets;
+}
+
+/* The same as a decoder's call after `past` tokens: caches with random numbers, and with none where those of
+ * the call go. */
+static struct call following(const struct test_layer *test, const struct variant *variant, size_t length,
+                             size_t past)
+{
+  const struct layer *layer = &test->layer;
+  const size_t total = past + length, room = total + below(3);
+  struct call call = make_call(variant, length, &no_buckets);
+  struct cache *cache = guarded(1, sizeof *cache);
+  int32_t *begins = guarded(SEQUENCES, 4);
+  call.sequences.skipped = call.sequences.seen = NULL;
+  call.bias.numbers = NULL;
+  call.past = (struct past){.caches = cache,
+                            .batch = layer->key_heads * room * layer->head_size,
+                            .head = room * layer->head_size,
+                            .token = layer->head_size,
+                            .bf16 = variant->attention == KIND_BF16 || below(2),
+                            .columns = length,
+                            .length = past,
+                            .begins = variant->partly ? begins : NULL};
+  for (size_t s = 0; s < SEQUENCES; s++) { /* nothing sees the padding before a sequence */
+    const size_t padding = (size_t)call.sequences.first[s] % length;
+    begins[s] = (int32_t)(padding ? past + padding : below(past + 1));
+    if (!variant->partly)
+      ((int32_t *)call.sequences.first)[s] = (int32_t)(s * length);
+  }
+  const size_t numbers = SEQUENCES * call.past.batch;
+  double *values = guarded(numbers, sizeof *values);
+  for (int half = 0; half < 2; half++) {
+    for (size_t i = 0; i < numbers; i++)
+      values[i] = i / layer->head_size % room < past ? uniform(-1, 1) : NAN;
+    void *made = (void *)numbers_of(call.past.bf16 ? KIND_BF16 : KIND_F32, numbers, values);
+    *(half ? &cache->values : &cache->keys) = made;
+  }
+  return call;
+}
+
+static double cached(const struct call *call, const void *numbers, size_t at)
+{
+  return call->past.bf16 ? bf16_to(((const uint16_t *)numbers)[at]) : (double)((const float *)numbers)[at];
 }
 
 static void reference_rotate(double *x, size_t size, const float *cosines, const float *sines)
@@ -466,7 +520,8 @@ static void reference_rotate(double *x, size_t size, const float *cosines, const
 static void reference_project(const struct test_layer *test, const struct call *call, size_t row, double *out)
 {
   const struct layer *layer = &test->layer;
-  const size_t width = layer->heads * layer->head_size;
+  const size_t width = layer->heads * layer->head_size, keys = layer->key_heads * layer->head_size;
+  const struct rotary *rotary = &call->rotary;
   double *x = malloc(layer->hidden * sizeof *x);
   CHECK(x != NULL);
   for (size_t i = 0; i < layer->hidden; i++)
@@ -475,11 +530,16 @@ static void reference_project(const struct test_layer *test, const struct call *
     reference_norm(&layer->attention_norm, x, layer->hidden, x);
   reference_linear(&test->query, x, out);
   reference_linear(&test->key, x, out + width);
-  reference_linear(&test->value, x, out + 2 * width);
-  for (size_t head = 0; call->rotary.cosines != NULL && head < 2 * layer->heads; head++)
-    reference_rotate(out + head * layer->head_size, layer->head_size,
-                     call->rotary.cosines + row % call->rotary.angles * layer->head_size,
-                     call->rotary.sines + row % call->rotary.angles * layer->head_size);
+  reference_linear(&test->value, x, out + width + keys);
+  for (size_t head = 0; head < layer->heads + layer->key_heads; head++) {
+    double *numbers = out + head * layer->head_size;
+    const struct norm *norm = head < layer->heads ? &layer->query_norm : &layer->key_norm;
+    if (norm->kind != NORM_NONE)
+      reference_norm(norm, numbers, layer->head_size, numbers);
+    if (rotary->cosines != NULL)
+      reference_rotate(numbers, rotary->size, rotary->cosines + row % rotary->angles * rotary->size,
+                       rotary->sines + row % rotary->angles * rotary->size);
+  }
   free(x);
 }
 
@@ -493,9 +553,11 @@ static void reference_finish(const struct test_layer *test, const float *input, 
          *gate = up + wide;
   CHECK(x != NULL);
   reference_linear(&test->output, context, x);
+  if (layer->attention_end.kind != NORM_NONE)
+    reference_norm(&layer->attention_end, x, hidden, x);
   for (size_t i = 0; i < hidden; i++)
-    x[i] += input[i];
-  reference_norm(layer->norm_first ? &layer->output_norm : &layer->attention_norm, x, hidden, y);
+    x[i] += input[i], z[i] = layer->parallel ? input[i] : x[i];
+  reference_norm(layer->norm_first ? &layer->output_norm : &layer->attention_norm, z, hidden, y);
   if (!layer->norm_first)
     memcpy(x, y, hidden * sizeof *x);
   reference_linear(&test->up, y, up);
@@ -505,6 +567,8 @@ static void reference_finish(const struct test_layer *test, const float *input, 
     up[i] = layer->gate.columns ? reference_activation(layer->activation, gate[i]) * up[i]
                                 : reference_activation(layer->activation, up[i]);
   reference_linear(&test->down, up, z);
+  if (layer->output_end.kind != NORM_NONE)
+    reference_norm(&layer->output_end, z, hidden, z);
   for (size_t i = 0; i < hidden; i++)
     out[i] = x[i] + z[i];
   if (!layer->norm_first)
@@ -512,43 +576,78 @@ static void reference_finish(const struct test_layer *test, const float *input, 
   free(x);
 }
 
+/* Keys or values of a sequence: those of its past, and behind them its own, which begin at `own`. */
+static double *tokens_of(const struct test_layer *test, const struct call *call, size_t s, const void *cache,
+                         size_t past, const double *own, size_t stride)
+{
+  const size_t size = test->layer.head_size, width = test->layer.key_heads * size,
+               length = (size_t)call->sequences.length[s];
+  double *tokens = malloc((past + length + 1) * width * sizeof *tokens);
+  CHECK(tokens != NULL);
+  for (size_t t = 0; t < past + length; t++)
+    for (size_t i = 0; i < width; i++) {
+      double *token = tokens + t * width + i;
+      if (t >= past)
+        *token = own[(t - past) * stride + i];
+      else
+        *token = cached(call, cache,
+                        (size_t)call->sequences.first[s] / call->past.columns * call->past.batch +
+                            i / size * call->past.head + t * call->past.token + i % size);
+    }
+  return tokens;
+}
+
 static void reference_sequence(const struct test_layer *test, const struct call *call,
                                const struct buckets *buckets, size_t s, double *out)
 {
   const struct layer *layer = &test->layer;
-  const size_t size = layer->head_size, width = layer->heads * size,
-               length = (size_t)call->sequences.length[s];
+  const size_t size = layer->head_size, width = layer->heads * size, keys = layer->key_heads * size,
+               stride = width + 2 * keys, length = (size_t)call->sequences.length[s];
+  const int follows = call->past.caches != NULL;
+  /* padding before the sequence lies in the cache as well, where nothing sees it */
+  const size_t past = follows ? call->past.length + (size_t)call->sequences.first[s] % call->past.columns : 0;
+  const size_t total = past + length, begin = call->past.begins ? (size_t)call->past.begins[s] : 0;
   const struct sight sight = {length,
                               call->sequences.skipped ? (size_t)call->sequences.skipped[s] : 0,
                               call->sequences.seen ? (size_t)call->sequences.seen[s] : length,
                               call->sequences.window,
                               call->bias.numbers != NULL,
                               0};
-  double *qkv = malloc((length * 3 + 1) * width * sizeof *qkv), *context = qkv + length * 3 * width;
-  double *bias = malloc(length * sizeof *bias);
-  char *visible = malloc(length);
-  CHECK(qkv != NULL && (length == 0 || (bias != NULL && visible != NULL)));
+  double *qkv = malloc((length * stride + width) * sizeof *qkv), *context = qkv + length * stride;
+  double *bias = malloc((total + 1) * sizeof *bias);
+  char *visible = malloc(total + 1);
+  CHECK(qkv != NULL && bias != NULL && visible != NULL);
   for (size_t i = 0; i < length; i++)
-    reference_project(test, call, (size_t)call->sequences.first[s] + i, qkv + i * 3 * width);
+    reference_project(test, call, (size_t)call->sequences.first[s] + i, qkv + i * stride);
+  double *key = tokens_of(test, call, s, follows ? call->past.caches->keys : NULL, past, qkv + width, stride);
+  double *value =
+      tokens_of(test, call, s, follows ? call->past.caches->values : NULL, past, qkv + width + keys, stride);
   for (size_t q = 0; q < length; q++) {
     const int all =
         call->sequences.padding_sees_all && (q < sight.skipped || q >= sight.skipped + sight.seen);
     for (size_t head = 0; head < layer->heads; head++) {
-      const double *start = qkv + head * size, *query = start + q * 3 * width;
-      for (size_t k = 0; k < length; k++) {
-        visible[k] = (char)(all || sees(&sight, q, k));
+      const double *query = qkv + q * stride + head * size;
+      const size_t of_keys = head * layer->key_heads / layer->heads * size;
+      for (size_t k = 0; k < total; k++) {
+        const size_t place = past + q;
+        visible[k] = (char)(all || (follows ? k >= begin && k <= place && place - k <= sight.window
+                                            : sees(&sight, q, k)));
         bias[k] =
             call->bias.numbers ? call->bias.numbers[head * call->bias.head + q * call->bias.query + k] : 0;
-        bias[k] +=
-            layer->scale * distance_score(buckets, head, size, q, k, query, start + (k * 3 + 1) * width);
+        bias[k] += layer->scale * distance_score(buckets, head, size, q, k, query, key + k * keys + of_keys);
         bias[k] = all ? 0 : bias[k];
       }
-      reference_attention(query, start + width, start + 2 * width, 3 * width, length, size,
-                          all ? 0 : layer->scale, visible, bias, context + head * size);
+      for (size_t k = 0; k < past; k++) /* what nobody wrote may be no number */
+        for (size_t i = 0; !visible[k] && i < size; i++)
+          key[k * keys + of_keys + i] = value[k * keys + of_keys + i] = 0;
+      reference_attention(query, key + of_keys, value + of_keys, keys, total, size, all ? 0 : layer->scale,
+                          visible, bias, context + head * size);
     }
     const size_t row = (size_t)call->sequences.first[s] + q;
     reference_finish(test, call->input + row * layer->hidden, context, out + row * layer->hidden);
   }
+  free(key);
+  free(value);
   free(qkv);
   free(bias);
   free(visible);
@@ -577,8 +676,10 @@ static int run_one(const struct layer *layer, const struct call *call, unsigned 
   return layers_run(&layer, 1, call, threads);
 }
 
-static double tolerance_of(const struct variant *variant)
+static double tolerance_of(const struct variant *variant, const struct call *call)
 {
+  if (variant->kind == KIND_F32 && call->past.bf16)
+    return 2e-3; /* of keys and values */
   return variant->kind == KIND_F32 ? 1e-5 : variant->kind == KIND_BF16 ? 1e-2 : 3e-2;
 }
 
@@ -586,13 +687,15 @@ static void test_layer(struct variant variant, size_t length, unsigned threads)
 {
   const struct test_layer test = make_layer(&variant);
   const struct buckets buckets = buckets_of(&variant, length);
-  const struct call call = make_call(&variant, length, &buckets);
+  struct call call = make_call(&variant, length, &buckets);
+  if (variant.follows)
+    call = following(&test, &variant, length, below(3) ? below(90) : below(1500));
   CHECK(run_one(&test.layer, &call, threads) == 0);
   const double far = difference(&test, &call, &buckets);
-  if (far > tolerance_of(&variant))
+  if (far > tolerance_of(&variant, &call))
     fprintf(stderr, "kind %d, attention %d, length %zu: %g\n", (int)variant.kind, (int)variant.attention,
             length, far);
-  CHECK(far <= tolerance_of(&variant));
+  CHECK(far <= tolerance_of(&variant, &call));
   guarded_release();
 }
 
@@ -609,7 +712,7 @@ static void test_variants(void)
                                     .sizes = odd[below(5)],
                                     .gated = (int)below(2),
                                     .norm_first = (int)below(2),
-                                    .rotary = (int)below(2),
+                                    .rotary = (int)below(3),
                                     .biased = (int)below(2),
                                     .partly = (int)below(2),
                                     .relative = (int)below(6) - 2 > 0 ? (int)below(4) : 0,
@@ -617,6 +720,32 @@ static void test_variants(void)
                                     .activation = (enum activation)below(ACT_TANH)};
     available = 1 + (unsigned)below(4);
     test_layer(variant, 1 + below(40), 1 + (unsigned)below(4));
+  }
+}
+
+/* Decoders: what a token sees lies in a cache, where keys and values of the call are added. */
+static void test_with_past(void)
+{
+  for (int i = 0; i < 90; i++) {
+    const enum kind kind = (enum kind)(i % KINDS);
+    const struct sizes sizes = odd[below(5)];
+    const struct variant variant = {.kind = kind,
+                                    .attention =
+                                        kind == KIND_F32 || i % 4 == 0 || !DOT_BF16 ? KIND_F32 : KIND_BF16,
+                                    .sizes = sizes,
+                                    .sharing = below(2) ? sizes.heads : 1,
+                                    .gated = (int)below(2),
+                                    .norm_first = 1,
+                                    .rotary = (int)below(3),
+                                    .partly = (int)below(2),
+                                    .head_norms = (int)below(2),
+                                    .ends = (int)below(4),
+                                    .parallel = (int)below(2),
+                                    .follows = 1,
+                                    .window = below(2) ? SIZE_MAX : below(40),
+                                    .activation = (enum activation)below(ACT_TANH)};
+    available = 1 + (unsigned)below(4);
+    test_layer(variant, below(2) ? 1 : 1 + below(40), 1 + (unsigned)below(4));
   }
 }
 
@@ -733,6 +862,7 @@ void test_layers(void)
 {
   scratch_allocate = used_memory;
   test_variants();
+  test_with_past();
   test_long_sequences();
   test_wide_attention();
   test_nothing_to_do();

@@ -198,8 +198,8 @@ def test_attentions_are_those_of_stock():
 
 
 REASONS = {
-    "are no function of the distance": torch.randint(-8, 8, (1, 17, 17)),
-    "to either side differ": (torch.arange(17)[:, None] - torch.arange(17))[None] + 1,
+    "do not depend on the distance alone": torch.randint(-8, 8, (1, 17, 17)),
+    "are not opposite": (torch.arange(17)[:, None] - torch.arange(17))[None] + 1,
     "have the shape (2, 17, 17)": torch.zeros(2, 17, 17, dtype=torch.long),
 }
 

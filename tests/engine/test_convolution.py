@@ -406,7 +406,7 @@ def test_a_plan_says_how_to_do_it_again():
     assert engine.plan_of(again) == engine.plan_of(fast)
     assert torch.equal(run(again, given), run(fast, given))
     step = engine.Step("stem.bn", "convolution", {"kind": "float32", "followers": []})
-    with pytest.raises(ValueError, match=r"stem\.bn: a convolution is prepared, and not a BatchNorm2d"):
+    with pytest.raises(ValueError, match=r"stem\.bn: only a convolution can be .*, but got a BatchNorm2d"):
         engine.apply_plan(detector(), engine.ModelPlan((step,)))
 
 

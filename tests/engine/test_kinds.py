@@ -11,10 +11,10 @@ from conftest import make_bert
 from encoders import SETTINGS, inputs, make, run
 
 import hfaccel
+from hfaccel.engine.calls.kinds import kind_of
 from hfaccel.engine.kernels import kernels_problem
 from hfaccel.engine.layers import trial
 from hfaccel.engine.layers.families import candidates
-from hfaccel.engine.layers.kinds import kind_of
 from hfaccel.engine.layers.layer import FusedLayer
 from hfaccel.engine.layers.trial import Trials, match, reads_index
 
@@ -53,8 +53,7 @@ def test_equal_layers_are_tried_once(name, tried):
 def test_activations_that_keep_a_function_are_alike(name):
     """A partial or a method is another object in each layer."""
     first, second = make_bert(hidden_act=name).encoder.layer
-    family = next(candidates(first))
-    assert kind_of(family, first) == kind_of(family, second)
+    assert kind_of(first) == kind_of(second)
 
 
 DIFFERENT = {
@@ -77,23 +76,21 @@ DIFFERENT = {
 def test_layers_with_another_configuration_are_of_another_kind(difference):
     model = make("BERT")
     first, second = model.encoder.layer
-    family = next(candidates(first))
     second.attention.self.config = copy.deepcopy(model.config)
     first.attention.self.config = copy.deepcopy(model.config)
-    assert kind_of(family, first) == kind_of(family, second)
+    assert kind_of(first) == kind_of(second)
     if difference == "a partial":
         first.helper = functools.partial(max, 1)
     if difference == "a function":
         del second.intermediate._modules["intermediate_act_fn"]
     DIFFERENT[difference](second)
-    assert kind_of(family, first) != kind_of(family, second)
+    assert kind_of(first) != kind_of(second)
 
 
 def test_an_index_counts_where_it_is_asked_for():
     first, second = make("BERT").encoder.layer
-    family = next(candidates(first))
-    assert kind_of(family, first) == kind_of(family, second)
-    assert kind_of(family, first, indexed=True) != kind_of(family, second, indexed=True)
+    assert kind_of(first) == kind_of(second)
+    assert kind_of(first, indexed=True) != kind_of(second, indexed=True)
 
 
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name not in ("Whisper", "BART")])

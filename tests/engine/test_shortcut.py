@@ -485,7 +485,7 @@ def test_the_report_says_so(bert):
     model = hfaccel.optimize(make("BERT"), backend="torch")
     assert "need not run its own forward" in str(hfaccel.report(model))
     other = hfaccel.optimize(make("ELECTRA"), backend="torch")
-    assert "every call runs its own forward (its layers are given" in str(hfaccel.report(other))
+    assert "every call runs its own forward (the input of its layers" in str(hfaccel.report(other))
 
 
 def test_threads_that_look_for_one_at_once(bert, taken):

@@ -332,7 +332,7 @@ def test_in_line_there_is_no_thread_and_the_reason_is_told_once(monkeypatch):
     assert trial.threads["prepare"] == trial.threads["finish"] == {MAIN()}
     assert threading.active_count() == before
     assert told == [
-        "inputs were prepared before the model computed, not beside it: no thread is a thread here"
+        "inputs were prepared before the model computed, not meanwhile: no thread is a thread here"
     ]
 
 

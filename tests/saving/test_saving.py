@@ -498,7 +498,7 @@ def test_a_part_that_belonged_to_a_convolution_is_not_lost(tmp_path):
     first = fast.embedder.embedder
     assert first.convolution.followers
     first.activation = nn.Sigmoid()
-    with pytest.raises(ModelError, match=r"embedder\.convolution: a part whose work it does was taken"):
+    with pytest.raises(ModelError, match=r"embedder\.convolution: a part whose work it does was removed"):
         hfaccel.save(fast, tmp_path / "x")
 
 

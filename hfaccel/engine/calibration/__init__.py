@@ -1,1 +1,1 @@
-"""What is measured on this machine and on these weights: speed-ups, and what rounding loses."""
+"""Measurements on this machine and on these weights: speed-ups, and the error of rounding."""

@@ -1,4 +1,4 @@
-"""Drops those steps of a plan that would make the model slower."""
+"""Drops the steps of a plan that would make the model slower."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from hfaccel.replacement import undo
 def judge_linears(
     model: nn.Module, steps: Iterable[Step], fused: Iterable[nn.Module]
 ) -> tuple[list[Step], list[Outcome]]:
-    """The steps for linear layers that pay, with their speed-ups, and why the others are left. No weight is
-    packed yet. Linear layers of `fused` layers are judged with their layers."""
+    """The steps for the linear layers that are worth packing, with their speed-ups, and why the others are
+    left alone. No weight is packed yet. Linear layers of `fused` layers are judged with their layers."""
     steps, inside = list(steps), {part for layer in fused for part in layer.modules()}
     kinds: dict[nn.Linear, Kind] = {
         module_at(model, step.path): Kind.of(step.settings["kind"]) for step in steps
@@ -47,8 +47,9 @@ def judge_linears(
 
 
 def judge_layers(model: nn.Module, steps: Sequence[Step]) -> tuple[list[Step], list[Outcome]]:
-    """The steps for layers, which are fused already. With numbers of rows for which a layer is slower fused,
-    its own forward runs; where that is slower too, because the weights are packed, the layer is restored."""
+    """The steps for layers, which are fused already. A layer that is slower fused with some number of rows
+    runs its own forward there. If the own forward is slower too, because the weights are packed, the layer is
+    restored."""
     layers: dict[FusedLayer, Step] = {module_at(model, step.path): step for step in steps}
     measured = of_layers(layers)
     settled: dict[
@@ -68,7 +69,9 @@ def judge_layers(model: nn.Module, steps: Sequence[Step]) -> tuple[list[Step], l
             unpack_all([module for module in layer.modules() if isinstance(module, PackedModule)])
             continue
         run_stock(layer, own)
-        reason = f"runs as one function, {'without' if layer.unpads else 'with'} padding"
+        reason = "runs as one function"
+        if not layer.hfaccel_family.call.follows:
+            reason += f", {'without' if layer.unpads else 'with'} padding"
         if own:
             reason += f"; with {' and '.join(own)} rows its own forward runs, which is faster here"
         settings = {**step.settings, "slower": [*own]}
@@ -77,7 +80,7 @@ def judge_layers(model: nn.Module, steps: Sequence[Step]) -> tuple[list[Step], l
 
 
 def _regimes_on_its_own(layer: FusedLayer, speedups: Speedups) -> tuple[str, ...] | None:
-    """The regimes in which the layer's own forward runs; None where the layer should not be fused at all."""
+    """The regimes in which the layer runs its own forward; None if the layer should not be fused at all."""
     lost = slower(speedups)
     if len(lost) == len(speedups) > 0 or any(is_own_forward_slower(layer, regime) for regime in lost):
         return None
@@ -85,7 +88,7 @@ def _regimes_on_its_own(layer: FusedLayer, speedups: Speedups) -> tuple[str, ...
 
 
 def _left(speedups: Speedups, subject: str, what: str, stock: str) -> Outcome:
-    """The line of a report about something that was left as it was."""
+    """The report's line about something that was left as it was."""
     worst = min(slower(speedups), key=lambda regime: speedups[regime].gain)
     gain = speedups[worst].gain
     return Outcome(

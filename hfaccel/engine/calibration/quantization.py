@@ -1,11 +1,10 @@
-"""The quantization error of int8 in each linear layer, measured, and which layers therefore stay in more
-bits.
+"""Measures the quantization error of int8 in each linear layer, and decides which layers keep more bits.
 
-The kernels multiply a weight packed in int8 with some rows, and the result is compared with the layer's own.
+The kernels multiply some rows by a weight packed in int8, and the result is compared with the layer's own.
 The rows come from the user's samples if there are any. Otherwise no data is needed: an encoder layer runs on
-rows as the norm before it makes them (a normally distributed number for each channel, times the norm's
-weight, plus its bias), so that its linear layers see typical rows. A linear layer of which nothing is known
-sees normally distributed numbers.
+rows like those that the norm before the layer makes (a normally distributed number for each channel, times
+the norm's weight, plus its bias), so that its linear layers see typical rows. A linear layer about whose
+input nothing is known sees normally distributed numbers.
 """
 
 from __future__ import annotations
@@ -28,28 +27,28 @@ from hfaccel.engine.layers.trial import call, sample
 from hfaccel.engine.weights.linear import fits, linear, weight_class
 from hfaccel.engine.weights.packed import PackedWeight
 
-ROWS = 32  # of a call; the median over so many rows is steady
+ROWS = 32  # of a call; the median over this many rows is steady
 BOUND = 0.06  # relative error. all-MiniLM-L6-v2 has 1 to 2.5 %, on texts up to 4.4 %
-FEW = 8  # rows from which on a constant can be told from what varies
-FLOOR = 1e-3  # of the columns' mean spread: the least spread that a nearly constant column counts with
+FEW = 8  # rows; with fewer, a constant column cannot be told from a varying one
+FLOOR = 1e-3  # of the columns' mean spread: the least spread that a column counts with
 TINY = torch.finfo(torch.float32).tiny
 
 Layers = Sequence[tuple[nn.Module, Family]]
-Errors = Mapping[torch.Tensor, float]  # of weights: the relative error of their results
+Errors = Mapping[torch.Tensor, float]  # weight -> the relative error of its results
 W = TypeVar("W", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the trial of int8 has shown, by weight."""
+    """The outcome of the trial of int8, by weight."""
 
-    packed: dict[torch.Tensor, PackedWeight] = field(default_factory=dict)  # in int8, in memory of their own
+    packed: dict[torch.Tensor, PackedWeight] = field(default_factory=dict)  # in int8, each in its own memory
     errors: dict[torch.Tensor, float] = field(default_factory=dict)
     higher: set[torch.Tensor] = field(default_factory=set)  # weights whose error is too large
 
     @property
     def higher_kind(self) -> Kind:
-        """The kind in which those of `higher` stay."""
+        """The kind in which the weights of `higher` stay."""
         return Kind.BFLOAT16 if multiplies(Kind.BFLOAT16) else Kind.FLOAT32
 
     def kind(self, weight: torch.Tensor) -> Kind:
@@ -63,10 +62,10 @@ def try_int8(
     factors: Mapping[torch.Tensor, torch.Tensor],
     samples: Sequence[Mapping[str, torch.Tensor]] = (),
 ) -> Verdict:
-    """Pack copies of the weights of `linears` in int8, and measure which of them must not stay so.
+    """Pack copies of the weights of `linears` in int8, and measure which of them must keep more bits.
 
-    `layers`: those to be fused; their linear layers are among `linears`. `factors`: from smooth_layers.
-    Raises what the model raises for a sample that it does not take.
+    `layers`: the layers to be fused; their linear layers are among `linears`. `factors`: from smooth_layers.
+    If the model rejects a sample, the model's exception is raised.
     """
     meter = Meter(factors)
     with torch.no_grad():
@@ -127,8 +126,8 @@ class Meter:
 
 
 def quantization_error(expected: torch.Tensor, got: torch.Tensor) -> float:
-    """The relative error of (rows, columns): norm of the difference over norm of `expected`, median over
-    rows.
+    """The relative error of a (rows, columns) result: for each row the norm of the difference divided by the
+    norm of `expected`; of these the median.
 
     Columns are centred and scaled by their spread, both as medians, so that neither constants nor a few
     columns or rows that are much larger than all others hide the error of the rest.
@@ -144,7 +143,7 @@ def quantization_error(expected: torch.Tensor, got: torch.Tensor) -> float:
 
 
 def too_lossy(errors: Mapping[W, float], groups: Sequence[Sequence[W]], bound: float = BOUND) -> set[W]:
-    """The weights with an error above `bound`, and those that must be of one kind with them. `groups`:
+    """The weights with an error above `bound`, and the weights that must be of the same kind. `groups`:
     weights that multiply the same rows; a weight may be in several groups."""
     found: set[W] = set()
     more = {weight for weight, error in errors.items() if error > bound}
@@ -155,7 +154,7 @@ def too_lossy(errors: Mapping[W, float], groups: Sequence[Sequence[W]], bound: f
 
 
 def _groups(layers: Layers) -> list[list[torch.Tensor]]:
-    """In a fused layer query, key and value must be of one kind, and so must gate and up."""
+    """In a fused layer, query, key and value must be of one kind, and so must gate and up."""
     return [
         [attrgetter(path)(layer).weight for path in paths]
         for layer, family in layers
@@ -171,8 +170,8 @@ def _some(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _run(layer: nn.Module, family: Family, norm: nn.Module | None) -> None:
-    """Run the layer's own forward on tokens as `norm` makes them: ROWS sequences of one token, because
-    attention over many random tokens gives the same mean for all."""
+    """Run the layer's own forward on tokens like those that `norm` makes: ROWS sequences of one token,
+    because attention over many random tokens gives all of them the same mean."""
     dtype = family.linears(layer)[0].weight.dtype
     hidden, (mask, *_), arguments = sample(layer, family, ROWS, 1, dtype)
     if not family.norm_first:
@@ -183,7 +182,7 @@ def _run(layer: nn.Module, family: Family, norm: nn.Module | None) -> None:
 def _like(norm: nn.Module | None, normal: torch.Tensor) -> torch.Tensor:
     weight, bias = (getattr(norm, name, None) for name in ("weight", "bias"))
     if weight is None or weight.shape != normal.shape[-1:]:
-        return normal  # no norm, or a projection of narrower embeddings lies between
+        return normal  # no norm, or a projection of narrower embeddings comes after it
     made: torch.Tensor = normal * weight
     return made if bias is None else made + bias
 
@@ -194,11 +193,11 @@ def _noise(module: nn.Linear) -> torch.Tensor:
     return torch.randn(ROWS, in_features, generator=generator).to(module.weight.dtype)
 
 
-# What the report says
+# The report
 
 
 def reasons(verdict: Verdict, paths: Mapping[str, torch.Tensor]) -> dict[torch.Tensor, str]:
-    """The line of a report about each weight. `paths`: paths of linear layers -> their weights."""
+    """The report's line about each weight. `paths`: paths of linear layers -> their weights."""
     errors, higher = verdict.errors, verdict.higher
     fine = [error for weight, error in errors.items() if weight not in higher and error == error]
     told = f"packed in {Kind.INT8.label}"
@@ -214,7 +213,7 @@ def reasons(verdict: Verdict, paths: Mapping[str, torch.Tensor]) -> dict[torch.T
 
 
 def brief(paths: Iterable[str]) -> list[str]:
-    """Joins paths that differ only in their first number: encoder.layer.{0,2}.output.dense."""
+    """Join paths that differ only in their first number: encoder.layer.{0,2}.output.dense."""
     numbers: dict[tuple[str, str], list[str]] = {}
     for path in paths:
         number = re.search(r"\d+", path)

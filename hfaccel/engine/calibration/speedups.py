@@ -1,7 +1,8 @@
 """The speed-up of fused layers and packed linear layers over the model's own, measured on this machine at the
 current number of threads.
 
-One layer of each kind is measured, with few, some and many rows. The caller decides what to do with losers.
+One layer of each kind is measured, with few, some and many rows. The caller decides what to do with slower
+ones.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import torch
 from torch import nn
 
 from hfaccel.engine.calls.fallback import COUNTED
+from hfaccel.engine.calls.kinds import kind_of
 from hfaccel.engine.calls.regimes import REGIMES, Regime
 from hfaccel.engine.kernels import Kind
-from hfaccel.engine.layers.kinds import kind_of
 from hfaccel.engine.layers.layer import FusedLayer
 from hfaccel.engine.layers.trial import call, sample
 from hfaccel.engine.weights.linear import PackedModule, fits, linear, unpack, weight_class
@@ -29,12 +30,12 @@ from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.replacement import undo
 
 BUDGET = 1.0  # seconds for all fused layers, and for all linear layers; the last measurement may exceed them
-LEAD = 3  # pairs won minus pairs lost from which on one side counts as faster
-PAIRS = 15  # at most; without a leader by then, the least times decide
+LEAD = 3  # pairs won minus pairs lost at which one side counts as faster
+PAIRS = 15  # at most; if neither side leads by then, the least times decide
 NOT_SLOWER = 0.97  # the tolerance of that decision
-CLEAR = 1.3  # a speed-up with some rows that many rows cannot turn into a loss
-SMALLEST = 1 << 18  # numbers in a weight; for smaller weights a timing would show the cost of a call
-LARGEST = 1 << 25  # of a larger weight only some rows are measured
+CLEAR = 1.3  # a layer this much faster with few and some rows is not slower with many
+SMALLEST = 1 << 18  # elements of a weight; with smaller weights a timing would show the cost of a call
+LARGEST = 1 << 25  # elements; of a larger weight only some rows are measured
 
 Call = Callable[[], object]
 M = TypeVar("M", bound=nn.Module)
@@ -42,8 +43,8 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one call on either side, the least of several in turn, and how many pairs the fast side
-    won."""
+    """Seconds of one call on either side, the least of several taken in turn, and how many pairs the fast
+    side won and lost."""
 
     stock: float = math.inf
     fast: float = math.inf
@@ -65,13 +66,13 @@ class Times:
         return abs(self.won - self.lost) >= LEAD
 
     def after(self, stock: float, fast: float) -> Times:
-        """The same with one more pair."""
+        """These times and one more pair."""
         won = fast <= stock
         return Times(min(self.stock, stock), min(self.fast, fast), self.won + won, self.lost + (not won))
 
 
 def combined(measured: Iterable[Times]) -> float | None:
-    """The gain of all together; None for an empty iterable."""
+    """The gain of all measurements together; None for an empty iterable."""
     found = list(measured)
     if not found:
         return None
@@ -85,14 +86,15 @@ def of_layers(layers: Iterable[FusedLayer]) -> dict[nn.Module, Speedups]:
     """The times of each layer, by regime. Layers that were not measured are missing."""
     kinds: dict[Hashable, list[FusedLayer]] = {}
     for layer in layers:
-        kinds.setdefault(kind_of(layer.hfaccel_family, layer), []).append(layer)
+        kind = layer.hfaccel_family.name, kind_of(layer)
+        kinds.setdefault(kind, []).append(layer)
     return dict(_one_of_each(kinds, _layer_speedups))
 
 
 def of_linears(wanted: Mapping[nn.Linear, Kind]) -> dict[nn.Module, Speedups]:
-    """The times that linear layers would have with weights packed in these kinds. Layers that were not
-    measured are missing; so are weights in groups, of which many rows may be slower: they are asked for to
-    save bytes."""
+    """The times that linear layers would have with weights packed in these kinds, by regime. Layers that
+    were not measured are missing, and so are weights in groups: these are asked for to save bytes, even if
+    calls with many rows are slower."""
     kinds: dict[Hashable, list[nn.Linear]] = {}
     for module, kind in wanted.items():
         weight = module.weight
@@ -120,7 +122,7 @@ def _one_of_each(
 
 
 def _layer_speedups(layer: FusedLayer) -> Speedups:
-    """The times of a fused layer, by regime; empty where the kernels would not run."""
+    """The times of a fused layer, by regime; empty if the kernels would not run."""
     return _speedups(lambda regime: _time_layer(layer, regime))
 
 
@@ -145,7 +147,7 @@ def _numbers(module: nn.Module) -> int:
 
 
 def _time_layer(layer: FusedLayer, regime: Regime, *, own_forward: bool = False) -> Times | None:
-    """None where the kernels would not run. `own_forward`: time the layer's own forward on packed weights
+    """None if the kernels would not run. `own_forward`: time the layer's own forward on packed weights
     instead of the kernels."""
     family = layer.hfaccel_family
     dtype = family.linears(layer)[0].weight.dtype
@@ -168,7 +170,7 @@ def is_own_forward_slower(layer: FusedLayer, regime: Regime) -> bool:
 
 
 def _stock_twin(layer: FusedLayer) -> nn.Module:
-    """A copy of the layer as it was before it was fused, with weights of the same shapes."""
+    """A copy of the layer from before the fusion, with weights of the same shapes."""
     shared = {id(tensor): tensor for tensor in (*layer.parameters(), *layer.buffers())}
     for weight in layer.parameters():
         if isinstance(weight, PackedWeight):
@@ -185,7 +187,7 @@ def _time_linear(module: nn.Linear, kind: Kind, count: int) -> Times:
     weight = module.weight
     bias: torch.Tensor | None = module.bias
     cls = weight_class(module)
-    if weight.numel() > LARGEST and cls is PackedWeight:  # memory for another copy of it may be scarce
+    if weight.numel() > LARGEST and cls is PackedWeight:  # memory for another copy may be scarce
         weight = nn.Parameter(weight.detach()[: LARGEST // weight.shape[1]], False)
         bias = None if bias is None else bias.detach()[: len(weight)]
     packed = cls.pack(weight, None, kind)
@@ -200,7 +202,7 @@ def time_pairs(stock: Call, fast: Call) -> Times:
     """Time pairs of calls in turn until one side leads."""
     times = Times()
     with torch.inference_mode():
-        stock(), fast()  # what only the first call does
+        stock(), fast()  # warm-up
         for _ in range(PAIRS):
             times = times.after(_seconds(stock), _seconds(fast))
             if times.is_decided:

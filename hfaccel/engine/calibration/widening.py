@@ -1,9 +1,9 @@
-"""Whether int8 or bfloat16 pays on a CPU without instructions for them, where weights are widened as they are
-read.
+"""Whether int8 or bfloat16 is faster on a CPU without instructions for them, where weights are widened as
+they are read.
 
-Fewer bytes come from memory, but each weight costs instructions. The CPU decides what wins: with AVX2, int8
-is twice as fast as float32 on one CPU and no faster on another. So one linear layer is measured in each
-process.
+Fewer bytes come from memory, but each weight costs instructions. Which effect wins depends on the CPU: with
+AVX2, int8 is twice as fast as float32 on one CPU and no faster on another. So one linear layer is measured in
+each process.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from hfaccel.engine.kernels import Kind, multiplies, set_in_use
 from hfaccel.engine.weights.linear import linear
 from hfaccel.engine.weights.packed import PackedWeight
 
-SHAPE = (3072, 768)  # of a feed-forward layer of a base-sized encoder
-WORTH = 1.05  # times faster than float32, on average over the regimes
-LEAST = 0.9  # in each of them
+SHAPE = (3072, 768)  # of a linear layer in the feed-forward of a base-sized encoder
+WORTH = 1.05  # times as fast as float32, on average over the regimes
+LEAST = 0.9  # times as fast as float32, in each regime
 
 
 def widening_problem(kind: Kind) -> str:
-    """Why float32 is multiplied although `kind` is asked for; "" where `kind` is multiplied."""
+    """Why float32 is multiplied although `kind` is asked for; "" if `kind` is multiplied."""
     if multiplies(kind):
         return ""
     speedups = widening_speedups(kind, torch.get_num_threads())
@@ -38,7 +38,7 @@ def widening_problem(kind: Kind) -> str:
 
 
 def widening_gain(kind: Kind) -> str:
-    """How much faster than float32 this kind is, where weights are widened; "" where they are not."""
+    """How much faster than float32 this kind is, if weights are widened; "" if they are not."""
     if multiplies(kind):
         return ""
     return f"{_told(widening_speedups(kind, torch.get_num_threads()))} as fast as float32, as measured here"
@@ -46,7 +46,7 @@ def widening_gain(kind: Kind) -> str:
 
 @cache
 def widening_speedups(kind: Kind, threads: int) -> tuple[float, ...]:
-    """Times faster than float32 with few and with some rows, at this number of threads."""
+    """How many times as fast as float32, with few and with some rows, at this number of threads."""
     dense = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)) / 32
     wide, narrow = (PackedWeight.pack(dense, None, each) for each in (Kind.FLOAT32, kind))
     return tuple(_gain(wide, narrow, regime) for regime in REGIMES[:2])

@@ -1,1 +1,1 @@
-"""What a call of a replaced module may be, and whether what it was tried with still holds."""
+"""Which calls the kernels may compute, and whether the module is still what the trial saw."""

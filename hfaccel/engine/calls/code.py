@@ -2,8 +2,8 @@
 
 Programs replace functions of classes (`BertSelfAttention.forward = mine`), of modules
 (`torch.nn.functional.scaled_dot_product_attention = mine`) and in transformers' tables of attention
-functions. The kernels call none of these functions, so each call compares them with those of the trial. The
-names in the code of a forward show which functions it may call.
+functions. The kernels call none of these functions, so each call compares them with those of the trial. Which
+functions a forward may call is read from the names in its code.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from hfaccel.upstream.of_torch import CALL
 from hfaccel.upstream.of_transformers import INTERFACE
 
 ENTRIES = ("__call__", CALL, "forward")
-IMPLEMENTATION = "sdpa"  # of which layers are fused
-WATCHED = ("torch", "transformers")  # packages whose modules are looked into
-KINDS = (FunctionType, BuiltinFunctionType, type)  # other callables may be models, which nothing shall keep
+IMPLEMENTATION = "sdpa"  # the attention of layers that are fused
+WATCHED = ("torch", "transformers")  # packages whose modules are searched
+KINDS = (FunctionType, BuiltinFunctionType, type)  # other callables may be models, which must not stay alive
 
 
 class Code:
-    """The functions that the forwards of some classes may call, as they were when this object was made.
+    """The functions that the forwards of some classes may call, as found when this object was made.
 
     A copied or unpickled model gets the functions that its process trusts.
     """
@@ -58,7 +58,7 @@ _known: dict[frozenset[type[nn.Module]], Code] = {}
 
 
 def trusted(modules: Iterable[nn.Module]) -> Code:
-    """The code of these modules' classes at the last trial that agreed, or else at the first request."""
+    """The code of these modules' classes at the last successful trial, or else at the first request."""
     return code_of(map(stock_class, modules))
 
 
@@ -93,7 +93,7 @@ def code_of(classes: Iterable[type[nn.Module]]) -> Code:
 
 
 class _Reached:
-    """The functions that are called by name from the forwards of these classes."""
+    """The functions that the forwards of these classes call by name."""
 
     def __init__(self, classes: Iterable[type[nn.Module]]) -> None:
         self.of_classes: dict[tuple[int, str], tuple[type, str, object]] = {}
@@ -117,7 +117,7 @@ class _Reached:
         if not isinstance(function, FunctionType) or (id(cls), function) in self.seen:
             return
         self.seen.add((id(cls), function))
-        for inner in _enclosed(function):  # as a decorator leaves them
+        for inner in _enclosed(function):  # a decorator keeps the decorated function in its closure
             self._follow(inner, cls)
         names = set(_names(function.__code__))
         for name in names:
@@ -162,7 +162,7 @@ def _enclosed(function: FunctionType) -> Iterator[object]:
     for cell in function.__closure__ or ():
         try:
             yield cell.cell_contents
-        except ValueError:  # it is empty still
+        except ValueError:  # the cell is still empty
             continue
 
 

@@ -18,15 +18,15 @@ EMPTY = "the input is empty"
 AUTOCAST = "under autocast"
 TRACED = "traced or transformed, or given a subclass of torch.Tensor"
 UNPACKED = "a weight is not packed"
-SLOWER = "its own forward is faster here"  # as measured, with some numbers of rows
+SLOWER = "its own forward is faster here"  # measured with this number of rows
 
-WANTED = (TRAINS, EMPTY, SLOWER)  # there is nothing to be faster at
-SILENT = (*WANTED, GRADIENTS)  # what gradients cost is no surprise to those who train
+WANTED = (TRAINS, EMPTY, SLOWER)  # the stock path is the right one: no warning, no error
+SILENT = (*WANTED, GRADIENTS)  # whoever trains expects the cost of gradients
 
 COUNTED = "_hfaccel_calls"  # attribute of a module: Counter of reasons
 TOLD = "_hfaccel_told"  # attribute of a module: its model's Told; a layer on trial has none
 
-# What a reason begins with -> what helps
+# Beginning of a reason -> remedy
 REMEDIES = (
     (GRADIENTS, "call the model under torch.inference_mode()"),
     (TRACED, "call hfaccel.restore(model) before tracing or exporting it"),
@@ -37,7 +37,7 @@ REMEDIES = (
     ("a submodule has a hook", "remove the hook"),
     ("a hook is", "remove the hook"),
     ("the submodule", "hfaccel.optimize(hfaccel.restore(model)) looks at the model as it is now"),
-    ("output_attentions", "leave out output_attentions, which needs what the kernels never write down"),
+    ("output_attentions", "leave out output_attentions: the kernels never store attention weights"),
     ("the attention implementation", 'call model.set_attn_implementation("sdpa")'),
 )
 # Packages whose frames lie between a program and the layer.
@@ -50,11 +50,11 @@ BETWEEN = (
     "threading",
     "concurrent",
 )
-ELSEWHERE = "docs/troubleshooting.md tells what the kernels take"
+ELSEWHERE = "docs/troubleshooting.md lists what the kernels take"
 
 
 class Told:
-    """Of which reasons the user of one model was told. A copy of the model tells its own user."""
+    """The reasons that the user of one model was told. A copy of the model tells its own user."""
 
     def __init__(self, model: str) -> None:
         self.model = model
@@ -65,9 +65,9 @@ class Told:
 
 
 def tell(part: nn.Module, told: Told) -> None:
-    """From now on tell when this part of a model falls back."""
+    """Warn from now on when this part of a model falls back."""
     part.__dict__[TOLD] = told
-    stock_calls_of(part)  # the attribute is there from now on: a part that falls back is still what it was
+    stock_calls_of(part)  # makes the attribute now: a later one would count as a change of the part
 
 
 def stock_calls_of(part: nn.Module) -> Counter[str]:
@@ -76,15 +76,15 @@ def stock_calls_of(part: nn.Module) -> Counter[str]:
 
 
 def fall_back(part: nn.Module, reason: str) -> None:
-    """Count a call of `part` that takes the model's own path, and tell the user, once for each model and
-    reason. Raises StockPathError instead where HFACCEL_STRICT=1 is set."""
+    """Count a call of `part` that takes the model's own path, and warn once for each model and reason. With
+    HFACCEL_STRICT=1, raise StockPathError instead of warning."""
     stock_calls_of(part)[reason] += 1
     told: Told | None = part.__dict__.get(TOLD)
     if told is None or reason.startswith(WANTED):
         return
     if is_strict():
         raise StockPathError(f"with {STRICT}=1 every call must run on the kernels, but {_text(told, reason)}")
-    key = reason.partition("(")[0]  # what follows are numbers of this call
+    key = reason.partition("(")[0]  # the numbers that follow differ from call to call
     if reason not in SILENT and key not in told.reasons:
         told.reasons.add(key)
         text = f"{_text(told, reason)}. Told once; hfaccel.report(model).stock_calls counts"
@@ -92,11 +92,11 @@ def fall_back(part: nn.Module, reason: str) -> None:
 
 
 def _level_of_user() -> int:
-    """The stacklevel at which `fall_back` points at the program's own line, and not at one of those that call
-    the layer for it. What Python's parameter skip_file_prefixes does, which begins with 3.12."""
+    """The stacklevel with which `fall_back` points at the program's own line and not into the packages
+    BETWEEN. Python 3.12 has the parameter skip_file_prefixes for this."""
     level, frame = 1, sys._getframe(1)
     while (frame.f_globals.get("__name__") or "").partition(".")[0] in BETWEEN:
-        if frame.f_back is None:  # a thread that one of them has started
+        if frame.f_back is None:  # one of these packages has started this thread
             return 1
         level, frame = level + 1, frame.f_back
     return level

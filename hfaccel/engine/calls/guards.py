@@ -1,4 +1,4 @@
-"""Whether the kernels may compute a call: what records, transforms or watches it runs on torch alone."""
+"""Whether the kernels may compute a call. A call that is recorded, transformed or watched runs on torch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hfaccel.engine.calls.fallback import AUTOCAST, EMPTY, TRACED
 from hfaccel.upstream.of_torch import dual_level, global_hooks, tracing_state, transforms
 from hfaccel.upstream.of_transformers import COLLECTING, collected
 
-COMPUTED = (torch.float32, torch.bfloat16)  # types of what the kernels are given
-# Hooks of register_module_forward_hook and its like, which see every module: none may be left out.
+COMPUTED = (torch.float32, torch.bfloat16)  # dtypes that the kernels take
+# Hooks for all modules (register_module_forward_hook and similar): no module's call may be skipped.
 GLOBAL_HOOKS = global_hooks
 
-# torch.compile leaves what this decorates out of its graphs; with fullgraph=True the error shows the reason.
+# Keeps a function out of torch.compile's graphs; with fullgraph=True the error shows the reason.
 outside_graphs = torch.compiler.disable(
     reason="hfaccel's kernels are no part of torch's graphs; call hfaccel.restore(model) before "
     "torch.compile(model, fullgraph=True)"
@@ -23,7 +23,7 @@ outside_graphs = torch.compiler.disable(
 
 
 def stock_reason(tensor: torch.Tensor) -> str:
-    """Why a call with this input must take torch's own path; "" where the kernels may run."""
+    """Why a call with this input must take torch's own path; "" if the kernels may run."""
     if type(tensor) is not torch.Tensor or is_traced():
         return TRACED
     if tensor.dtype not in COMPUTED:
@@ -36,7 +36,7 @@ def stock_reason(tensor: torch.Tensor) -> str:
 
 
 def is_traced() -> bool:
-    """Whether something records or transforms every operation of torch, of which a kernel is none: a tracer,
+    """Whether something records or transforms every torch operation, and so would miss a kernel: a tracer,
     torch.func (whose tensors have no address), forward-mode differentiation."""
     return (
         torch.compiler.is_compiling()
@@ -47,7 +47,7 @@ def is_traced() -> bool:
 
 
 def is_watched() -> bool:
-    """Whether something sees every operation, or changes it."""
+    """Whether something sees or changes every operation."""
     return is_traced() or torch.is_autocast_enabled("cpu") or any(GLOBAL_HOOKS)
 
 
@@ -57,13 +57,13 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def has_foreign(hooks: Mapping[int, object]) -> bool:
-    """Whether any of these is not transformers' own."""
+    """Whether any of these hooks is not transformers' own."""
     return bool(hooks) and any(hook.__module__ != COLLECTING for hook in hooks.values())
 
 
 def is_hooked(layer: nn.Module) -> bool:
-    """Whether somebody sees this layer's call. The hooks that transformers leaves behind, once hidden states
-    were asked for, see something only while it collects."""
+    """Whether a hook sees this layer's call. Once hidden states were asked for, transformers leaves its hooks
+    behind; these see something only while transformers collects."""
     if not layer._forward_hooks and not layer._forward_pre_hooks:
         return False
     if has_foreign(layer._forward_hooks) or has_foreign(layer._forward_pre_hooks):

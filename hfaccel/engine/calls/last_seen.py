@@ -1,4 +1,4 @@
-"""What was made of the last tensor, for all layers of a model that are given the same one."""
+"""A cache of one value, computed from a tensor that all layers of a model are given."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ class _Known(Generic[T]):
 
 
 class LastSeen(Generic[T]):
-    """A tensor of the user's own may be changed in place between two calls, and nothing but its values says
-    so: tensors made in inference mode have no version, and numpy writes without one. So the values are kept,
-    for as long as the tensor lives.
+    """Keeps a value for the last tensor, together with a copy of the tensor, while that tensor lives.
+
+    A program may change the tensor in place between two calls, and only its values show that: tensors made
+    in inference mode have no version, and NumPy changes none. So the copy is compared.
     """
 
     def __init__(self) -> None:
         self._last: _Known[T] | None = None
 
     def get(self, tensor: torch.Tensor, wanted: Hashable, make: Callable[[], T]) -> T:
-        """`wanted`: what else `make` depends on."""
+        """The value that `make` computes from this tensor, from the cache if possible. `wanted`: everything
+        else on which `make` depends."""
         last = self._last
         same = last is not None and last.tensor() is tensor and last.wanted == wanted
         if last is not None and same and _are_equal(last.copy, _once(tensor)):
@@ -47,7 +49,7 @@ class LastSeen(Generic[T]):
 
 
 def _once(tensor: torch.Tensor) -> torch.Tensor:
-    """Without the repetitions of what was expanded."""
+    """The tensor without the repetitions of expanded dimensions."""
     if 0 not in tensor.stride():
         return tensor
     return tensor[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in tensor.stride())]
@@ -61,8 +63,8 @@ def _are_equal(copy: torch.Tensor, tensor: torch.Tensor) -> bool:
 
 
 def _words(tensor: torch.Tensor) -> torch.Tensor | None:
-    """The same memory in words of 64 bits, which are compared ten times as fast as bytes; None where it does
-    not consist of such."""
+    """The same memory as 64-bit words, which are compared ten times as fast as bytes; None if the memory does
+    not consist of whole words."""
     size = tensor.element_size()
     if not tensor.is_contiguous() or tensor.numel() * size % 8 or tensor.storage_offset() * size % 8:
         return None

@@ -11,15 +11,15 @@ from hfaccel.engine.calls.last_seen import LastSeen
 from hfaccel.engine.kernels import kernels
 from hfaccel.native import NativeSequences
 
-HIDDEN = -1e4  # an additive mask hides what is at most this: float16's lowest is -65504
+HIDDEN = -1e4  # an additive mask hides a token with this value or less: float16's lowest is -65504
 
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
-    """Rows of a (batch x length) input that belong together; int32 tensors of one number per sequence.
+    """Which rows of a (batch x length) input form a sequence: int32 tensors with one number per sequence.
 
-    `first` and `length` say which rows are computed, `skipped` and `seen` which of those attention sees
-    (None: all). Rows of no sequence become zero.
+    A sequence has `length` rows from row `first` on. Attention sees `seen` of them, after the first `skipped`
+    (None: all). Rows outside of all sequences become zero.
     """
 
     rows: int
@@ -29,12 +29,12 @@ class Sequences:
     skipped: torch.Tensor | None = None
     seen: torch.Tensor | None = None
     window: int = -1  # a token sees others at most this far away; -1: all
-    causal: bool = False  # a token sees none of those after it
-    padding_sees_all: bool = False  # evenly, where padding is computed (DeBERTa)
+    causal: bool = False  # a token does not see later ones
+    padding_sees_all: bool = False  # with equal weights, if padding is computed (DeBERTa)
 
     @cached_property
     def native(self) -> NativeSequences:
-        """As the kernels take them."""
+        """The kernels' object for these sequences."""
         places = (self.first, self.length, self.skipped, self.seen)
         first, length, skipped, seen = (0 if place is None else place.data_ptr() for place in places)
         return kernels().Sequences(
@@ -62,11 +62,12 @@ def read_mask(
     pairs: bool = False,
     causal: bool = False,
 ) -> Sequences | str:
-    """The sequences that `mask` describes, or why it is none that only hides padding.
+    """The sequences that `mask` describes, or the reason why the mask hides something else than padding.
 
-    `mask`: (batch or 1, 1, length or 1, length), True or 0 where a token is seen. `window`: how far the
-    layer's tokens see at most, which the mask then has to say too. `unpad=False`: padding is computed.
-    `pairs`: 1 where both tokens are real (DeBERTa). `causal`: it may hide from each token those after it too.
+    `mask`: (batch or 1, 1, length or 1, length), True or 0 where a token is seen. `window`: how far a token
+    of this layer sees at most; a mask with rows for each token must have the same window. `unpad=False`:
+    padding is computed. `pairs`: the mask is 1 where both tokens are real (DeBERTa). `causal`: the mask may
+    hide later tokens too.
     """
     return _masks.get(
         mask,
@@ -129,7 +130,7 @@ def _is_seen(visible: torch.Tensor, real: torch.Tensor, window: int) -> bool:
 
 
 def _expected(real: torch.Tensor, window: int) -> torch.Tensor:
-    """(batch, length, length): who sees whom where only `real` tokens are seen, within the window."""
+    """(batch, length, length): which token sees which, if only `real` tokens within the window are seen."""
     length = real.shape[1]
     seen = real[:, None, :].expand(-1, length, -1)
     if window < 0:

@@ -1,4 +1,4 @@
-"""Calls with few, some and many rows: what is faster with one number of rows may be slower with another."""
+"""Calls with few, some and many rows: a layer may be faster with few rows and slower with many."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 
 class Regime(NamedTuple):
-    """Calls with as many rows (tokens of the whole batch) as this."""
+    """A range of numbers of rows (tokens of the whole batch), and the batch that is measured for it."""
 
     name: str
-    batch: int  # with which it is measured
+    batch: int
     length: int
     up_to: float  # rows
 

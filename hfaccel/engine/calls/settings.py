@@ -1,4 +1,5 @@
-"""Attributes of a layer's parts: its forward reads numbers, flags and functions there, the kernels do not."""
+"""Attributes of a layer's parts. A forward reads numbers, flags and functions from them; the kernels do not,
+so each call checks that they are unchanged."""
 
 from __future__ import annotations
 
@@ -13,26 +14,27 @@ from hfaccel.engine.norms import EPSILONS
 
 PLAIN = (bool, int, float, str, type(None), torch.dtype)
 FUNCTIONS = (FunctionType, BuiltinFunctionType)
-# Without attributes that count: a linear layer's repeat its weight's, a dropout's count in training mode.
+# Classes without attributes that matter: those of a linear layer repeat its weight's shape, those of a
+# dropout matter in training mode only.
 INERT = (nn.Linear, nn.Dropout, nn.Identity)
 _TORCHS = frozenset(vars(nn.Module()))
 
 Setting = tuple[str, str, object]  # path of the part, name of the attribute, value
 _NOTHING = object()
-# Of training, and what rotary positions note of the texts that they have seen.
+# Attributes that change without changing results: of training, and of rotary positions' caches.
 PASSING = ("gradient_checkpointing", "max_seq_len_cached")
 
 
 def settings_of(module: nn.Module) -> Iterator[Setting]:
-    """Of the module and all its parts. Epsilons of norms are left out: the kernels read them."""
+    """The settings of the module and all its parts. Epsilons of norms are left out: the kernels read them."""
     for path, part in module.named_modules():
         yield path, "__class__", stock_class(part)
         yield from ((path, name, value) for name, value in own_settings(part))
 
 
 def plain_settings(module: nn.Module) -> dict[str, object]:
-    """What the forwards of the module and its parts read beside tensors, by place; classes by their names,
-    because torch makes some for single modules. What begins with _ is bookkeeping."""
+    """What the forwards of the module and its parts read besides tensors, by path and name. A class is given
+    by its name, because torch makes some for a single module. Names that begin with _ are bookkeeping."""
     settings: dict[str, object] = {}
     for path, part in module.named_modules():
         cls = stock_class(part)
@@ -54,12 +56,12 @@ def own_settings(part: nn.Module) -> Iterator[tuple[str, object]]:
 
 
 def setting_problem(module: nn.Module, settings: tuple[Setting, ...]) -> str:
-    """Which attribute is no longer as it was; "" for none."""
+    """Which attribute has changed; "" for none."""
     parts = dict(module.named_modules())
     for path, name, value in settings:
         part, where = parts.get(path), f" of {path}" if path else ""
         if part is None:
-            return f"the submodule {path} was taken away"
+            return f"the submodule {path} was removed"
         now = stock_class(part) if name == "__class__" else vars(part).get(name, _NOTHING)
         if now is not value and not (isinstance(value, PLAIN) and type(now) is type(value) and now == value):
             return f"the attribute {name}{where} was changed"
@@ -77,5 +79,5 @@ def _counts(name: str, value: object) -> bool:
 
 
 def _hides(part: nn.Module, name: str) -> bool:
-    """Whether an attribute of the part stands before a method of its class. Forwards are looked at apart."""
+    """Whether an attribute of the part hides a method of its class. Forwards are checked elsewhere."""
     return name != "forward" and isinstance(getattr(type(part), name, None), FunctionType)

@@ -1,4 +1,4 @@
-"""A quick look at whether many things are still as they were: asked at every call of a model."""
+"""A fast check that many things are unchanged, made at every call of a model."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 Table = dict[str, Any]  # of attributes, parameters, buffers or modules
-# Under this name this table holds this; None: nothing.
+# A table, a name in it, and the object that it holds there (None: none).
 Held = tuple[Table, str, object]
-# Address, and the version where a change of the values matters too (-1: it does not).
+# Address, and the version if a change of the values matters too (-1: it does not).
 Place = tuple[int, int]
 
 
 class InPython:
-    """hfaccel._snapshot where that was not built: several times slower, in some 30 nanoseconds for each."""
+    """Stands in for hfaccel._snapshot if that was not built. Some 30 nanoseconds for each object, which is
+    several times slower."""
 
     @staticmethod
     def items_are(tables: tuple[Table, ...], names: tuple[str, ...], values: tuple[object, ...]) -> bool:
@@ -48,7 +49,7 @@ comparison: native.Comparison = native.comparison or InPython()
 
 
 class Snapshot:
-    """What some tables hold, which hooks are registered, and where some vectors lie."""
+    """The contents of some tables, the registered hooks, and the addresses of some vectors."""
 
     def __init__(
         self,
@@ -57,8 +58,8 @@ class Snapshot:
         vectors: Iterable[torch.Tensor],
         modules: Iterable[nn.Module] = (),
     ) -> None:
-        """`hooks`: by numbers that are given only once, as torch registers them. `modules`: of these
-        classes, and with as many attributes."""
+        """`hooks`: tables of hooks; torch uses each key once. `modules`: their classes and numbers of
+        attributes are kept."""
         self._items = columns(held)
         modules, hooks = tuple(modules), tuple(hooks)
         self._types = modules, tuple(map(type, modules))
@@ -71,7 +72,7 @@ class Snapshot:
         self._versions = [vector._version for vector in self._copied]
 
     def holds(self) -> bool:
-        """Whether all of it still is so."""
+        """Whether nothing has changed."""
         return (
             comparison.items_are(*self._items)
             and comparison.sizes_are(*self._sizes)
@@ -83,13 +84,13 @@ class Snapshot:
 
 
 def columns(rows: Iterable[tuple[A, str, B]]) -> tuple[tuple[A, ...], tuple[str, ...], tuple[B, ...]]:
-    """As a comparison takes them."""
+    """The columns of some rows, as a comparison takes them."""
     first, second, third = zip(*rows, strict=True) if (rows := list(rows)) else ((), (), ())
     return first, second, third
 
 
 def place(vector: torch.Tensor | None) -> Place:
-    """Of a vector that the kernels read: as it is in float32, from a copy otherwise."""
+    """The place of a vector, which the kernels read where it lies if it is float32, otherwise from a copy."""
     if vector is None:
         return 0, -1
     watched = vector.dtype is not torch.float32 and not vector.is_inference()

@@ -1,4 +1,4 @@
-"""What all trials have in common: a module's own result beside the replaced one, for the same input."""
+"""What all trials share: comparing a module's own result with the replacement's, for the same input."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-# Largest difference between a module's own forward and the fused one, relative to the largest value.
-# float32 with other orders of summation stays below 1e-5; a different computation is far above.
+# Largest difference between a module's own forward and the fused one, relative to the largest value. Another
+# order of summation in float32 stays below 1e-5; a different computation is far above.
 TOLERANCE = 1e-4
 
 
 def difference(expected: object, got: object) -> str:
-    """Why a forward's result is not the expected one; "" where it is, up to rounding."""
+    """Why a forward's result is not the expected one; "" if they are equal up to rounding."""
     if isinstance(expected, tuple) and isinstance(got, tuple) and len(expected) == len(got):
         return next(filter(None, map(difference, expected, got)), "")
     if expected is None and got is None:
@@ -34,7 +34,8 @@ def difference(expected: object, got: object) -> str:
 
 
 def without_padding(value: object, hides: torch.Tensor) -> object:
-    """What has a row for each position, with 0 where `hides` (batch, length) is true; all else as it is."""
+    """A tensor with a row for each position gets 0 where `hides` (batch, length) is true; any other value is
+    returned unchanged."""
     if not isinstance(value, torch.Tensor) or value.dim() > 3 or value.shape[:2] != hides.shape:
         return value
     return value.masked_fill(hides.view(*hides.shape, *[1] * (value.dim() - 2)), 0)
@@ -42,7 +43,7 @@ def without_padding(value: object, hides: torch.Tensor) -> object:
 
 @contextmanager
 def unwatched(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Without the user's hooks: a trial is no call of the program's."""
+    """Take the user's hooks away for a while: they must not see a trial."""
     kept = [(module, module._forward_hooks, module._forward_pre_hooks) for module in modules]
     try:
         for module, _, _ in kept:

@@ -1,4 +1,4 @@
-"""Whether the call that a thread is in has to compute padding (`engine.models.padding` says which)."""
+"""Whether a thread's current call has to compute padding (`engine.models.padding` says which calls do)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-UNPADS = "_hfaccel_unpad"  # attribute of a fused layer: whether it leaves out padding where it may
+UNPADS = "_hfaccel_unpad"  # attribute of a fused layer: whether it leaves out padding when allowed
 
 _thread = threading.local()
 

@@ -1,1 +1,1 @@
-"""Convolutions that are computed from prepared weights, and the parts of a model that they need."""
+"""Convolutions that compute from prepared weights, and the parts of a model that run channels last."""

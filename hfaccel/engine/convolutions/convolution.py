@@ -1,9 +1,10 @@
-"""Convolutions that are computed from prepared weights (engine.prepared), with what follows them.
+"""Convolutions that compute from prepared weights (`engine.convolutions.prepared`), together with the norm
+and the activation after them.
 
 A convolution is fast if images are stored channels last, which oneDNN's blocks and matrix rows both need, and
 if the batch norm and the activation after the convolution cost no pass over memory. Both need a region
-(`engine.convolutions.region`): modules that a trial has shown to work channels last. Elsewhere a prepared
-convolution returns the layout that torch returns, and is used only where that pays by itself.
+(`engine.convolutions.region`): modules that a trial has shown to work channels last. Outside of regions a
+prepared convolution returns the layout that torch returns, and is used only if it is faster by itself.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ class PreparedConvolution(ModuleReplacement, _ConvNd):
 
     hfaccel_name = "convolution"
     hfaccel_prefix = "Prepared"
-    hfaccel_own = (COUNTED, "_hfaccel_prepared")  # which is made again when needed
+    hfaccel_own = (COUNTED, "_hfaccel_prepared")  # the latter is made again when needed
 
     @classmethod
     def hfaccel_apply(cls, module: nn.Module, settings: Settings, find: Find) -> None:
         if not isinstance(module, KINDS):
-            raise ValueError(f"a convolution is prepared, and not a {type(module).__name__}")
+            raise ValueError(f"only a convolution can be prepared, but got a {type(module).__name__}")
         if problem := convolution_problem(module):
             raise ValueError(f"the convolution cannot be prepared: {problem}")
         followers = tuple(map(find, settings["followers"]))
@@ -52,9 +53,7 @@ class PreparedConvolution(ModuleReplacement, _ConvNd):
 
     def hfaccel_problem(self, paths: Paths) -> str:
         return (
-            ""
-            if all(each in paths for each in self.followers)
-            else "a part whose work it does was taken away"
+            "" if all(each in paths for each in self.followers) else "a part whose work it does was removed"
         )
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -92,14 +91,15 @@ class PreparedConvolution(ModuleReplacement, _ConvNd):
         )
 
     def _pays(self, input: torch.Tensor) -> bool:
-        """Whether a call outside of a region pays. In float32 torch reorders the weight at each call, the
-        prepared convolution reorders the images."""
+        """Whether a call outside of a region is worth preparing. In float32, torch reorders the weight at
+        each call, and the prepared convolution reorders the images."""
         weight = self._parameters["weight"]
         assert weight is not None
         return bool(kind_of(self, self.wanted)[0] is not Kind.FLOAT32 or weight.numel() >= input.numel())
 
     def _usable_followers(self) -> tuple[nn.Module, ...]:
-        """The followers that this call may leave out: none from a hook or a norm in training mode on."""
+        """The followers whose work the convolution may do in this call: those before the first one that has
+        a hook or is a norm in training mode; none if the convolution itself has a hook."""
         followers = self.followers
         if followers and (has_hooks(self) or has_hooks(followers[0]) or followers[0].training):
             return ()
@@ -124,8 +124,8 @@ class PreparedConvolution(ModuleReplacement, _ConvNd):
 
 
 def _is_channels_last(input: torch.Tensor) -> bool:
-    """Whether the strides are channels last, as torch's convolutions judge: also in dimensions of size 1,
-    where strides say nothing about the order in memory."""
+    """Whether the strides are channels last, by the rule of torch's convolutions, which also counts
+    dimensions of size 1, where strides say nothing about the order in memory."""
     if input.dim() != 4:
         return False
     sizes, strides = input.shape, input.stride()
@@ -138,7 +138,7 @@ def _is_channels_last(input: torch.Tensor) -> bool:
 
 
 def convolution_problem(module: _ConvNd) -> str:
-    """Why this convolution cannot be prepared; "" where it can."""
+    """Why this convolution cannot be prepared; "" if it can."""
     if isinstance(module, PreparedConvolution):
         return ""
     weight = module._parameters.get("weight")
@@ -161,8 +161,8 @@ def convolution_problem(module: _ConvNd) -> str:
 
 
 def _sees_only_padding(module: _ConvNd) -> bool:
-    """Whether a window may lie outside of the image, where oneDNN's kernels read other memory (torch
-    2.13)."""
+    """Whether a window may lie outside of the image: oneDNN's kernels then read memory beyond the image
+    (torch 2.13)."""
     geometry = sides(module)
     if geometry is None:
         return False
@@ -172,7 +172,7 @@ def _sees_only_padding(module: _ConvNd) -> bool:
 
 
 def alone_problem(module: _ConvNd) -> str:
-    """Why the convolution does not pay outside of a region; "" where it may."""
+    """Why preparing this convolution outside of a region is not worth it; "" if it may be."""
     outputs, *rest = module.weight.shape
     if module.groups != 1:
         return "grouped, and not in a part of the model that runs channels last"
@@ -182,8 +182,8 @@ def alone_problem(module: _ConvNd) -> str:
 
 
 def prepare(module: _ConvNd, wanted: Kind, followers: tuple[nn.Module, ...] = ()) -> None:
-    """Compute from a prepared weight from now on. `followers`: the modules whose work the convolution
-    does."""
+    """Let the convolution compute from a prepared weight from now on. `followers`: the modules whose work it
+    does too."""
     for each in followers:
         if not isinstance(each, Follower):
             replace(each, Follower)

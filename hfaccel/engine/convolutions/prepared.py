@@ -1,9 +1,9 @@
-"""A convolution's weight as it is multiplied: in channels-last blocks of oneDNN, or packed as a matrix.
+"""A convolution's weight in the form that is multiplied: channels-last blocks of oneDNN, or a packed matrix.
 
-The convolution also computes what follows. A batch norm in evaluation mode is a factor and a shift per
-channel, which go into weight and bias (in float64, rounded once); an activation is applied to the sums. The
-modules' own tensors stay as they are; `is_stale` notices when one of them was replaced, has moved or has
-changed.
+The convolution also computes the norm and the activation after it. A batch norm in evaluation mode is a
+factor and a shift per channel, which go into weight and bias (in float64, rounded once); an activation is
+applied to the sums. The modules' own tensors are left alone; `is_stale` notices when one of them was
+replaced, moved or changed.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ POINTWISE: dict[str, tuple[str, tuple[str, ...], str]] = {
     "Sigmoid": ("sigmoid", (), ""),
 }
 NO_ACTIVATION: tuple[str, tuple[str, ...], str] = ("none", (), "")
-# Overlapping windows repeat their input in the rows of a matrix. Up to so many repetitions the packed matrix
-# is at least as fast as blocks of the same kind, and as blocks in float32. (For a 1 x 1 window the best
-# blocks depend on the size of the image; oneDNN reorders other blocks at each call, in up to ten times the
-# convolution's time.)
+# Overlapping windows repeat their input in the rows of a matrix. Up to this many repetitions the packed
+# matrix is at least as fast as blocks of the same kind, or as blocks in float32. (For a 1 x 1 window the best
+# blocks depend on the size of the image; oneDNN reorders other blocks at each call, which can take ten times
+# as long as the convolution.)
 MAX_REPEAT = 1.0
 MAX_REPEAT_AGAINST_FLOAT32 = 3.0
 WRONG_ON_AMX = "torch's own in bfloat16 are wrong for some sizes on CPUs with AMX (pytorch issue 169688)"
-SAMPLES = 64  # numbers of a weight that are compared at each call, for what changes it below torch's versions
+SAMPLES = 64  # elements of a weight compared at each call: some writes do not change torch's version counter
 VECTORS = ("weight", "bias", "running_mean", "running_var")
 NUMBERS = ("eps", "negative_slope", "min_val", "max_val")
 
@@ -65,8 +65,8 @@ def is_activation(module: nn.Module) -> bool:
 
 
 def sides(module: _ConvNd) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None:
-    """Padding, stride and dilation, each (height, width); a Conv1d is one of height 1. None where both
-    sides of the input are not padded alike."""
+    """Padding, stride and dilation, each (height, width); a Conv1d has height 1. None if the two sides of the
+    input are padded differently."""
     padding: tuple[int, ...]
     if isinstance(module.padding, str):
         missing = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
@@ -83,7 +83,8 @@ def sides(module: _ConvNd) -> tuple[tuple[int, int], tuple[int, int], tuple[int,
 
 
 def kind_of(module: _ConvNd, wanted: Kind) -> tuple[Kind, bool]:
-    """The kind in which this convolution multiplies if `wanted` is asked for, and whether as a matrix."""
+    """The kind in which this convolution multiplies if `wanted` is asked for, and whether it does so as a
+    matrix."""
     geometry = sides(module)
     assert geometry is not None
     _, stride, dilation = geometry
@@ -104,8 +105,8 @@ def kind_of_blocks(wanted: Kind) -> Kind:
 
 
 def folded(module: _ConvNd, norm: nn.Module | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight and bias of a convolution that does what this one and the norm after it do, in float32 or
-    (nothing folded) as they are."""
+    """Weight and bias, in float32, of a convolution that does the work of this one and of the norm after it;
+    without a norm the module's own."""
     weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
     if norm is None:
         return weight, bias
@@ -212,7 +213,7 @@ def _matrix(weight: torch.Tensor, kind: Kind) -> PackedWeight:
 
 
 def _sources(module: _ConvNd, norm: nn.Module | None) -> Iterator[_Source]:
-    """Every tensor that is read: its table and name, the tensor, and its mark."""
+    """Every tensor that the prepared form is computed from: its table and name, the tensor, and its mark."""
     for owner, names in ((module, VECTORS[:2]), (norm, VECTORS)):
         for name in names if owner is not None else ():
             assert owner is not None
@@ -222,7 +223,7 @@ def _sources(module: _ConvNd, norm: nn.Module | None) -> Iterator[_Source]:
 
 
 def _mark(tensor: torch.Tensor) -> Place:
-    """A value that changes with the tensor's memory, and with its values as far as torch counts versions."""
+    """A pair that changes when the tensor moves, and when its values change if torch counts its versions."""
     return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
 
 

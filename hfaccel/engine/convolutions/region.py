@@ -1,11 +1,11 @@
 """Parts of a model that run channels last, and in which a convolution does the work of the norm and the
 activation after it.
 
-The forward of a region stays what it is. Images are converted to channels last before it and back after it,
-so that nobody outside meets another layout. Inside, a convolution hands over its result together with the
-modules whose work the result contains; each of these, called with that tensor, returns it as it is. If one of
-them is never called (it was replaced, or the forward takes another path), the stock modules repeat the call,
-and the reason is counted.
+A region keeps its own forward. Images are converted to channels last before it and back after it, so that no
+other layout is visible outside. Inside, a convolution hands over its result together with the modules whose
+work the result contains; each of these modules returns that tensor unchanged. If one of them is never called
+(it was replaced, or the forward takes another path), the stock modules repeat the call, and the reason is
+counted.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Region(ModuleReplacement):
                     return _turned_back(result)
                 problem = self.__dict__["_hfaccel_off"] = "a norm or activation was replaced or left out"
             except RuntimeError as error:
-                # Either the stock forward fails as well, and says so below, or the layout was the reason.
+                # If the stock forward fails too, its error is raised; if not, the layout was the reason.
                 problem = f"the call failed channels last ({str(error).splitlines()[0]})"
                 result = super().forward(*args, **kwargs)
                 self.__dict__["_hfaccel_off"] = problem
@@ -125,7 +125,7 @@ def _channels_last(value: object) -> object:
 
 
 def _turned_back(result: object) -> object:
-    """The result in the layout of stock convolutions; the same object where nothing has to be converted."""
+    """The result in the layout of stock convolutions; the same object if nothing has to be converted."""
     if not any(map(_is_turned, tree_leaves(result))):
         return result
     return tree_map(lambda value: value.contiguous() if _is_turned(value) else value, result)

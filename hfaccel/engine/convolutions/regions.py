@@ -1,22 +1,24 @@
-"""Which parts of a model can run channels last, and whose work each convolution in them can do.
+"""Which parts of a model can run channels last, and which norms and activations each convolution in them can
+take over.
 
-Nothing is concluded from names or from the order of modules. A copy of the part, with random numbers in its
-batch norms, is called with a random image; hooks record which tensor goes from which convolution into which
-norm and activation. Then the same copy runs as a region. The part becomes a region if the results are equal.
-The largest parts are tried first.
+Names and the order of modules play no role. A copy of the part, with random numbers in its batch norms, is
+called with a random image; hooks record which tensor goes from which convolution into which norm and
+activation. Then the same copy runs as a region. The part becomes a region if the results are equal. The
+largest parts are tried first.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from hfaccel.engine.calls.fallback import stock_calls_of
+from hfaccel.engine.calls.kinds import kind_of
 from hfaccel.engine.calls.trials import difference
 from hfaccel.engine.convolutions.convolution import KINDS, convolution_problem, prepare
 from hfaccel.engine.convolutions.prepared import VECTORS, is_activation, is_norm
@@ -27,12 +29,12 @@ from hfaccel.replacement import replace
 from hfaccel.upstream import Need, problem
 from hfaccel.upstream.of_torch import _ConvNd, tree_leaves
 
-# Sizes of random inputs: sides of an image and of what a convolution has made of one; samples, frames.
+# Sizes of random inputs: the sides of an image and of a feature map; samples and frames of a sound.
 IMAGE, MAP, SOUND, FRAMES = 64, 16, 2000, 48
 
 NO_FORWARD = (nn.ModuleList, nn.ModuleDict)
 
-Followers = dict[str, tuple[str, ...]]  # path of a convolution -> paths of the modules it stands in for
+Followers = dict[str, tuple[str, ...]]  # path of a convolution -> paths of the modules whose work it does
 
 
 @dataclass(frozen=True)
@@ -43,20 +45,21 @@ class Found:
     followers: Followers
 
 
-Trials = dict[object, "Followers | str"]  # what the trial of a part of this kind said
+Trials = dict[Hashable, "Followers | str"]  # kind of a part -> the result of its trial
 
 
 def find_regions(model: nn.Module, fused: set[nn.Module], reasons: dict[nn.Module, str]) -> Iterator[Found]:
     """The largest parts that pass a trial.
 
-    `fused`: modules that are computed otherwise. `reasons` receives the reason for each part that fails."""
+    `fused`: modules that other replacements compute. `reasons` receives the reason for each part that fails.
+    """
     trials: Trials = {}
 
     def below(module: nn.Module) -> Iterator[Found]:
         if isinstance(module, Region) or module in fused or not _is_worth_it(module):
             return
         if not isinstance(module, NO_FORWARD) and not _is_in_one_child(module):
-            key = _kind(module)
+            key = kind_of(module, indexed=True)
             if key not in trials:
                 trials[key] = problem(Need.CONVOLUTIONS) or trial(module)
             verdict = trials[key]
@@ -80,7 +83,8 @@ def convolutions(module: nn.Module) -> dict[str, _ConvNd]:
 
 
 def _is_worth_it(module: nn.Module) -> bool:
-    """Whether a region pays: converting an image costs more than one convolution gains without a norm."""
+    """Whether a region is worth it: converting an image costs more than one convolution without a norm
+    gains."""
     count = len(convolutions(module))
     return count > 1 or (count == 1 and any(map(is_norm, module.modules())))
 
@@ -90,22 +94,6 @@ def _is_in_one_child(module: nn.Module) -> bool:
     count = len(convolutions(module))
     children = (child for child in module.children() if not isinstance(child, (*NO_FORWARD, *KINDS)))
     return any(len(convolutions(child)) == count for child in children)
-
-
-def _kind(module: nn.Module) -> object:
-    """Equal for parts that do the same: their modules, with every plain attribute and the tensors' sizes."""
-    plain = (bool, int, float, str, tuple, type(None))
-    return tuple(
-        (
-            path,
-            type(each),
-            tuple(
-                sorted((name, repr(value)) for name, value in vars(each).items() if isinstance(value, plain))
-            ),
-            tuple((name, tensor.shape) for name, tensor in each.named_parameters(recurse=False)),
-        )
-        for path, each in module.named_modules()
-    )
 
 
 def enter(module: nn.Module, followers: Followers, wanted: Callable[[torch.Tensor], Kind]) -> None:
@@ -153,7 +141,7 @@ def _try(stock: nn.Module, image: torch.Tensor) -> Followers | str:
 
 
 def _difference(expected: object, stock: nn.Module, followers: Followers, image: torch.Tensor) -> str:
-    """How the part as a region differs from the part itself; "" where the results are equal."""
+    """How the part as a region differs from the part itself; "" if the results are equal."""
     fast = _copy(stock, random=False)
     enter(fast, followers, lambda weight: Kind.FLOAT32)
     try:
@@ -182,7 +170,7 @@ class Flow:
         self.kept: list[object] = []  # tensors, so that no two have one id
         # (id, version) of a tensor -> paths that it went through, of one chain
         self.makers: dict[tuple[int, int], list[str]] = {}
-        self.given: dict[int, tuple[int, int]] = {}  # id of a module that runs -> what it was given
+        self.given: dict[int, tuple[int, int]] = {}  # id of a running module -> state of its input
         self.chains: dict[str, set[tuple[str, ...]]] = {}
 
     def __enter__(self) -> Flow:
@@ -263,7 +251,7 @@ def _randomize(norm: nn.Module, generator: torch.Generator) -> None:
 
 
 def _images(module: nn.Module) -> Iterator[torch.Tensor]:
-    """Random inputs, of shapes that the module's first convolution would take."""
+    """Random inputs of shapes that the module's first convolution takes."""
     first = next(iter(convolutions(module).values()), None)
     if first is None:
         return

@@ -21,8 +21,8 @@ Wanted = Callable[[torch.Tensor], Kind]  # weight -> the kind asked for
 def find_convolutions(
     model: nn.Module, fused: Iterable[nn.Module], wanted: Wanted
 ) -> tuple[list[Step], list[Outcome]]:
-    """Steps for the convolutions outside of `fused` layers that pay, and lines of a report about the others.
-    Weights must be unpacked still, because trials compare results in float32."""
+    """Steps for the convolutions outside of `fused` layers that are worth preparing, and the report's lines
+    about the others. No weight may be packed yet, because trials compare results in float32."""
     reasons: dict[nn.Module, str] = {}
     paths = {module: path for path, module in model.named_modules()}
     inside = {part for layer in fused for part in layer.modules()}
@@ -45,7 +45,7 @@ def find_convolutions(
 
 
 def _norms_left(model: nn.Module, seen: set[nn.Module], reasons: dict[nn.Module, str]) -> Iterator[Outcome]:
-    """Lines about batch norms outside of every region."""
+    """The report's lines about batch norms outside of every region."""
     for parent in model.modules():
         children = [each for each in parent.children() if each not in seen]
         beside = any(isinstance(each, nn.Conv1d | nn.Conv2d) for each in children)
@@ -79,7 +79,7 @@ def _step(module: _ConvNd, path: str, wanted: Wanted, followers: Iterable[str], 
     kind, matrix = kind_of(module, asked)
     reason = f"packed in {kind.label}" + (" as a matrix" if matrix else "")
     if asked is Kind.INT8 and not matrix:
-        reason += "; int8 is for those that are the product of a matrix"
+        reason += "; int8 is used only for convolutions that are computed as a matrix product"
     if asked is Kind.BFLOAT16 and kind is Kind.FLOAT32:
         reason += f"; {WRONG_ON_AMX}"
     reason += condition if kind is Kind.FLOAT32 else ""

@@ -1,1 +1,1 @@
-"""Encoder layers that the kernels compute as one, and what is around them in a model."""
+"""Encoder layers that the kernels compute as one, with the embeddings before them and stacks of them."""

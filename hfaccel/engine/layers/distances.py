@@ -1,9 +1,9 @@
-"""Disentangled attention's distances between tokens (DeBERTa, He et al. 2021, arXiv:2006.03654), as the
-kernels take them (native/kernels/relative.h).
+"""Distances between tokens in disentangled attention (DeBERTa, He et al. 2021, arXiv:2006.03654), in the form
+that the kernels take (native/kernels/relative.h).
 
 Distances fall into buckets, and each bucket has a key and a query in every head: projections of embeddings
-that all layers share. They do not depend on the text, and their projection is more work than that of a
-short text: it is done once, and again when an embedding or a weight has changed.
+that all layers share. These do not depend on the text, and projecting them is more work than projecting a
+short text. So they are projected once, and again when an embedding or a weight has changed.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from hfaccel.native import NativeRelative
 
 
 def bucket_index(relative: torch.Tensor, length: int, span: int) -> torch.Tensor | str:
-    """(2 length - 1,) int32: the bucket of key - query, from 1 - length on, where buckets are counted from
-    the last one; or why `relative`, (..., query, key), cannot be said so."""
+    """(2 length - 1,) int32: the bucket of each difference key - query, from 1 - length on, counted from the
+    last bucket; or why `relative`, (..., query, key), cannot be expressed this way."""
     if relative.dim() < 2 or relative.shape[-2:] != (length, length) or relative.numel() != length * length:
         return f"the relative positions have the shape {tuple(relative.shape)}"
     distances = relative.reshape(length, length)
     if not torch.equal(distances[1:, 1:], distances[:-1, :-1]):
-        return "the relative positions are no function of the distance"
+        return "the relative positions do not depend on the distance alone"
     by_key = torch.cat([distances[1:, 0].flip(0), distances[0]])  # of key - query
     if not torch.equal(by_key.flip(0), -by_key):
-        return "the relative positions to either side differ"
+        return "the relative positions to the left and to the right are not opposite"
     with torch.inference_mode(False):
         return (span - 1 - by_key.clone()).clamp(0, 2 * span - 1).int()
 
 
 @dataclass(frozen=True, eq=False)
 class Stamp:
-    """Values of a parameter, to see whether they have changed."""
+    """Detects whether the values of a parameter have changed."""
 
     held: torch.Tensor
     version: int
@@ -45,7 +45,7 @@ class Stamp:
     @classmethod
     def of(cls, parameter: torch.Tensor) -> Stamp:
         if isinstance(parameter, PackedWeight):
-            memory = parameter.memory  # through which alone its values change
+            memory = parameter.memory  # the values change only through this tensor
             return cls(memory, -1 if memory.is_inference() else memory._version)
         return cls(parameter, 0, parameter.detach().clone())
 
@@ -58,7 +58,7 @@ class Stamp:
 @dataclass(frozen=True, eq=False)
 class Buckets:
     """Keys and queries of all buckets, from the last one on, or None: (heads, panels, words, panel) of int32.
-    `embeddings` and `stamps` say of what they were made."""
+    They were computed from `embeddings` and from the parameters of `stamps`."""
 
     embeddings: torch.Tensor
     stamps: tuple[Stamp, ...]
@@ -67,14 +67,14 @@ class Buckets:
     count: int
 
     def native(self, index: torch.Tensor, reach: int) -> NativeRelative:
-        """As the kernels take them, for texts whose tokens are at most `reach` apart."""
+        """The kernels' object for texts whose tokens are at most `reach` apart."""
         keys, queries = (0 if part is None else part.data_ptr() for part in (self.keys, self.queries))
         return kernels().Relative(keys, queries, self.count, index.data_ptr(), reach)
 
 
 def buckets_of(attention: Any, embeddings: torch.Tensor, known: Buckets | None, kind: Kind) -> Buckets:
-    """`known`, if it was made of these embeddings, (buckets, hidden size), which `settle` gave, and of the
-    module's weights as they are now; otherwise anew, for attention that multiplies in `kind`."""
+    """`known`, if it was computed from these embeddings and from the module's present weights; otherwise new
+    buckets, for attention that multiplies in `kind`. `embeddings`: (buckets, hidden size), from `settle`."""
     projections = _projections(attention)
     parameters = [each for module in projections if module is not None for each in module.parameters()]
     if known is not None and known.embeddings is embeddings and _hold(known.stamps, parameters):
@@ -94,7 +94,7 @@ def _hold(stamps: tuple[Stamp, ...], parameters: list[nn.Parameter]) -> bool:
 
 
 def settle(embeddings: torch.Tensor, known: Buckets | None) -> torch.Tensor:
-    """The embeddings of which `known` was made where their values are these; a copy of these otherwise."""
+    """The embeddings of `known` if their values are equal to these; otherwise a copy of these."""
     own = None if known is None else known.embeddings
     if own is not None and own.dtype is embeddings.dtype and torch.equal(own, embeddings):
         return own
@@ -103,7 +103,7 @@ def settle(embeddings: torch.Tensor, known: Buckets | None) -> torch.Tensor:
 
 
 def _projections(attention: Any) -> tuple[nn.Module | None, nn.Module | None]:
-    """The layers that make the buckets' keys and queries; None for what the model does without."""
+    """The layers that make the buckets' keys and queries; None for those that the model does not use."""
     shared = attention.share_att_key
     key = attention.key_proj if shared else getattr(attention, "pos_key_proj", None)
     query = attention.query_proj if shared else getattr(attention, "pos_query_proj", None)
@@ -112,7 +112,7 @@ def _projections(attention: Any) -> tuple[nn.Module | None, nn.Module | None]:
 
 
 def _panels(rows: torch.Tensor, head_size: int, kind: Kind) -> torch.Tensor:
-    """(buckets, heads x head size) -> (heads, panels, words, panel), each head packed as a weight is."""
+    """(buckets, heads x head size) -> (heads, panels, words, panel): each head is packed like a weight."""
     numbers = rows.flip(0).to(torch.bfloat16 if kind is Kind.BFLOAT16 else torch.float32)
     heads = numbers.view(len(rows), -1, head_size).transpose(0, 1)
     heads = nn.functional.pad(heads, (0, 0, 0, -len(rows) % panel())).contiguous()

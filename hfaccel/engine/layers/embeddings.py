@@ -1,7 +1,7 @@
-"""Embeddings of words, positions and types and their norm in one pass, instead of one for each of them.
+"""Embeddings of words, positions and types and their norm in one pass over memory instead of several.
 
-The module's own forward runs on a shadow of itself, in which an embedding only notes what is looked up, sums
-collect that, and the norm computes it: how a model counts its positions stays its own affair.
+The module's own forward runs on a shadow of the module. There an embedding only notes its ids, sums collect
+these notes, and the norm computes the result. So this module need not know how a model counts positions.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from hfaccel.replacement import replace, shadow
 from hfaccel.upstream import Need, problem
 from hfaccel.upstream.of_torch import tree_map
 
-MOST = 8  # summands, of native/kernels/embed.h
-# What Python looks up in the class of a value.
+MOST = 8  # summands: MOST_TABLES of native/kernels/embed.h
+# Python looks these methods up in the class of a value, not by __getattr__.
 OPERATORS = ("__sub__", "__mul__", "__truediv__", "__matmul__", "__neg__", "__getitem__", "__len__")
 
 
 @register
 class FusedEmbeddings(ModuleReplacement):
-    """A module that looks up, adds and norms: it does so in one pass."""
+    """A module that looks up embeddings, adds them and applies a norm, all in one pass."""
 
     hfaccel_name = "embeddings"
     hfaccel_prefix = "Fused"
@@ -55,7 +55,7 @@ class FusedEmbeddings(ModuleReplacement):
 
 
 class EmbeddingStandIn:
-    """Called as the embedding that it stands for, it only notes the ids."""
+    """Stands in for an embedding. A call only notes the ids."""
 
     def __init__(self, embedding: nn.Embedding) -> None:
         self.embedding = embedding
@@ -68,10 +68,8 @@ class EmbeddingStandIn:
 
 
 class Sum:
-    """The sum of some embeddings, not computed yet: it is when anything but adding is done with it.
-
-    Its shape is (batch, length, size).
-    """
+    """The sum of some embeddings, (batch, length, size), not computed yet. Any operation but addition
+    computes it."""
 
     def __init__(self, summands: list[tuple[nn.Embedding, torch.Tensor]]) -> None:
         self.summands = summands
@@ -96,7 +94,7 @@ class Sum:
     @property
     def shape(self) -> torch.Size:
         ids = _broadcast([ids.shape for _, ids in self.summands])
-        if ids is None:  # too long a text for the positions: the addition says so in its own words
+        if ids is None:  # more tokens than positions: let torch's addition raise its error
             return self.whole().shape
         return torch.Size((*ids, self.summands[0][0].embedding_dim))
 
@@ -104,7 +102,7 @@ class Sum:
         return self.shape if dim is None else self.shape[dim]
 
     def whole(self) -> torch.Tensor:
-        """As torch computes it, with its errors."""
+        """The sum, computed by torch, with torch's errors."""
         total: torch.Tensor = reduce(add, (embedding(ids) for embedding, ids in self.summands))
         return total
 
@@ -118,11 +116,11 @@ for _name in OPERATORS:
 
 
 class NormStandIn:
-    """Called as the norm that it stands for, with a sum that is not computed yet."""
+    """Stands in for a norm. A call with a Sum computes the sum and its norm in one pass."""
 
     def __init__(self, norm: nn.Module) -> None:
         self.norm = norm
-        self.sums: list[Sum] = []  # that were computed by the kernel
+        self.sums: list[Sum] = []  # computed by the kernel
 
     def __call__(self, value: object) -> object:
         if not isinstance(value, Sum):
@@ -139,7 +137,7 @@ class NormStandIn:
 
 
 def sum_problem(value: Sum, shape: torch.Size, norm: nn.Module) -> str:
-    """Why the kernel cannot compute the norm of this sum, which has this shape; "" where it can."""
+    """Why the kernel cannot compute the norm of this sum, which has this shape; "" if it can."""
     *leading, size = shape
     for vector in norm._parameters.values():
         if vector is not None and (vector.dtype is not torch.float32 or vector.shape != (size,)):
@@ -159,7 +157,7 @@ def sum_problem(value: Sum, shape: torch.Size, norm: nn.Module) -> str:
 
 
 def embed(value: Sum, shape: torch.Size, norm: nn.Module) -> torch.Tensor | None:
-    """The norm of the sum, which has no problem; None where an id is of no row of its table."""
+    """The norm of a sum without a problem (`sum_problem`); None if an id is outside of its table."""
     output = torch.empty(shape, dtype=torch.float32)
     ids = [_once(ids) for _, ids in value.summands]
     done = kernels().embed(
@@ -173,7 +171,7 @@ def embed(value: Sum, shape: torch.Size, norm: nn.Module) -> torch.Tensor | None
 
 
 def native_embedding(norm: nn.Module, embeddings: list[nn.Embedding]) -> NativeEmbedding:
-    """The sum of some embeddings and its norm, as the kernels take them."""
+    """The kernels' object for the sum of some embeddings and its norm."""
     tables = [embedding.weight for embedding in embeddings]
     return kernels().Embedding(
         tables[0].shape[1],
@@ -183,7 +181,7 @@ def native_embedding(norm: nn.Module, embeddings: list[nn.Embedding]) -> NativeE
 
 
 def _broadcast(shapes: list[torch.Size]) -> tuple[int, ...] | None:
-    """As torch.broadcast_shapes, which takes 40 microseconds; None where that raises."""
+    """The result of torch.broadcast_shapes, which takes 40 microseconds; None where it would raise."""
     sizes = []
     for column in zip_longest(*(reversed(shape) for shape in shapes), fillvalue=1):
         several = set(column) - {1} or {1}
@@ -194,18 +192,18 @@ def _broadcast(shapes: list[torch.Size]) -> tuple[int, ...] | None:
 
 
 def _once(ids: torch.Tensor) -> torch.Tensor:
-    """One row where all rows are the same memory, as in what was expanded."""
+    """Only one row if all rows are the same memory, as in an expanded tensor."""
     return ids[:1].contiguous() if ids.stride(0) == 0 else ids.contiguous()
 
 
 def _stand_ins(module: nn.Module) -> dict[str, object]:
-    """Of the children as they are now: one may have been replaced since the last call, or have got a hook."""
+    """Stand-ins for the present children: since the last call, one may have been replaced or got a hook."""
     result: dict[str, object] = {}
     for name, child in module._modules.items():
         if child is None:
             continue
         if child._forward_hooks or child._forward_pre_hooks or "forward" in vars(child):
-            return {}  # it is to be given tensors, not sums that were noted
+            return {}  # a hook or a foreign forward must see tensors
         if type(child) is nn.Embedding and child.max_norm is None:
             result[name] = EmbeddingStandIn(child)
         elif norm_kind(child) in (NormKind.LAYER, NormKind.RMS):
@@ -220,8 +218,8 @@ def _same(value: object) -> object:
 
 
 def embeddings_of(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
-    """The modules that look up and norm, by path, each with why it cannot do so in one pass ("" where it
-    can)."""
+    """The modules that look up embeddings and apply a norm, by path, each with the reason why they cannot do
+    so in one pass ("" if they can)."""
     return [
         (path, module, problem(Need.LAYERS) or _trial(module))
         for path, module in model.named_modules()
@@ -230,7 +228,7 @@ def embeddings_of(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
 
 
 def summed(module: nn.Module, args: Arguments, kwargs: Keywords) -> tuple[Sum, nn.Module]:
-    """What a module of fused embeddings sums for these arguments, and its norm."""
+    """The sum that a module of fused embeddings computes for these arguments, and its norm."""
     assert isinstance(module, FusedEmbeddings)
     stand_ins = _stand_ins(module)
     with torch.inference_mode():
@@ -251,7 +249,7 @@ def _has_parts(module: nn.Module) -> bool:
 
 
 def _trial(module: nn.Module) -> str:
-    """Run the module's forward both ways on random ids; "" where they agree."""
+    """Run the module's forward both ways on random ids; "" if the results agree."""
     stand_ins = _stand_ins(module)
     kinds = EmbeddingStandIn, NormStandIn
     first, norm = (next(each for each in stand_ins.values() if isinstance(each, kind)) for kind in kinds)

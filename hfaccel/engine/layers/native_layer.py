@@ -16,12 +16,12 @@ from hfaccel.engine.calls.settings import Setting, setting_problem
 from hfaccel.engine.calls.snapshot import Held, Place, Snapshot, Table, place
 from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, kernels, multiplies
 from hfaccel.engine.layers.distances import Buckets
-from hfaccel.engine.layers.parts import Parts, head_size, scale, split, window
+from hfaccel.engine.layers.parts import Parts, head_size, key_width, scale, split_gate_up, split_qkv, window
 from hfaccel.engine.layers.seen import Seen
 from hfaccel.engine.norms import EPSILONS, epsilon, native_norm
 from hfaccel.engine.weights.autocast import rounded
 from hfaccel.engine.weights.packed import PackedWeight
-from hfaccel.native import NativeMatrix
+from hfaccel.native import NativeMatrix, NativeNorm
 from hfaccel.upstream.of_transformers import CHOICE
 
 SETTINGS = "_hfaccel_settings"  # attribute of a fused layer: those of its parts when it was fused
@@ -89,19 +89,26 @@ class NativeLayer:
             return matrix(attrgetter(path)(layer))
 
         if parts.qkv:
-            query, key, value = (matrix(*piece) for piece in split(attrgetter(parts.qkv)(layer), 3))
+            query, key, value = (matrix(*piece) for piece in split_qkv(parts, layer))
         else:
             query, key, value = part(parts.query), part(parts.key), part(parts.value)
         gate: NativeMatrix | None
         if parts.gate_up:
-            gate, up = (matrix(*piece) for piece in split(attrgetter(parts.gate_up)(layer), 2))
+            gate, up = (matrix(*piece) for piece in split_gate_up(parts, layer))
         else:
             gate, up = part(parts.gate) if parts.gate else None, part(parts.up)
         self.attention_kind = attention_kind(packed(self.linears[0]).kind)
         activation = ACTIVATIONS[type(attrgetter(parts.activation)(layer)).__name__]
         if packed(self.linears[-1]).kind is Kind.INT8 and activation is Activation.GELU:
             activation = Activation.GELU_ROUGH
-        attention_norm, output_norm = (native_norm(norm, self._float32) for norm in parts.norms(layer))
+
+        def norm(path: str) -> NativeNorm | None:
+            return native_norm(attrgetter(path)(layer), self._float32) if path else None
+
+        attention_norm, output_norm = norm(parts.attention_norm), norm(parts.output_norm)
+        assert attention_norm is not None and output_norm is not None
+        more = (parts.query_norm, parts.key_norm, parts.attention_end, parts.output_end)
+        self.key_width = key_width(parts, layer)
         return kernels().Layer(
             (query, key, value, part(parts.attention_output)),
             (gate, up, part(parts.down)),
@@ -111,6 +118,8 @@ class NativeLayer:
             activation,
             self.attention_kind,
             scale(self.attention),
+            tuple(map(norm, more)),
+            parts.parallel,
         )
 
     def _float32(self, vector: torch.Tensor | None) -> torch.Tensor | None:

@@ -1,10 +1,11 @@
-"""Where a layer keeps its parts, and what those parts say about the computation."""
+"""Where a layer keeps its parts, and what the parts' attributes say about the computation."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from operator import attrgetter
 
 from torch import nn
@@ -14,9 +15,9 @@ from hfaccel.engine.calls.snapshot import Table
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """Paths of a layer's parts from the layer. One projection may do the work of several: `qkv`, `gate_up`
-    (gate first). Norms come after the residual additions; with `norm_first`, `attention_norm` comes before
-    attention and `output_norm` before the feed-forward."""
+    """Paths of a layer's parts, starting at the layer. One projection may do the work of several: `qkv`,
+    `gate_up` (gate first). Norms come after the residual additions; with `norm_first`, `attention_norm` comes
+    before attention and `output_norm` before the feed-forward."""
 
     attention: str
     attention_output: str
@@ -31,13 +32,18 @@ class Parts:
     up: str = ""
     gate: str = ""
     gate_up: str = ""
+    query_norm: str = ""  # over each head, before rotary positions
+    key_norm: str = ""
+    attention_end: str = ""  # norms of what attention and feed-forward add to the residual stream
+    output_end: str = ""
     norm_first: bool = False
+    parallel: bool = False  # the feed-forward takes the layer's input, as attention does
     rotary: bool = False  # the forward takes position_embeddings
-    causal: bool = False  # the forward listens to is_causal: then no token sees those after it
+    causal: bool = False  # the forward takes is_causal, with which no token sees later ones
 
     @property
     def projections(self) -> tuple[str, ...]:
-        """Paths of the linear layers, in the order in which their weights shall lie in memory."""
+        """Paths of the linear layers, in the order that their weights get in memory."""
         return (*self.attention_inputs, self.attention_output, *self.wide_inputs, self.down)
 
     @property
@@ -52,18 +58,23 @@ class Parts:
 
     def missing(self, layer: nn.Module) -> Iterator[str]:
         """The paths at which this layer has no part."""
-        paths = (*self.projections, self.attention, self.attention_norm, self.output_norm, self.activation)
+        paths = (*self.projections, self.attention, *self.norm_paths, self.activation)
         return (path for path in paths if not _leads_somewhere(layer, path))
 
     def linears(self, layer: nn.Module) -> list[nn.Linear]:
         return [attrgetter(path)(layer) for path in self.projections]
 
+    @property
+    def norm_paths(self) -> tuple[str, ...]:
+        more = (self.query_norm, self.key_norm, self.attention_end, self.output_end)
+        return (self.attention_norm, self.output_norm, *filter(None, more))
+
     def norms(self, layer: nn.Module) -> list[nn.Module]:
-        return [attrgetter(path)(layer) for path in (self.attention_norm, self.output_norm)]
+        return [attrgetter(path)(layer) for path in self.norm_paths]
 
     def vectors(self, layer: nn.Module) -> Iterator[tuple[Table, str]]:
-        """Where the biases, and the weights and biases of the norms are kept: table and name. Some are
-        None."""
+        """Where the biases of the linear layers and the weights and biases of the norms are kept: table and
+        name. Some vectors are None."""
         for module in (*self.linears(layer), *self.norms(layer)):
             for name in ("bias",) if isinstance(module, nn.Linear) else ("weight", "bias"):
                 yield module._parameters, name
@@ -85,23 +96,45 @@ def head_size(attention: nn.Module) -> int | None:
 
 
 def scale(attention: nn.Module) -> float:
-    """What scores are multiplied with before softmax."""
+    """The factor of scores before softmax."""
     for name in ("scaling", "scale"):
         value = getattr(attention, name, None)
         if isinstance(value, int | float):
             return float(value)
     terms = 1 + sum(kind in (getattr(attention, "pos_att_type", None) or ()) for kind in ("c2p", "p2c"))
-    return 1.0 / math.sqrt((head_size(attention) or 1) * terms)  # of disentangled attention there are three
+    return 1.0 / math.sqrt((head_size(attention) or 1) * terms)  # disentangled attention has up to three
 
 
 def window(attention: nn.Module) -> int:
-    """How far a token sees at most, -1 for no limit. The attribute counts the token itself (as flash
-    attention does)."""
+    """How far a token sees at most; -1 for no limit. The attribute counts the token itself, as in flash
+    attention."""
     wanted = getattr(attention, "sliding_window", None)
     return wanted - 1 if isinstance(wanted, int) else -1
 
 
-def split(linear: nn.Linear, count: int) -> list[tuple[nn.Linear, slice]]:
-    """The linear layer's rows in this many equal pieces."""
-    rows = linear.out_features // count
-    return [(linear, slice(piece * rows, (piece + 1) * rows)) for piece in range(count)]
+def split(linear: nn.Linear, *rows: int) -> list[tuple[nn.Linear, slice]]:
+    """The linear layer's rows in pieces of these sizes."""
+    ends = list(accumulate(rows, initial=0))
+    return [(linear, slice(*piece)) for piece in pairwise(ends)]
+
+
+def split_qkv(parts: Parts, layer: nn.Module) -> list[tuple[nn.Linear, slice]]:
+    """The joint projection's rows for queries, keys and values. Keys and values may have fewer heads."""
+    joint: nn.Linear = attrgetter(parts.qkv)(layer)
+    queries: int = attrgetter(parts.attention_output)(layer).in_features
+    keys = (joint.out_features - queries) // 2
+    return split(joint, queries, keys, keys)
+
+
+def key_width(parts: Parts, layer: nn.Module) -> int:
+    """Numbers of a token's keys, and of its values."""
+    if not parts.qkv:
+        return int(attrgetter(parts.key)(layer).out_features)
+    rows = split_qkv(parts, layer)[1][1]
+    return int(rows.stop - rows.start)
+
+
+def split_gate_up(parts: Parts, layer: nn.Module) -> list[tuple[nn.Linear, slice]]:
+    joint: nn.Linear = attrgetter(parts.gate_up)(layer)
+    half = joint.out_features // 2
+    return split(joint, half, half)

@@ -1,4 +1,4 @@
-"""What the layers of one model have made of the tensors that all of them are given."""
+"""Values that the layers of one model compute once from tensors that all of them are given."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from hfaccel.engine.calls.followed import Followed
 from hfaccel.engine.calls.last_seen import LastSeen
 from hfaccel.engine.calls.ragged import Sequences
 
 
 class Seen:
-    """Shared by the fused layers of one model and by no other model's. A copy of a model begins anew."""
+    """Shared by the fused layers of one model only. A copy of the model starts empty."""
 
     def __init__(self) -> None:
         self.masks: LastSeen[Sequences | str] = LastSeen()
+        self.followed: LastSeen[Followed | str] = LastSeen()
         self.distances: LastSeen[torch.Tensor | str] = LastSeen()
         self.embeddings: LastSeen[torch.Tensor] = LastSeen()
 
@@ -27,5 +29,5 @@ _of_models: WeakKeyDictionary[nn.Module, Seen] = WeakKeyDictionary()
 
 
 def seen_by(model: nn.Module) -> Seen:
-    """What the layers of this model share; made when its first layer is fused."""
+    """The values that this model's layers share; made when its first layer is fused."""
     return _of_models.setdefault(model, Seen())

@@ -1,4 +1,4 @@
-"""Which layers of a model are fused, and what a report says of the others."""
+"""Which layers of a model are fused, and the report's lines about the others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hfaccel.engine.kernels import kernels_problem
 from hfaccel.engine.layers.embeddings import embeddings_of
 from hfaccel.engine.layers.families import Family, family_of
 from hfaccel.engine.layers.layer import FusedLayer
-from hfaccel.engine.layers.stack import lists_of_layers
+from hfaccel.engine.layers.stack import is_decoder, lists_of_layers
 from hfaccel.engine.layers.trial import Trials, match
 from hfaccel.engine.plan import Step
 from hfaccel.engine.replacements import Settings
@@ -20,8 +20,8 @@ Layers = list[tuple[nn.Module, Family]]
 
 
 def find_layers(model: nn.Module, unpad: bool | str) -> tuple[list[Step], list[Outcome]]:
-    """Those that agreed with a fused copy of themselves, and why others are left. `unpad`: whether padding is
-    left out."""
+    """Steps for the layers that agreed with a fused copy of themselves, and why others are left alone.
+    `unpad`: whether padding is left out."""
     steps: list[Step] = []
     left: list[Outcome] = []
     trials = Trials()
@@ -44,8 +44,8 @@ def layers_of(model: nn.Module, steps: Iterable[Step]) -> Layers:
 
 
 def find_embeddings(model: nn.Module) -> tuple[list[Step], list[Outcome]]:
-    """Modules that look up and norm in one pass. Models themselves are left out: what they are called is
-    written into checkpoints."""
+    """Steps for modules that look up embeddings and apply a norm, and why others are left alone. Models
+    themselves are excluded, because checkpoints contain the names of their classes."""
     steps: list[Step] = []
     left: list[Outcome] = []
     for path, module, problem in embeddings_of(model) if not kernels_problem() else ():
@@ -53,12 +53,12 @@ def find_embeddings(model: nn.Module) -> tuple[list[Step], list[Outcome]]:
         if problem:
             left.append(Outcome(subject, False, f"not fused: {problem}"))
         else:
-            steps.append(Step(path, "embeddings", {}, subject, "looks up, adds and norms in one pass"))
+            steps.append(Step(path, "embeddings", {}, subject, "embeddings and their norm in one pass"))
     return steps, left
 
 
 def find_stacks(model: nn.Module) -> tuple[list[Step], list[Outcome]]:
-    """Modules that run all of their fused layers at once."""
+    """Steps for modules that run all their fused layers in one call, and why others do not."""
     steps: list[Step] = []
     left: list[Outcome] = []
     for path, module, name, problem in lists_of_layers(model):
@@ -66,5 +66,6 @@ def find_stacks(model: nn.Module) -> tuple[list[Step], list[Outcome]]:
         if problem:
             left.append(Outcome(subject, False, f"its layers run one by one ({problem})"))
         else:
-            steps.append(Step(path, "stack", {"layers": name}, subject, "its layers run in one call"))
+            replacement = "decoder" if is_decoder(module, name) else "stack"
+            steps.append(Step(path, replacement, {"layers": name}, subject, "its layers run in one call"))
     return steps, left

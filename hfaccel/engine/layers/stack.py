@@ -59,6 +59,15 @@ class FusedStack(ModuleReplacement):
         return self.hfaccel_original.forward(together(self, self.hfaccel_list), *args, **kwargs)
 
 
+@register
+class FusedDecoder(FusedStack):
+    """A decoder is a model itself: its class keeps its name, which is written into checkpoints."""
+
+    hfaccel_name = "decoder"
+    hfaccel_prefix = ""
+    hfaccel_signatures = ("forward",)
+
+
 class Together:
     """Called as one layer, it is all layers of a list."""
 
@@ -70,8 +79,9 @@ class Together:
         if natives:
             first: Any = self.layers[0]
             call = first.hfaccel_family.call(natives[0])
-            if not call.read(hidden_states, args, kwargs, first.unpads):
-                return call.run(hidden_states, tuple(each.native for each in natives))
+            problem = call.read(hidden_states, args, kwargs, first.unpads)
+            if not (problem or call.together_problem(natives)):
+                return call.run(hidden_states, natives)
         result: Any = hidden_states
         for layer in self.layers:  # each finds its own reason
             hidden_states = result[0] if isinstance(result, tuple) else result
@@ -124,14 +134,21 @@ def lists_of_layers(model: nn.Module) -> list[tuple[str, nn.Module, str, str]]:
     for path, module in model.named_modules():
         name = _list_of_layers(module)
         if name:
-            found.append((path, module, name, _trial(module, name)))
+            problem = _trial_of_decoder(module, name) if is_decoder(module, name) else _trial(module, name)
+            found.append((path, module, name, problem))
     return found
 
 
+def is_decoder(module: nn.Module, name: str) -> bool:
+    """Whether the layers of this list are a decoder's."""
+    layers: Any = module.get_submodule(name)
+    return bool(layers[0].hfaccel_family.call.follows)
+
+
 def _list_of_layers(module: nn.Module) -> str:
-    """Under which name the module keeps its fused layers; "" where it has no or several such lists. Models
-    themselves are left out: what they are called is written into checkpoints."""
-    if isinstance(module, ModuleReplacement) or hasattr(module, "save_pretrained"):
+    """Under which name the module keeps its fused layers; "" where it has no or several such lists. Encoders
+    that are models themselves are left out: `engine.models` knows those."""
+    if isinstance(module, ModuleReplacement):
         return ""
     names = [
         name
@@ -140,7 +157,9 @@ def _list_of_layers(module: nn.Module) -> str:
         and len(child) > 1
         and all(isinstance(layer, FusedLayer) and layer.hfaccel_family.call.alike for layer in child)
     ]
-    return names[0] if len(names) == 1 else ""
+    if len(names) != 1 or (hasattr(module, "save_pretrained") and not is_decoder(module, names[0])):
+        return ""
+    return names[0]
 
 
 def _trial(module: nn.Module, name: str) -> str:
@@ -159,3 +178,26 @@ def _trial(module: nn.Module, name: str) -> str:
     if not problem:
         trust([module])
     return problem
+
+
+def _trial_of_decoder(module: nn.Module, name: str) -> str:
+    """The same for a decoder: some tokens, and one more that follows them."""
+    layers: Any = module.get_submodule(name)
+    hidden, _, _ = sample(layers[0], layers[0].hfaccel_family)
+    with torch.inference_mode(), unwatched(layers):
+        try:
+            expected, got = (_decode(each, hidden) for each in (module, together(module, name)))
+        except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
+            return f"{type(error).__name__}: {error}"
+    problem = difference(expected, got)
+    if not problem:
+        trust([module])
+    return problem
+
+
+def _decode(module: nn.Module, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    forward = type(module).forward
+    first: Any = forward(module, inputs_embeds=hidden[:, :-1], use_cache=True)
+    past = first.past_key_values
+    second: Any = forward(module, inputs_embeds=hidden[:, -1:], past_key_values=past, use_cache=True)
+    return first.last_hidden_state, second.last_hidden_state

@@ -1,9 +1,9 @@
-"""A layer's fused form against its own forward on random input: what a family says is tested."""
+"""Tests a layer's fused form against its own forward on random input, and so what its family claims."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from typing import NoReturn
 
 import torch
@@ -12,34 +12,34 @@ from torch import nn
 from hfaccel import upstream
 from hfaccel.engine.calls.code import trust, trust_again
 from hfaccel.engine.calls.fallback import stock_calls_of
+from hfaccel.engine.calls.kinds import indices_of, kind_of
 from hfaccel.engine.calls.trials import difference, without_padding
-from hfaccel.engine.layers.call import CAUSAL, Mask
+from hfaccel.engine.layers.call import MASK
 from hfaccel.engine.layers.families import Family, candidates, fusing_problem
-from hfaccel.engine.layers.kinds import indices_of, kind_of
 from hfaccel.engine.layers.layer import FusedLayer, fuse
 from hfaccel.engine.replacements import Keywords
-from hfaccel.engine.weights.linear import linear_problem, pack
+from hfaccel.engine.weights.linear import MIN_WIDTH, linear_problem, pack
 from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.upstream.of_torch import tree_map
 
-# Batch and length: of sequences with padding, of a sequence of an odd number of tokens, of one token.
+# Batch and length: sequences with padding; one sequence of an odd number of tokens; one token.
 SHAPES = ((2, 8), (1, 7), (1, 1))
 
 
 class Trials:
-    """What the trials of a model's layers said: one for each kind of layer."""
+    """The results of the trials of a model's layers: one for each kind of layer."""
 
     def __init__(self) -> None:
         self._problems: dict[Hashable, str] = {}
         self._indexed: dict[Hashable, bool] = {}  # kinds -> whether layers of the kind read their index
 
     def problem(self, layer: nn.Module, family: Family) -> str:
-        """As `trial`."""
-        kind = kind_of(family, layer)
+        """The result of `trial` for layers of this kind."""
+        kind = family.name, kind_of(layer)
         if kind not in self._indexed:
             self._indexed[kind] = reads_index(layer, family)
         if self._indexed[kind]:
-            kind = kind_of(family, layer, indexed=True)
+            kind = family.name, kind_of(layer, indexed=True)
         if kind not in self._problems:
             before = trust(layer.modules())
             self._problems[kind] = trial(layer, family)
@@ -49,8 +49,8 @@ class Trials:
 
 
 def match(layer: nn.Module, trials: Trials | None = None) -> tuple[Family | None, str] | None:
-    """The family that computes what this layer computes, or None and why the first candidate does not; None
-    where the module has the parts of no family. `trials` remembers what was tried, for layers of one kind."""
+    """The family that computes what this layer computes, or None and why the first candidate does not. None
+    if the module has the parts of no family. `trials` keeps results for further layers of one kind."""
     trials = trials or Trials()
     reason = ""
     for family in candidates(layer):
@@ -67,17 +67,18 @@ def match(layer: nn.Module, trials: Trials | None = None) -> tuple[Family | None
 
 
 def _linears_problem(family: Family, layer: nn.Module) -> str:
+    narrowest = 1 if family.call.follows else MIN_WIDTH
     for linear in family.linears(layer):
-        problem = linear_problem(linear) if isinstance(linear, nn.Linear) else "is no nn.Linear"
+        problem = linear_problem(linear, narrowest) if isinstance(linear, nn.Linear) else "is no nn.Linear"
         if problem:
             return f"a projection cannot be packed: {problem}"
     return ""
 
 
 def trial(layer: nn.Module, family: Family) -> str:
-    """Run a fused copy of `layer` against the layer itself on random input; "" where they agree.
+    """Run a fused copy of `layer` against the layer itself on random input; "" if the results agree.
 
-    For as long as the trial takes there is one layer's packed weights beside the model.
+    During the trial, memory holds packed weights of one layer besides the model.
     """
     stock, fused = _in_float32(layer), _fused(layer, family)
     problems = (_compare(stock, fused, family, *shape) for shape in SHAPES)
@@ -86,7 +87,7 @@ def trial(layer: nn.Module, family: Family) -> str:
 
 def _compare(stock: nn.Module, fused: nn.Module, family: Family, batch: int, length: int) -> str:
     hidden, masks, arguments = sample(fused, family, batch, length)
-    for mask, more in _variants(family, masks):
+    for mask, more in family.call.variants(family, masks):
         with torch.inference_mode():
             try:
                 expected, got = (
@@ -95,7 +96,8 @@ def _compare(stock: nn.Module, fused: nn.Module, family: Family, batch: int, len
             except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
                 return f"its forward cannot be called with a mask alone ({type(error).__name__}: {error})"
         if mask is not None and mask is not masks[0]:
-            expected, got = (_shown(each, _padding(batch, length)) for each in (expected, got))
+            unread = family.call.unread(_padding(batch, length))
+            expected, got = (_shown(each, unread) for each in (expected, got))
         problem = difference(expected, got)
         if isinstance(fused, FusedLayer) and stock_calls_of(fused):
             problem = next(iter(stock_calls_of(fused)))
@@ -105,8 +107,8 @@ def _compare(stock: nn.Module, fused: nn.Module, family: Family, batch: int, len
 
 
 def reads_index(layer: nn.Module, family: Family) -> bool:
-    """Whether the layer's forward does more with the layer's index than hand it on to a cache, which it is
-    not given here."""
+    """Whether the layer's forward does more with the layer's index than pass it to a cache. The call has no
+    cache."""
     twin = _in_float32(layer)
     places = list(indices_of(twin))
     for table, name in places:
@@ -118,15 +120,17 @@ def _can_be_called(layer: nn.Module, family: Family) -> bool:
     hidden, masks, arguments = sample(layer, family)
     try:
         with torch.inference_mode():
-            for mask, more in _variants(family, masks):
+            for mask, more in family.call.variants(family, masks):
+                if family.call.follows and more:
+                    continue  # a cache reads the index
                 call(layer, family, hidden, mask, arguments | more)
-    except Exception:  # noqa: BLE001 (the trial, with the layer's own index, tells why)
+    except Exception:  # noqa: BLE001 (the trial with the layer's own index gives the reason)
         return False
     return True
 
 
 class Unreadable:
-    """In the place of a layer's index: can be handed on, and nothing else. Other operators it lacks."""
+    """Replaces a layer's index. It can only be passed on: these operators raise, others are missing."""
 
     def _read(self, *others: object) -> NoReturn:
         raise TypeError("the layer's index was read")
@@ -145,16 +149,8 @@ def _fused(layer: nn.Module, family: Family) -> nn.Module:
     return fused
 
 
-def _variants(family: Family, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:
-    """Each mask, and what else says whom a token sees."""
-    for mask in masks:
-        yield mask, {}
-        if family.causal:
-            yield None if mask is None else mask.tril(), {CAUSAL: True}
-
-
 def _in_float32(layer: nn.Module) -> nn.Module:
-    """New modules around the same parameters and buffers, or around float32 copies of those in fewer bits."""
+    """New modules around the same parameters and buffers; those with fewer bits are copied to float32."""
     shared = {id(tensor): tensor for tensor in (*layer.parameters(), *layer.buffers())}
     for key, tensor in shared.items():
         if tensor.is_floating_point() and tensor.dtype is not torch.float32:
@@ -166,8 +162,8 @@ def _in_float32(layer: nn.Module) -> nn.Module:
 def sample(
     layer: nn.Module, family: Family, batch: int = 2, length: int = 8, dtype: torch.dtype = torch.float32
 ) -> tuple[torch.Tensor, list[torch.Tensor | None], Keywords]:
-    """Hidden states (batch, length, size), masks of which the last hides tokens of the last sequence from the
-    sixth on, and what else the forward takes."""
+    """Hidden states (batch, length, size), masks, and the other arguments of the forward. The last mask hides
+    the tokens of the last sequence from the sixth on."""
     generator = torch.Generator().manual_seed(0)  # optimizing must not advance the program's random numbers
     hidden = torch.randn(batch, length, family.linears(layer)[0].in_features, generator=generator)
     masks, arguments = family.call.sample(layer, family, _padding(batch, length), generator)
@@ -191,11 +187,14 @@ def call(
     mask: torch.Tensor | None,
     arguments: Keywords,
 ) -> object:
-    """The forward of a layer of this family for what `sample` gives."""
+    """Call the forward of a layer of this family with the values that `sample` returned."""
+    keywords = family.call.arguments_of(layer, family, len(hidden), arguments)
     masks = (mask,) if family.call.masked else ()
-    return layer.forward(hidden, *masks, **arguments)
+    if family.call.follows:  # whose arguments come in different orders
+        masks, keywords = (), {MASK: mask, **keywords}
+    return family.call.result(layer.forward(hidden, *masks, **keywords), keywords)
 
 
 def _as(value: object, dtype: torch.dtype) -> object:
-    """Numbers of a layer of this type; positions are counted in whole ones."""
+    """A tensor of floats in this type; integers, such as positions, stay integers."""
     return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value

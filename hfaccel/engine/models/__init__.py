@@ -1,1 +1,1 @@
-"""What a whole model does otherwise: which calls leave out padding, or run no forward at all."""
+"""What changes in a model as a whole: which calls leave out padding, and which run no forward at all."""

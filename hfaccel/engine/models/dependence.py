@@ -1,7 +1,7 @@
-"""Whether a model's results depend on the values at padding positions. A pair of calls answers the question.
+"""Whether a model's results depend on the values at padding positions. Two calls answer the question.
 
-The pooler of SigLIP takes the last token of a text, padding or not; another head may take the mean of all
-tokens. The layers of these models compute padding in every call.
+The pooler of SigLIP takes the last token of a text, whether it is padding or not; another head may take the
+mean of all tokens. The layers of these models compute padding in every call.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ BATCH, LENGTH, REAL = 2, 8, 5  # the first text has REAL tokens, the rest is pad
 
 
 def compute_where_read(model: nn.Module, steps: Sequence[Step]) -> list[Step]:
-    """Let fused layers compute padding in the models whose results depend on padding. Returns the steps,
-    updated."""
+    """Let fused layers compute padding in the models whose results depend on padding. Returns the updated
+    steps."""
     layers = {model.get_submodule(step.path): step for step in steps}
-    around = all_around(model, [*layers])
-    for inner in models_around(model, [*layers]):
+    unpadding = [layer for layer in layers if layer.__dict__[UNPADS]]
+    around = all_around(model, unpadding)
+    for inner in models_around(model, unpadding):
         if why_always(inner) or padding_id(inner) is None:
             continue  # padding is computed anyway
         outer = [each for each in around if each is not inner and inner in list(each.modules())]
@@ -44,22 +45,21 @@ def compute_where_read(model: nn.Module, steps: Sequence[Step]) -> list[Step]:
 
 
 def _depends(model: nn.Module, inner: nn.Module) -> bool | None:
-    """Whether the results of `model` (`inner`, or a model that contains `inner`) depend on padding; None
-    where the model cannot be called with ids and a mask. A head over pairs reads the results of inner
-    models."""
+    """Whether the results of `model` (`inner`, or a model that contains `inner`) depend on padding; None if
+    the model cannot be called with ids and a mask, or is in training mode."""
     if any(each.training for each in model.modules()):
         return None  # a trial would draw from the program's random numbers
     for arguments in _arguments(inner):
         try:
             expected, got = (_call(model, arguments, padding) for padding in (True, False))
-        except Exception:  # noqa: BLE001 (whatever a foreign forward raises says that it wants other arguments)
+        except Exception:  # noqa: BLE001 (a foreign forward may raise anything if it wants other arguments)
             continue
         return bool(difference(expected, got))
     return None
 
 
 def _arguments(inner: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
-    """Inputs as texts, as multiple choices, and with decoder ids."""
+    """Inputs for a model of texts, of multiple choices, and with a decoder."""
     ids = ordinary_ids(inner, BATCH, LENGTH)
     mask = torch.ones_like(ids)
     mask[0, REAL:] = 0

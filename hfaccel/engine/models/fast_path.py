@@ -1,7 +1,7 @@
-"""How a model's result follows from its ids. Two calls of the model show it.
+"""A model's fast path: a description of how its result follows from its ids, found by calling the model.
 
-Before and after its layers a model of transformers does little: it looks up some tables, and a pooler reads
-the result of the layers. That little takes some hundred steps of Python. A fast path describes the same
+Before and after its layers, a model of transformers does little: it looks up some tables, and a pooler reads
+the result of the layers. Yet this takes some hundred steps of Python. A fast path describes the same
 computation, for calls without padding, in a few fields.
 """
 
@@ -29,10 +29,10 @@ class NoFastPath(Exception):
 
 
 class Source(Enum):
-    """The numbers with which a table is looked up."""
+    """The indices with which a table is looked up."""
 
     IDS = "ids"
-    TYPES = "types of tokens"  # 0 where none are given
+    TYPES = "types of tokens"  # 0 if none are given
     POSITIONS = "positions"
 
 
@@ -53,18 +53,18 @@ class Pooler:
 
 @dataclass(frozen=True)
 class FastPath:
-    """The layers get the norm of a sum of lookups; the result is what the layers and a pooler return."""
+    """The layers get the norm of a sum of lookups; the layers and a pooler make the result."""
 
     lookups: tuple[Lookup, ...]
     norm: nn.Module
     layers: nn.ModuleList
     pooler: Pooler | None
     result: type
-    hidden: str  # the field of the result that the layers give
-    pooled: str  # the one that the pooler gives
+    hidden: str  # the field of the result that the layers fill
+    pooled: str  # the field that the pooler fills
     padding: int | None  # an id that is not counted as a position
     names: frozenset[str]  # of the arguments of the model's forward
-    more_names: bool  # it takes any other too
+    more_names: bool  # the forward takes any other name too
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def fast_path_of(model: nn.Module) -> FastPath:
     if embeddings not in notes or stack not in notes:
         raise NoFastPath("ids alone do not reach its parts")
     if notes[stack].given != [id(notes[embeddings].gave)]:
-        raise NoFastPath("its layers are given something else than the norm of a sum")
+        raise NoFastPath("the input of its layers is not the norm of a sum")
     value, norm = summed(embeddings, notes[embeddings].args, notes[embeddings].kwargs)
     lookups = _lookups(value, ids)
     hidden = id(notes[stack].gave)
@@ -146,7 +146,7 @@ def _pooler(module: nn.Module) -> Pooler:
 
 
 def ordinary_ids(model: Any, batch: int, length: int) -> torch.Tensor:
-    """Random ids of ordinary tokens: none that named_ids returns."""
+    """Random ids, but none from `named_ids`."""
     named = named_ids(model)
     nameless = [each for each in range(model.get_input_embeddings().num_embeddings) if each not in named]
     choice = torch.randint(len(nameless), (batch, length), generator=torch.Generator().manual_seed(0))
@@ -162,8 +162,8 @@ def named_ids(model: Any) -> list[int]:
 
 
 def _parts(model: nn.Module) -> tuple[FusedEmbeddings, FusedStack] | None:
-    """The part that looks up and the part that runs the layers. Raises NoFastPath where there is not one of
-    each."""
+    """The part that looks up embeddings and the part that runs the layers; None unless there is exactly one
+    of each."""
     embeddings = [module for module in model.modules() if isinstance(module, FusedEmbeddings)]
     stacks = [module for module in model.modules() if isinstance(module, FusedStack)]
     return (embeddings[0], stacks[0]) if len(embeddings) == len(stacks) == 1 else None
@@ -175,7 +175,7 @@ def _call(model: nn.Module, ids: torch.Tensor) -> tuple[Any, dict[nn.Module, _No
     own = threading.get_ident()
 
     def note(module: nn.Module, args: Arguments, kwargs: Keywords, output: Any) -> None:
-        if threading.get_ident() == own:  # others may call the model meanwhile
+        if threading.get_ident() == own:  # other threads may call the model meanwhile
             notes[module] = _Note(args, kwargs, output if isinstance(output, torch.Tensor) else output[0])
 
     watched = dict.fromkeys((*(_parts(model) or ()), *model.children()))

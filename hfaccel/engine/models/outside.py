@@ -1,8 +1,8 @@
-"""Models that torch.compile leaves as they are, because their forwards consist of packed linear layers.
+"""Models that torch.compile must not compile, because their forwards consist of packed linear layers.
 
 A packed layer cannot be part of a torch graph. torch.compile would cut a decoder into hundreds of graphs, and
-entering these costs more than compiling the few operations between two layers gains. So a compiled model of
-this kind calls its own forward as a whole.
+entering these costs more than compiling the few operations between two layers gains. So such a model, when
+compiled, runs its whole forward outside of graphs.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from hfaccel.engine.replacements import Arguments, Find, Keywords, ModuleReplace
 from hfaccel.engine.weights.linear import PackedModule
 from hfaccel.replacement import replace
 
-THEMSELVES = (FusedLayer, FusedStack, FusedEmbeddings, PaddedModel)  # these handle torch.compile themselves
+THEMSELVES = (FusedLayer, FusedStack, FusedEmbeddings, PaddedModel)  # they handle torch.compile themselves
 
 
 @register
 class OutsideModel(ModuleReplacement):
-    """A model whose whole call stays outside of torch graphs."""
+    """A model whose whole call stays outside of torch's graphs."""
 
     hfaccel_name = "outside"
     hfaccel_signatures = ("forward",)

@@ -1,7 +1,7 @@
 """Which calls of a model may leave out padding: those in which nobody reads the values at padding positions.
 
-A fused layer leaves out the tokens that no token attends to, and returns zeros for them. The reader of these
-zeros has to know that they are padding:
+A fused layer leaves out the tokens that no token attends to, and returns zeros for them. Whoever reads these
+zeros must know that they are padding:
 
 - A text model gets ids and a mask of the same shape. What the mask hides is padding if the id is the padding
   token. Other hidden tokens (ColBERT's query expansion) are read although no token attends to them. Without
@@ -11,7 +11,7 @@ zeros has to know that they are padding:
 - Question answering compares the scores of all positions.
 - Most heads and poolers read the first token of a text. A few read the last token, or all: calls with and
   without padding show whether the results depend on padding (`hfaccel.engine.models.dependence`).
-- A hook in a layer, or a part that the program has put there, sees all positions.
+- A hook in a layer, or a part that the program has replaced, sees all positions.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ from hfaccel.replacement import replace
 
 IDS, MASK = "input_ids", "attention_mask"
 COMPARING = "QuestionAnswering"  # in the names of classes whose results are compared across positions
-DEPENDS = "its results depend on it, its layers cannot leave it out, or nobody can tell"
+DEPENDS = "its results depend on padding or may do so, or its layers cannot leave padding out"
 
 # Attribute of a model: Counter of reasons why calls computed padding.
 PADDED = "_hfaccel_padded"
 # Attributes of a model: the paths of its fused layers, and the links that were found there.
 LAYERS, LINKS = "_hfaccel_layers", "_hfaccel_links"
-# The parent's table, the name in it, and the fused layer; None where another module stands there.
+# The parent's table, the name in it, and the fused layer; None if the name holds another module.
 Link = tuple[dict[str, nn.Module | None], str, FusedLayer | None]
 UNKNOWN = "the mask hides more than the padding token, or is not of the shape of input_ids"
 
 
 @register
 class PaddedModel(ModuleReplacement):
-    """A model that tells its fused layers when to compute padding. Its key: whether they leave out padding at
-    all."""
+    """A model that tells its fused layers when to compute padding. Its key: whether they ever leave out
+    padding."""
 
     hfaccel_name = "padding"
     hfaccel_signatures = ("forward",)
@@ -72,7 +72,7 @@ class PaddedModel(ModuleReplacement):
 
     def forward(self, *args: object, **kwargs: object) -> object:  # sentence-transformers calls it directly
         if self.training and torch.compiler.is_dynamo_compiling():
-            return super().forward(*args, **kwargs)  # what is trained is compiled as without hfaccel
+            return super().forward(*args, **kwargs)  # a training model is compiled as without hfaccel
         return self._hfaccel_forward(*args, **kwargs)
 
     @torch.compiler.disable(recursive=False)
@@ -85,8 +85,8 @@ class PaddedModel(ModuleReplacement):
             return super().forward(*args, **kwargs)
 
     def _hfaccel_reads_padding(self, args: Arguments, kwargs: Keywords) -> str:
-        """Why this call, which has padding, computes it; "" where padding is left out, or the call takes the
-        model's own path."""
+        """Why this call computes its padding; "" if there is none, if padding is left out, or if the call
+        takes the model's own path."""
         if not self.hfaccel_key or torch.is_grad_enabled() or is_traced() or is_computed():
             return ""
         ids, mask = _given(self.hfaccel_original, args, kwargs)
@@ -101,8 +101,8 @@ class PaddedModel(ModuleReplacement):
 
 
 def _changed_layer(model: nn.Module) -> str:
-    """Why one of the model's fused layers takes its own path or is watched; "" where none does. What the
-    program has put there since may read padding positions."""
+    """Why one of the model's fused layers takes its own path or is watched; "" for none. Hooks, code and
+    parts that the program has added may read padding positions."""
     codes = set()
     for table, name, layer in _links(model):
         if table.get(name) is not layer or layer is None:
@@ -115,8 +115,8 @@ def _changed_layer(model: nn.Module) -> str:
 
 
 def watch_layers(model: nn.Module) -> None:
-    """Note the paths of the model's fused layers. All attributes are set here: an attribute that is added
-    later would end the model's shortcut."""
+    """Note the paths of the model's fused layers. All attributes are set here, because a later one would end
+    the model's shortcut."""
     model.__dict__[LAYERS] = tuple(name for name, part in model.named_modules() if UNPADS in vars(part))
     padded_calls_of(model), _links(model)
 
@@ -141,7 +141,7 @@ def padded_calls_of(model: nn.Module) -> Counter[str]:
 
 
 def why_always(model: nn.Module) -> str:
-    """Why every call of this model computes padding; "" where the ids of a call decide."""
+    """Why every call of this model computes padding; "" if the ids of a call decide."""
     if COMPARING in type(model).__name__:
         return "answers are sought at every position"
     if getattr(model, "main_input_name", IDS) != IDS:
@@ -165,7 +165,7 @@ def hides_padding_alone(ids: object, mask: object, padding: int | None) -> bool:
 
 
 def _hides(mask: object) -> bool:
-    """Whether the mask hides something. A mask that is no 2-dimensional tensor counts as if it did."""
+    """Whether the mask hides something. Anything but a 2-dimensional tensor counts as hiding something."""
     return not isinstance(mask, torch.Tensor) or mask.dim() != 2 or bool((mask == 0).any())
 
 
@@ -204,7 +204,7 @@ def find_padding(model: nn.Module, layers: list[nn.Module]) -> list[Step]:
 
 
 def _depends(model: nn.Module) -> str:
-    """DEPENDS, where all layers of the model compute padding; otherwise ""."""
+    """DEPENDS if all layers of the model compute padding; otherwise ""."""
     layers = [layer for layer in model.modules() if UNPADS in vars(layer)]
     return DEPENDS if layers and not any(vars(layer)[UNPADS] for layer in layers) else ""
 
@@ -217,7 +217,7 @@ def models_around(model: nn.Module, layers: list[nn.Module]) -> list[nn.Module]:
 
 
 def all_around(model: nn.Module, layers: list[nn.Module]) -> list[nn.Module]:
-    """`model` and the models inside, as far as they contain one of these layers."""
+    """`model` and the models inside, if they contain one of these layers."""
     inside = {id(layer) for layer in layers}
     return [
         each

@@ -1,4 +1,4 @@
-"""The addresses of a fast path's parts, as the kernels take them: tables, their norm, and the pooler."""
+"""The addresses of a fast path's parts for the kernels: tables, their norm, and the pooler."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hfaccel.engine.weights.packed import PackedWeight
 
 
 class Places:
-    """Native objects of a fast path's parts, and whether these still lie where they did."""
+    """Native objects of a fast path's parts, and a check that the parts have not moved."""
 
     def __init__(self, fast_path: FastPath) -> None:
         self.lookups, self.pooler = fast_path.lookups, fast_path.pooler
@@ -44,7 +44,7 @@ class Places:
         self.unchanged = Snapshot([*held, *parameters], (), plain)
 
     def embed(self, ids: torch.Tensor, types: torch.Tensor | None, output: torch.Tensor) -> bool:
-        """Fill `output` (batch, length, size). Returns False where an id is outside of its table."""
+        """Fill `output` (batch, length, size). Returns False if an id is outside of its table."""
         length = ids.shape[1]
         numbers = {Source.IDS: ids, Source.TYPES: _counted(0, 1) if types is None else types}
         used = [
@@ -74,10 +74,10 @@ class Places:
 
 
 def _parts_problem(tables: list[nn.Embedding], norm: nn.Module) -> str:
-    """Why the kernel cannot compute these lookups and their norm; "" where it can."""
+    """Why the kernel cannot compute these lookups and their norm; "" if it can."""
     for table in tables:
         if type(table) is not nn.Embedding or table.max_norm is not None or "weight" not in table._parameters:
-            return "a table is no plain nn.Embedding"
+            return "a table is not a plain nn.Embedding"
     if norm_kind(norm) not in (NormKind.LAYER, NormKind.RMS):
         return "the norm was replaced"
     one = Sum([(table, _counted(0, 1)) for table in tables])
@@ -85,7 +85,7 @@ def _parts_problem(tables: list[nn.Embedding], norm: nn.Module) -> str:
 
 
 def _is_packed(linear: PackedModule) -> bool:
-    """Whether weight and bias are parameters of the layer itself, in the form that the kernels take."""
+    """Whether weight and bias are the layer's own parameters, in the form that the kernels take."""
     weight, bias = linear.weight, linear.bias
     own = {"weight", "bias"} <= linear._parameters.keys()
     return own and type(weight) is PackedWeight and (bias is None or bias.dtype is torch.float32)

@@ -1,7 +1,7 @@
 """A model that follows its fast path instead of running its forward, in calls without padding.
 
-With few tokens the Python of a forward takes much of the time, because each step finds its working set
-evicted by the weights: 0.4 of 0.9 ms for MiniLM and 8 tokens.
+With few tokens, Python takes much of a forward's time, because the weights evict Python's working set from
+the cache: 0.4 of 0.9 ms for MiniLM and 8 tokens.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from hfaccel.engine.replacements import Arguments, Find, Keywords, Settings, reg
 from hfaccel.outcome import Outcome
 from hfaccel.replacement import replace, undo_outermost
 
-NOT_SOUGHT = "it was not looked for yet"
+NOT_SOUGHT = "it has not been searched for yet"
 TRAINS = "a part of it is in training mode"  # a trial would draw from the program's random numbers
 _seeking = threading.Lock()
 TENSORS = ("input_ids", "attention_mask", "token_type_ids")
@@ -47,7 +47,7 @@ TENSORS = ("input_ids", "attention_mask", "token_type_ids")
 
 @register
 class ShortModel(PaddedModel):
-    """A model with a shortcut, which is taken where a call allows it."""
+    """A model with a shortcut, taken by the calls that allow it."""
 
     hfaccel_name = "shortcut"
     hfaccel_own = (*PaddedModel.hfaccel_own, "_hfaccel_shortcut")
@@ -74,9 +74,9 @@ class ShortModel(PaddedModel):
         return super().forward(*args, **kwargs)
 
     def _hfaccel_is_changed(self) -> bool:
-        """Whether the model trains or has a forward of its own. The shortcut does not check this: it would
-        have to hold the model's attributes, which hold the shortcut, and a model must not outlive its last
-        user."""
+        """Whether the model is in training mode or has a forward of its own. The shortcut does not check
+        this: it would have to hold the model's attributes, which hold the shortcut, and this cycle would keep
+        the model alive after its last user."""
         return self.training or "forward" in self.__dict__
 
     def shortcut(self) -> Shortcut | str:
@@ -85,7 +85,7 @@ class ShortModel(PaddedModel):
         found: Shortcut | str | None = self.__dict__.get("_hfaccel_shortcut")
         if found is None:
             found = self.__dict__["_hfaccel_shortcut"] = NOT_SOUGHT
-        elif found is NOT_SOUGHT and _seeking.acquire(blocking=False):  # never waits: a fork may hold it
+        elif found is NOT_SOUGHT and _seeking.acquire(blocking=False):  # a fork may have copied it locked
             try:
                 found = _find(self)
             finally:
@@ -97,7 +97,7 @@ class ShortModel(PaddedModel):
     def train(self, mode: bool = True) -> ShortModel:
         found = self.__dict__.get("_hfaccel_shortcut")
         if mode and isinstance(found, Shortcut):
-            found.places = None  # they keep packed weights
+            found.places = None  # they keep packed weights alive
         super().train(mode)
         return self
 
@@ -110,12 +110,12 @@ class Shortcut:
         modules = list(_outside(model, fast_path.layers))
         hooks = [table for each in modules for table in (each._forward_hooks, each._forward_pre_hooks)]
         self.config = model.config
-        self.code = current(modules)  # which the trial of this shortcut will run
+        self.code = current(modules)  # the trial of this shortcut will run this code
         self.unchanged = Snapshot(_held(model, modules), (*hooks, *GLOBAL_HOOKS), (), modules[1:])
         self.places: Places | None = None
 
     def __call__(self, args: Arguments, kwargs: Keywords) -> Mapping[str, torch.Tensor] | None:
-        """What the model returns for these arguments; None where its own forward has to compute it."""
+        """The model's result for these arguments; None if the model's own forward has to compute it."""
         given = _given(self.fast_path, args, kwargs)
         if given is None or not self.unchanged.holds() or not self.code.holds():
             return None
@@ -137,7 +137,7 @@ class Shortcut:
         result: Mapping[str, torch.Tensor] = fast_path.result(**fields)
         if not places.embed(*given, rows):
             return None
-        call.compute(tuple(each.native for each in natives), rows, fields[fast_path.hidden])
+        call.compute(natives, rows, fields[fast_path.hidden])
         if fast_path.pooler is not None:
             places.pool(fields[fast_path.hidden], fields[fast_path.pooled])
         return result
@@ -180,12 +180,12 @@ def _are_numbers(tensor: object) -> TypeGuard[torch.Tensor]:
 
 
 def _has(numbers: torch.Tensor, value: int) -> bool:
-    """Three times as fast as (numbers == value).any() where the numbers are few."""
+    """Three times as fast as (numbers == value).any() for few numbers."""
     return kernels().count(numbers.data_ptr(), numbers.numel(), value) > 0
 
 
 def _outside(model: nn.Module, layers: nn.ModuleList) -> Iterator[nn.Module]:
-    """All modules except the layers, which check themselves."""
+    """All modules except the layers and their parts; layers check themselves."""
     yield model
     for child in model.children():
         if child is not layers:
@@ -204,8 +204,8 @@ def _held(model: nn.Module, modules: list[nn.Module]) -> Iterator[Held]:
 
 
 def shorten(model: nn.Module) -> tuple[list[Step], list[Outcome]]:
-    """Give a shortcut to every model inside `model` that can have one. Returns the steps, and why others have
-    none."""
+    """Give a shortcut to every model inside `model` that can have one. Returns the steps, and the report's
+    lines about the others."""
     steps: list[Step] = []
     left: list[Outcome] = []
     for path, module in list(model.named_modules()):
@@ -229,7 +229,7 @@ def _find(model: nn.Module) -> Shortcut | str:
     if any(
         each._forward_hooks or each._forward_pre_hooks or "forward" in vars(each) for each in model.modules()
     ):
-        return "a part of it has a hook, or a forward that is not its class'"
+        return "a part of it has a hook, or a forward other than its class's"
     try:
         shortcut = Shortcut(model, fast_path_of(model))
         problems = (_trial(model, shortcut, arguments) for arguments in _samples(model, shortcut.fast_path))
@@ -253,11 +253,11 @@ def _samples(model: nn.Module, fast_path: FastPath) -> Iterator[dict[str, torch.
 
 
 def _trial(model: nn.Module, shortcut: Shortcut, arguments: dict[str, torch.Tensor]) -> str:
-    """Run the model's forward and the shortcut; "" where they agree."""
+    """Run the model's forward and the shortcut; "" if the results agree."""
     with torch.inference_mode():
         expected, got = model.forward(**arguments), shortcut((), arguments)
     if got is None:
-        return "an ordinary call cannot take it"
+        return "an ordinary call cannot use it"
     if type(got) is not type(expected) or list(got) != list(expected):
         return f"it returns {', '.join(expected)}"
     return difference(tuple(expected.values()), tuple(got.values()))

@@ -1,9 +1,9 @@
-"""Packed linear layers under torch.autocast in bfloat16, whose results are bfloat16 as stock's are.
+"""Packed linear layers under torch.autocast in bfloat16. Like torch's own, they return bfloat16.
 
-A weight in float32 is rounded for that, as stock rounds it at each call; here the rounded weight is kept for
-as long as the weight does not change. A few rows are multiplied by the kernels. For more rows torch's own
-product of bfloat16 is the faster one, which needs the ordinary layout. A CPU that has no instruction for
-bfloat16 multiplies float32: that is faster there, and more exact.
+A float32 weight is rounded first. torch rounds the weight at each call; here the rounded weight is kept until
+the weight changes. With few rows the kernels multiply. With more rows torch's own product in bfloat16 is
+faster; it needs the ordinary layout. A CPU without an instruction for bfloat16 multiplies float32, which is
+faster there and more exact.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FEW = 128  # rows; measured for 768 x 3072 and its transpose
 T = TypeVar("T")
 Product = Callable[[torch.Tensor, PackedWeight, torch.Tensor | None], torch.Tensor]
 
-# Packed bytes -> (their version, the weight in bfloat16). They go with those bytes, whoever has them.
+# Packed bytes -> (their version, the weight in bfloat16). An entry is freed together with its bytes.
 _packed, _dense = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
 
 
@@ -32,7 +32,7 @@ def is_bfloat16() -> bool:
 
 
 def under_autocast(module: Any, input: torch.Tensor, product: Product) -> torch.Tensor:
-    """What the layer gives; `product` multiplies by a packed weight."""
+    """The layer's result; `product` multiplies by a packed weight."""
     weight, bias = module.weight, module.bias
     rows = input.numel() // input.shape[-1]
     exact = weight.kind in (Kind.FLOAT32, Kind.BFLOAT16)
@@ -50,14 +50,15 @@ def is_rounded(weight: PackedWeight) -> bool:
 
 
 def rounded(weight: PackedWeight) -> PackedWeight:
-    """The weight packed in what the kernels multiply under autocast; itself where that is how it is."""
+    """The weight in the kind that the kernels multiply under autocast; the weight itself if it is of this
+    kind."""
     if not is_rounded(weight):
         return weight
     return _kept(_packed, weight, lambda: weight.pack(weight.unpack(), None, Kind.BFLOAT16))
 
 
 def forget_laid_out(weight: PackedWeight) -> None:
-    """Of a weight that only the kernels will multiply from now on."""
+    """Drop the dense copy of a weight that only the kernels will multiply from now on."""
     _dense.pop(weight.memory, None)
 
 
@@ -71,7 +72,7 @@ def _kept(known: WeakTensorKeyDictionary, weight: PackedWeight, make: Callable[[
     half: T
     version, half = known.get(weight.memory, (-1, None))
     if version != weight.memory._version:
-        version = weight.memory._version  # before the values are read: another thread may change them
+        version = weight.memory._version  # read before the values, which another thread may change meanwhile
         with torch.inference_mode(False):
             half = make()
         known[weight.memory] = version, half

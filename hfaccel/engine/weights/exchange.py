@@ -1,8 +1,8 @@
-"""A parameter that becomes another tensor and stays the object that optimizers, ties and hooks hold.
+"""Turns a parameter into another tensor, while it stays the object that optimizers, ties and hooks hold.
 
-`torch.utils.swap_tensors` does the same, but refuses a parameter to which there are weak references, which
-stay right, and one that a graph still needs. Here such a graph keeps the tensor that it was made with, and
-hands that tensor's gradient over to the parameter.
+`torch.utils.swap_tensors` does the same, but refuses a parameter that has weak references, although these
+stay valid, and a parameter that a graph still needs. Here a graph keeps the tensor that it was made with, and
+passes that tensor's gradient on to the parameter.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ import torch
 
 from hfaccel.upstream.of_torch import swap, use_count
 
-# Beside the parameter itself: the node that accumulates its gradient. More: a graph not run yet, or DDP.
+# The parameter itself, and the node that accumulates its gradient. More users mean a graph that has not run
+# yet, or DistributedDataParallel.
 USERS = 2
 
 
 def is_in_use(parameter: torch.Tensor) -> bool:
-    """Whether something inside torch holds the values too: a graph that has saved them and was not run yet,
+    """Whether something inside torch holds the values too: a graph that has saved them and has not run yet,
     or DistributedDataParallel."""
     return use_count(parameter) > USERS
 
 
 def exchange(parameter: torch.Tensor, replacement: torch.Tensor, own: tuple[str, ...] = ()) -> None:
-    """Give `parameter` the nature and values of `replacement`, and the other way round. The parameter keeps
-    its identity, gradient, hooks and what other code has attached to it, all but attributes named in `own`.
+    """Give `parameter` the class, memory and values of `replacement`, and vice versa. The parameter keeps its
+    identity, gradient, hooks, and the attributes that other code has attached, except those named in `own`.
 
-    Exchanging the same two again undoes it. Raises RuntimeError, and changes nothing, where torch cannot
-    (something holds a weak reference of C++).
+    Exchanging the same two again undoes the exchange. If torch cannot exchange them, because something holds
+    a C++ weak reference, raises RuntimeError and changes nothing.
     """
     gradient, before = parameter.grad, parameter._backward_hooks
     after = parameter._post_accumulate_grad_hooks
@@ -48,7 +49,7 @@ def exchange(parameter: torch.Tensor, replacement: torch.Tensor, own: tuple[str,
 
 
 def _hand_over(old: torch.Tensor, parameter: torch.Tensor) -> None:
-    """Let gradients that a graph accumulates in `old` go to the parameter, whose hooks see them there."""
+    """Pass gradients that a graph accumulates in `old` on to the parameter and its hooks."""
     found = weakref.ref(parameter)
 
     def add(tensor: torch.Tensor) -> None:

@@ -170,16 +170,32 @@ def _rounded_part(layout: Layout, values: torch.Tensor, memory: torch.Tensor) ->
 
 def read(layout: Layout, memory: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The weight in the ordinary layout."""
-    words = _read_words(layout, memory)
+    return _values(layout, memory, _read_words(layout, memory), slice(None), dtype)
+
+
+def read_rows(layout: Layout, memory: torch.Tensor, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """These rows of the weight in the ordinary layout: (number of ids, columns)."""
+    words = layout.panels_of(memory)[ids // layout.panel, ids % layout.panel]
+    return _values(layout, memory, words, ids, dtype)
+
+
+def _values(
+    layout: Layout,
+    memory: torch.Tensor,
+    words: torch.Tensor,
+    rows: torch.Tensor | slice,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """What the words of these rows stand for."""
     if layout.kind.is_grouped:
         return values_of(words, layout.kind, layout.columns, dtype)
     types = {Kind.FLOAT32: torch.float32, Kind.BFLOAT16: torch.bfloat16, Kind.INT8: torch.int8}
     numbers = words.view(types[layout.kind])[:, : layout.columns]
     if layout.kind is Kind.INT8:
-        scales = layout.numbers_of_rows(memory)[0]
+        scales = layout.numbers_of_rows(memory)[0][rows]
         values = numbers * scales[:, None] * layout.factors(memory)
         inputs, weights = layout.exact(memory)
         if int(inputs[0]) >= 0:
-            values.index_add_(1, inputs, weights.t())
+            values.index_add_(1, inputs, weights[:, rows].t())
         return values.to(dtype)
     return numbers.to(dtype).contiguous()

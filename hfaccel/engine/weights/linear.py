@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,11 +12,12 @@ from hfaccel.engine.calls.code import Code, code_of
 from hfaccel.engine.calls.fallback import AUTOCAST, COUNTED, TRAINS, UNPACKED, fall_back
 from hfaccel.engine.calls.guards import COMPUTED, outside_graphs, stock_reason
 from hfaccel.engine.kernels import Activation, Kind, kernels, kernels_problem
-from hfaccel.engine.replacements import Find, Keywords, ModuleReplacement, Paths, Settings, register
+from hfaccel.engine.replacements import Find, Paths, Settings, register
 from hfaccel.engine.weights.autocast import is_bfloat16, under_autocast
 from hfaccel.engine.weights.exchange import exchange
+from hfaccel.engine.weights.holder import PackedHolder
 from hfaccel.engine.weights.packed import PackedWeight, TransposedWeight
-from hfaccel.engine.weights.repacking import kind_of, pack_again, unpack_for_now, unpack_to_train
+from hfaccel.engine.weights.repacking import kind_of
 from hfaccel.errors import HfaccelError
 from hfaccel.memory import Arena
 from hfaccel.replacement import original, replace, undo
@@ -58,7 +59,7 @@ def fits(vector: torch.Tensor | None) -> bool:
 
 
 @register
-class PackedModule(ModuleReplacement):
+class PackedModule(PackedHolder):
     """A linear layer with a packed weight of the class `hfaccel_key`. `pack` makes one, `unpack` undoes it.
 
     If the weight is replaced by an ordinary one (`.to(torch.bfloat16)`, `load_state_dict(assign=True)`), the
@@ -68,9 +69,7 @@ class PackedModule(ModuleReplacement):
     hfaccel_name = "linear"
     hfaccel_prefix = "Packed"
     hfaccel_own = (COUNTED,)
-    hfaccel_key: ClassVar[type[PackedWeight]]
     hfaccel_code: ClassVar[Code]  # of the layer's own class
-    weight: Any
     bias: Any
 
     def __init_subclass__(cls, **settings: object) -> None:
@@ -125,31 +124,6 @@ class PackedModule(ModuleReplacement):
         result: torch.Tensor = super().forward(input)
         return result
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PackedModule:
-        """Where `.to()` and the like change the weight, they get an ordinary one. Their result is packed
-        again if the kernels take its type."""
-        weight = self._parameters.get("weight")
-        if isinstance(weight, PackedWeight) and fn(weight) is not weight:
-            unpack_for_now(self)
-        super()._apply(fn, recurse)
-        pack_again(self, self.hfaccel_key, exactly=False)
-        return self
-
-    def train(self, mode: bool = True) -> PackedModule:
-        """An optimizer reads and writes whole weights, many times between two evaluations."""
-        super().train(mode)
-        if mode:
-            unpack_to_train(self)
-        else:
-            pack_again(self, self.hfaccel_key, exactly=True)
-        return self
-
-    def _save_to_state_dict(self, destination: Keywords, prefix: str, keep_vars: bool) -> None:
-        """Checkpoints hold ordinary tensors."""
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if isinstance(self.weight, PackedWeight) and not keep_vars:
-            destination[prefix + "weight"] = self.weight.unpack()
-
 
 def packed_class(module: nn.Module) -> type[PackedWeight] | None:
     """The class of this layer's weight when packed; None if this is no plain linear layer."""
@@ -192,8 +166,8 @@ class _Linear(torch.autograd.Function):
         )
 
 
-def linear_problem(module: Any) -> str:
-    """Why this layer is not packed; "" where it is."""
+def linear_problem(module: Any, narrowest: int = MIN_WIDTH) -> str:
+    """Why this layer is not packed; "" where it is. `narrowest`: what is worth it."""
     weight = module.weight
     if isinstance(module, PackedModule) and type(weight) is module.hfaccel_key:
         return ""  # by an earlier call, for another tree of modules that shares this layer
@@ -206,7 +180,7 @@ def linear_problem(module: Any) -> str:
         "its weight is not an ordinary parameter": type(weight) is not nn.Parameter,
         "its weight was made in inference mode, where parameters cannot be exchanged": weight.is_inference(),
         "its weight is in memory shared with other processes": weight.is_cpu and weight.is_shared(),
-        f"narrower than {MIN_WIDTH}: torch's own path is as fast": min(weight.shape) < MIN_WIDTH,
+        f"narrower than {narrowest}: torch's own path is as fast": min(weight.shape) < narrowest,
         kernels_problem(): bool(kernels_problem()),
     }
     return next((problem for problem, applies in problems.items() if applies), "")

@@ -23,7 +23,7 @@ from hfaccel.apply.children import share_cores
 from hfaccel.engine.kernels import Kind, kernels_problem, panel
 from hfaccel.engine.replacements import Arguments, Keywords
 from hfaccel.engine.weights.exchange import exchange
-from hfaccel.engine.weights.layout import Layout, group_scales, laid_out_anew, read, write
+from hfaccel.engine.weights.layout import Layout, group_scales, laid_out_anew, read, read_rows, write
 from hfaccel.engine.weights.reads import ReadsDense
 from hfaccel.memory import Arena
 from hfaccel.native import NativeMatrix
@@ -148,6 +148,15 @@ class PackedWeight(ReadsDense, nn.Parameter):
         with torch.no_grad():
             return self.turn(read(self.packing, self.memory, self.dtype)).contiguous()
 
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Row `id` of the values for each of the ids, which have any shape. Raises IndexError for an id that
+        is no row."""
+        with torch.no_grad():
+            flat = ids.reshape(-1)
+            if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < self.shape[0]:
+                raise IndexError(f"ids from 0 to {self.shape[0] - 1} must be given, but got others")
+            return read_rows(self.packing, self.memory, flat, self.dtype).view(*ids.shape, self.shape[1])
+
     def overwrite(self, dense: torch.Tensor) -> None:
         """Replace the values, in the memory, and count a new version of it."""
         with torch.no_grad():
@@ -184,6 +193,8 @@ class PackedWeight(ReadsDense, nn.Parameter):
         changed."""
         if func is torch.ops.aten.detach.default:
             return args[0].over(args[0].memory, requires_grad=False)
+        if func is torch.ops.aten.embedding.default and isinstance(args[0], PackedWeight):
+            return args[0].rows(args[1])
         dense: dict[int, torch.Tensor] = {}
 
         def to_dense(value: object) -> object:

@@ -1,7 +1,5 @@
-"""What reads a packed weight below torch's operators: the values of a dense copy, or an error.
-
-The bytes in memory are in the order of the kernels.
-"""
+"""Reads of a packed weight below torch's operators get the values of a dense copy, or an error, because the
+bytes in memory are in the kernels' order."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ class ReadsDense(torch.Tensor):
         raise NotImplementedError
 
     def dense(self) -> torch.Tensor:
-        """A copy in the ordinary layout that requires a gradient where this weight does."""
+        """A copy in the ordinary layout that requires a gradient if this weight does."""
         return self.unpack().requires_grad_(self.requires_grad)
 
     def to_dense(self, *args: object, **kwargs: object) -> torch.Tensor:

@@ -1,5 +1,4 @@
-"""Weights in the ordinary layout for a while, for training or for a change of type, and packed again
-later."""
+"""Puts weights into the ordinary layout for training or for a change of type, and packs them again later."""
 
 from __future__ import annotations
 
@@ -19,21 +18,21 @@ from hfaccel.memory import Arena, padded
 from hfaccel.memory.arena import HUGE_PAGE
 
 WAS = "_hfaccel_was"  # attribute of a layer whose weight was packed and is not now
-LARGE = 4 * HUGE_PAGE  # from here on rounding up to huge pages wastes little
-SHARED = 32 * HUGE_PAGE  # of an arena for smaller ones; nothing of it is touched before it is taken
-ARENA = "_hfaccel_arena"  # attribute of packed bytes: the arena has room for more for as long as they live
+LARGE = 4 * HUGE_PAGE  # bytes of a weight from which rounding up to huge pages wastes little
+SHARED = 32 * HUGE_PAGE  # bytes of an arena for smaller weights; none is touched before a weight takes it
+ARENA = "_hfaccel_arena"  # attribute of packed bytes: keeps their arena alive, so that further weights use it
 
 
 @dataclass(frozen=True)
 class Was:
     """How a weight was packed."""
 
-    kind: Kind | None  # None: in the kind of its own type
+    kind: Kind | None  # None: the kind of its own dtype
     factors: torch.Tensor | None
 
 
 def kind_of(dtype: torch.dtype) -> Kind:
-    """The kind in which a weight is packed if none is asked for."""
+    """The kind in which a weight of this dtype is packed if none is asked for."""
     half = dtype is torch.bfloat16 and not kernels_problem()
     return Kind.BFLOAT16 if half else Kind.FLOAT32
 
@@ -48,15 +47,15 @@ def unpack_for_now(module: nn.Module) -> None:
 
 
 def unpack_to_train(module: nn.Module) -> None:
-    """The same, except where something inside torch holds the weight as it is (DistributedDataParallel)."""
+    """Like `unpack_for_now`, unless something inside torch holds the weight (DistributedDataParallel)."""
     weight = module._parameters.get("weight")
     if isinstance(weight, PackedWeight) and not is_in_use(weight):
         unpack_for_now(module)
 
 
 def pack_again(module: nn.Module, cls: type[PackedWeight], *, exactly: bool) -> None:
-    """Pack a weight that was packed before, if its type and place allow that. `exactly`: only if no value is
-    rounded, which training since would cause."""
+    """Pack a weight that was packed before, if its type and device allow that. `exactly`: only if no value is
+    rounded; training has usually changed the values, so that they would be."""
     was, weight = module.__dict__.get(WAS), module._parameters.get("weight")
     if was is None or isinstance(weight, PackedWeight):
         module.__dict__.pop(WAS, None)
@@ -80,14 +79,15 @@ def _can_be_packed(weight: torch.Tensor) -> bool:
 
 
 def _is_near(packed: PackedWeight, weight: torch.Tensor) -> bool:
-    """Whether packing has changed nothing: int8 is multiplied by its scales in another order."""
+    """Whether packing has changed no value. int8 is compared with a tolerance, because the weight is
+    multiplied by its scales in another order."""
     if packed.kind is Kind.BFLOAT16:
         return torch.equal(packed.unpack(), weight)
     return torch.allclose(packed.unpack(), weight.detach(), rtol=1e-6, atol=0)
 
 
 def _arena(size: int) -> Arena:
-    """Room for a weight, beside those packed before: one `eval()` packs all weights of a model."""
+    """An arena with room for a weight, if possible the last one: `eval()` packs all weights of a model."""
     if size >= LARGE:
         return _new_arena(size)
     last: Callable[[], Arena | None] = getattr(_thread, "last", lambda: None)
@@ -103,4 +103,4 @@ def _new_arena(size: int) -> Arena:
         return Arena(size, pages="thp")
 
 
-_thread = threading.local()  # `last`: the arena that this thread has packed into
+_thread = threading.local()  # `last`: the arena that this thread has last packed into

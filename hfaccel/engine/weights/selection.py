@@ -15,7 +15,9 @@ from hfaccel.memory import Arena, padded
 from hfaccel.outcome import Outcome
 
 
-def find_linears(model: nn.Module, first: Sequence[nn.Linear]) -> tuple[dict[nn.Linear, str], list[Outcome]]:
+def find_linears(
+    model: nn.Module, first: Sequence[nn.Linear], tied: bool = False
+) -> tuple[dict[nn.Linear, str], list[Outcome]]:
     """Those to pack with their paths, in memory order: `first`, which were found packable, then the others;
     and why those left are left."""
     paths = {module: path for path, module in model.named_modules()}
@@ -26,13 +28,30 @@ def find_linears(model: nn.Module, first: Sequence[nn.Linear]) -> tuple[dict[nn.
         if not is_linear(module) or module in selected:
             continue
         problem = linear_problem(module)
-        if not problem and module.weight in embeddings:
-            problem = "its weight is tied to an embedding, which needs it row by row"
+        if not problem and not tied and module.weight in embeddings:
+            problem = "its weight is tied to an embedding, whose rows the kernels look up as they lie"
         if problem:
             left.append(Outcome("linear layer", False, f"not packed: {problem}"))
         else:
             selected[module] = path
     return selected, left
+
+
+def holders(model: nn.Module) -> list[nn.Module]:
+    """The linear layers of the model, and the embeddings that are tied to one."""
+    linears = [module for module in model.modules() if is_linear(module) and module is not model]
+    weights = {module.weight for module in linears if isinstance(module.weight, torch.Tensor)}
+    tied = (each for each in model.modules() if isinstance(each, nn.Embedding) and each.weight in weights)
+    return [*linears, *tied]
+
+
+def find_tied_embeddings(model: nn.Module) -> list[Step]:
+    """Embeddings whose weight was packed for a linear layer."""
+    return [
+        Step(path, "embedding", {}, type(module).__name__, "its rows are unpacked as they are looked up")
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and type(module.weight) is PackedWeight
+    ]
 
 
 def is_dense(module: nn.Linear, kind: Kind, rounds: bool) -> bool:

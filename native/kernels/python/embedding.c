@@ -1,4 +1,4 @@
-/* Embeddings, and a look at their ids. */
+/* Embeddings and their ids. */
 #include "embed.h"
 
 #include <errno.h>
@@ -42,8 +42,8 @@ static int take_ids(PyObject *tuple, const struct embedding *embedding, struct i
   return 1;
 }
 
-/* embed(threads, embedding, ids, output, rows) -> whether every id is a row of its table; if not there is no
- * output */
+/* embed(threads, embedding, ids, output, rows) -> whether every id is a row of its table; if not, nothing is
+ * written */
 PyObject *embed(PyObject *module, PyObject *args)
 {
   unsigned threads;

@@ -1,5 +1,5 @@
-/* Where Python enters an extension: compiled for any CPU, so that a set which this CPU lacks is refused
- * before one of its instructions runs. */
+/* Python's entry into an extension. Compiled for any CPU, so that a set that this CPU lacks is refused before
+ * one of its instructions runs. */
 #include "module.h"
 #include "set.h"
 

@@ -1,4 +1,4 @@
-/* Encoder layers, and a call of some of them. */
+/* Transformer layers, and a call of some of them. */
 #include "seam.h"
 
 static int is_shaped(const struct matrix *matrix, size_t columns, size_t inputs)
@@ -10,8 +10,10 @@ static int is_shaped(const struct matrix *matrix, size_t columns, size_t inputs)
 static int fits(const struct layer *layer)
 {
   const size_t hidden = layer->hidden, width = layer->heads * layer->head_size, wide = layer->up.columns;
-  return is_shaped(&layer->query, width, hidden) && is_shaped(&layer->key, width, hidden) &&
-         is_shaped(&layer->value, width, hidden) && is_shaped(&layer->output, hidden, width) &&
+  const size_t keys = layer->key_heads * layer->head_size;
+  return layer->key_heads > 0 && layer->heads % layer->key_heads == 0 &&
+         is_shaped(&layer->query, width, hidden) && is_shaped(&layer->key, keys, hidden) &&
+         is_shaped(&layer->value, keys, hidden) && is_shaped(&layer->output, hidden, width) &&
          (layer->gate.columns == 0 || is_shaped(&layer->gate, wide, hidden)) &&
          is_shaped(&layer->up, wide, hidden) && is_shaped(&layer->down, hidden, wide) &&
          layer->query.exact == NULL && layer->key.exact == NULL && layer->value.exact == NULL &&
@@ -22,16 +24,22 @@ static int fits(const struct layer *layer)
 }
 
 /* Layer((query, key, value, output), (gate or None, up, down), (attention_norm, output_norm), head_size,
- *       norm_first, activation, attention_kind, scale) */
+ *       norm_first, activation, attention_kind, scale[, (query_norm, key_norm, attention_end, output_end),
+ *       parallel]); None for any of the last norms */
 int read_layer(PyObject *args, void *content)
 {
   struct layer *layer = content;
+  const struct norm none = {.kind = NORM_NONE};
   int attention;
-  if (!PyArg_ParseTuple(args, "(O&O&O&O&)(O&O&O&)(O&O&)O&pO&if", to_matrix, &layer->query, to_matrix,
-                        &layer->key, to_matrix, &layer->value, to_matrix, &layer->output, to_matrix_or_none,
-                        &layer->gate, to_matrix, &layer->up, to_matrix, &layer->down, to_norm,
-                        &layer->attention_norm, to_norm, &layer->output_norm, to_size, &layer->head_size,
-                        &layer->norm_first, to_activation, &layer->activation, &attention, &layer->scale))
+  layer->query_norm = layer->key_norm = layer->attention_end = layer->output_end = none;
+  if (!PyArg_ParseTuple(args, "(O&O&O&O&)(O&O&O&)(O&O&)O&pO&if|(O&O&O&O&)p", to_matrix, &layer->query,
+                        to_matrix, &layer->key, to_matrix, &layer->value, to_matrix, &layer->output,
+                        to_matrix_or_none, &layer->gate, to_matrix, &layer->up, to_matrix, &layer->down,
+                        to_norm, &layer->attention_norm, to_norm, &layer->output_norm, to_size,
+                        &layer->head_size, &layer->norm_first, to_activation, &layer->activation, &attention,
+                        &layer->scale, to_norm_or_none, &layer->query_norm, to_norm_or_none, &layer->key_norm,
+                        to_norm_or_none, &layer->attention_end, to_norm_or_none, &layer->output_end,
+                        &layer->parallel))
     return 0;
   if (layer->head_size == 0 || (attention != KIND_F32 && !operand_is_bf16((enum kind)attention))) {
     PyErr_Format(PyExc_ValueError, "head_size above 0 and attention in %s must hold, but got %zu and %d",
@@ -41,6 +49,7 @@ int read_layer(PyObject *args, void *content)
   layer->attention = (enum kind)attention;
   layer->hidden = layer->output.columns;
   layer->heads = layer->query.columns / layer->head_size;
+  layer->key_heads = layer->key.columns / layer->head_size;
   return must_hold(
       fits(layer),
       "shapes and kinds of the matrices that fit each other and head_size, and whole words in a head,");
@@ -88,14 +97,24 @@ int read_bias(PyObject *args, void *content)
          must_hold(bias->numbers != NULL, "an address that is not 0");
 }
 
-/* Rotary(cosines, sines, angles) */
+/* Rotary(cosines, sines, angles, size) */
 int read_rotary(PyObject *args, void *content)
 {
   struct rotary *rotary = content;
-  return PyArg_ParseTuple(args, "O&O&O&", to_address, &rotary->cosines, to_address, &rotary->sines, to_size,
-                          &rotary->angles) &&
+  return PyArg_ParseTuple(args, "O&O&O&O&", to_address, &rotary->cosines, to_address, &rotary->sines, to_size,
+                          &rotary->angles, to_size, &rotary->size) &&
          must_hold(rotary->cosines != NULL && rotary->sines != NULL && rotary->angles > 0,
                    "addresses of cosines and sines that are not 0, and angles above 0,");
+}
+
+/* Past(columns, length, batch, head, token, bf16, begins) */
+int read_past(PyObject *args, void *content)
+{
+  struct past *past = content;
+  return PyArg_ParseTuple(args, "O&O&O&O&O&pO&", to_size, &past->columns, to_size, &past->length, to_size,
+                          &past->batch, to_size, &past->head, to_size, &past->token, &past->bf16, to_address,
+                          &past->begins) &&
+         must_hold(past->columns > 0, "columns above 0");
 }
 
 /* Relative(keys, queries, buckets, index, reach) */
@@ -128,22 +147,82 @@ static Py_ssize_t take_layers(PyObject *tuple, const struct layer **layers)
   return count;
 }
 
-/* run_layers(layers, threads, input, output, sequences, bias, rotary, relative) -> None; None for any of the
- * last three */
+/* The addresses of keys and values of `count` layers, one after another in a tuple. */
+static int take_caches(PyObject *tuple, struct cache *caches, Py_ssize_t count)
+{
+  if (!must_hold(PyTuple_Size(tuple) == 2 * count, "two addresses in caches for each layer"))
+    return 0;
+  for (Py_ssize_t i = 0; i < count; i++)
+    if (!to_address(PyTuple_GetItem(tuple, 2 * i), &caches[i].keys) ||
+        !to_address(PyTuple_GetItem(tuple, 2 * i + 1), &caches[i].values) ||
+        !must_hold(caches[i].keys != NULL && caches[i].values != NULL, "addresses that are not 0"))
+      return 0;
+  return 1;
+}
+
+/* Whether each sequence lies within its rows of the batch, and sees a token. */
+static int follow_past(const struct sequences *all, const struct past *past)
+{
+  for (size_t s = 0; s < all->count; s++) {
+    const size_t column = (size_t)all->first[s] % past->columns, length = (size_t)all->length[s];
+    if (column + length > past->columns ||
+        (past->begins != NULL && (past->begins[s] < 0 || (size_t)past->begins[s] > past->length + column)))
+      return 0;
+  }
+  return all->seen == NULL;
+}
+
+static int is_rotated(const struct layer *layer, const struct rotary *rotary)
+{
+  return rotary->cosines == NULL || (rotary->size % 2 == 0 && rotary->size <= layer->head_size);
+}
+
+static int are_rotated(const struct layer *const *layers, Py_ssize_t count, const struct rotary *rotary)
+{
+  for (Py_ssize_t i = 0; i < count; i++)
+    if (!is_rotated(layers[i], rotary))
+      return 0;
+  return 1;
+}
+
+/* Whether keys and values in bfloat16 are multiplied so, if the layers do. */
+static int suit_cache(const struct layer *const *layers, Py_ssize_t count, const struct past *past)
+{
+  for (Py_ssize_t i = 0; i < count; i++)
+    if (layers[i]->attention == KIND_BF16 && !past->bf16)
+      return 0;
+  return 1;
+}
+
+/* run_layers(layers, threads, input, output, sequences, bias, rotary, relative[, past, caches]) -> None; None
+ * for any of the objects after sequences */
 PyObject *run_layers(PyObject *module, PyObject *args)
 {
   PyObject *tuple;
   unsigned threads;
+  PyObject *addresses = NULL;
   struct call call = {0};
-  if (!PyArg_ParseTuple(args, "O!O&O&O&O&O&O&O&", &PyTuple_Type, &tuple, to_threads, &threads, to_address,
-                        &call.input, to_address, &call.output, to_sequences, &call.sequences, to_bias_or_none,
-                        &call.bias, to_rotary_or_none, &call.rotary, to_relative_or_none, &call.relative))
+  if (!PyArg_ParseTuple(args, "O!O&O&O&O&O&O&O&|O&O!", &PyTuple_Type, &tuple, to_threads, &threads,
+                        to_address, &call.input, to_address, &call.output, to_sequences, &call.sequences,
+                        to_bias_or_none, &call.bias, to_rotary_or_none, &call.rotary, to_relative_or_none,
+                        &call.relative, to_past_or_none, &call.past, &PyTuple_Type, &addresses))
     return NULL;
   const struct layer *layers[MOST_LAYERS];
+  struct cache caches[MOST_LAYERS];
   const Py_ssize_t count = take_layers(tuple, layers);
   if (count < 0 || !must_hold(call.sequences.rows == 0 || (call.input != NULL && call.output != NULL),
                               "addresses that are not 0"))
     return NULL;
+  if (!must_hold(are_rotated(layers, count, &call.rotary), "an even size of rotary positions within a head"))
+    return NULL;
+  if (call.past.columns > 0) {
+    if (!must_hold(addresses != NULL, "caches beside the past") || !take_caches(addresses, caches, count) ||
+        !must_hold(follow_past(&call.sequences, &call.past),
+                   "sequences within their columns that see a token") ||
+        !must_hold(suit_cache(layers, count, &call.past), "a cache in bfloat16 where attention is"))
+      return NULL;
+    call.past.caches = caches;
+  }
   int error;
   Py_BEGIN_ALLOW_THREADS;
   error = layers_run(layers, (size_t)count, &call, threads);

@@ -1,5 +1,5 @@
-/* hfaccel._kernels_<set>: the extension module of one instruction set. It cannot be imported where the CPU
- * lacks the set, so nothing of it can be called there. */
+/* hfaccel._kernels_<set>: the extension module of one instruction set. It cannot be imported on a CPU that
+ * lacks the set, so none of its functions can be called there. */
 #include "module.h"
 
 #include "scratch.h"
@@ -37,8 +37,7 @@ static PyMethodDef functions[] = {{"run_layers", run_layers, METH_VARARGS, NULL}
 static struct PyModuleDef definition = {
     .m_base = PyModuleDef_HEAD_INIT, .m_name = "_kernels", .m_size = 0, .m_methods = functions};
 
-/* PANEL, and whether an instruction multiplies bfloat16 and int8: what packed weights and layers depend on.
- */
+/* PANEL, and whether instructions multiply bfloat16 and int8: packed weights and layers depend on these. */
 static int add_constants(PyObject *module)
 {
   return PyModule_AddIntMacro(module, PANEL) < 0 || PyModule_AddIntMacro(module, DOT_BF16) < 0 ||

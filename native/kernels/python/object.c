@@ -20,6 +20,7 @@ static const struct {
     [SEQUENCES] = {"hfaccel._kernels.Sequences", sizeof(struct sequences), read_sequences},
     [BIAS] = {"hfaccel._kernels.Bias", sizeof(struct bias), read_bias},
     [ROTARY] = {"hfaccel._kernels.Rotary", sizeof(struct rotary), read_rotary},
+    [PAST] = {"hfaccel._kernels.Past", sizeof(struct past), read_past},
     [RELATIVE] = {"hfaccel._kernels.Relative", sizeof(struct relative), read_relative},
     [EMBEDDING] = {"hfaccel._kernels.Embedding", sizeof(struct embedding), read_embedding},
 };
@@ -89,6 +90,8 @@ static int copy(PyObject *object, enum type type, void *out)
 CONVERTER(to_matrix, MATRIX, 0)
 CONVERTER(to_matrix_or_none, MATRIX, 1)
 CONVERTER(to_norm, NORM, 0)
+CONVERTER(to_norm_or_none, NORM, 1)
+CONVERTER(to_past_or_none, PAST, 1)
 CONVERTER(to_sequences, SEQUENCES, 0)
 CONVERTER(to_bias_or_none, BIAS, 1)
 CONVERTER(to_rotary_or_none, ROTARY, 1)

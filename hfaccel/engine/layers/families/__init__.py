@@ -1,16 +1,15 @@
 """Families of encoder layers, one file for each naming scheme of their parts. This is the manual for
 adding one.
 
-A layer is recognised by its parts, not by its class or its version. That such a layer computes what the
-family says is not believed but tested, on random input against the layer's own forward, before it is used
-(`hfaccel.engine.layers.trial`). So families may name the same parts and differ in what is done with them;
-the first that agrees is taken, in the order of the files' names and within a file in the order of its
-FAMILIES.
+A layer is recognised by its parts, not by its class or version. Before the layer is fused, a test on random
+input against the layer's own forward confirms that the layer computes what the family claims
+(`hfaccel.engine.layers.trial`). So several families may name the same parts and compute different things with
+them; the first that passes is taken, in the order of the files' names and, within a file, of its FAMILIES.
 
-To add a family, add a file here whose FAMILIES names the paths of the parts (the fields of `Parts`) and,
-where the layer takes or gives something else than most, a subclass of Call with a `sample` for the trial.
-Another package calls `register(family)`, or lets an entry point of the group `hfaccel.families` name its
-Family: a fused model is then loaded wherever that package is installed.
+To add a family, add a file here whose FAMILIES names the paths of the parts (the fields of `Parts`). If the
+layer has unusual arguments or results, the file also defines a subclass of Call with a `sample` for the
+trial. Another package calls `register(family)`, or has an entry point of the group `hfaccel.families` for its
+Family: a fused model can then be loaded wherever that package is installed.
 """
 
 from __future__ import annotations

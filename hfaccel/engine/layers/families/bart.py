@@ -1,4 +1,4 @@
-"""The encoders of Whisper, BART and others of fairseq."""
+"""The encoders of Whisper, BART and other models from fairseq."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a family is, and the list of those that are known."""
+"""What a family is, and the list of known families."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from hfaccel.engine.kernels import ACTIVATIONS, WIDEST_PANEL
 from hfaccel.engine.layers.call import Call
-from hfaccel.engine.layers.parts import Parts, head_size
+from hfaccel.engine.layers.parts import Parts, head_size, split_gate_up, split_qkv
 from hfaccel.engine.norms import norm_kind
 
 GROUP = "hfaccel.families"  # of entry points
@@ -25,7 +25,7 @@ class Family(Parts):
 
     name: str
     call: type[Call] = Call
-    marks: tuple[str, ...] = ()  # attributes that the attention has, where the parts are those of others too
+    marks: tuple[str, ...] = ()  # attributes of the attention that tell families with equal parts apart
 
     def __post_init__(self) -> None:
         if not all(self.attention_inputs) or not self.wide_inputs:
@@ -35,7 +35,7 @@ class Family(Parts):
             )
 
     def __reduce__(self) -> tuple[object, ...]:
-        """By name: a pickled model is loaded where the family may lie elsewhere or be a newer one."""
+        """Pickle the name only: where a model is loaded, the family may be a newer one."""
         return family_of, (self.name,)
 
 
@@ -43,7 +43,7 @@ FAMILIES: list[Family] = []
 
 
 def register(family: Family) -> None:
-    """Add a family, or replace the one of that name. Layers are tried in this order."""
+    """Add a family, or replace the one of that name. Families are tried in the order of registration."""
     names = [known.name for known in FAMILIES]
     if family.name in names:
         FAMILIES[names.index(family.name)] = family
@@ -67,7 +67,7 @@ def load_others() -> None:
 
 
 def family_of(name: str) -> Family:
-    """Raises ValueError for a name that no family has."""
+    """The family of this name. Raises ValueError for a name that no family has."""
     load_others()
     for family in FAMILIES:
         if family.name == name:
@@ -90,28 +90,36 @@ def candidates(layer: nn.Module) -> Iterator[Family]:
 
 
 def fusing_problem(family: Family, layer: nn.Module) -> str:
-    """Why the parts, as they are, cannot be computed as one layer; "" where they can. The linear layers
-    must have been found packable before."""
+    """Why these parts cannot be computed as one layer; "" if they can. The linear layers must be known to be
+    packable."""
     activation, attention = attrgetter(family.activation)(layer), attrgetter(family.attention)(layer)
     linears = family.linears(layer)
     if not all(isinstance(linear, nn.Linear) for linear in linears):
-        return "a projection is no nn.Linear"
+        return "a projection is not an nn.Linear"
     if any(norm_kind(norm) is None for norm in family.norms(layer)):
         return "its norms are not nn.LayerNorm"
     if type(activation).__name__ not in ACTIVATIONS:
         return f"the activation {type(activation).__name__} cannot be fused"
-    if getattr(layer, "is_decoder", False) or getattr(attention, "is_causal", False):
-        return "it is a decoder's layer"
+    if problem := _direction_problem(family, layer, attention):
+        return problem
     if family.call.configured and not hasattr(attention, "config"):
         return (
             "its attention does not use transformers' attention interface, as the call of the family "
             f"{family.name} says (Call.configured)"
         )
-    width = linears[0].out_features // (3 if family.qkv else 1)
+    width = attrgetter(family.attention_output)(layer).in_features
     size = head_size(attention)
     if size is None or size % 2 or width % size:
         return f"heads of {size} numbers do not make up a row of {width}"
-    splits = [*([width] if family.qkv else []), *([linears[-1].in_features] if family.gate_up else [])]
-    if any(split % WIDEST_PANEL for split in splits):
-        return f"parts of a joint projection are no multiple of {WIDEST_PANEL} wide"
+    joint = split_qkv(family, layer) if family.qkv else []
+    joint += split_gate_up(family, layer) if family.gate_up else []
+    if any(rows.start % WIDEST_PANEL for _, rows in joint):
+        return f"the width of a part of a joint projection is not a multiple of {WIDEST_PANEL}"
     return ""
+
+
+def _direction_problem(family: Family, layer: nn.Module, attention: nn.Module) -> str:
+    """Why the layer's tokens do not see those that the family says."""
+    if getattr(attention, "is_causal", False) is not family.call.follows:
+        return "its attention is not causal" if family.call.follows else "it is a decoder's layer"
+    return "it is a decoder's layer" if getattr(layer, "is_decoder", False) else ""

@@ -1,4 +1,4 @@
-"""BLIP's images."""
+"""BLIP's encoder of images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hfaccel.engine.layers.families.yolos import Unmasked
 
 
 class EagerUnmasked(Unmasked, Eager):
-    """BLIP's images, which have no padding."""
+    """BLIP: images have no padding, and attention is eager."""
 
     __slots__ = ()
 

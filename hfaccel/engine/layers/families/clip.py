@@ -1,4 +1,4 @@
-"""CLIP, whose texts are causal, and SigLIP, whose layers do not listen to that."""
+"""CLIP, whose texts use causal attention, and SigLIP, whose layers ignore is_causal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DeBERTa-v2 and v3, whose scores depend on the distances between tokens too."""
+"""DeBERTa-v2 and v3, whose scores also depend on the distances between tokens."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hfaccel.engine.layers.parts import Parts
 
 
 class Disentangled(Call):
-    """DeBERTa-v2: scores of distances beside those of contents, and a mask that hides padding from
-    everything and everything from padding."""
+    """DeBERTa-v2: scores of distances are added to those of contents, and the mask hides padding from all
+    tokens and all tokens from padding."""
 
     __slots__ = ("given", "kept")
     configured: ClassVar[bool] = False
@@ -26,7 +26,7 @@ class Disentangled(Call):
         "rel_embeddings",
         "output_attentions",
     )
-    alike: ClassVar[bool] = False  # each has projections of the distances of its own
+    alike: ClassVar[bool] = False  # each layer projects the distances with its own weights
 
     def __init__(self, layer: NativeLayer) -> None:
         super().__init__(layer)

@@ -1,4 +1,4 @@
-"""LayoutLM: BERT, with a mask in every call."""
+"""LayoutLM: BERT whose layers are always given a mask."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hfaccel.engine.layers.parts import Parts
 
 
 class Masked(Call):
-    """LayoutLM: its attention does not say that it is not causal. Without a mask transformers takes it for
-    causal, so that a mask is always passed."""
+    """LayoutLM: without a mask, transformers would take its attention for causal, because the attention does
+    not say otherwise. The model always passes a mask."""
 
     __slots__ = ()
 

@@ -1,8 +1,9 @@
-"""LayoutLMv3: BERT with biases of positions in a text and on a page."""
+"""LayoutLMv3: BERT with biases for positions in a text and on a page."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -20,9 +21,9 @@ BIASES = ("rel_pos", "rel_2d_pos")
 
 
 class TextBias(Eager):
-    """LayoutLMv3: biases of distances between words and between their places on a page, which differ from
-    text to text. The mask, which has holes where an image follows a padded text, is added to them. Texts run
-    one after another: they are long."""
+    """LayoutLMv3: the biases come from distances between words, in the text and on the page, and differ from
+    text to text. The mask, which has holes if an image follows a padded text, is added to them. Texts run
+    one after another, which costs little because they are long."""
 
     __slots__ = ("biases", "given")
     unpads: ClassVar[bool] = False
@@ -62,7 +63,7 @@ class TextBias(Eager):
         self.biases, self.sequences = bias, whole(1, length)
         return ""
 
-    def compute(self, layers: tuple[object, ...], rows: torch.Tensor, output: torch.Tensor) -> None:
+    def compute(self, layers: Sequence[NativeLayer], rows: torch.Tensor, output: torch.Tensor) -> None:
         for number, bias in enumerate(self.biases):
             self.bias = bias
             super().compute(layers, rows[number : number + 1], output[number : number + 1])
@@ -74,7 +75,7 @@ class TextBias(Eager):
 
 
 def _fits(tensor: torch.Tensor, shape: torch.Size) -> bool:
-    """Whether it can be added to what has this shape, (batch, heads, length, length)."""
+    """Whether the tensor can be added to one of this shape, (batch, heads, length, length)."""
     return tensor.dim() == 4 and all(
         each in (1, size) for each, size in zip(tensor.shape, shape, strict=True)
     )

@@ -15,8 +15,8 @@ from hfaccel.upstream.of_transformers import collected
 
 
 class Eager(Call):
-    """MarkupLM: transformers has no other attention for it than eager, which adds masks to scores, and gives
-    them back where attentions are asked for."""
+    """MarkupLM: transformers implements only eager attention, which adds masks to scores, and returns the
+    attention weights if asked for them."""
 
     __slots__ = ()
     implementation: ClassVar[str] = "eager"

@@ -1,4 +1,4 @@
-"""ModernBERT: joint projections, rotary positions, and layers that see a window only."""
+"""ModernBERT: joint projections, rotary positions, and layers with sliding windows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MPNet, whose layers are all given one bias for the scores."""
+"""MPNet, whose layers all get the same bias for their scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hfaccel.engine.layers.parts import Parts
 
 
 class PassedBias(Call):
-    """MPNet: every layer is given the same bias for its scores, (1 or batch, heads, length, length)."""
+    """MPNet: every layer gets the same bias for its scores, (1 or batch, heads, length, length)."""
 
     __slots__ = ()
     positional: ClassVar[tuple[str, ...]] = ("position_bias",)

@@ -15,7 +15,7 @@ from hfaccel.engine.layers.parts import Parts
 
 
 class FirstBias(PassedBias):
-    """T5: the first layer makes the bias and hands it on: (hidden states, bias, None)."""
+    """T5: the first layer makes the bias and passes it on. A layer returns (hidden states, bias, None)."""
 
     __slots__ = ("passed",)
     alike: ClassVar[bool] = False
@@ -43,7 +43,7 @@ class FirstBias(PassedBias):
 
 
 class OwnBias(FirstBias):
-    """UMT5: every layer makes a bias of its own, and gives hidden states alone."""
+    """UMT5: every layer makes its own bias, and returns hidden states alone."""
 
     __slots__ = ()
     positional: ClassVar[tuple[str, ...]] = ()
@@ -58,8 +58,8 @@ class OwnBias(FirstBias):
 
 
 def _made_bias(attention: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """(1, heads, length, length). It depends on distances alone: the module is asked for one query, from
-    which all keys are seen, and the other queries see a part of the same row."""
+    """The bias, (1, heads, length, length), which depends on distances alone. The module computes one row
+    that covers all distances, and each query's row is a part of that row."""
     length = hidden.shape[1]
     if not attention.has_relative_attention_bias:
         return hidden.new_zeros(1, attention.n_heads, length, length)

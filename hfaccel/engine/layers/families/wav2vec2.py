@@ -1,4 +1,4 @@
-"""wav2vec2, HuBERT and other encoders of sounds, with norms after or before."""
+"""wav2vec2, HuBERT and other encoders of sounds, with post-norm or pre-norm layers."""
 
 from __future__ import annotations
 

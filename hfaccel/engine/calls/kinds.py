@@ -1,4 +1,4 @@
-"""Which layers are of one kind, so that the trial of one speaks for all of them."""
+"""Which modules are of one kind, so that the trial of one is valid for all of them."""
 
 from __future__ import annotations
 
@@ -12,27 +12,25 @@ from torch import nn
 
 from hfaccel.engine.calls.settings import FUNCTIONS
 from hfaccel.engine.calls.snapshot import Table
-from hfaccel.engine.layers.families import Family
 from hfaccel.replacement import PREFIX
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum)
 CONTAINERS = (list, tuple, dict, set, frozenset)
 TORCHS = frozenset(vars(nn.Module()))
-# A layer's number among the layers of its model. Caches read it, and a fused layer takes no cache. What else
-# may depend on it is seen: what was chosen by it when the layer was made, such as a sliding window, is an
-# attribute of its own, and whether a forward reads it `hfaccel.engine.layers.trial` finds out.
+# A layer's number among the layers of its model. Caches read the index, but a fused layer takes no cache. Any
+# other dependence is noticed: choices made when the layer was built, such as a sliding window, are attributes
+# of their own, and `hfaccel.engine.layers.trial` finds out whether a forward reads the index.
 INDICES = ("layer_idx", "layer_id")
 
 
-def kind_of(family: Family, layer: nn.Module, indexed: bool = False) -> Hashable:
-    """Equal for layers that compute the same where their weights are equal: of the same classes and shapes,
-    with the same attributes of all parts and of their configs. `indexed`: indices count too."""
+def kind_of(module: nn.Module, indexed: bool = False) -> Hashable:
+    """Equal for modules that compute the same if their weights are equal: all parts have the same classes and
+    shapes, and the same attributes, configs included. `indexed`: indices count too."""
     known: dict[int, Hashable] = {}
-    parts = (
+    return tuple(
         (path, type(part), part.training, *_shapes(part), *_attributes(part, indexed, known))
-        for path, part in layer.named_modules()
+        for path, part in module.named_modules()
     )
-    return family.name, *parts
 
 
 def indices_of(layer: nn.Module) -> Iterator[tuple[Table, str]]:
@@ -54,7 +52,7 @@ def _attributes(part: nn.Module, indexed: bool, known: dict[int, Hashable]) -> I
 
 
 def _value(value: object, known: dict[int, Hashable]) -> Hashable:
-    """Equal for equal values. What is not known to be plain is equal to itself alone. `known`: configs, which
+    """Equal for equal values. A value of an unknown class is equal to itself alone. `known`: configs, which
     many parts share."""
     if isinstance(value, PLAIN):
         return repr(value)
@@ -72,7 +70,7 @@ def _value(value: object, known: dict[int, Hashable]) -> Hashable:
 
 
 def _of_function(value: object, known: dict[int, Hashable]) -> Hashable:
-    """transformers keeps partials and methods as functions of activations: another object in each layer."""
+    """transformers uses partials and methods as activation functions, each layer its own object."""
     if isinstance(value, partial):
         return value.func, _items(value.args, known), _items(value.keywords, known)
     if isinstance(value, MethodType):

@@ -1,0 +1,79 @@
+"""Which tokens a decoder's call computes, and which tokens these see, read from the mask of its layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from hfaccel.engine.calls.ragged import HIDDEN, Sequences, whole
+
+
+@dataclass(frozen=True, eq=False)
+class Followed:
+    """Rows of a (batch x columns) input that follow `past` tokens, which lie in a cache."""
+
+    sequences: Sequences
+    begins: torch.Tensor | None = None  # int32: of each sequence the first token that is seen; None: 0
+    hides_rows: bool = False  # padding before the first token is among the rows
+
+
+def read_followed(
+    mask: torch.Tensor | None, batch: int, columns: int, past: int, window: int = -1
+) -> Followed | str:
+    """What `mask` says, or why that is more than who comes after whom and padding before the first token.
+
+    `mask`: (batch or 1, 1, columns, past + columns), True or 0 where a token is seen; None where each token
+    sees those before it. `window`: how far tokens see at most, -1 for no limit; the mask has to say so too.
+    """
+    if mask is None:
+        if past and columns > 1:
+            return "there is no mask for several tokens after others"
+        return _all_seen(batch, columns)
+    total = past + columns
+    shape = tuple(mask.shape)
+    if len(shape) != 4 or shape[0] not in (1, batch) or shape[1:] != (1, columns, total):
+        return f"the attention mask has the shape {shape}"
+    visible = mask[:, 0]
+    if mask.dtype is not torch.bool:
+        visible = visible == 0
+        if not bool((visible | (mask[:, 0] <= HIDDEN)).all()):
+            return "the attention mask adds to the scores"
+    if columns == 1 and bool(visible.all()) and not _limits(window, past):
+        return _all_seen(batch, columns)
+    return _read(visible, batch, columns, past, window)
+
+
+@lru_cache(maxsize=64)
+def _all_seen(batch: int, columns: int) -> Followed:
+    """Each token sees itself and all before it."""
+    return Followed(_windowed(whole(batch, columns), -1))
+
+
+def _windowed(sequences: Sequences, window: int) -> Sequences:
+    return Sequences(sequences.rows, sequences.count, sequences.first, sequences.length, window=window)
+
+
+def _limits(window: int, past: int) -> bool:
+    return 0 <= window < past
+
+
+def _read(visible: torch.Tensor, batch: int, columns: int, past: int, window: int) -> Followed | str:
+    total = past + columns
+    begins = visible.any(1).int().argmax(1)  # (batch or 1,)
+    key, query = torch.arange(total), torch.arange(past, total)
+    seen = (key[None] <= query[:, None]) & ((query[:, None] - key[None] <= window) | (window < 0))
+    expected = seen[None] & (key >= begins[:, None])[:, None]
+    real = query >= begins[:, None]  # rows of padding see what they like
+    if not torch.equal(visible & real[:, :, None], expected & real[:, :, None]):
+        return "the attention mask hides more than what comes after a token and padding before the first"
+    begins = begins.expand(batch)
+    hidden = (begins - past).clamp(min=0)
+    if int(hidden.max()) >= columns:
+        return "a sequence is all padding"
+    rows = whole(batch, columns)
+    with torch.inference_mode(False):
+        first, length = rows.first + hidden.int(), rows.length - hidden.int()
+        sequences = Sequences(rows.rows, batch, first, length, window=window)
+        return Followed(sequences, begins.int().contiguous(), bool(hidden.any()))

@@ -1,0 +1,160 @@
+"""One call of fused decoder layers: tokens that follow others, whose keys and values lie in a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from hfaccel.engine.calls.followed import Followed, read_followed
+from hfaccel.engine.kernels import Kind, kernels
+from hfaccel.engine.layers.call import Call, Mask, Sample
+from hfaccel.engine.layers.native_layer import NativeLayer
+from hfaccel.engine.layers.parts import Parts, head_size, key_width
+from hfaccel.engine.layers.rooms import (
+    Rooms,
+    cache_problem,
+    make_rooms,
+    new_cache,
+    together_problem,
+    tokens_in,
+)
+from hfaccel.engine.replacements import Arguments, Keywords
+from hfaccel.native import NativePast
+
+CACHE = "past_key_values"
+HANDED_ON = frozenset({"position_ids", "cache_position", "use_cache", "output_attentions", "return_dict"})
+
+
+class Filled:
+    """In a sample: a cache with this many tokens, made anew for each call, which adds its own."""
+
+    TOKENS: ClassVar[int] = 5
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def make(self, layer: nn.Module, parts: Parts, batch: int) -> Any:
+        attention = layer.get_submodule(parts.attention)
+        size = head_size(attention) or 1
+        shape = batch, key_width(parts, layer) // size, self.tokens, size
+        generator = torch.Generator().manual_seed(0)
+        cache = new_cache()
+        if self.tokens:
+            cache.update(*(torch.randn(shape, generator=generator) for _ in range(2)), attention.layer_idx)
+        return cache
+
+
+class DecoderCall(Call):
+    """Of a layer that takes hidden states, a causal mask, perhaps a cache and rotary positions, and gives
+    hidden states."""
+
+    __slots__ = ("cache", "followed", "past")
+    unpads: ClassVar[bool] = False  # padding before the first token is no token; there is no other
+    follows: ClassVar[bool] = True
+    cache_name: ClassVar[str] = CACHE  # of the argument
+
+    def __init__(self, layer: NativeLayer) -> None:
+        super().__init__(layer)
+        self.cache: Any = None
+        self.past = 0  # tokens in the cache
+        self.followed: Followed
+
+    def read(self, hidden: torch.Tensor, args: Arguments, kwargs: Keywords, unpad: bool) -> str:
+        return "arguments were passed by position" if args else super().read(hidden, args, kwargs, unpad)
+
+    def take_argument(self, hidden: torch.Tensor, name: str, value: Any) -> str:
+        if name == self.cache_name:
+            self.cache = value
+            return cache_problem(value, self.layer.attention.layer_idx)
+        if name in HANDED_ON:
+            return ""
+        return super().take_argument(hidden, name, value)
+
+    def complete(self, hidden: torch.Tensor) -> str:
+        if self.cache is not None:
+            self.past = tokens_in(self.cache, self.layer.attention.layer_idx)
+        return super().complete(hidden)
+
+    def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
+        batch, columns, _ = hidden.shape
+        wanted = batch, columns, self.past, self.layer.window
+        if mask is None:
+            found = read_followed(None, *wanted)
+        else:
+            found = self.layer.seen.followed.get(mask, wanted, lambda: read_followed(mask, *wanted))
+        if isinstance(found, str):
+            return found
+        self.followed, self.sequences = found, found.sequences
+        return ""
+
+    def compute(self, layers: Sequence[NativeLayer], rows: torch.Tensor, output: torch.Tensor) -> None:
+        rooms = self._rooms(layers, rows.shape)
+        if self.followed.hides_rows:
+            output.zero_()
+            rooms.clear()
+        past = self._past(rooms, rows.shape[1])
+        self.call_kernels(layers, rows, output, past, rooms.addresses())
+        rooms.keep()
+
+    def together_problem(self, layers: Sequence[NativeLayer]) -> str:
+        if self.cache is None:
+            return ""
+        return together_problem(self.cache, [layer.attention.layer_idx for layer in layers])
+
+    def _past(self, rooms: Rooms, columns: int) -> NativePast:
+        begins = self.followed.begins
+        place = 0 if begins is None else begins.data_ptr()
+        return kernels().Past(columns, rooms.past, *rooms.strides, rooms.is_bfloat16, place)
+
+    def _rooms(self, layers: Sequence[NativeLayer], shape: Sequence[int]) -> Rooms:
+        """For the tokens of this call."""
+        layer = layers[0]
+        size = head_size(layer.attention) or 1
+        heads = layer.key_width // size
+        dtype = torch.bfloat16 if layer.attention_kind is Kind.BFLOAT16 else torch.float32
+        cache = new_cache() if self.cache is None else self.cache
+        indices = [layer.attention.layer_idx for layer in layers]
+        return make_rooms(cache, indices, (shape[0], heads, shape[1], size), dtype)
+
+    # For the trial of such a layer
+
+    @staticmethod
+    def sample(layer: nn.Module, parts: Parts, padding: torch.Tensor, generator: torch.Generator) -> Sample:
+        """The mask hides padding, which here comes before the tokens."""
+        batch, length = padding.shape
+        causal = torch.ones(length, length, dtype=torch.bool).tril().expand(batch, 1, -1, -1)
+        hides = causal & ~padding.flip(1)[:, None, None, :]
+        _, arguments = Call.sample(layer, parts, padding, generator)
+        return [None, hides], arguments
+
+    @classmethod
+    def variants(cls, parts: Parts, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:
+        """With each mask: without a cache, and with an empty one. Then with one that holds tokens."""
+        hides = masks[-1]
+        assert hides is not None
+        for mask in masks:
+            yield mask, {}
+            yield mask, {cls.cache_name: Filled(0)}
+        past = hides.new_ones((*hides.shape[:3], Filled.TOKENS))
+        yield torch.cat([past, torch.ones_like(hides).tril()], -1), {cls.cache_name: Filled(Filled.TOKENS)}
+
+    @classmethod
+    def arguments_of(cls, layer: nn.Module, parts: Parts, batch: int, keywords: Keywords) -> Keywords:
+        made = keywords.get(cls.cache_name)
+        return keywords | ({cls.cache_name: made.make(layer, parts, batch)} if made else {})
+
+    @classmethod
+    def result(cls, result: object, keywords: Keywords) -> object:
+        """What the cache holds afterwards belongs to it."""
+        if cls.cache_name not in keywords:
+            return result
+        last = keywords[cls.cache_name].layers[-1]
+        keys, values = (each.float().transpose(1, 2).flatten(2) for each in (last.keys, last.values))
+        return result, keys, values
+
+    @staticmethod
+    def unread(padding: torch.Tensor) -> torch.Tensor:
+        return padding.flip(1)

@@ -1,0 +1,55 @@
+"""Llama and the many decoders built like it: grouped-query attention, rotary positions, RMS norms and a gated
+feed-forward."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hfaccel.engine.layers.decoder import DecoderCall
+from hfaccel.engine.layers.families.base import Family
+
+LLAMA = Family(
+    name="Llama",
+    attention="self_attn",
+    query="self_attn.q_proj",
+    key="self_attn.k_proj",
+    value="self_attn.v_proj",
+    attention_output="self_attn.o_proj",
+    attention_norm="input_layernorm",
+    gate="mlp.gate_proj",
+    up="mlp.up_proj",
+    activation="mlp.act_fn",
+    down="mlp.down_proj",
+    output_norm="post_attention_layernorm",
+    norm_first=True,
+    rotary=True,
+    call=DecoderCall,
+)
+QWEN3 = replace(LLAMA, name="Qwen3", query_norm="self_attn.q_norm", key_norm="self_attn.k_norm")
+GEMMA2 = replace(
+    LLAMA,
+    name="Gemma 2",
+    attention_end="post_attention_layernorm",
+    output_norm="pre_feedforward_layernorm",
+    output_end="post_feedforward_layernorm",
+)
+
+# A layer with more norms has the parts of one with fewer: what has most is tried first.
+FAMILIES = (
+    replace(GEMMA2, name="Gemma 3", query_norm="self_attn.q_norm", key_norm="self_attn.k_norm"),
+    GEMMA2,
+    QWEN3,
+    LLAMA,
+    replace(
+        LLAMA,
+        name="Phi-3",
+        query="",
+        key="",
+        value="",
+        qkv="self_attn.qkv_proj",
+        gate="",
+        up="",
+        gate_up="mlp.gate_up_proj",
+        activation="mlp.activation_fn",
+    ),
+)
