@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import TypeGuard
 
 from torch import nn
 
@@ -19,6 +20,7 @@ from hfaccel.engine.kernels import Kind
 from hfaccel.engine.layers.layer import FusedLayer, run_stock
 from hfaccel.engine.plan import Step, module_at
 from hfaccel.engine.weights.linear import PackedModule, unpack_all
+from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.outcome import Outcome
 from hfaccel.replacement import undo
 
@@ -66,7 +68,7 @@ def judge_layers(model: nn.Module, steps: Sequence[Step]) -> tuple[list[Step], l
         if own is None:
             left.append(_left(speedups, step.subject, "not fused", "its own forward"))
             undo(layer)
-            unpack_all([module for module in layer.modules() if isinstance(module, PackedModule)])
+            unpack_all([module for module in layer.modules() if _is_packed_for_speed(module)])
             continue
         run_stock(layer, own)
         reason = "runs as one function"
@@ -85,6 +87,13 @@ def _regimes_on_its_own(layer: FusedLayer, speedups: Speedups) -> tuple[str, ...
     if len(lost) == len(speedups) > 0 or any(is_own_forward_slower(layer, regime) for regime in lost):
         return None
     return tuple(regime.name for regime in lost)
+
+
+def _is_packed_for_speed(module: nn.Module) -> TypeGuard[PackedModule]:
+    """Weights in groups are packed for the bytes that they save."""
+    if not isinstance(module, PackedModule):
+        return False
+    return not (isinstance(module.weight, PackedWeight) and module.weight.kind.is_grouped)
 
 
 def _left(speedups: Speedups, subject: str, what: str, stock: str) -> Outcome:
