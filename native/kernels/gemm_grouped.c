@@ -35,7 +35,7 @@ INLINE struct unpacked unpack(const int whole, const uint32_t *panel)
   return word;
 }
 
-/* The sums of one group: whole numbers. */
+/* The sums of one group: whole numbers. A group is not unrolled: its instructions would come more slowly. */
 INLINE void multiply_group(const enum kind kind, const size_t rows, const uint32_t *a, size_t stride,
                            const uint32_t *panel, vec_ints sums[GROUPED_ROWS][VECTORS])
 {
@@ -46,9 +46,8 @@ INLINE void multiply_group(const enum kind kind, const size_t rows, const uint32
   for (size_t r = 0; r < rows; r++)
     for (size_t v = 0; v < VECTORS; v++)
       sums[r][v] = lower[r][v] = upper[r][v] = vec_as_ints(vec_zero());
-#pragma GCC unroll 2
   for (size_t begin = 0; begin < GROUP_WORDS; begin += PAIRED) {
-#pragma GCC unroll 8
+#pragma GCC unroll 2
     for (size_t k = begin; k < begin + PAIRED; k += step, panel += PANEL) {
       for (size_t line = 0; line < LINES; line++)
         PREFETCH(panel + AHEAD * PANEL + line * 16, NEAR);
