@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from hfaccel.engine.calls.code import trust, trusted
-from hfaccel.engine.calls.guards import GLOBAL_HOOKS, is_hooked, outside_graphs
+from hfaccel.engine.calls.guards import GLOBAL_HOOKS, has_hooks, is_hooked, outside_graphs
+from hfaccel.engine.calls.snapshot import Table
 from hfaccel.engine.calls.trials import difference, unwatched
+from hfaccel.engine.layers.checked import Checked
 from hfaccel.engine.layers.layer import FusedLayer, call_problem
 from hfaccel.engine.layers.native_layer import NativeLayer
 from hfaccel.engine.layers.trial import sample
@@ -24,6 +26,7 @@ from hfaccel.replacement import replace, shadow
 
 # What a forward that collects these in its own loop would collect from one layer only.
 COLLECTED = ("output_hidden_states", "output_attentions")
+CHECKED = "_hfaccel_checked"  # attribute of a stack: its layers as they last ran
 
 
 @register
@@ -32,6 +35,7 @@ class FusedStack(ModuleReplacement):
 
     hfaccel_name = "stack"
     hfaccel_prefix = "Fused"
+    hfaccel_own = (CHECKED,)
 
     @classmethod
     def hfaccel_apply(cls, module: nn.Module, settings: Settings, find: Find) -> None:
@@ -44,6 +48,14 @@ class FusedStack(ModuleReplacement):
     def hfaccel_list(self) -> str:
         """The name of their list."""
         return str(self.hfaccel_key)
+
+    def hfaccel_forget_places(self) -> None:
+        self.__dict__.pop(CHECKED, None)
+
+    def train(self, mode: bool = True) -> FusedStack:
+        self.hfaccel_forget_places()  # a NativeLayer keeps the packed weights
+        super().train(mode)
+        return self
 
     def forward(self, *args: object, **kwargs: object) -> object:
         if self.training and torch.compiler.is_dynamo_compiling():
@@ -69,13 +81,25 @@ class FusedDecoder(FusedStack):
 
 
 class Together:
-    """Called as one layer, it is all layers of a list."""
+    """Called as one layer, it is all layers of a list. `kept`: attributes of the stack."""
 
-    def __init__(self, layers: Iterable[nn.Module]) -> None:
-        self.layers = list(layers)
+    def __init__(self, layers: Iterable[nn.Module], kept: Table) -> None:
+        self.layers, self.kept = list(layers), kept
+
+    def natives(self, hidden: torch.Tensor) -> Sequence[NativeLayer]:
+        """As `natives_of`, which is asked again where something has changed."""
+        checked: Checked | None = self.kept.get(CHECKED)
+        if torch.is_autocast_enabled("cpu"):
+            return natives_of(self.layers, hidden)
+        if checked is not None and checked.holds(self.layers):
+            return () if call_problem(self.layers[0], hidden) else checked.natives
+        natives = natives_of(self.layers, hidden)
+        if natives and not any(map(has_hooks, self.layers)):
+            self.kept[CHECKED] = Checked(self.layers, natives)
+        return natives
 
     def __call__(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> object:
-        natives = natives_of(self.layers, hidden_states)
+        natives = self.natives(hidden_states)
         if natives:
             first: Any = self.layers[0]
             call = first.hfaccel_family.call(natives[0])
@@ -124,7 +148,7 @@ def together(module: nn.Module, name: str) -> nn.Module:
     """The module with the layers of its list `name` as one."""
     layers = module._modules[name]
     assert isinstance(layers, nn.ModuleList)
-    return shadow(module, {name: [Together(layers)]})
+    return shadow(module, {name: [Together(layers, vars(module))]})
 
 
 def lists_of_layers(model: nn.Module) -> list[tuple[str, nn.Module, str, str]]:
