@@ -26,7 +26,7 @@ from hfaccel.replacement import replace, shadow
 
 # What a forward that collects these in its own loop would collect from one layer only.
 COLLECTED = ("output_hidden_states", "output_attentions")
-CHECKED = "_hfaccel_checked"  # attribute of a stack: its layers as they last ran
+CHECKED = "_hfaccel_checked"  # attribute of a decoder: its layers as they last ran
 
 
 @register
@@ -35,7 +35,6 @@ class FusedStack(ModuleReplacement):
 
     hfaccel_name = "stack"
     hfaccel_prefix = "Fused"
-    hfaccel_own = (CHECKED,)
 
     @classmethod
     def hfaccel_apply(cls, module: nn.Module, settings: Settings, find: Find) -> None:
@@ -48,14 +47,6 @@ class FusedStack(ModuleReplacement):
     def hfaccel_list(self) -> str:
         """The name of their list."""
         return str(self.hfaccel_key)
-
-    def hfaccel_forget_places(self) -> None:
-        self.__dict__.pop(CHECKED, None)
-
-    def train(self, mode: bool = True) -> FusedStack:
-        self.hfaccel_forget_places()  # a NativeLayer keeps the packed weights
-        super().train(mode)
-        return self
 
     def forward(self, *args: object, **kwargs: object) -> object:
         if self.training and torch.compiler.is_dynamo_compiling():
@@ -78,19 +69,29 @@ class FusedDecoder(FusedStack):
     hfaccel_name = "decoder"
     hfaccel_prefix = ""
     hfaccel_signatures = ("forward",)
+    hfaccel_own = (CHECKED,)
+
+    def hfaccel_forget_places(self) -> None:
+        self.__dict__.pop(CHECKED, None)
+
+    def train(self, mode: bool = True) -> FusedDecoder:
+        self.hfaccel_forget_places()  # a NativeLayer keeps the packed weights
+        super().train(mode)
+        return self
 
 
 class Together:
-    """Called as one layer, it is all layers of a list. `kept`: attributes of the stack."""
+    """Called as one layer, it is all layers of a list. `kept`: attributes of the decoder. (Encoders have a
+    shortcut, which would end if they got another attribute.)"""
 
-    def __init__(self, layers: Iterable[nn.Module], kept: Table) -> None:
+    def __init__(self, layers: Iterable[nn.Module], kept: Table | None = None) -> None:
         self.layers, self.kept = list(layers), kept
 
     def natives(self, hidden: torch.Tensor) -> Sequence[NativeLayer]:
         """As `natives_of`, which is asked again where something has changed."""
-        checked: Checked | None = self.kept.get(CHECKED)
-        if torch.is_autocast_enabled("cpu"):
+        if self.kept is None or torch.is_autocast_enabled("cpu"):
             return natives_of(self.layers, hidden)
+        checked: Checked | None = self.kept.get(CHECKED)
         if checked is not None and checked.holds(self.layers):
             return () if call_problem(self.layers[0], hidden) else checked.natives
         natives = natives_of(self.layers, hidden)
@@ -148,7 +149,8 @@ def together(module: nn.Module, name: str) -> nn.Module:
     """The module with the layers of its list `name` as one."""
     layers = module._modules[name]
     assert isinstance(layers, nn.ModuleList)
-    return shadow(module, {name: [Together(layers, vars(module))]})
+    kept = vars(module) if isinstance(module, FusedDecoder) else None
+    return shadow(module, {name: [Together(layers, kept)]})
 
 
 def lists_of_layers(model: nn.Module) -> list[tuple[str, nn.Module, str, str]]:
