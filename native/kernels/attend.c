@@ -62,19 +62,20 @@ static struct head head_of_rows(const struct work *work, const struct unit *unit
   const size_t numbers = layer_qkv_numbers(layer), bytes = number_bytes(bf16);
   const size_t key_head = number * layer->key_heads / layer->heads;
   const char *rows = work->memory->qkv + unit->start * numbers * bytes;
-  const char *keys = rows + (unit->skipped * numbers + (layer->heads + key_head) * layer->head_size) * bytes;
+  const char *of_keys = rows + unit->skipped * numbers * bytes;
   return (struct head){
       .kind = layer->attention,
       .bf16 = bf16,
-      .query = rows + number * layer->head_size * bytes,
-      .key = keys,
-      .value = keys + layer->key_heads * layer->head_size * bytes,
+      .query = rows + layer_query_at(layer, number) * bytes,
+      .key = of_keys + layer_key_at(layer, key_head) * bytes,
+      .value = of_keys + layer_value_at(layer, key_head) * bytes,
       .stride = numbers,
       .key_stride = numbers,
       .length = unit->seen,
       .skipped = unit->skipped,
       .size = layer->head_size,
       .scale = layer->scale,
+      .softcap = layer->softcap,
       .bias = call->bias.numbers == NULL ? NULL : call->bias.numbers + number * call->bias.head,
       .bias_stride = call->bias.query,
       .window = call->sequences.window,

@@ -99,14 +99,14 @@ INLINE vec_mask seen(struct span span, size_t key)
   return mask_except(lanes((long)span.to - (long)key), lanes((long)span.from - (long)key));
 }
 
-/* The largest score that is seen, times `scale`, which is then that of all scores: 1 where a bias was added.
- */
+/* The largest score that is seen, times `scale`, which is then that of all scores: 1 where they were written
+ * anew. */
 static float scale_and_bias(const struct head *head, size_t query, struct span span, float *scores,
                             float *scale)
 {
   vec highest = vec_of(-__builtin_inff());
   *scale = head->scale;
-  if (head->bias == NULL && head->scale > 0) {
+  if (head->bias == NULL && head->scale > 0 && head->softcap <= 0) {
     for (size_t key = span.from / LANES * LANES; key < span.to; key += LANES)
       highest = vec_select(seen(span, key), vec_max(highest, vec_load(scores + key)), highest);
     return vec_highest(highest) * head->scale;
@@ -114,6 +114,8 @@ static float scale_and_bias(const struct head *head, size_t query, struct span s
   const float *bias = head->bias == NULL ? NULL : head->bias + query * head->bias_stride + head->skipped;
   for (size_t key = span.from / LANES * LANES; key < span.to; key += LANES) {
     vec score = vec_mul(vec_load(scores + key), vec_of(head->scale));
+    if (head->softcap > 0)
+      score = capped(head->softcap, score);
     if (bias != NULL)
       score = vec_add(score, vec_load_some(bias + key, seen(span, key)));
     vec_store(scores + key, score);

@@ -10,7 +10,7 @@ from torch import nn
 
 from hfaccel.engine.calls.followed import Followed, read_followed
 from hfaccel.engine.kernels import Kind, kernels
-from hfaccel.engine.layers.call import Call, Mask, Sample
+from hfaccel.engine.layers.call import HIDDEN, Call, Mask, Sample
 from hfaccel.engine.layers.native_layer import NativeLayer
 from hfaccel.engine.layers.parts import Parts, head_size, key_width
 from hfaccel.engine.layers.rooms import (
@@ -23,6 +23,7 @@ from hfaccel.engine.layers.rooms import (
 )
 from hfaccel.engine.replacements import Arguments, Keywords
 from hfaccel.native import NativePast
+from hfaccel.upstream.of_transformers import collected
 
 CACHE = "past_key_values"
 HANDED_ON = frozenset({"position_ids", "cache_position", "use_cache", "output_attentions", "return_dict"})
@@ -55,6 +56,8 @@ class DecoderCall(Call):
     unpads: ClassVar[bool] = False  # padding before the first token is no token; there is no other
     follows: ClassVar[bool] = True
     cache_name: ClassVar[str] = CACHE  # of the argument
+    ordered: ClassVar[tuple[str, ...]] = ()  # names of arguments that are passed by position
+    gives_pair: ClassVar[bool] = False  # the layer returns hidden states and attention weights
 
     def __init__(self, layer: NativeLayer) -> None:
         super().__init__(layer)
@@ -63,9 +66,13 @@ class DecoderCall(Call):
         self.followed: Followed
 
     def read(self, hidden: torch.Tensor, args: Arguments, kwargs: Keywords, unpad: bool) -> str:
-        return "arguments were passed by position" if args else super().read(hidden, args, kwargs, unpad)
+        if len(args) > len(self.ordered):
+            return "arguments were passed by position"
+        return super().read(hidden, (), {**dict(zip(self.ordered, args, strict=False)), **kwargs}, unpad)
 
     def take_argument(self, hidden: torch.Tensor, name: str, value: Any) -> str:
+        if name == "output_attentions" and self.gives_pair:
+            return "attentions are wanted"
         if name == self.cache_name:
             self.cache = value
             return cache_problem(value, self.layer.attention.layer_idx)
@@ -89,6 +96,9 @@ class DecoderCall(Call):
             return found
         self.followed, self.sequences = found, found.sequences
         return ""
+
+    def give(self, result: torch.Tensor) -> object:
+        return (result, None) if self.gives_pair else result
 
     def compute(self, layers: Sequence[NativeLayer], rows: torch.Tensor, output: torch.Tensor) -> None:
         rooms = self._rooms(layers, rows.shape)
@@ -147,8 +157,9 @@ class DecoderCall(Call):
         return keywords | ({cls.cache_name: made.make(layer, parts, batch)} if made else {})
 
     @classmethod
-    def result(cls, result: object, keywords: Keywords) -> object:
+    def result(cls, result: Any, keywords: Keywords) -> object:
         """What the cache holds afterwards belongs to it."""
+        result = result[0] if cls.gives_pair else result
         if cls.cache_name not in keywords:
             return result
         last = keywords[cls.cache_name].layers[-1]
@@ -158,3 +169,29 @@ class DecoderCall(Call):
     @staticmethod
     def unread(padding: torch.Tensor) -> torch.Tensor:
         return padding.flip(1)
+
+
+class EagerDecoderCall(DecoderCall):
+    """Of a layer with eager attention, to which a mask is always passed that is added to the scores."""
+
+    __slots__ = ()
+    implementation: ClassVar[str] = "eager"
+
+    def complete(self, hidden: torch.Tensor) -> str:
+        names = collected()
+        if names is None or any(name.endswith("attentions") for name in names):
+            return "attentions are collected"
+        return super().complete(hidden)
+
+    def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
+        if mask is None or not mask.is_floating_point():
+            return "no attention mask was passed that is added to the scores"
+        return super().see(hidden, mask, unpad)
+
+    @classmethod
+    def variants(cls, parts: Parts, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:
+        hides = masks[-1]
+        assert hides is not None
+        causal = torch.ones_like(hides).tril()
+        for mask, more in super().variants(parts, masks):
+            yield torch.where(causal if mask is None else mask, 0.0, HIDDEN), more

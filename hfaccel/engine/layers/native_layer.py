@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from operator import attrgetter
 from typing import Any
 
@@ -16,9 +16,21 @@ from hfaccel.engine.calls.settings import Setting, setting_problem
 from hfaccel.engine.calls.snapshot import Held, Place, Snapshot, Table, place
 from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, kernels, multiplies
 from hfaccel.engine.layers.distances import Buckets
-from hfaccel.engine.layers.parts import Parts, head_size, key_width, scale, split_gate_up, split_qkv, window
+from hfaccel.engine.layers.parts import (
+    Parts,
+    added_factor,
+    head_size,
+    is_rotated,
+    key_width,
+    norms_are_wide,
+    scale,
+    softcap,
+    split_gate_up,
+    split_qkv,
+    window,
+)
 from hfaccel.engine.layers.seen import Seen
-from hfaccel.engine.norms import EPSILONS, epsilon, native_norm
+from hfaccel.engine.norms import EPSILONS, epsilon, native_norm, norm_kind
 from hfaccel.engine.weights.autocast import rounded
 from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.native import NativeMatrix, NativeNorm
@@ -58,6 +70,7 @@ class NativeLayer:
         self.copied = [
             memory for memory in self.memories if rounds and memory is not None and not memory.is_inference()
         ]
+        self.copied += _raised(parts.norms(layer))
         self.versions = [memory._version for memory in self.copied]
         self.rounds = rounds
         self.vectors = [(table, name, table.get(name)) for table, name in parts.vectors(layer)]
@@ -88,7 +101,11 @@ class NativeLayer:
         def part(path: str) -> NativeMatrix:
             return matrix(attrgetter(path)(layer))
 
-        if parts.qkv:
+        key: NativeMatrix | None
+        value: NativeMatrix | None
+        if parts.by_head:
+            query, key, value = part(parts.qkv), None, None
+        elif parts.qkv:
             query, key, value = (matrix(*piece) for piece in split_qkv(parts, layer))
         else:
             query, key, value = part(parts.query), part(parts.key), part(parts.value)
@@ -105,14 +122,12 @@ class NativeLayer:
         def norm(path: str) -> NativeNorm | None:
             return native_norm(attrgetter(path)(layer), self._float32) if path else None
 
-        attention_norm, output_norm = norm(parts.attention_norm), norm(parts.output_norm)
-        assert attention_norm is not None and output_norm is not None
         more = (parts.query_norm, parts.key_norm, parts.attention_end, parts.output_end)
         self.key_width = key_width(parts, layer)
         return kernels().Layer(
             (query, key, value, part(parts.attention_output)),
             (gate, up, part(parts.down)),
-            (attention_norm, output_norm),
+            (norm(parts.attention_norm), norm(parts.output_norm)),
             head_size(self.attention) or 1,
             parts.norm_first,
             activation,
@@ -120,13 +135,20 @@ class NativeLayer:
             scale(self.attention),
             tuple(map(norm, more)),
             parts.parallel,
+            norms_are_wide(parts, layer),
+            parts.pairs,
+            not is_rotated(self.attention),
+            softcap(self.attention),
+            added_factor(layer),
         )
 
-    def _float32(self, vector: torch.Tensor | None) -> torch.Tensor | None:
-        """The vector itself, or a copy in float32: `problem` notices when it changes."""
+    def _float32(self, vector: torch.Tensor | None, plus: float = 0.0) -> torch.Tensor | None:
+        """The vector itself, or a copy in float32, plus a number: `problem` notices when it changes."""
         if vector is None:
             return None
-        return self.kept.setdefault(id(vector), vector.detach().float())
+        return self.kept.setdefault(
+            id(vector), vector.detach().float() + plus if plus else vector.detach().float()
+        )
 
     def is_as_before(self, layer: nn.Module) -> bool:
         """Whether all is as it was when `problem` last found none: quickly, for nearly every call asks it."""
@@ -207,6 +229,16 @@ class NativeLayer:
         if any(GLOBAL_HOOKS):
             return "a hook is registered for all modules"
         return ""
+
+
+def _raised(norms: Iterable[nn.Module]) -> list[torch.Tensor]:
+    """Weights of norms to which a number is added: the kernels read a copy."""
+    kinds = ((norm_kind(norm), norm._parameters.get("weight")) for norm in norms)
+    return [
+        weight
+        for kind, weight in kinds
+        if kind is not None and kind.plus and weight is not None and not weight.is_inference()
+    ]
 
 
 def _is_replaced(module: nn.Module) -> bool:

@@ -8,6 +8,8 @@ layers runs its own forward on a shadow of itself, whose list of layers has one 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from hfaccel.engine.calls.guards import GLOBAL_HOOKS, is_hooked, outside_graphs
 from hfaccel.engine.calls.trials import difference, unwatched
 from hfaccel.engine.layers.layer import FusedLayer, call_problem
 from hfaccel.engine.layers.native_layer import NativeLayer
+from hfaccel.engine.layers.parts import window
 from hfaccel.engine.layers.trial import sample
 from hfaccel.engine.replacements import Find, ModuleReplacement, Paths, Settings, register
 from hfaccel.replacement import replace, shadow
@@ -89,6 +92,34 @@ class Together:
         return result
 
 
+def _passed_on(hidden_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+    """The place of a layer that a Together before it has computed."""
+    return hidden_states
+
+
+def runs_of(layers: Sequence[nn.Module]) -> list[object]:
+    """Stand-ins for the layers. Where the model gives layers different masks or rotary positions, by their
+    place in the list, there is one stand-in in each place, and one Together for each run of layers that are
+    given the same."""
+    kinds = [_given(layer) for layer in layers]
+    if len(set(kinds)) == 1:
+        return [Together(layers)]
+    stand_ins: list[object] = []
+    for _, group in groupby(zip(kinds, layers, strict=True), key=itemgetter(0)):
+        run = [layer for _, layer in group]
+        stand_ins += [Together(run), *[_passed_on] * (len(run) - 1)]
+    return stand_ins
+
+
+def _given(layer: nn.Module) -> tuple[int, object]:
+    """What decides which mask and rotary positions a decoder's layer is given."""
+    if not isinstance(layer, FusedLayer) or not layer.hfaccel_family.call.follows:
+        return -1, None
+    attention: Any = layer.get_submodule(layer.hfaccel_family.attention)
+    types = getattr(getattr(attention, "config", None), "layer_types", None)
+    return window(attention), types[attention.layer_idx] if types else None
+
+
 def natives_of(layers: Sequence[nn.Module], hidden: torch.Tensor) -> list[NativeLayer]:
     """What the kernels need of each layer; [] where the layers cannot run together."""
     natives: list[NativeLayer] = []
@@ -121,10 +152,10 @@ def _collects(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, obj
 
 
 def together(module: nn.Module, name: str) -> nn.Module:
-    """The module with the layers of its list `name` as one."""
+    """The module with the layers of its list `name` as one, or as few."""
     layers = module._modules[name]
     assert isinstance(layers, nn.ModuleList)
-    return shadow(module, {name: [Together(layers)]})
+    return shadow(module, {name: runs_of(list(layers))})
 
 
 def lists_of_layers(model: nn.Module) -> list[tuple[str, nn.Module, str, str]]:

@@ -13,8 +13,17 @@ from torch import nn
 
 from hfaccel.engine.kernels import ACTIVATIONS, WIDEST_PANEL
 from hfaccel.engine.layers.call import Call
-from hfaccel.engine.layers.parts import Parts, head_size, split_gate_up, split_qkv
+from hfaccel.engine.layers.parts import (
+    Parts,
+    head_size,
+    inputs_of,
+    norms_are_wide,
+    outputs_of,
+    split_gate_up,
+    split_qkv,
+)
 from hfaccel.engine.norms import norm_kind
+from hfaccel.engine.weights.linear import is_linear
 
 GROUP = "hfaccel.families"  # of entry points
 
@@ -94,8 +103,11 @@ def fusing_problem(family: Family, layer: nn.Module) -> str:
     packable."""
     activation, attention = attrgetter(family.activation)(layer), attrgetter(family.attention)(layer)
     linears = family.linears(layer)
-    if not all(isinstance(linear, nn.Linear) for linear in linears):
+    if not all(map(is_linear, linears)):
         return "a projection is not an nn.Linear"
+    others = {id(part) for part in layer.modules() if is_linear(part)} - set(map(id, linears))
+    if family.call.follows and others:
+        return "it has other linear layers besides those of the family"
     if any(norm_kind(norm) is None for norm in family.norms(layer)):
         return "its norms are not nn.LayerNorm"
     if type(activation).__name__ not in ACTIVATIONS:
@@ -107,15 +119,27 @@ def fusing_problem(family: Family, layer: nn.Module) -> str:
             "its attention does not use transformers' attention interface, as the call of the family "
             f"{family.name} says (Call.configured)"
         )
-    width = attrgetter(family.attention_output)(layer).in_features
+    width = inputs_of(attrgetter(family.attention_output)(layer))
     size = head_size(attention)
     if size is None or size % 2 or width % size:
         return f"heads of {size} numbers do not make up a row of {width}"
-    joint = split_qkv(family, layer) if family.qkv else []
+    if not _head_norms_fit(family, layer, size):
+        return "its norms of queries or keys have weights of each head"
+    joint = split_qkv(family, layer) if family.qkv and not family.by_head else []
     joint += split_gate_up(family, layer) if family.gate_up else []
     if any(rows.start % WIDEST_PANEL for _, rows in joint):
         return f"the width of a part of a joint projection is not a multiple of {WIDEST_PANEL}"
     return ""
+
+
+def _head_norms_fit(family: Family, layer: nn.Module, size: int) -> bool:
+    """Whether the norms of queries and keys have one weight for every number that they are over."""
+    for path, linear in ((family.query_norm, family.query), (family.key_norm, family.key)):
+        weight = getattr(attrgetter(path)(layer), "weight", None) if path else None
+        width = outputs_of(attrgetter(linear)(layer)) if norms_are_wide(family, layer) else size
+        if weight is not None and tuple(weight.shape) != (width,):
+            return False
+    return True
 
 
 def _direction_problem(family: Family, layer: nn.Module, attention: nn.Module) -> str:
