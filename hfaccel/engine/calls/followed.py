@@ -59,11 +59,16 @@ def _limits(window: int, past: int) -> bool:
     return 0 <= window < past
 
 
+def seen_by(columns: int, past: int, window: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The places of keys and of queries, and (columns, past + columns) whether a query sees a key."""
+    key, query = torch.arange(past + columns), torch.arange(past, past + columns)
+    away = query[:, None] - key[None]
+    return key, query, (away >= 0) & ((away <= window) | (window < 0))
+
+
 def _read(visible: torch.Tensor, batch: int, columns: int, past: int, window: int) -> Followed | str:
-    total = past + columns
     begins = visible.any(1).int().argmax(1)  # (batch or 1,)
-    key, query = torch.arange(total), torch.arange(past, total)
-    seen = (key[None] <= query[:, None]) & ((query[:, None] - key[None] <= window) | (window < 0))
+    key, query, seen = seen_by(columns, past, window)
     expected = seen[None] & (key >= begins[:, None])[:, None]
     real = query >= begins[:, None]  # rows of padding see what they like
     if not torch.equal(visible & real[:, :, None], expected & real[:, :, None]):

@@ -50,6 +50,7 @@ class Call:
     __slots__ = ("bias", "causal", "cosines", "layer", "relative", "sequences", "sines")
     implementation: ClassVar[str] = "sdpa"  # of attention, by the name in the config
     configured: ClassVar[bool] = True  # attention uses transformers' interface: its config chooses it
+    harmless: ClassVar[frozenset[str]] = HARMLESS_ARGUMENTS
     unpads: ClassVar[bool] = True  # the layer can leave out padding
     positional: ClassVar[tuple[str, ...]] = ()  # names of the arguments after the mask
     masked: ClassVar[bool] = True  # the layer's forward takes a mask
@@ -87,7 +88,7 @@ class Call:
         if any(value is not None for value in args):
             return "cross-attention or a cache was passed"
         for name, value in kwargs.items():
-            if value is None or value is False or name == MASK or name in HARMLESS_ARGUMENTS:
+            if value is None or value is False or name == MASK or name in self.harmless:
                 continue
             problem = self.take_argument(hidden, name, value)
             if problem:
@@ -192,7 +193,7 @@ class Call:
         return [None, hides], arguments
 
     @classmethod
-    def variants(cls, parts: Parts, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:
+    def variants(cls, layer: nn.Module, parts: Parts, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:
         """Each mask, and what else says whom a token sees."""
         for mask in masks:
             yield mask, {}

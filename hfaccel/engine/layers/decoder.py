@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from hfaccel.engine.calls.followed import Followed, read_followed
+from hfaccel.engine.calls.followed import Followed, read_followed, seen_by
 from hfaccel.engine.kernels import Kind, kernels
 from hfaccel.engine.layers.call import HIDDEN, Call, Mask, Sample
 from hfaccel.engine.layers.native_layer import NativeLayer
-from hfaccel.engine.layers.parts import Parts, head_size, key_width
+from hfaccel.engine.layers.parts import Parts, head_size, key_width, window
 from hfaccel.engine.layers.rooms import (
     Rooms,
     cache_problem,
@@ -135,21 +135,22 @@ class DecoderCall(Call):
     def sample(layer: nn.Module, parts: Parts, padding: torch.Tensor, generator: torch.Generator) -> Sample:
         """The mask hides padding, which here comes before the tokens."""
         batch, length = padding.shape
-        causal = torch.ones(length, length, dtype=torch.bool).tril().expand(batch, 1, -1, -1)
+        wanted = window(layer.get_submodule(parts.attention))
+        causal = seen_by(length, 0, wanted)[2].expand(batch, 1, -1, -1)
         hides = causal & ~padding.flip(1)[:, None, None, :]
         _, arguments = Call.sample(layer, parts, padding, generator)
-        return [None, hides], arguments
+        return [causal if 0 <= wanted < length else None, hides], arguments
 
     @classmethod
-    def variants(cls, parts: Parts, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:
+    def variants(cls, layer: nn.Module, parts: Parts, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:
         """With each mask: without a cache, and with an empty one. Then with one that holds tokens."""
         hides = masks[-1]
         assert hides is not None
         for mask in masks:
             yield mask, {}
             yield mask, {cls.cache_name: Filled(0)}
-        past = hides.new_ones((*hides.shape[:3], Filled.TOKENS))
-        yield torch.cat([past, torch.ones_like(hides).tril()], -1), {cls.cache_name: Filled(Filled.TOKENS)}
+        seen = seen_by(hides.shape[-1], Filled.TOKENS, window(layer.get_submodule(parts.attention)))[2]
+        yield seen.expand(*hides.shape[:2], -1, -1), {cls.cache_name: Filled(Filled.TOKENS)}
 
     @classmethod
     def arguments_of(cls, layer: nn.Module, parts: Parts, batch: int, keywords: Keywords) -> Keywords:
@@ -189,9 +190,9 @@ class EagerDecoderCall(DecoderCall):
         return super().see(hidden, mask, unpad)
 
     @classmethod
-    def variants(cls, parts: Parts, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:
+    def variants(cls, layer: nn.Module, parts: Parts, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:
         hides = masks[-1]
         assert hides is not None
         causal = torch.ones_like(hides).tril()
-        for mask, more in super().variants(parts, masks):
+        for mask, more in super().variants(layer, parts, masks):
             yield torch.where(causal if mask is None else mask, 0.0, HIDDEN), more

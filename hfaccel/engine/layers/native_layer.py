@@ -90,65 +90,73 @@ class NativeLayer:
                 self.refusal = f"its parts do not fit each other ({error})"
 
     def _native(self, layer: nn.Module, parts: Parts) -> object:
-        def packed(linear: nn.Linear) -> PackedWeight:
-            weight = linear.weight
-            assert isinstance(weight, PackedWeight)
-            return self.kept_weights.setdefault(id(weight), rounded(weight)) if self.rounds else weight
-
-        def matrix(linear: nn.Linear, rows: slice | None = None) -> NativeMatrix:
-            return packed(linear).matrix(self._float32(linear.bias), rows)
-
-        def part(path: str) -> NativeMatrix:
-            return matrix(attrgetter(path)(layer))
-
-        key: NativeMatrix | None
-        value: NativeMatrix | None
-        if parts.by_head:
-            query, key, value = part(parts.qkv), None, None
-        elif parts.qkv:
-            query, key, value = (matrix(*piece) for piece in split_qkv(parts, layer))
-        else:
-            query, key, value = part(parts.query), part(parts.key), part(parts.value)
-        gate: NativeMatrix | None
-        if parts.gate_up:
-            gate, up = (matrix(*piece) for piece in split_gate_up(parts, layer))
-        else:
-            gate, up = part(parts.gate) if parts.gate else None, part(parts.up)
-        self.attention_kind = attention_kind(packed(self.linears[0]).kind)
-        activation = ACTIVATIONS[type(attrgetter(parts.activation)(layer)).__name__]
-        if packed(self.linears[-1]).kind is Kind.INT8 and activation is Activation.GELU:
-            activation = Activation.GELU_ROUGH
+        self.attention_kind = attention_kind(self._packed(self.linears[0]).kind)
+        self.key_width = key_width(parts, layer)
 
         def norm(path: str) -> NativeNorm | None:
             return native_norm(attrgetter(path)(layer), self._float32) if path else None
 
         more = (parts.query_norm, parts.key_norm, parts.attention_end, parts.output_end)
-        self.key_width = key_width(parts, layer)
         return kernels().Layer(
-            (query, key, value, part(parts.attention_output)),
-            (gate, up, part(parts.down)),
+            (*self._attention_inputs(layer), self._part(layer, parts.attention_output)),
+            (*self._wide_inputs(layer), self._part(layer, parts.down)),
             (norm(parts.attention_norm), norm(parts.output_norm)),
             head_size(self.attention) or 1,
             parts.norm_first,
-            activation,
+            self._activation(layer),
             self.attention_kind,
             scale(self.attention),
             tuple(map(norm, more)),
             parts.parallel,
             norms_are_wide(parts, layer),
             parts.pairs,
-            not is_rotated(self.attention),
+            parts.unrotated or not is_rotated(self.attention),
             softcap(self.attention),
             added_factor(layer),
         )
+
+    def _packed(self, linear: nn.Linear) -> PackedWeight:
+        weight = linear.weight
+        assert isinstance(weight, PackedWeight)
+        return self.kept_weights.setdefault(id(weight), rounded(weight)) if self.rounds else weight
+
+    def _matrix(self, linear: nn.Linear, rows: slice | None = None) -> NativeMatrix:
+        return self._packed(linear).matrix(self._float32(linear.bias), rows)
+
+    def _part(self, layer: nn.Module, path: str) -> NativeMatrix:
+        return self._matrix(attrgetter(path)(layer))
+
+    def _attention_inputs(
+        self, layer: nn.Module
+    ) -> tuple[NativeMatrix, NativeMatrix | None, NativeMatrix | None]:
+        """Of query, key and value; of query alone where that multiplies for all three."""
+        parts = self.parts
+        if parts.by_head:
+            return self._part(layer, parts.qkv), None, None
+        if parts.qkv:
+            query, key, value = (self._matrix(*piece) for piece in split_qkv(parts, layer))
+            return query, key, value
+        return self._part(layer, parts.query), self._part(layer, parts.key), self._part(layer, parts.value)
+
+    def _wide_inputs(self, layer: nn.Module) -> tuple[NativeMatrix | None, NativeMatrix]:
+        """Of gate and up."""
+        parts = self.parts
+        if parts.gate_up:
+            gate, up = (self._matrix(*piece) for piece in split_gate_up(parts, layer))
+            return gate, up
+        return self._part(layer, parts.gate) if parts.gate else None, self._part(layer, parts.up)
+
+    def _activation(self, layer: nn.Module) -> Activation:
+        activation = ACTIVATIONS[type(attrgetter(self.parts.activation)(layer)).__name__]
+        is_rough = activation is Activation.GELU and self._packed(self.linears[-1]).kind is Kind.INT8
+        return Activation.GELU_ROUGH if is_rough else activation
 
     def _float32(self, vector: torch.Tensor | None, plus: float = 0.0) -> torch.Tensor | None:
         """The vector itself, or a copy in float32, plus a number: `problem` notices when it changes."""
         if vector is None:
             return None
-        return self.kept.setdefault(
-            id(vector), vector.detach().float() + plus if plus else vector.detach().float()
-        )
+        own = vector.detach().float()
+        return self.kept.setdefault(id(vector), own + plus if plus else own)
 
     def is_as_before(self, layer: nn.Module) -> bool:
         """Whether all is as it was when `problem` last found none: quickly, for nearly every call asks it."""
@@ -211,7 +219,7 @@ class NativeLayer:
             return f"the attention implementation is {getattr(self.config, CHOICE)}"
         for linear, memory in zip(self.linears, self.memories, strict=True):
             weight = linear._parameters.get("weight")  # pruning and parametrizations take it away
-            if type(weight) is not PackedWeight or weight.memory is not memory:
+            if not isinstance(weight, PackedWeight) or weight.memory is not memory:
                 return "a weight was replaced, moved or cast"
         return self._problem_of_parts()
 

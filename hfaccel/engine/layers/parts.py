@@ -43,6 +43,7 @@ class Parts:
     pairs: bool = False  # rotary positions turn numbers 2i and 2i + 1 together
     parallel: bool = False  # the feed-forward takes the layer's input, as attention does
     rotary: bool = False  # the forward takes position_embeddings
+    unrotated: bool = False  # and leaves them unused
     causal: bool = False  # the forward takes is_causal, with which no token sees later ones
 
     @property

@@ -88,7 +88,7 @@ def trial(layer: nn.Module, family: Family) -> str:
 
 def _compare(stock: nn.Module, fused: nn.Module, family: Family, batch: int, length: int) -> str:
     hidden, masks, arguments = sample(fused, family, batch, length)
-    for mask, more in family.call.variants(family, masks):
+    for mask, more in family.call.variants(fused, family, masks):
         with torch.inference_mode():
             try:
                 expected, got = (
@@ -121,7 +121,7 @@ def _can_be_called(layer: nn.Module, family: Family) -> bool:
     hidden, masks, arguments = sample(layer, family)
     try:
         with torch.inference_mode():
-            for mask, more in family.call.variants(family, masks):
+            for mask, more in family.call.variants(layer, family, masks):
                 if family.call.follows and more:
                     continue  # a cache reads the index
                 call(layer, family, hidden, mask, arguments | more)

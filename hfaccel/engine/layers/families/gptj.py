@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from hfaccel.engine.layers.call import Sample
+from hfaccel.engine.layers.call import HARMLESS_ARGUMENTS, Sample
 from hfaccel.engine.layers.decoder import DecoderCall, EagerDecoderCall
 from hfaccel.engine.layers.families.base import Family
 from hfaccel.engine.layers.parts import Parts
@@ -19,6 +19,7 @@ class LookedUp(EagerDecoderCall):
     __slots__ = ()
     cache_name: ClassVar[str] = "layer_past"
     gives_pair: ClassVar[bool] = True
+    harmless: ClassVar[frozenset[str]] = HARMLESS_ARGUMENTS - {"position_ids"}
 
     def take_argument(self, hidden: torch.Tensor, name: str, value: Any) -> str:
         if name != "position_ids":

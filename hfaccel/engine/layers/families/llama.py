@@ -49,6 +49,7 @@ OLMO2 = replace(
     output_norm="",
     output_end="post_feedforward_layernorm",
 )
+COHERE = replace(LLAMA, name="Cohere", output_norm="input_layernorm", parallel=True, pairs=True)
 
 # A layer with more norms has the parts of one with fewer: what has most is tried first.
 FAMILIES = (
@@ -58,7 +59,8 @@ FAMILIES = (
     QWEN3,
     LLAMA,
     replace(LLAMA, name="StableLM", output_norm="input_layernorm", parallel=True),
-    replace(LLAMA, name="Cohere", output_norm="input_layernorm", parallel=True, pairs=True),
+    COHERE,
+    replace(COHERE, name="Cohere 2 without positions", unrotated=True),
     replace(
         LLAMA,
         name="Phi-3",
