@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from operator import itemgetter
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -97,18 +97,26 @@ def _passed_on(hidden_states: torch.Tensor, *args: object, **kwargs: object) -> 
     return hidden_states
 
 
-def runs_of(layers: Sequence[nn.Module]) -> list[object]:
-    """Stand-ins for the layers. Where the model gives layers different masks or rotary positions, by their
-    place in the list, there is one stand-in in each place, and one Together for each run of layers that are
-    given the same."""
-    kinds = [_given(layer) for layer in layers]
-    if len(set(kinds)) == 1:
+def stand_ins(module: nn.Module, layers: nn.ModuleList) -> list[object]:
+    """One Together for all layers. Where the model gives layers different masks or rotary positions, by
+    their place in the list, there is one stand-in in each place, and one Together for each run of layers that
+    are given the same."""
+    runs = _runs_of(module, list(layers))
+    if len(runs) == 1:
         return [Together(layers)]
-    stand_ins: list[object] = []
-    for _, group in groupby(zip(kinds, layers, strict=True), key=itemgetter(0)):
-        run = [layer for _, layer in group]
-        stand_ins += [Together(run), *[_passed_on] * (len(run) - 1)]
-    return stand_ins
+    return [each for run in runs for each in (Together(run), *[_passed_on] * (len(run) - 1))]
+
+
+Runs = list[list[nn.Module]]
+_runs: WeakKeyDictionary[nn.Module, tuple[list[nn.Module], Runs]] = WeakKeyDictionary()
+
+
+def _runs_of(module: nn.Module, layers: list[nn.Module]) -> Runs:
+    """The runs of layers that are given the same; found anew when the list has changed."""
+    known = _runs.get(module)
+    if known is None or known[0] != layers:
+        known = _runs[module] = layers, [list(run) for _, run in groupby(layers, key=_given)]
+    return known[1]
 
 
 def _given(layer: nn.Module) -> tuple[int, object]:
@@ -155,7 +163,7 @@ def together(module: nn.Module, name: str) -> nn.Module:
     """The module with the layers of its list `name` as one, or as few."""
     layers = module._modules[name]
     assert isinstance(layers, nn.ModuleList)
-    return shadow(module, {name: runs_of(list(layers))})
+    return shadow(module, {name: stand_ins(module, layers)})
 
 
 def lists_of_layers(model: nn.Module) -> list[tuple[str, nn.Module, str, str]]:
