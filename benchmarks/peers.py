@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from functools import cache, partial
@@ -31,10 +30,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "demo"))
 
 from cases import build, median_seconds
 from corpus import texts as docstrings
+from exports import exported
 from hfaccel.host import read_host
 from report import kernels_in_use
-
-FOLDER = Path(__file__).parent.parent / "build" / "peers" / "models"  # exports, kept
 
 Array = np.ndarray[Any, Any]
 Run = Callable[[Array, Array], Array]
@@ -59,20 +57,6 @@ def example() -> dict[str, torch.Tensor]:
     mask = torch.ones_like(ids)
     mask[1, 6:] = 0
     return {"input_ids": ids, "attention_mask": mask}
-
-
-def exported(name: str, write: Callable[[Path], None]) -> Path:
-    """The folder of that name in build/peers/models, filled by `write` unless it is there."""
-    target = FOLDER / name
-    if not target.exists():
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=FOLDER))
-        write(temporary)
-        try:
-            temporary.rename(target)
-        except OSError:  # another process was first
-            shutil.rmtree(temporary)
-    return target
 
 
 # torch: eager, inductor, hfaccel, ipex

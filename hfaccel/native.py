@@ -144,7 +144,15 @@ class Kernels(Protocol):
         /,
     ) -> None: ...
     def linear(
-        self, threads: int, matrix: NativeMatrix, activation: int, input: int, output: int, rows: int, /
+        self,
+        threads: int,
+        matrix: NativeMatrix,
+        activation: int,
+        input: int,
+        output: int,
+        rows: int,
+        bf16: bool = ...,  # of input and output
+        /,
     ) -> None: ...
     def embed(
         self, threads: int, embedding: NativeEmbedding, ids: tuple[Span, ...], output: int, rows: int, /

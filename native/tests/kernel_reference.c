@@ -262,3 +262,16 @@ void reference_attention(const double *q, const double *keys, const double *valu
       out[i] += scores[k] / sum * values[k * stride + i];
   free(scores);
 }
+
+void *numbers_of(enum kind kind, size_t count, double *values)
+{
+  char *out = guarded(count, sizeof(uint32_t) >> kind);
+  for (size_t i = 0; i < count; i++) {
+    const float x = (float)values[i];
+    if (kind == KIND_F32)
+      ((float *)out)[i] = x, values[i] = x;
+    else
+      ((uint16_t *)out)[i] = bf16_of(x), values[i] = bf16_to(bf16_of(x));
+  }
+  return out;
+}

@@ -48,3 +48,6 @@ void reference_linear(const struct weight *weight, const double *x, double *out)
 void reference_attention(const double *q, const double *keys, const double *values, size_t stride,
                          size_t length, size_t size, double scale, double softcap, const char *visible,
                          const double *bias, double *out);
+
+/* `values` as numbers of a kind, and back in `values` as they then are. */
+void *numbers_of(enum kind kind, size_t count, double *values);

@@ -299,18 +299,23 @@ static void test_product(enum kind kind, struct shape shape, int bf16, enum acti
 static void test_linear(enum kind kind, struct shape shape, unsigned threads)
 {
   const struct weight weight = make_weight(kind, shape.columns, shape.in_features, 1);
-  float *x = uniform_floats(shape.rows * shape.in_features, -1, 1);
-  float *out = guarded(shape.rows * shape.columns, sizeof *out);
-  double *wide = guarded(shape.in_features, sizeof *wide),
+  const int bf16 = (int)below(2); /* input and output */
+  double *x = guarded(shape.rows * shape.in_features, sizeof *x),
          *expected = guarded(shape.columns, sizeof *expected);
-  CHECK(linear_run(&weight.matrix, ACT_SILU, x, out, shape.rows, threads) == 0);
+  for (size_t i = 0; i < shape.rows * shape.in_features; i++)
+    x[i] = uniform(-1, 1);
+  const void *rows = numbers_of(bf16 ? KIND_BF16 : KIND_F32, shape.rows * shape.in_features, x);
+  void *out = guarded(shape.rows * shape.columns, number_bytes(bf16));
+  CHECK(linear_run(&weight.matrix, ACT_SILU, rows, out, bf16, shape.rows, threads) == 0);
   const double tolerance = kind == KIND_F32 ? 1e-5 : kind == KIND_BF16 ? 2e-2 : 5e-2;
   for (size_t row = 0; row < shape.rows; row++) {
-    for (size_t k = 0; k < shape.in_features; k++)
-      wide[k] = x[row * shape.in_features + k];
-    reference_linear(&weight, wide, expected);
-    for (size_t c = 0; c < shape.columns; c++)
-      CHECK(fabs(out[row * shape.columns + c] - reference_activation(ACT_SILU, expected[c])) < tolerance);
+    reference_linear(&weight, x + row * shape.in_features, expected);
+    for (size_t c = 0; c < shape.columns; c++) {
+      const size_t at = row * shape.columns + c;
+      const double got = bf16 ? bf16_to(((uint16_t *)out)[at]) : ((float *)out)[at],
+                   wanted = reference_activation(ACT_SILU, expected[c]);
+      CHECK(fabs(got - wanted) < tolerance + (bf16 ? fabs(wanted) / 128 : 0));
+    }
   }
   guarded_release();
 }
@@ -325,9 +330,9 @@ static void test_no_rows_and_no_memory(void)
 {
   const struct weight weight = make_weight(KIND_F32, 40, 512, 1); /* 512: its rows are copied */
   float *x = uniform_floats(512, -1, 1), *out = guarded(40, sizeof *out);
-  CHECK(linear_run(&weight.matrix, ACT_NONE, x, out, 0, 2) == 0);
+  CHECK(linear_run(&weight.matrix, ACT_NONE, x, out, 0, 0, 2) == 0);
   scratch_allocate = no_memory;
-  CHECK(linear_run(&weight.matrix, ACT_NONE, x, out, 1, 2) == ENOMEM);
+  CHECK(linear_run(&weight.matrix, ACT_NONE, x, out, 0, 1, 2) == ENOMEM);
   scratch_allocate = aligned_alloc;
   guarded_release();
 }
@@ -353,7 +358,7 @@ static void test_exact_inputs(size_t rows, size_t columns, size_t in_features, s
   weight.matrix.factors = factors;
   weight.matrix.exact = exact;
   weight.matrix.exact_inputs = inputs;
-  CHECK(linear_run(&weight.matrix, ACT_NONE, x, out, rows, 2) == 0);
+  CHECK(linear_run(&weight.matrix, ACT_NONE, x, out, 0, rows, 2) == 0);
   for (size_t row = 0; row < rows; row++)
     for (size_t column = 0; column < columns; column++) {
       double expected = weight.matrix.bias[column], size = 1;

@@ -12,20 +12,6 @@
 
 /* Attention */
 
-/* `values` as numbers of a kind, and back in `values` as they then are. */
-static void *numbers_of(enum kind kind, size_t count, double *values)
-{
-  char *out = guarded(count, sizeof(uint32_t) >> kind);
-  for (size_t i = 0; i < count; i++) {
-    const float x = (float)values[i];
-    if (kind == KIND_F32)
-      ((float *)out)[i] = x, values[i] = x;
-    else
-      ((uint16_t *)out)[i] = bf16_of(x), values[i] = bf16_to(bf16_of(x));
-  }
-  return out;
-}
-
 /* Buckets of distances in a kind: packed for the kernels, and the numbers that they then stand for. */
 struct buckets {
   struct relative relative;

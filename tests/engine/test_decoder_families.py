@@ -145,10 +145,8 @@ def test_layers_run_together_as_far_as_they_are_given_the_same(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["Gemma 2", "GPT-NeoX", "GPT-2", "Cohere", "OLMo 2", "Granite"])
-@pytest.mark.parametrize(
-    "options", [{"dtype": torch.bfloat16}, {"quantization": "int8"}], ids=["bfloat16", "int8"]
-)
-def test_other_precisions_are_close(name, options):
+@pytest.mark.parametrize("precision", [{"dtype": torch.bfloat16}, {"quantization": "int8"}], ids=str)
+def test_other_precisions_are_close(name, precision):
     model = make_decoder(name)
     fast = hfaccel.optimize(model, **precision)
     with torch.inference_mode():

@@ -33,6 +33,12 @@ def gpt2():
     return random_vectors(transformers.GPT2LMHeadModel(config).eval())
 
 
+def llama():
+    sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
+    config = transformers.LlamaConfig(vocab_size=500, tie_word_embeddings=True, **sizes)
+    return random_vectors(transformers.LlamaForCausalLM(config).eval())
+
+
 def resnet():
     sizes = dict(embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1])
     return random_vectors(transformers.ResNetModel(transformers.ResNetConfig(**sizes)).eval())
@@ -41,10 +47,16 @@ def resnet():
 def given(name):
     if name == "ResNet":
         return {"pixel_values": torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))}
-    return {"input_ids": torch.arange(3, 20)[None]} if name == "GPT-2" else inputs(name)
+    return {"input_ids": torch.arange(3, 20)[None]} if name in ("GPT-2", "Llama") else inputs(name)
 
 
-MODELS = {"BERT": lambda: make("BERT"), "T5": lambda: make("T5"), "GPT-2": gpt2, "ResNet": resnet}
+MODELS = {
+    "BERT": lambda: make("BERT"),
+    "T5": lambda: make("T5"),
+    "GPT-2": gpt2,
+    "Llama": llama,
+    "ResNet": resnet,
+}
 
 
 def result(name, model):

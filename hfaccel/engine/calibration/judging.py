@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -15,6 +16,7 @@ from hfaccel.engine.calibration.speedups import (
     of_linears,
     slower,
 )
+from hfaccel.engine.calls.regimes import REGIMES
 from hfaccel.engine.kernels import Kind
 from hfaccel.engine.layers.layer import FusedLayer, run_stock
 from hfaccel.engine.plan import Step, module_at
@@ -33,6 +35,8 @@ def judge_linears(
         module_at(model, step.path): Kind.of(step.settings["kind"]) for step in steps
     }
     measured = of_linears({module: kind for module, kind in kinds.items() if module not in inside})
+    for head in measured.keys() & _vocabularies(model):
+        measured[head] = _without_many(measured[head])
     losers = {module for module, speedups in measured.items() if slower(speedups)}
     left = [_left(measured[module], "linear layer", "not packed", "torch's own") for module in losers]
     speedup = combined(
@@ -44,6 +48,17 @@ def judge_linears(
         if module not in losers
     ]
     return kept, left
+
+
+def _vocabularies(model: nn.Module) -> set[nn.Module]:
+    """Linear layers that choose the next token: generate() gives them one row for each text."""
+    modules: Iterable[Any] = model.modules()
+    models = (each for each in modules if hasattr(each, "save_pretrained") and each.can_generate())
+    return {each.get_output_embeddings() for each in models}
+
+
+def _without_many(speedups: Speedups) -> Speedups:
+    return {regime: times for regime, times in speedups.items() if regime is not REGIMES[-1]}
 
 
 def judge_layers(model: nn.Module, steps: Sequence[Step]) -> tuple[list[Step], list[Outcome]]:

@@ -30,7 +30,8 @@ from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.replacement import undo
 
 BUDGET = 1.0  # seconds for all fused layers, and for all linear layers; the last measurement may exceed them
-LEAD = 3  # pairs won minus pairs lost at which one side counts as faster
+LEAD = 3  # pairs won minus pairs lost at which the fast side counts as faster
+BEHIND = 5  # pairs lost minus pairs won at which it counts as slower: a disturbance costs several pairs
 PAIRS = 15  # at most; if neither side leads by then, the least times decide
 NOT_SLOWER = 0.97  # the tolerance of that decision
 CLEAR = 1.3  # a layer this much faster with few and some rows is not slower with many
@@ -63,7 +64,7 @@ class Times:
 
     @property
     def is_decided(self) -> bool:
-        return abs(self.won - self.lost) >= LEAD
+        return self.won - self.lost >= LEAD or self.lost - self.won >= BEHIND
 
     def after(self, stock: float, fast: float) -> Times:
         """These times and one more pair."""
@@ -83,11 +84,12 @@ Speedups = Mapping[Regime, Times]
 
 
 def of_layers(layers: Iterable[FusedLayer]) -> dict[nn.Module, Speedups]:
-    """The times of each layer, by regime. Layers that were not measured are missing."""
+    """The times of each layer, by regime. Layers that were not measured are missing, and so are those with
+    weights in groups: they would be compared with layers that read several times the bytes."""
     kinds: dict[Hashable, list[FusedLayer]] = {}
     for layer in layers:
-        kind = layer.hfaccel_family.name, kind_of(layer)
-        kinds.setdefault(kind, []).append(layer)
+        if not any(_is_grouped(linear) for linear in layer.hfaccel_family.linears(layer)):
+            kinds.setdefault((layer.hfaccel_family.name, kind_of(layer)), []).append(layer)
     return dict(_one_of_each(kinds, _layer_speedups))
 
 
@@ -140,6 +142,11 @@ def _speedups(measure: Callable[[Regime], Times | None]) -> Speedups:
             return {}
         speedups[regime] = times
     return speedups
+
+
+def _is_grouped(linear: nn.Linear) -> bool:
+    weight = linear.weight
+    return isinstance(weight, PackedWeight) and weight.kind.is_grouped
 
 
 def _numbers(module: nn.Module) -> int:

@@ -34,8 +34,8 @@ def linear(
 ) -> torch.Tensor:
     """activation(input weight^T + bias), in the type of the input. `input`: (..., in_features), float32 or
     bfloat16."""
-    rows, added = input.float().contiguous(), float32(bias)
-    output = torch.empty((*input.shape[:-1], weight.packing.rows), dtype=torch.float32)
+    rows, added = input.contiguous(), float32(bias)
+    output = torch.empty((*input.shape[:-1], weight.packing.rows), dtype=input.dtype)
     kernels().linear(
         torch.get_num_threads(),
         weight.matrix(added),
@@ -43,8 +43,9 @@ def linear(
         rows.data_ptr(),
         output.data_ptr(),
         rows.numel() // weight.packing.columns,
+        input.dtype is torch.bfloat16,
     )
-    return output.to(input.dtype)
+    return output
 
 
 def float32(vector: torch.Tensor | None) -> torch.Tensor | None:

@@ -43,22 +43,23 @@ int read_norm(PyObject *args, void *content)
   return !PyErr_Occurred();
 }
 
-/* linear(threads, matrix, activation, input, output, rows) -> None */
+/* linear(threads, matrix, activation, input, output, rows[, bf16]) -> None; bf16: of input and output */
 PyObject *linear(PyObject *module, PyObject *args)
 {
   unsigned threads;
   struct matrix matrix;
   enum activation activation;
-  const float *input;
-  float *output;
+  const void *input;
+  void *output;
   size_t rows;
-  if (!PyArg_ParseTuple(args, "O&O&O&O&O&O&", to_threads, &threads, to_matrix, &matrix, to_activation,
-                        &activation, to_address, &input, to_address, &output, to_size, &rows) ||
+  int bf16 = 0;
+  if (!PyArg_ParseTuple(args, "O&O&O&O&O&O&|p", to_threads, &threads, to_matrix, &matrix, to_activation,
+                        &activation, to_address, &input, to_address, &output, to_size, &rows, &bf16) ||
       !must_hold(rows == 0 || (input != NULL && output != NULL), "addresses that are not 0"))
     return NULL;
   int error;
   Py_BEGIN_ALLOW_THREADS;
-  error = linear_run(&matrix, activation, input, output, rows, threads);
+  error = linear_run(&matrix, activation, input, output, bf16, rows, threads);
   Py_END_ALLOW_THREADS;
   return done(error);
 }
