@@ -82,9 +82,10 @@ class Kernels(Protocol):
     def Norm(self, weight: int, bias: int, epsilon: float, kind: int, /) -> NativeNorm: ...
     def Layer(
         self,
-        attention: tuple[NativeMatrix, NativeMatrix, NativeMatrix, NativeMatrix],  # query, key, value, output
+        # query, key, value, output
+        attention: tuple[NativeMatrix, NativeMatrix | None, NativeMatrix | None, NativeMatrix],
         feed_forward: tuple[NativeMatrix | None, NativeMatrix, NativeMatrix],  # gate, up, down
-        norms: tuple[NativeNorm, NativeNorm],  # of attention, of the output
+        norms: tuple[NativeNorm | None, NativeNorm | None],  # of attention, of the output
         head_size: int,
         norm_first: bool,
         activation: int,
@@ -92,6 +93,11 @@ class Kernels(Protocol):
         scale: float,
         more_norms: tuple[NativeNorm | None, ...] = ...,  # of queries, of keys, after attention, at the end
         parallel: bool = ...,
+        wide_norms: bool = ...,
+        pairs: bool = ...,
+        unrotated: bool = ...,
+        softcap: float = ...,
+        added: float = ...,
         /,
     ) -> object: ...
     def Sequences(

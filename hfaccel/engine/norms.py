@@ -16,34 +16,119 @@ EPSILONS = ("variance_epsilon", "eps")  # attributes of norms
 
 
 class NormKind(IntEnum):
-    """The numbers of native/kernels/rows.h."""
+    """The numbers of native/kernels/rows.h, and kinds that are computed as one of these."""
 
     LAYER = 0
     RMS = 1
     NONE = 2
+    RMS_ABOVE_ONE = 3  # Gemma's, which multiplies by 1 + weight
+
+    @property
+    def native(self) -> NormKind:
+        return NormKind.RMS if self is NormKind.RMS_ABOVE_ONE else self
+
+    @property
+    def plus(self) -> float:
+        """What is added to the weight."""
+        return 1.0 if self is NormKind.RMS_ABOVE_ONE else 0.0
+
+
+_kinds: dict[tuple[type, bool], NormKind | None] = {}
+_epsilons: dict[type, float] = {}
 
 
 def norm_kind(module: nn.Module) -> NormKind | None:
-    """The kind of a norm; None for any other module. Most models define their own class of root mean square
-    norms. These are recognised by their attributes, and confirmed by the trial of their layer."""
+    """The kind of a norm; None for any other module. Most models define classes of norms of their own, which
+    one call on random numbers tells apart. The trial of the norm's layer confirms the kind."""
     if type(module) is nn.LayerNorm:
         return NormKind.LAYER
     if type(module) is nn.Identity:
         return NormKind.NONE
-    if set(module._parameters) == {"weight"} and isinstance(getattr(module, "variance_epsilon", None), float):
-        return NormKind.RMS
-    return None
+    if not _may_be_norm(module):
+        return None
+    key = type(module), "weight" in module._parameters
+    if key not in _kinds:
+        _kinds[key] = _probed_kind(module)
+    return _kinds[key]
 
 
 def epsilon(norm: nn.Module) -> float:
-    return float(next((getattr(norm, name) for name in EPSILONS if hasattr(norm, name)), 0.0))
+    found = next((getattr(norm, name) for name in EPSILONS if hasattr(norm, name)), None)
+    if found is not None:
+        return float(found)
+    if norm_kind(norm) in (None, NormKind.NONE):
+        return 0.0
+    if type(norm) not in _epsilons:
+        _epsilons[type(norm)] = _probed_epsilon(norm)
+    return _epsilons[type(norm)]
 
 
-def native_norm(norm: nn.Module, float32: Callable[[Vector], Vector]) -> NativeNorm:
+def norm_weight(norm: nn.Module) -> Vector:
+    """What the norm multiplies by, in float32."""
+    kind, weight = norm_kind(norm), norm._parameters.get("weight")
+    return None if weight is None or kind is None else weight.detach().float() + kind.plus
+
+
+def native_norm(norm: nn.Module, float32: Callable[[Vector, float], Vector]) -> NativeNorm:
     """The kernels' object for a norm. `float32` returns the vector that is read in place of the weight or the
-    bias, and keeps that vector alive."""
+    bias plus a number, and keeps that vector alive."""
     kind = norm_kind(norm)
     assert kind is not None
-    vectors = (float32(norm._parameters.get(name)) for name in ("weight", "bias"))
+    vectors = float32(norm._parameters.get("weight"), kind.plus), float32(norm._parameters.get("bias"), 0.0)
     weight, bias = (0 if vector is None else vector.data_ptr() for vector in vectors)
-    return kernels().Norm(weight, bias, epsilon(norm), kind)
+    return kernels().Norm(weight, bias, epsilon(norm), kind.native)
+
+
+def _may_be_norm(module: nn.Module) -> bool:
+    """By its attributes. One without a weight and an epsilon has a constant in its code."""
+    has_epsilon = any(isinstance(getattr(module, name, None), float) for name in EPSILONS)
+    if module._modules or not module._parameters.keys() <= {"weight"}:
+        return False
+    return has_epsilon or (not module._parameters and hasattr(module, "normalized_shape"))
+
+
+def _probed_kind(norm: nn.Module) -> NormKind | None:
+    rows = _random_rows(norm) + 0.5
+    weight = torch.rand(_shape(norm), generator=torch.Generator().manual_seed(1))
+    got = _call(norm, rows, weight)
+    centred = rows - rows.mean(-1, keepdim=True)
+    factor = weight if "weight" in norm._parameters else torch.ones(())
+    for kind in (NormKind.LAYER, NormKind.RMS, NormKind.RMS_ABOVE_ONE):
+        numbers = centred if kind is NormKind.LAYER else rows
+        sizes = numbers.square().mean(-1, keepdim=True).sqrt()
+        expected = numbers / sizes * (factor + kind.plus)
+        if got is not None and got.shape == expected.shape and torch.allclose(got, expected, 1e-2, 1e-3):
+            return kind
+    return None
+
+
+def _probed_epsilon(norm: nn.Module) -> float:
+    """Of numbers so small that it decides their size."""
+    rows = _random_rows(norm).double() * 1e-3
+    got = _call(norm, rows.float(), torch.ones(_shape(norm)))
+    assert got is not None
+    numbers = rows - rows.mean(-1, keepdim=True) if norm_kind(norm) is NormKind.LAYER else rows
+    squares = numbers.square().mean(-1)
+    found = squares / got.double().square().mean(-1) - squares
+    return float(f"{found.mean().item():.3g}")
+
+
+def _shape(norm: nn.Module) -> tuple[int, ...]:
+    weight = norm._parameters.get("weight")
+    return tuple(getattr(norm, "normalized_shape", ()) if weight is None else weight.shape)
+
+
+def _random_rows(norm: nn.Module) -> torch.Tensor:
+    return torch.randn(3, *_shape(norm), generator=torch.Generator().manual_seed(0))
+
+
+def _call(norm: nn.Module, rows: torch.Tensor, weight: torch.Tensor) -> Vector:
+    """The result of the norm's forward with another weight; None where it cannot be called so."""
+    twin = object.__new__(type(norm))
+    twin.__dict__.update(vars(norm), _parameters=dict.fromkeys(norm._parameters, weight))
+    try:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            result = type(norm).forward(twin, rows.clone())
+    except Exception:  # noqa: BLE001 (whatever a foreign forward raises: it is no norm)
+        return None
+    return result if isinstance(result, torch.Tensor) else None

@@ -12,7 +12,7 @@ enum {
 
 static int has_few_queries(const struct call *call)
 {
-  return call->past.caches != NULL && call->past.columns <= FEW_QUERIES;
+  return call->past.caches != NULL && call->past.columns <= FEW_QUERIES && !call->sequences.padding_sees_all;
 }
 
 /* Into how many parts the keys of each head are divided. */
@@ -62,19 +62,20 @@ static struct head head_of_rows(const struct work *work, const struct unit *unit
   const size_t numbers = layer_qkv_numbers(layer), bytes = number_bytes(bf16);
   const size_t key_head = number * layer->key_heads / layer->heads;
   const char *rows = work->memory->qkv + unit->start * numbers * bytes;
-  const char *keys = rows + (unit->skipped * numbers + (layer->heads + key_head) * layer->head_size) * bytes;
+  const char *of_keys = rows + unit->skipped * numbers * bytes;
   return (struct head){
       .kind = layer->attention,
       .bf16 = bf16,
-      .query = rows + number * layer->head_size * bytes,
-      .key = keys,
-      .value = keys + layer->key_heads * layer->head_size * bytes,
+      .query = rows + layer_query_at(layer, number) * bytes,
+      .key = of_keys + layer_key_at(layer, key_head) * bytes,
+      .value = of_keys + layer_value_at(layer, key_head) * bytes,
       .stride = numbers,
       .key_stride = numbers,
       .length = unit->seen,
       .skipped = unit->skipped,
       .size = layer->head_size,
       .scale = layer->scale,
+      .softcap = layer->softcap,
       .bias = call->bias.numbers == NULL ? NULL : call->bias.numbers + number * call->bias.head,
       .bias_stride = call->bias.query,
       .window = call->sequences.window,
@@ -122,7 +123,8 @@ static void attend_many(const struct work *work, const struct member *member)
     attention_head(&head, unit->first, unit->last, out, stride,
                    work->memory->scratch + member->rank * work->memory->thread_words);
     if (work->call->sequences.padding_sees_all)
-      attention_mean(&head, unit->rows, unit->first, unit->last, out, stride);
+      attention_mean(&head, work->cache == NULL ? unit->rows : unit->skipped + unit->seen, unit->first,
+                     unit->last, out, stride);
   }
 }
 

@@ -99,14 +99,14 @@ INLINE vec_mask seen(struct span span, size_t key)
   return mask_except(lanes((long)span.to - (long)key), lanes((long)span.from - (long)key));
 }
 
-/* The largest score that is seen, times `scale`, which is then that of all scores: 1 where a bias was added.
- */
+/* The largest score that is seen, times `scale`, which is then that of all scores: 1 where they were written
+ * anew. */
 static float scale_and_bias(const struct head *head, size_t query, struct span span, float *scores,
                             float *scale)
 {
   vec highest = vec_of(-__builtin_inff());
   *scale = head->scale;
-  if (head->bias == NULL && head->scale > 0) {
+  if (head->bias == NULL && head->scale > 0 && head->softcap <= 0) {
     for (size_t key = span.from / LANES * LANES; key < span.to; key += LANES)
       highest = vec_select(seen(span, key), vec_max(highest, vec_load(scores + key)), highest);
     return vec_highest(highest) * head->scale;
@@ -114,6 +114,8 @@ static float scale_and_bias(const struct head *head, size_t query, struct span s
   const float *bias = head->bias == NULL ? NULL : head->bias + query * head->bias_stride + head->skipped;
   for (size_t key = span.from / LANES * LANES; key < span.to; key += LANES) {
     vec score = vec_mul(vec_load(scores + key), vec_of(head->scale));
+    if (head->softcap > 0)
+      score = capped(head->softcap, score);
     if (bias != NULL)
       score = vec_add(score, vec_load_some(bias + key, seen(span, key)));
     vec_store(scores + key, score);
@@ -193,12 +195,11 @@ void attention_head(const struct head *head, size_t first, size_t last, void *ou
 /* The mean of LANES columns of all rows of a sequence. */
 static vec mean(const struct head *head, size_t rows, size_t column, vec_mask some)
 {
-  const size_t bytes = operand_bytes(head->kind);
+  const size_t bytes = number_bytes(head->bf16);
   const char *values = (const char *)head->value - head->skipped * head->key_stride * bytes;
   vec sum = vec_zero();
   for (size_t row = 0; row < rows; row++)
-    sum = vec_add(
-        sum, load_floats(values + row * head->key_stride * bytes, column, some, head->kind == KIND_BF16));
+    sum = vec_add(sum, load_floats(values + row * head->key_stride * bytes, column, some, head->bf16));
   return vec_div(sum, vec_of((float)rows));
 }
 
@@ -206,13 +207,13 @@ void attention_mean(const struct head *head, size_t rows, size_t first, size_t l
                     size_t out_stride)
 {
   const size_t bytes = operand_bytes(head->kind), end = head->skipped + head->length;
-  if (first >= head->skipped && last <= end)
+  if (head->past + first >= head->skipped && head->past + last <= end)
     return;
   for (size_t column = 0; column < head->size; column += LANES) {
     const vec_mask some = lanes((long)(head->size - column));
     const vec x = mean(head, rows, column, some);
     for (size_t row = first; row < last; row++)
-      if (row < head->skipped || row >= end)
+      if (head->past + row < head->skipped || head->past + row >= end)
         store_floats((char *)out + (row - first) * out_stride * bytes, column, some, head->kind == KIND_BF16,
                      x);
   }

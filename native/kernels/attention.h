@@ -2,6 +2,13 @@
 #pragma once
 #include "gemm.h"
 #include "relative.h"
+#include "vector.h"
+
+/* softcap tanh(score / softcap) */
+INLINE vec capped(float softcap, vec score)
+{
+  return vec_mul(vector_tanh(vec_mul(score, vec_of(1.f / softcap))), vec_of(softcap));
+}
 
 /* Queries, keys and values of one head: rows of `head_size` numbers, float32 or bfloat16. */
 struct head {
@@ -12,6 +19,7 @@ struct head {
   size_t length, size;       /* keys and values; numbers of a row: even for bfloat16 */
   size_t skipped;            /* tokens before the first key, which no query sees: padding on the left */
   float scale;
+  float softcap;            /* above 0: scaled scores become softcap tanh(score / softcap) before the bias */
   const float *bias;        /* added to the scaled scores, [query][token], or NULL */
   size_t bias_stride;       /* numbers from query to query */
   size_t window;            /* a query sees tokens at most this far away; SIZE_MAX: all */
@@ -23,8 +31,8 @@ struct head {
 /* Words of scratch that a head of this kind needs; behind them, what relative_scratch says. */
 size_t attention_scratch(enum kind kind, size_t length, size_t size);
 
-/* Rows [first, last) of softmax((query key^T + relative) scale + bias) value, in the type of the inputs.
- * `out` is where row `first` goes; out_stride in numbers. */
+/* Rows [first, last) of softmax(capped((query key^T + relative) scale) + bias) value, in the type of the
+ * inputs. `out` is where row `first` goes; out_stride in numbers. */
 void attention_head(const struct head *head, size_t first, size_t last, void *out, size_t out_stride,
                     uint32_t *scratch);
 

@@ -65,6 +65,14 @@ INLINE void score_block(const int bf16, const struct head *head, size_t queries,
     }
 }
 
+static void cap_block(float softcap, size_t count, float *scores)
+{
+  for (size_t k = 0; k < count; k += LANES) {
+    const vec_mask some = lanes((long)(count - k)); /* what lies behind them may be anything */
+    vec_store_some(scores + k, some, capped(softcap, vec_load_some(scores + k, some)));
+  }
+}
+
 /* Scores become e^(score - highest), and what was summed before is brought to the same highest. */
 static void soften(float *scores, size_t count, size_t stride, float *highest, float *sum, float *values)
 {
@@ -136,6 +144,8 @@ INLINE void attend(const int bf16, const struct head *head, size_t queries, size
   for (size_t key = first; key < last; key += DECODE_KEYS) {
     const size_t count = last - key < DECODE_KEYS ? last - key : DECODE_KEYS;
     score_block(bf16, head, queries, key, count, query, scores);
+    for (size_t q = 0; head->softcap > 0 && q < queries; q++)
+      cap_block(head->softcap, count, scores + q * DECODE_KEYS);
     for (size_t q = 0; q < queries; q++)
       soften(scores + q * DECODE_KEYS, count, stride, part->highest + q, part->sum + q,
              part->values + q * stride);

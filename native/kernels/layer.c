@@ -17,7 +17,7 @@ struct block {
   uint32_t *wide;         /* [rows][operand_stride of intermediate]: float32 */
   uint32_t *down;         /* [rows][room]: the same as down's operand, where that is not float32 as it is */
   float *scales, *shifts; /* [rows]: int8 only */
-  float *row;             /* [threads of the crew][hidden, or a head if that is larger] */
+  float *row;             /* [threads of the crew][hidden, or what has a norm of its own if that is larger] */
 };
 
 /* Layout of memory */
@@ -47,6 +47,12 @@ static size_t most_rows(const struct layer *layer)
   return smaller(larger(rows, larger(2 * tile, crew_rows(&layer->up))), 8 * tile);
 }
 
+/* Whether something is done to what is added to the residual stream. */
+static int has_end(const struct layer *layer, const struct norm *norm)
+{
+  return norm->kind != NORM_NONE || layer->added != 1;
+}
+
 static struct block divide(const struct layer *layer, char *base, size_t *used)
 {
   const size_t rows = larger(most_rows(layer), FEW_ROWS);
@@ -54,7 +60,8 @@ static struct block divide(const struct layer *layer, char *base, size_t *used)
       larger(larger(operand_room(&layer->query), operand_room(&layer->output)), operand_room(&layer->up));
   const size_t wide = operand_stride(layer->up.columns);
   struct block block;
-  const int ends = layer->attention_end.kind != NORM_NONE || layer->output_end.kind != NORM_NONE;
+  const size_t row = (layer->wide_norms ? layer->heads : 1) * layer->head_size;
+  const int ends = has_end(layer, &layer->attention_end) || has_end(layer, &layer->output_end);
   block.x = carve(base, used, rows * layer->hidden, sizeof(float));
   block.added = carve(base, used, ends ? rows * layer->hidden : 0, sizeof(float));
   block.narrow = carve(base, used, rows * narrow, sizeof(uint32_t));
@@ -62,7 +69,7 @@ static struct block divide(const struct layer *layer, char *base, size_t *used)
   block.down = carve(base, used, rows * operand_room(&layer->down), sizeof(uint32_t));
   block.scales = carve(base, used, rows, sizeof(float));
   block.shifts = carve(base, used, rows, sizeof(float));
-  block.row = carve(base, used, larger(layer->hidden, layer->head_size), sizeof(float));
+  block.row = carve(base, used, larger(layer->hidden, row), sizeof(float));
   return block;
 }
 
@@ -119,7 +126,17 @@ static void multiply(const struct member *self, size_t count, const struct matri
 
 /* Phase 1: queries, keys and values of all rows */
 
-/* The first `size` numbers of a head, of which each is rotated with the one half of them away. */
+/* The first `size` numbers of a head, of which each is rotated with its neighbour. */
+static void rotate_pairs(float *row, const float *cosines, const float *sines, size_t size)
+{
+  for (size_t i = 0; i < size; i += 2) {
+    const float low = row[i], high = row[i + 1];
+    row[i] = low * cosines[i] - high * sines[i];
+    row[i + 1] = high * cosines[i + 1] + low * sines[i + 1];
+  }
+}
+
+/* The same with the one half of them away. */
 static void rotate_half(float *row, const float *cosines, const float *sines, size_t size)
 {
   for (size_t i = 0; i < size / 2; i += LANES) {
@@ -143,25 +160,39 @@ static void copy_numbers(const void *from, int from_bf16, void *to, int to_bf16,
   }
 }
 
-/* Norm and rotary positions of some heads that lie one after another in a row. */
+/* Norm of all heads that lie one after another in a row. */
+static void norm_heads(const struct layer *layer, char *heads, size_t count, const struct norm *norm,
+                       float *buffer)
+{
+  const int bf16 = layer->attention == KIND_BF16;
+  copy_numbers(heads, bf16, buffer, 0, count * layer->head_size);
+  norm_row(norm, buffer, count * layer->head_size, buffer);
+  copy_numbers(buffer, 0, heads, bf16, count * layer->head_size);
+}
+
+/* Norm and rotary positions of a row's queries or keys. */
 static void place_heads(const struct work *work, char *heads, size_t count, const struct norm *norm,
                         const float *cosines, const float *sines, float *buffer)
 {
   const struct layer *layer = work->layer;
   const int bf16 = layer->attention == KIND_BF16;
-  const size_t size = layer->head_size, bytes = size * number_bytes(bf16);
-  for (size_t head = 0; head < count; head++, heads += bytes) {
+  const size_t size = layer->head_size, step = size * number_bytes(bf16) * (layer->by_head ? 3 : 1);
+  if (layer->wide_norms && norm->kind != NORM_NONE)
+    norm_heads(layer, heads, count, norm, buffer);
+  for (size_t head = 0; head < count; head++, heads += step) {
     copy_numbers(heads, bf16, buffer, 0, size);
-    if (norm->kind != NORM_NONE)
+    if (!layer->wide_norms && norm->kind != NORM_NONE)
       norm_row(norm, buffer, size, buffer);
-    if (cosines != NULL)
+    if (cosines != NULL && layer->pairs)
+      rotate_pairs(buffer, cosines, sines, work->call->rotary.size);
+    else if (cosines != NULL)
       rotate_half(buffer, cosines, sines, work->call->rotary.size);
     copy_numbers(buffer, 0, heads, bf16, size);
   }
 }
 
 /* Keys and values of one row, into the cache. */
-static void remember(const struct work *work, size_t row, const char *keys)
+static void remember(const struct work *work, size_t row, const char *qkv)
 {
   const struct layer *layer = work->layer;
   const struct past *past = &work->call->past;
@@ -169,12 +200,13 @@ static void remember(const struct work *work, size_t row, const char *keys)
   const size_t size = layer->head_size, bytes = number_bytes(bf16), to_bytes = number_bytes(past->bf16);
   const size_t padded = (size_t)work->chunk->index[row];
   const size_t token = past->length + padded % past->columns;
-  const char *values = keys + layer->key_heads * size * bytes;
   for (size_t head = 0; head < layer->key_heads; head++) {
     const size_t place =
         (padded / past->columns * past->batch + head * past->head + token * past->token) * to_bytes;
-    copy_numbers(keys + head * size * bytes, bf16, (char *)work->cache->keys + place, past->bf16, size);
-    copy_numbers(values + head * size * bytes, bf16, (char *)work->cache->values + place, past->bf16, size);
+    copy_numbers(qkv + layer_key_at(layer, head) * bytes, bf16, (char *)work->cache->keys + place, past->bf16,
+                 size);
+    copy_numbers(qkv + layer_value_at(layer, head) * bytes, bf16, (char *)work->cache->values + place,
+                 past->bf16, size);
   }
 }
 
@@ -183,10 +215,9 @@ static void finish_row(const struct work *work, size_t row, float *buffer)
 {
   const struct layer *layer = work->layer;
   const struct rotary *rotary = &work->call->rotary;
-  const size_t head_bytes = layer->head_size * number_bytes(layer->attention == KIND_BF16);
   char *queries = work->memory->qkv + row * layer_qkv_bytes(layer);
-  char *keys = queries + layer->heads * head_bytes;
-  const float *cosines = rotary->cosines, *sines = rotary->sines;
+  char *keys = queries + layer_key_at(layer, 0) * number_bytes(layer->attention == KIND_BF16);
+  const float *cosines = layer->unrotated ? NULL : rotary->cosines, *sines = rotary->sines;
   if (cosines != NULL) {
     const size_t angle = (size_t)work->chunk->index[row] % rotary->angles * rotary->size;
     cosines += angle, sines += angle;
@@ -196,7 +227,7 @@ static void finish_row(const struct work *work, size_t row, float *buffer)
     place_heads(work, keys, layer->key_heads, &layer->key_norm, cosines, sines, buffer);
   }
   if (work->cache != NULL)
-    remember(work, row, keys);
+    remember(work, row, queries);
 }
 
 static void project(const struct work *work, const struct place *place)
@@ -204,6 +235,7 @@ static void project(const struct work *work, const struct place *place)
   const struct layer *layer = work->layer;
   const struct matrix *matrices[] = {&layer->query, &layer->key, &layer->value};
   const size_t numbers = layer_qkv_numbers(layer), bytes = number_bytes(layer->attention == KIND_BF16);
+  const size_t count = layer->by_head ? 1 : 3;
   const struct block *block = &place->block;
   struct blocks blocks = blocks_of(work, place, &work->taken->projections);
   size_t first, last, begin, end;
@@ -222,9 +254,9 @@ static void project(const struct work *work, const struct place *place)
     team_wait(&place->crew.self);
     struct result results[3];
     char *rows = work->memory->qkv + first * numbers * bytes;
-    for (size_t i = 0; i < 3; rows += matrices[i]->columns * bytes, i++)
+    for (size_t i = 0; i < count; rows += matrices[i]->columns * bytes, i++)
       results[i] = (struct result){.rows = rows, .stride = numbers, .bf16 = layer->attention == KIND_BF16};
-    multiply(&place->crew.self, 3, matrices, &operand, last - first, results);
+    multiply(&place->crew.self, count, matrices, &operand, last - first, results);
     team_wait(&place->crew.self);
     for (size_t row = begin; row < end; row++)
       finish_row(work, first + row, place->row);
@@ -273,7 +305,7 @@ static struct operand operand_of_context(const struct work *work, const struct p
   return operand;
 }
 
-/* x += the crew's share of rows of what shall be added, after its norm. */
+/* x += the crew's share of rows of what shall be added, after its norm, times its factor. */
 static void add_normed(const struct layer *layer, const struct place *place, const struct norm *norm,
                        const float *added, size_t rows)
 {
@@ -284,7 +316,8 @@ static void add_normed(const struct layer *layer, const struct place *place, con
     norm_row(norm, added + row * layer->hidden, layer->hidden, place->row);
     for (size_t i = 0; i < layer->hidden; i += LANES) {
       const vec_mask some = lanes((long)(layer->hidden - i));
-      vec_store_some(x + i, some, vec_add(vec_load_some(x + i, some), vec_load_some(place->row + i, some)));
+      const vec y = vec_load_some(place->row + i, some);
+      vec_store_some(x + i, some, vec_fma(y, vec_of(layer->added), vec_load_some(x + i, some)));
     }
   }
 }
@@ -313,13 +346,13 @@ static void add_attention(const struct work *work, const struct place *place, si
     result.addend += first * layer->hidden;
   else
     result.addend_index = work->input.index + first;
-  if (layer->attention_end.kind != NORM_NONE) {
+  if (has_end(layer, &layer->attention_end)) {
     result = (struct result){.rows = place->block.added, .stride = layer->hidden};
     copy_input(work, place, first, rows);
   }
   multiply(&place->crew.self, 1, &output, &operand, rows, &result);
   team_wait(&place->crew.self);
-  if (layer->attention_end.kind != NORM_NONE) /* the same thread norms these rows for the feed-forward */
+  if (has_end(layer, &layer->attention_end)) /* the same thread norms these rows for the feed-forward */
     add_normed(layer, place, &layer->attention_end, place->block.added, rows);
 }
 
@@ -381,7 +414,7 @@ static void feed_forward(const struct work *work, const struct place *place)
     add_attention(work, place, first, rows);
     const struct operand narrow = norm_and_convert(work, place, first, rows);
     const struct operand operand = widen(layer, place, &narrow, rows);
-    const int ends = layer->output_end.kind != NORM_NONE;
+    const int ends = has_end(layer, &layer->output_end);
     struct result result = {.rows = x, .stride = hidden, .addend = x, .addend_stride = hidden};
     if (ends)
       result = (struct result){.rows = place->block.added, .stride = hidden};
@@ -406,6 +439,21 @@ static void feed_forward(const struct work *work, const struct place *place)
 size_t layer_qkv_numbers(const struct layer *layer)
 {
   return (layer->heads + 2 * layer->key_heads) * layer->head_size;
+}
+
+size_t layer_query_at(const struct layer *layer, size_t head)
+{
+  return head * (layer->by_head ? 3 : 1) * layer->head_size;
+}
+
+size_t layer_key_at(const struct layer *layer, size_t head)
+{
+  return (layer->by_head ? 3 * head + 1 : layer->heads + head) * layer->head_size;
+}
+
+size_t layer_value_at(const struct layer *layer, size_t head)
+{
+  return (layer->by_head ? 3 * head + 2 : layer->heads + layer->key_heads + head) * layer->head_size;
 }
 
 size_t layer_qkv_bytes(const struct layer *layer)

@@ -18,12 +18,19 @@ struct layer {
   struct matrix query, key, value, output, gate, up, down; /* gate.columns is 0 where there is none */
   struct norm attention_norm, output_norm;
   struct norm query_norm, key_norm;      /* over each head, before rotary positions; NORM_NONE: none */
+  int wide_norms;                        /* these two are over all heads of a row at once (OLMo 2) */
   struct norm attention_end, output_end; /* of what is added to the residual stream; NORM_NONE: none */
   int norm_first; /* before attention and feed-forward (ViT), not after the residual additions (BERT) */
   int parallel;   /* the feed-forward takes what attention takes, the layer's input (GPT-NeoX) */
   enum activation activation; /* of gate where there is one, otherwise of up */
   enum kind attention;        /* KIND_F32 or KIND_BF16 */
   float scale;                /* of the scores before softmax */
+  float softcap;              /* above 0: scaled scores become softcap tanh(score / softcap) (Gemma 2) */
+  float added;                /* the factor of what is added to the residual stream: 1, except in Granite */
+  int by_head;   /* query multiplies for all three: a row is [head][query, key, value]; key and value have no
+                  * columns (GPT-NeoX) */
+  int pairs;     /* rotary positions turn neighbours, not numbers half of `size` apart (Cohere) */
+  int unrotated; /* rotary positions of a call are not for this layer (SmolLM3) */
 };
 
 /* Rows that belong together, numbered as in the padded (batch x length) input. */

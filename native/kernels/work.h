@@ -60,6 +60,11 @@ size_t layer_qkv_numbers(const struct layer *layer);
 size_t layer_qkv_bytes(const struct layer *layer);
 size_t layer_context_words(const struct layer *layer);
 
+/* The first number of a head in a row of queries, keys and values. */
+size_t layer_query_at(const struct layer *layer, size_t head);
+size_t layer_key_at(const struct layer *layer, size_t head);
+size_t layer_value_at(const struct layer *layer, size_t head);
+
 /* Words of scratch that a thread needs, for sequences of at most `longest` rows. */
 size_t layer_scratch(const struct layer *layer, size_t longest, const struct call *call);
 

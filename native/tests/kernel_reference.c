@@ -239,16 +239,19 @@ void reference_linear(const struct weight *weight, const double *x, double *out)
 }
 
 void reference_attention(const double *q, const double *keys, const double *values, size_t stride,
-                         size_t length, size_t size, double scale, const char *visible, const double *bias,
-                         double *out)
+                         size_t length, size_t size, double scale, double softcap, const char *visible,
+                         const double *bias, double *out)
 {
   double sum = 0, highest = -INFINITY, *scores = malloc((length + 1) * sizeof *scores);
   CHECK(scores != NULL);
   memset(out, 0, size * sizeof *out);
   for (size_t k = 0; k < length; k++) {
-    scores[k] = bias ? bias[k] : 0;
+    scores[k] = 0;
     for (size_t i = 0; i < size; i++)
       scores[k] += scale * q[i] * keys[k * stride + i];
+    if (softcap > 0)
+      scores[k] = softcap * tanh(scores[k] / softcap);
+    scores[k] += bias ? bias[k] : 0;
     if (visible[k])
       highest = fmax(highest, scores[k]);
   }

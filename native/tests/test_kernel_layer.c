@@ -72,6 +72,7 @@ struct sight {
   size_t length, skipped, seen, window; /* of the sequence; keys that are not seen; keys; how far */
   int biased;
   int relative; /* 1: keys of distances, 2: queries, 3: both */
+  float softcap;
 };
 
 static int sees(const struct sight *sight, size_t query, size_t key)
@@ -104,6 +105,7 @@ static void test_head(enum kind kind, size_t size, struct sight sight)
                             .size = size,
                             .skipped = sight.skipped,
                             .scale = .7f,
+                            .softcap = sight.softcap,
                             .bias = sight.biased ? bias : NULL,
                             .bias_stride = bias_stride,
                             .window = sight.window,
@@ -121,8 +123,8 @@ static void test_head(enum kind kind, size_t size, struct sight sight)
       visible[k] = (char)sees(&sight, q, k),
       added[k] = (sight.biased ? bias[q * bias_stride + k] : 0) +
                  .7 * distance_score(&buckets, 0, size, q, k, qkv + q * stride, qkv + size + k * stride);
-    reference_attention(qkv + q * stride, qkv + size, qkv + 2 * size, stride, length, size, .7f, visible,
-                        added, expected);
+    reference_attention(qkv + q * stride, qkv + size, qkv + 2 * size, stride, length, size, .7f,
+                        sight.softcap, visible, added, expected);
     for (size_t i = 0; i < size; i++) {
       const size_t at = q * out_stride + i;
       const double got = kind == KIND_F32 ? ((float *)out)[at] : bf16_to(((uint16_t *)out)[at]);
@@ -141,6 +143,7 @@ static void test_mean(enum kind kind, size_t size, size_t rows, size_t skipped, 
     values[i] = uniform(-1, 1);
   const char *start = numbers_of(kind, rows * stride, values);
   const struct head head = {.kind = kind,
+                            .bf16 = kind == KIND_BF16,
                             .value = start + skipped * stride * bytes,
                             .key_stride = stride,
                             .length = seen,
@@ -170,11 +173,13 @@ void test_attention(void)
   for (enum kind kind = KIND_F32; kind <= KIND_BF16; kind++) {
     for (size_t i = 0; (kind == KIND_F32 || DOT_BF16) && i < sizeof sizes / sizeof *sizes; i++)
       for (size_t length = 1; length < 80; length += 1 + length / 3) {
-        test_head(kind, sizes[i], (struct sight){length, 0, length, SIZE_MAX, 0, 0});
-        test_head(kind, sizes[i], (struct sight){length, 0, length, SIZE_MAX, 0, 3});
+        test_head(kind, sizes[i], (struct sight){length, 0, length, SIZE_MAX, 0, 0, 0});
+        test_head(kind, sizes[i], (struct sight){length, 0, length, SIZE_MAX, 0, 3, 0});
         struct sight sight = {length,        below(length), 0, i % 2 ? below(length + 2) : SIZE_MAX,
-                              (int)below(2), (int)below(4)};
+                              (int)below(2), (int)below(4), 0};
         sight.seen = below(length - sight.skipped + 1);
+        sight.softcap =
+            sight.relative == 0 && below(2) ? .4f : 0; /* the reference adds distances afterwards */
         test_head(kind, sizes[i], sight);
         test_mean(kind, sizes[i], length, sight.skipped, sight.seen);
       }
@@ -354,8 +359,9 @@ struct variant {
   struct sizes sizes;
   size_t sharing;                                /* heads of each key head; 0: one */
   int gated, norm_first, rotary, biased, partly; /* partly: attention does not see all rows */
-  int head_norms, ends, parallel;
-  int follows;  /* a decoder's, with a past */
+  int head_norms, ends, parallel;                /* head_norms: 2: over all heads at once */
+  int by_head, pairs, unrotated, softcap, factor;
+  int follows;  /* a decoder's, with a past; 2: padding sees everything */
   int relative; /* as in struct sight */
   size_t window;
   enum activation activation;
@@ -363,7 +369,7 @@ struct variant {
 
 struct test_layer {
   struct layer layer;
-  struct weight query, key, value, output, gate, up, down;
+  struct weight query, key, value, output, gate, up, down; /* by_head: query's columns are all three's */
 };
 
 static struct norm make_norm(size_t columns)
@@ -376,13 +382,16 @@ static struct test_layer make_layer(const struct variant *variant)
   const struct sizes s = variant->sizes;
   const enum kind kind = variant->kind;
   const size_t width = s.heads * s.head_size, sharing = variant->sharing ? variant->sharing : 1;
+  const size_t normed = variant->head_norms == 2 ? width : s.head_size;
   const struct norm none = {.kind = NORM_NONE};
-  struct test_layer made = {.query = make_weight(kind, width, s.hidden, 1),
-                            .key = make_weight(kind, width / sharing, s.hidden, 0),
-                            .value = make_weight(kind, width / sharing, s.hidden, 1),
+  struct test_layer made = {.query = make_weight(kind, variant->by_head ? 3 * width : width, s.hidden, 1),
                             .output = make_weight(kind, s.hidden, width, 1),
                             .up = make_weight(kind, s.wide, s.hidden, 1),
                             .down = make_weight(kind, s.hidden, s.wide, 1)};
+  if (!variant->by_head) {
+    made.key = make_weight(kind, width / sharing, s.hidden, 0);
+    made.value = make_weight(kind, width / sharing, s.hidden, 1);
+  }
   if (variant->gated)
     made.gate = make_weight(kind, s.wide, s.hidden, 0);
   made.layer = (struct layer){.hidden = s.hidden,
@@ -398,15 +407,21 @@ static struct test_layer make_layer(const struct variant *variant)
                               .down = made.down.matrix,
                               .attention_norm = make_norm(s.hidden),
                               .output_norm = make_norm(s.hidden),
-                              .query_norm = variant->head_norms ? make_norm(s.head_size) : none,
-                              .key_norm = variant->head_norms ? make_norm(s.head_size) : none,
+                              .query_norm = variant->head_norms ? make_norm(normed) : none,
+                              .key_norm = variant->head_norms ? make_norm(normed) : none,
+                              .wide_norms = variant->head_norms == 2,
                               .attention_end = variant->ends & 1 ? make_norm(s.hidden) : none,
                               .output_end = variant->ends & 2 ? make_norm(s.hidden) : none,
                               .norm_first = variant->norm_first,
                               .parallel = variant->parallel,
                               .activation = variant->activation,
                               .attention = variant->attention,
-                              .scale = .3f};
+                              .scale = .3f,
+                              .softcap = variant->softcap ? .5f : 0,
+                              .added = variant->factor ? .3f : 1,
+                              .by_head = variant->by_head,
+                              .pairs = variant->pairs,
+                              .unrotated = variant->unrotated};
   return made;
 }
 
@@ -462,6 +477,7 @@ static struct call following(const struct test_layer *test, const struct variant
   struct cache *cache = guarded(1, sizeof *cache);
   int32_t *begins = guarded(SEQUENCES, 4);
   call.sequences.skipped = call.sequences.seen = NULL;
+  call.sequences.padding_sees_all = variant->partly && variant->follows == 2;
   call.bias.numbers = NULL;
   call.past = (struct past){.caches = cache,
                             .batch = layer->key_heads * room * layer->head_size,
@@ -472,11 +488,11 @@ static struct call following(const struct test_layer *test, const struct variant
                             .length = past,
                             .begins = variant->partly ? begins : NULL};
   for (size_t s = 0; s < SEQUENCES; s++) { /* nothing sees the padding before a sequence */
+    if (!variant->partly || variant->follows == 2)
+      ((int32_t *)call.sequences.first)[s] = (int32_t)(s * length);
     const size_t padding = (size_t)call.sequences.first[s] % length;
     const size_t tokens = (size_t)call.sequences.length[s];
     begins[s] = (int32_t)(padding ? past + padding : below(past + (tokens ? tokens : 1)));
-    if (!variant->partly)
-      ((int32_t *)call.sequences.first)[s] = (int32_t)(s * length);
   }
   const size_t numbers = SEQUENCES * call.past.batch;
   double *values = guarded(numbers, sizeof *values);
@@ -494,12 +510,13 @@ static double cached(const struct call *call, const void *numbers, size_t at)
   return call->past.bf16 ? bf16_to(((const uint16_t *)numbers)[at]) : (double)((const float *)numbers)[at];
 }
 
-static void reference_rotate(double *x, size_t size, const float *cosines, const float *sines)
+static void reference_rotate(double *x, size_t size, const float *cosines, const float *sines, int pairs)
 {
   for (size_t i = 0; i < size / 2; i++) {
-    const double low = x[i], high = x[i + size / 2];
-    x[i] = low * cosines[i] - high * sines[i];
-    x[i + size / 2] = high * cosines[i + size / 2] + low * sines[i + size / 2];
+    const size_t first = pairs ? 2 * i : i, second = pairs ? 2 * i + 1 : i + size / 2;
+    const double low = x[first], high = x[second];
+    x[first] = low * cosines[first] - high * sines[first];
+    x[second] = high * cosines[second] + low * sines[second];
   }
 }
 
@@ -509,23 +526,34 @@ static void reference_project(const struct test_layer *test, const struct call *
   const struct layer *layer = &test->layer;
   const size_t width = layer->heads * layer->head_size, keys = layer->key_heads * layer->head_size;
   const struct rotary *rotary = &call->rotary;
-  double *x = malloc(layer->hidden * sizeof *x);
+  const size_t size = layer->head_size;
+  double *x = malloc((layer->hidden + 3 * width) * sizeof *x), *apart = x + layer->hidden;
   CHECK(x != NULL);
   for (size_t i = 0; i < layer->hidden; i++)
     x[i] = call->input[row * layer->hidden + i];
   if (layer->norm_first)
     reference_norm(&layer->attention_norm, x, layer->hidden, x);
-  reference_linear(&test->query, x, out);
-  reference_linear(&test->key, x, out + width);
-  reference_linear(&test->value, x, out + width + keys);
+  if (layer->by_head) {
+    reference_linear(&test->query, x, apart);
+    for (size_t i = 0; i < 3 * width; i++) /* [head][which] becomes [which][head] */
+      out[i / size % 3 * width + i / size / 3 * size + i % size] = apart[i];
+  } else {
+    reference_linear(&test->query, x, out);
+    reference_linear(&test->key, x, out + width);
+    reference_linear(&test->value, x, out + width + keys);
+  }
+  if (layer->wide_norms) {
+    reference_norm(&layer->query_norm, out, width, out);
+    reference_norm(&layer->key_norm, out + width, keys, out + width);
+  }
   for (size_t head = 0; head < layer->heads + layer->key_heads; head++) {
     double *numbers = out + head * layer->head_size;
     const struct norm *norm = head < layer->heads ? &layer->query_norm : &layer->key_norm;
-    if (norm->kind != NORM_NONE)
+    if (norm->kind != NORM_NONE && !layer->wide_norms)
       reference_norm(norm, numbers, layer->head_size, numbers);
-    if (rotary->cosines != NULL)
+    if (rotary->cosines != NULL && !layer->unrotated)
       reference_rotate(numbers, rotary->size, rotary->cosines + row % rotary->angles * rotary->size,
-                       rotary->sines + row % rotary->angles * rotary->size);
+                       rotary->sines + row % rotary->angles * rotary->size, layer->pairs);
   }
   free(x);
 }
@@ -543,7 +571,7 @@ static void reference_finish(const struct test_layer *test, const float *input, 
   if (layer->attention_end.kind != NORM_NONE)
     reference_norm(&layer->attention_end, x, hidden, x);
   for (size_t i = 0; i < hidden; i++)
-    x[i] += input[i], z[i] = layer->parallel ? input[i] : x[i];
+    x[i] = input[i] + layer->added * x[i], z[i] = layer->parallel ? input[i] : x[i];
   reference_norm(layer->norm_first ? &layer->output_norm : &layer->attention_norm, z, hidden, y);
   if (!layer->norm_first)
     memcpy(x, y, hidden * sizeof *x);
@@ -557,7 +585,7 @@ static void reference_finish(const struct test_layer *test, const float *input, 
   if (layer->output_end.kind != NORM_NONE)
     reference_norm(&layer->output_end, z, hidden, z);
   for (size_t i = 0; i < hidden; i++)
-    out[i] = x[i] + z[i];
+    out[i] = x[i] + layer->added * z[i];
   if (!layer->norm_first)
     reference_norm(&layer->output_norm, out, hidden, out);
   free(x);
@@ -599,6 +627,7 @@ static void reference_sequence(const struct test_layer *test, const struct call 
                               call->sequences.seen ? (size_t)call->sequences.seen[s] : length,
                               call->sequences.window,
                               call->bias.numbers != NULL,
+                              0,
                               0};
   double *qkv = malloc((length * stride + width) * sizeof *qkv), *context = qkv + length * stride;
   double *bias = malloc((total + 1) * sizeof *bias);
@@ -610,8 +639,8 @@ static void reference_sequence(const struct test_layer *test, const struct call 
   double *value =
       tokens_of(test, call, s, follows ? call->past.caches->values : NULL, past, qkv + width + keys, stride);
   for (size_t q = 0; q < length; q++) {
-    const int all =
-        call->sequences.padding_sees_all && (q < sight.skipped || q >= sight.skipped + sight.seen);
+    const int all = call->sequences.padding_sees_all &&
+                    (follows ? past + q < begin : q < sight.skipped || q >= sight.skipped + sight.seen);
     for (size_t head = 0; head < layer->heads; head++) {
       const double *query = qkv + q * stride + head * size;
       const size_t of_keys = head * layer->key_heads / layer->heads * size;
@@ -628,7 +657,7 @@ static void reference_sequence(const struct test_layer *test, const struct call 
         for (size_t i = 0; !visible[k] && i < size; i++)
           key[k * keys + of_keys + i] = value[k * keys + of_keys + i] = 0;
       reference_attention(query, key + of_keys, value + of_keys, keys, total, size, all ? 0 : layer->scale,
-                          visible, bias, context + head * size);
+                          layer->softcap, visible, bias, context + head * size);
     }
     const size_t row = (size_t)call->sequences.first[s] + q;
     reference_finish(test, call->input + row * layer->hidden, context, out + row * layer->hidden);
@@ -716,19 +745,25 @@ static void test_with_past(void)
   for (int i = 0; i < 90; i++) {
     const enum kind kind = (enum kind)(i % KINDS);
     const struct sizes sizes = odd[below(5)];
+    const int by_head = below(4) == 0;
     const struct variant variant = {.kind = kind,
                                     .attention =
                                         kind == KIND_F32 || i % 4 == 0 || !DOT_BF16 ? KIND_F32 : KIND_BF16,
                                     .sizes = sizes,
-                                    .sharing = below(2) ? sizes.heads : 1,
+                                    .sharing = !by_head && below(2) ? sizes.heads : 1,
                                     .gated = (int)below(2),
                                     .norm_first = 1,
                                     .rotary = (int)below(3),
                                     .partly = (int)below(2),
-                                    .head_norms = (int)below(2),
+                                    .head_norms = (int)below(by_head ? 2 : 3),
                                     .ends = (int)below(4),
                                     .parallel = (int)below(2),
-                                    .follows = 1,
+                                    .by_head = by_head,
+                                    .pairs = (int)below(2),
+                                    .unrotated = below(8) == 0,
+                                    .softcap = (int)below(2),
+                                    .factor = (int)below(2),
+                                    .follows = 1 + (int)below(2),
                                     .window = below(2) ? SIZE_MAX : below(40),
                                     .activation = (enum activation)below(ACT_TANH)};
     available = 1 + (unsigned)below(4);

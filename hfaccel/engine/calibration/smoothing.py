@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from hfaccel.engine.layers.families import Family
-from hfaccel.engine.norms import norm_kind
+from hfaccel.engine.norms import norm_weight
 from hfaccel.engine.weights.layout import EXACT
 
 MANY = 3.0  # times the median column's largest weight: a larger weight leaves the others too few steps
@@ -28,12 +28,13 @@ LEAST = 1e-5
 def smoothing(norm: nn.Module | None, weights: Sequence[torch.Tensor]) -> torch.Tensor | None:
     """(features,) factors for activations that come from `norm` and are multiplied by all of `weights`
     (each (out_features, features)); None if nothing is known about the activations."""
-    weight, bias = (None if norm is None else norm._parameters.get(name) for name in ("weight", "bias"))
-    if norm is None or norm_kind(norm) is None or weight is None:
+    weight = None if norm is None else norm_weight(norm)
+    if norm is None or weight is None:
         return None
+    bias = norm._parameters.get("bias")
     if weight.numel() != weights[0].shape[1]:
         return None  # a projection of narrower embeddings lies between the norm and the weights
-    size = weight.detach().float().abs() * SPREAD
+    size = weight.abs() * SPREAD
     if bias is not None:
         size = size + bias.detach().float().abs()
     largest = torch.stack([weight.detach().float().abs().amax(0) for weight in weights]).amax(0)
@@ -64,7 +65,10 @@ def norms_before(
     for module in model.modules():
         family = families.get(module)
         if family is not None:
-            attention_norm, output_norm = family.norms(module)
+            attention_norm, output_norm = (
+                attrgetter(path)(module) if path else None
+                for path in (family.attention_norm, family.output_norm)
+            )
             if family.norm_first:
                 yield module, family, attention_norm, output_norm
             else:

@@ -18,6 +18,10 @@ class Followed:
     begins: torch.Tensor | None = None  # int32: of each sequence the first token that is seen; None: 0
     hides_rows: bool = False  # padding is among the rows, and is not computed
 
+    def has_padding(self, past: int) -> bool:
+        """Whether padding is among the rows of a call after `past` tokens."""
+        return self.begins is not None and bool((self.begins > past).any())
+
 
 def read_followed(
     mask: torch.Tensor | None, batch: int, columns: int, past: int, window: int = -1, unpad: bool = False
@@ -59,12 +63,18 @@ def _limits(window: int, past: int) -> bool:
     return 0 <= window < past
 
 
+def seen_by(columns: int, past: int, window: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The places of keys and of queries, and (columns, past + columns) whether a query sees a key."""
+    key, query = torch.arange(past + columns), torch.arange(past, past + columns)
+    away = query[:, None] - key[None]
+    return key, query, (away >= 0) & ((away <= window) | (window < 0))
+
+
 def _read(
     visible: torch.Tensor, batch: int, columns: int, past: int, window: int, unpad: bool
 ) -> Followed | str:
     begins = visible.any(1).int().argmax(1)  # (batch or 1,)
-    key, query = torch.arange(past + columns), torch.arange(past, past + columns)
-    seen = (key[None] <= query[:, None]) & ((query[:, None] - key[None] <= window) | (window < 0))
+    key, _, seen = seen_by(columns, past, window)
     if not torch.equal(visible, seen[None] & (key >= begins[:, None])[:, None]):
         return "the attention mask hides more than what comes after a token and padding before the first"
     begins = begins.expand(batch)

@@ -12,7 +12,7 @@ from torch import nn
 from hfaccel.engine.calls.ragged import Sequences, read_mask, whole
 from hfaccel.engine.kernels import kernels
 from hfaccel.engine.layers.native_layer import NativeLayer
-from hfaccel.engine.layers.parts import Parts, head_size
+from hfaccel.engine.layers.parts import Parts, head_size, inputs_of, outputs_of, rotary_size
 from hfaccel.engine.replacements import Arguments, Keywords
 from hfaccel.native import NativeBias, NativeRelative, NativeRotary
 
@@ -50,6 +50,7 @@ class Call:
     __slots__ = ("bias", "causal", "cosines", "layer", "relative", "sequences", "sines")
     implementation: ClassVar[str] = "sdpa"  # of attention, by the name in the config
     configured: ClassVar[bool] = True  # attention uses transformers' interface: its config chooses it
+    harmless: ClassVar[frozenset[str]] = HARMLESS_ARGUMENTS
     unpads: ClassVar[bool] = True  # the layer can leave out padding
     positional: ClassVar[tuple[str, ...]] = ()  # names of the arguments after the mask
     masked: ClassVar[bool] = True  # the layer's forward takes a mask
@@ -74,7 +75,7 @@ class Call:
     ) -> str:
         """Read the arguments of a layer's forward, mask first. Returns why the kernels cannot take them; ""
         if they can."""
-        if hidden.dim() != 3 or hidden.shape[-1] != self.layer.linears[0].in_features:
+        if hidden.dim() != 3 or hidden.shape[-1] != inputs_of(self.layer.linears[0]):
             return f"the hidden states have the shape {tuple(hidden.shape)}"
         mask = args[0] if args else kwargs.get(MASK)
         return self.take(hidden, args[1:], kwargs) or self.see(hidden, mask, unpad)
@@ -87,7 +88,7 @@ class Call:
         if any(value is not None for value in args):
             return "cross-attention or a cache was passed"
         for name, value in kwargs.items():
-            if value is None or value is False or name == MASK or name in HARMLESS_ARGUMENTS:
+            if value is None or value is False or name == MASK or name in self.harmless:
                 continue
             problem = self.take_argument(hidden, name, value)
             if problem:
@@ -184,14 +185,15 @@ class Call:
         hides = (~padding)[:, None, None, :].expand(-1, -1, length, -1)
         arguments: Keywords = {}
         if parts.rotary:
-            half = (head_size(layer.get_submodule(parts.attention)) or 2) // 2
+            half = rotary_size(layer.get_submodule(parts.attention)) // 2
+            halves = (torch.randn(1, length, half, generator=generator) for _ in range(2))
             arguments["position_embeddings"] = tuple(
-                torch.randn(1, length, half, generator=generator).repeat(1, 1, 2) for _ in range(2)
+                each.repeat_interleave(2, -1) if parts.pairs else each.repeat(1, 1, 2) for each in halves
             )
         return [None, hides], arguments
 
     @classmethod
-    def variants(cls, parts: Parts, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:
+    def variants(cls, layer: nn.Module, parts: Parts, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:
         """Each mask, and what else says whom a token sees."""
         for mask in masks:
             yield mask, {}
@@ -223,6 +225,6 @@ def random_bias(
     layer: nn.Module, parts: Parts, padding: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
     """A random bias for scores: (1, heads, length, length)."""
-    width = parts.linears(layer)[0].out_features
+    width = outputs_of(parts.linears(layer)[0])
     heads = width // (head_size(layer.get_submodule(parts.attention)) or 1)
     return torch.randn(1, heads, padding.shape[1], padding.shape[1], generator=generator)

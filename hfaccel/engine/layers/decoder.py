@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from hfaccel.engine.calls.followed import Followed, read_followed
+from hfaccel.engine.calls.followed import Followed, read_followed, seen_by
 from hfaccel.engine.kernels import Kind, kernels
-from hfaccel.engine.layers.call import Call, Mask, Sample
+from hfaccel.engine.layers.call import HIDDEN, Call, Mask, Sample
 from hfaccel.engine.layers.native_layer import NativeLayer
-from hfaccel.engine.layers.parts import Parts, head_size, key_width
+from hfaccel.engine.layers.parts import Parts, head_size, key_width, window
 from hfaccel.engine.layers.rooms import (
     Rooms,
     cache_problem,
@@ -23,6 +24,7 @@ from hfaccel.engine.layers.rooms import (
 )
 from hfaccel.engine.replacements import Arguments, Keywords
 from hfaccel.native import NativePast
+from hfaccel.upstream.of_transformers import collected
 
 CACHE = "past_key_values"
 HANDED_ON = frozenset({"position_ids", "cache_position", "use_cache", "output_attentions", "return_dict"})
@@ -55,6 +57,8 @@ class DecoderCall(Call):
     unpads: ClassVar[bool] = False  # unless asked for: losses are computed from rows of padding too
     follows: ClassVar[bool] = True
     cache_name: ClassVar[str] = CACHE  # of the argument
+    ordered: ClassVar[tuple[str, ...]] = ()  # names of arguments that are passed by position
+    gives_pair: ClassVar[bool] = False  # the layer returns hidden states and attention weights
 
     def __init__(self, layer: NativeLayer) -> None:
         super().__init__(layer)
@@ -63,9 +67,13 @@ class DecoderCall(Call):
         self.followed: Followed
 
     def read(self, hidden: torch.Tensor, args: Arguments, kwargs: Keywords, unpad: bool) -> str:
-        return "arguments were passed by position" if args else super().read(hidden, args, kwargs, unpad)
+        if len(args) > len(self.ordered):
+            return "arguments were passed by position"
+        return super().read(hidden, (), {**dict(zip(self.ordered, args, strict=False)), **kwargs}, unpad)
 
     def take_argument(self, hidden: torch.Tensor, name: str, value: Any) -> str:
+        if name == "output_attentions" and self.gives_pair:
+            return "attentions are wanted"
         if name == self.cache_name:
             self.cache = value
             return cache_problem(value, self.layer.attention.layer_idx)
@@ -89,6 +97,9 @@ class DecoderCall(Call):
             return found
         self.followed, self.sequences = found, found.sequences
         return ""
+
+    def give(self, result: torch.Tensor) -> object:
+        return (result, None) if self.gives_pair else result
 
     def compute(self, layers: Sequence[NativeLayer], rows: torch.Tensor, output: torch.Tensor) -> None:
         rooms = self._rooms(layers, rows.shape)
@@ -125,21 +136,22 @@ class DecoderCall(Call):
     def sample(layer: nn.Module, parts: Parts, padding: torch.Tensor, generator: torch.Generator) -> Sample:
         """The mask hides padding, which here comes before the tokens."""
         batch, length = padding.shape
-        causal = torch.ones(length, length, dtype=torch.bool).tril().expand(batch, 1, -1, -1)
+        wanted = window(layer.get_submodule(parts.attention))
+        causal = seen_by(length, 0, wanted)[2].expand(batch, 1, -1, -1)
         hides = causal & ~padding.flip(1)[:, None, None, :]
         _, arguments = Call.sample(layer, parts, padding, generator)
-        return [None, hides], arguments
+        return [causal if 0 <= wanted < length else None, hides], arguments
 
     @classmethod
-    def variants(cls, parts: Parts, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:
+    def variants(cls, layer: nn.Module, parts: Parts, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:
         """With each mask: without a cache, and with an empty one. Then with one that holds tokens."""
         hides = masks[-1]
         assert hides is not None
         for mask in masks:
             yield mask, {}
             yield mask, {cls.cache_name: Filled(0)}
-        past = hides.new_ones((*hides.shape[:3], Filled.TOKENS))
-        yield torch.cat([past, torch.ones_like(hides).tril()], -1), {cls.cache_name: Filled(Filled.TOKENS)}
+        seen = seen_by(hides.shape[-1], Filled.TOKENS, window(layer.get_submodule(parts.attention)))[2]
+        yield seen.expand(*hides.shape[:2], -1, -1), {cls.cache_name: Filled(Filled.TOKENS)}
 
     @classmethod
     def arguments_of(cls, layer: nn.Module, parts: Parts, batch: int, keywords: Keywords) -> Keywords:
@@ -147,8 +159,9 @@ class DecoderCall(Call):
         return keywords | ({cls.cache_name: made.make(layer, parts, batch)} if made else {})
 
     @classmethod
-    def result(cls, result: object, keywords: Keywords) -> object:
+    def result(cls, result: Any, keywords: Keywords) -> object:
         """What the cache holds afterwards belongs to it."""
+        result = result[0] if cls.gives_pair else result
         if cls.cache_name not in keywords:
             return result
         last = keywords[cls.cache_name].layers[-1]
@@ -158,3 +171,35 @@ class DecoderCall(Call):
     @staticmethod
     def unread(padding: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(padding)
+
+
+class EagerDecoderCall(DecoderCall):
+    """Of a layer with eager attention, to which a mask is always passed that is added to the scores."""
+
+    __slots__ = ()
+    implementation: ClassVar[str] = "eager"
+
+    def complete(self, hidden: torch.Tensor) -> str:
+        names = collected()
+        if names is None or any(name.endswith("attentions") for name in names):
+            return "attentions are collected"
+        return super().complete(hidden)
+
+    def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
+        if mask is None or not mask.is_floating_point():
+            return "no attention mask was passed that is added to the scores"
+        if problem := super().see(hidden, mask, unpad):
+            return problem
+        if not unpad and self.followed.has_padding(self.past):  # whose scores are all the lowest number
+            if self.past:
+                return "padding follows other tokens"
+            self.sequences = replace(self.sequences, padding_sees_all=True)
+        return ""
+
+    @classmethod
+    def variants(cls, layer: nn.Module, parts: Parts, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:
+        hides = masks[-1]
+        assert hides is not None
+        causal = torch.ones_like(hides).tril()
+        for mask, more in super().variants(layer, parts, masks):
+            yield torch.where(causal if mask is None else mask, 0.0, HIDDEN), more

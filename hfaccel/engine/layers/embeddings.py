@@ -175,7 +175,7 @@ def native_embedding(norm: nn.Module, embeddings: list[nn.Embedding]) -> NativeE
     tables = [embedding.weight for embedding in embeddings]
     return kernels().Embedding(
         tables[0].shape[1],
-        native_norm(norm, lambda vector: vector),
+        native_norm(norm, lambda vector, _: vector),
         tuple([(table.data_ptr(), table.shape[0]) for table in tables]),
     )
 

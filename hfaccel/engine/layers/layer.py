@@ -208,4 +208,4 @@ def run_stock(layer: nn.Module, regimes: tuple[str, ...]) -> None:
 
 def is_packed(family: Family, layer: nn.Module) -> bool:
     """Whether all of the layer's weights are."""
-    return all(type(linear.weight) is PackedWeight for linear in family.linears(layer))
+    return all(isinstance(linear.weight, PackedWeight) for linear in family.linears(layer))

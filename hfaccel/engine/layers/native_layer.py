@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from operator import attrgetter
 from typing import Any
 
@@ -16,9 +16,21 @@ from hfaccel.engine.calls.settings import Setting, setting_problem
 from hfaccel.engine.calls.snapshot import Held, Place, Snapshot, Table, place
 from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, kernels, multiplies
 from hfaccel.engine.layers.distances import Buckets
-from hfaccel.engine.layers.parts import Parts, head_size, key_width, scale, split_gate_up, split_qkv, window
+from hfaccel.engine.layers.parts import (
+    Parts,
+    added_factor,
+    head_size,
+    is_rotated,
+    key_width,
+    norms_are_wide,
+    scale,
+    softcap,
+    split_gate_up,
+    split_qkv,
+    window,
+)
 from hfaccel.engine.layers.seen import Seen
-from hfaccel.engine.norms import EPSILONS, epsilon, native_norm
+from hfaccel.engine.norms import EPSILONS, epsilon, native_norm, norm_kind
 from hfaccel.engine.weights.autocast import rounded
 from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.native import NativeMatrix, NativeNorm
@@ -58,6 +70,7 @@ class NativeLayer:
         self.copied = [
             memory for memory in self.memories if rounds and memory is not None and not memory.is_inference()
         ]
+        self.copied += _raised(parts.norms(layer))
         self.versions = [memory._version for memory in self.copied]
         self.rounds = rounds
         self.vectors = [(table, name, table.get(name)) for table, name in parts.vectors(layer)]
@@ -77,56 +90,73 @@ class NativeLayer:
                 self.refusal = f"its parts do not fit each other ({error})"
 
     def _native(self, layer: nn.Module, parts: Parts) -> object:
-        def packed(linear: nn.Linear) -> PackedWeight:
-            weight = linear.weight
-            assert isinstance(weight, PackedWeight)
-            return self.kept_weights.setdefault(id(weight), rounded(weight)) if self.rounds else weight
-
-        def matrix(linear: nn.Linear, rows: slice | None = None) -> NativeMatrix:
-            return packed(linear).matrix(self._float32(linear.bias), rows)
-
-        def part(path: str) -> NativeMatrix:
-            return matrix(attrgetter(path)(layer))
-
-        if parts.qkv:
-            query, key, value = (matrix(*piece) for piece in split_qkv(parts, layer))
-        else:
-            query, key, value = part(parts.query), part(parts.key), part(parts.value)
-        gate: NativeMatrix | None
-        if parts.gate_up:
-            gate, up = (matrix(*piece) for piece in split_gate_up(parts, layer))
-        else:
-            gate, up = part(parts.gate) if parts.gate else None, part(parts.up)
-        self.attention_kind = attention_kind(packed(self.linears[0]).kind)
-        activation = ACTIVATIONS[type(attrgetter(parts.activation)(layer)).__name__]
-        if packed(self.linears[-1]).kind is Kind.INT8 and activation is Activation.GELU:
-            activation = Activation.GELU_ROUGH
+        self.attention_kind = attention_kind(self._packed(self.linears[0]).kind)
+        self.key_width = key_width(parts, layer)
 
         def norm(path: str) -> NativeNorm | None:
             return native_norm(attrgetter(path)(layer), self._float32) if path else None
 
-        attention_norm, output_norm = norm(parts.attention_norm), norm(parts.output_norm)
-        assert attention_norm is not None and output_norm is not None
         more = (parts.query_norm, parts.key_norm, parts.attention_end, parts.output_end)
-        self.key_width = key_width(parts, layer)
         return kernels().Layer(
-            (query, key, value, part(parts.attention_output)),
-            (gate, up, part(parts.down)),
-            (attention_norm, output_norm),
+            (*self._attention_inputs(layer), self._part(layer, parts.attention_output)),
+            (*self._wide_inputs(layer), self._part(layer, parts.down)),
+            (norm(parts.attention_norm), norm(parts.output_norm)),
             head_size(self.attention) or 1,
             parts.norm_first,
-            activation,
+            self._activation(layer),
             self.attention_kind,
             scale(self.attention),
             tuple(map(norm, more)),
             parts.parallel,
+            norms_are_wide(parts, layer),
+            parts.pairs,
+            parts.unrotated or not is_rotated(self.attention),
+            softcap(self.attention),
+            added_factor(layer),
         )
 
-    def _float32(self, vector: torch.Tensor | None) -> torch.Tensor | None:
-        """The vector itself, or a copy in float32: `problem` notices when it changes."""
+    def _packed(self, linear: nn.Linear) -> PackedWeight:
+        weight = linear.weight
+        assert isinstance(weight, PackedWeight)
+        return self.kept_weights.setdefault(id(weight), rounded(weight)) if self.rounds else weight
+
+    def _matrix(self, linear: nn.Linear, rows: slice | None = None) -> NativeMatrix:
+        return self._packed(linear).matrix(self._float32(linear.bias), rows)
+
+    def _part(self, layer: nn.Module, path: str) -> NativeMatrix:
+        return self._matrix(attrgetter(path)(layer))
+
+    def _attention_inputs(
+        self, layer: nn.Module
+    ) -> tuple[NativeMatrix, NativeMatrix | None, NativeMatrix | None]:
+        """Of query, key and value; of query alone where that multiplies for all three."""
+        parts = self.parts
+        if parts.by_head:
+            return self._part(layer, parts.qkv), None, None
+        if parts.qkv:
+            query, key, value = (self._matrix(*piece) for piece in split_qkv(parts, layer))
+            return query, key, value
+        return self._part(layer, parts.query), self._part(layer, parts.key), self._part(layer, parts.value)
+
+    def _wide_inputs(self, layer: nn.Module) -> tuple[NativeMatrix | None, NativeMatrix]:
+        """Of gate and up."""
+        parts = self.parts
+        if parts.gate_up:
+            gate, up = (self._matrix(*piece) for piece in split_gate_up(parts, layer))
+            return gate, up
+        return self._part(layer, parts.gate) if parts.gate else None, self._part(layer, parts.up)
+
+    def _activation(self, layer: nn.Module) -> Activation:
+        activation = ACTIVATIONS[type(attrgetter(self.parts.activation)(layer)).__name__]
+        is_rough = activation is Activation.GELU and self._packed(self.linears[-1]).kind is Kind.INT8
+        return Activation.GELU_ROUGH if is_rough else activation
+
+    def _float32(self, vector: torch.Tensor | None, plus: float = 0.0) -> torch.Tensor | None:
+        """The vector itself, or a copy in float32, plus a number: `problem` notices when it changes."""
         if vector is None:
             return None
-        return self.kept.setdefault(id(vector), vector.detach().float())
+        own = vector.detach().float()
+        return self.kept.setdefault(id(vector), own + plus if plus else own)
 
     def is_as_before(self, layer: nn.Module) -> bool:
         """Whether all is as it was when `problem` last found none: quickly, for nearly every call asks it."""
@@ -189,7 +219,7 @@ class NativeLayer:
             return f"the attention implementation is {getattr(self.config, CHOICE)}"
         for linear, memory in zip(self.linears, self.memories, strict=True):
             weight = linear._parameters.get("weight")  # pruning and parametrizations take it away
-            if type(weight) is not PackedWeight or weight.memory is not memory:
+            if not isinstance(weight, PackedWeight) or weight.memory is not memory:
                 return "a weight was replaced, moved or cast"
         return self._problem_of_parts()
 
@@ -207,6 +237,16 @@ class NativeLayer:
         if any(GLOBAL_HOOKS):
             return "a hook is registered for all modules"
         return ""
+
+
+def _raised(norms: Iterable[nn.Module]) -> list[torch.Tensor]:
+    """Weights of norms to which a number is added: the kernels read a copy."""
+    kinds = ((norm_kind(norm), norm._parameters.get("weight")) for norm in norms)
+    return [
+        weight
+        for kind, weight in kinds
+        if kind is not None and kind.plus and weight is not None and not weight.is_inference()
+    ]
 
 
 def _is_replaced(module: nn.Module) -> bool:

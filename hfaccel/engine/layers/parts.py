@@ -7,17 +7,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from operator import attrgetter
+from typing import Any
 
 from torch import nn
 
 from hfaccel.engine.calls.snapshot import Table
+from hfaccel.engine.weights.linear import is_linear
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """Paths of a layer's parts, starting at the layer. One projection may do the work of several: `qkv`,
     `gate_up` (gate first). Norms come after the residual additions; with `norm_first`, `attention_norm` comes
-    before attention and `output_norm` before the feed-forward."""
+    before attention and `output_norm` before the feed-forward. An empty path: there is no such norm."""
 
     attention: str
     attention_output: str
@@ -37,8 +39,11 @@ class Parts:
     attention_end: str = ""  # norms of what attention and feed-forward add to the residual stream
     output_end: str = ""
     norm_first: bool = False
+    by_head: bool = False  # qkv gives the query, key and value of a head, then those of the next
+    pairs: bool = False  # rotary positions turn numbers 2i and 2i + 1 together
     parallel: bool = False  # the feed-forward takes the layer's input, as attention does
     rotary: bool = False  # the forward takes position_embeddings
+    unrotated: bool = False  # and leaves them unused
     causal: bool = False  # the forward takes is_causal, with which no token sees later ones
 
     @property
@@ -67,7 +72,7 @@ class Parts:
     @property
     def norm_paths(self) -> tuple[str, ...]:
         more = (self.query_norm, self.key_norm, self.attention_end, self.output_end)
-        return (self.attention_norm, self.output_norm, *filter(None, more))
+        return tuple(filter(None, (self.attention_norm, self.output_norm, *more)))
 
     def norms(self, layer: nn.Module) -> list[nn.Module]:
         return [attrgetter(path)(layer) for path in self.norm_paths]
@@ -76,7 +81,7 @@ class Parts:
         """Where the biases of the linear layers and the weights and biases of the norms are kept: table and
         name. Some vectors are None."""
         for module in (*self.linears(layer), *self.norms(layer)):
-            for name in ("bias",) if isinstance(module, nn.Linear) else ("weight", "bias"):
+            for name in ("bias",) if is_linear(module) else ("weight", "bias"):
                 yield module._parameters, name
 
 
@@ -87,8 +92,46 @@ def _leads_somewhere(layer: nn.Module, path: str) -> bool:
         return False
 
 
+def inputs_of(linear: Any) -> int:
+    """Of an nn.Linear, or a Conv1D of transformers."""
+    return int(linear.in_features if isinstance(linear, nn.Linear) else linear.nx)
+
+
+def outputs_of(linear: Any) -> int:
+    return int(linear.out_features if isinstance(linear, nn.Linear) else linear.nf)
+
+
+def rotary_size(attention: nn.Module) -> int:
+    """How many numbers of a head are rotated."""
+    size = getattr(attention, "rotary_ndims", None)
+    return size if isinstance(size, int) else head_size(attention) or 2
+
+
+def is_rotated(attention: nn.Module) -> bool:
+    """Whether the layer uses the rotary positions that it is given."""
+    return bool(getattr(attention, "use_rope", True))
+
+
+def softcap(attention: nn.Module) -> float:
+    """The bound of scores before softmax; 0 for none."""
+    return float(getattr(attention, "attn_logit_softcapping", None) or 0)
+
+
+def added_factor(layer: nn.Module) -> float:
+    """The factor of what is added to the residual stream."""
+    return float(getattr(layer, "residual_multiplier", 1.0))
+
+
+def norms_are_wide(parts: Parts, layer: nn.Module) -> bool:
+    """Whether the norms of queries and keys are over all heads at once."""
+    norm = attrgetter(parts.query_norm)(layer) if parts.query_norm else None
+    weight = getattr(norm, "weight", None)
+    size = head_size(attrgetter(parts.attention)(layer)) or 1
+    return weight is not None and weight.numel() > size and weight.dim() == 1
+
+
 def head_size(attention: nn.Module) -> int | None:
-    for name in ("attention_head_size", "head_dim", "key_value_proj_dim"):
+    for name in ("attention_head_size", "head_dim", "key_value_proj_dim", "head_size"):
         size = getattr(attention, name, None)
         if isinstance(size, int) and size > 0:
             return size
@@ -107,8 +150,11 @@ def scale(attention: nn.Module) -> float:
 
 def window(attention: nn.Module) -> int:
     """How far a token sees at most; -1 for no limit. The attribute counts the token itself, as in flash
-    attention."""
-    wanted = getattr(attention, "sliding_window", None)
+    attention. Decoders whose layers are all alike have it in their config."""
+    owner = attention
+    if not hasattr(attention, "sliding_window") and getattr(attention, "is_causal", False):
+        owner = getattr(attention, "config", attention)
+    wanted = getattr(owner, "sliding_window", None)
     return wanted - 1 if isinstance(wanted, int) else -1
 
 
@@ -121,20 +167,22 @@ def split(linear: nn.Linear, *rows: int) -> list[tuple[nn.Linear, slice]]:
 def split_qkv(parts: Parts, layer: nn.Module) -> list[tuple[nn.Linear, slice]]:
     """The joint projection's rows for queries, keys and values. Keys and values may have fewer heads."""
     joint: nn.Linear = attrgetter(parts.qkv)(layer)
-    queries: int = attrgetter(parts.attention_output)(layer).in_features
-    keys = (joint.out_features - queries) // 2
+    queries = inputs_of(attrgetter(parts.attention_output)(layer))
+    keys = (outputs_of(joint) - queries) // 2
     return split(joint, queries, keys, keys)
 
 
 def key_width(parts: Parts, layer: nn.Module) -> int:
     """Numbers of a token's keys, and of its values."""
     if not parts.qkv:
-        return int(attrgetter(parts.key)(layer).out_features)
+        return outputs_of(attrgetter(parts.key)(layer))
+    if parts.by_head:
+        return inputs_of(attrgetter(parts.attention_output)(layer))
     rows = split_qkv(parts, layer)[1][1]
     return int(rows.stop - rows.start)
 
 
 def split_gate_up(parts: Parts, layer: nn.Module) -> list[tuple[nn.Linear, slice]]:
     joint: nn.Linear = attrgetter(parts.gate_up)(layer)
-    half = joint.out_features // 2
+    half = outputs_of(joint) // 2
     return split(joint, half, half)

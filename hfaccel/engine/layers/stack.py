@@ -8,7 +8,9 @@ layers runs its own forward on a shadow of itself, whose list of layers has one 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -20,13 +22,14 @@ from hfaccel.engine.calls.trials import difference, unwatched
 from hfaccel.engine.layers.checked import Checked
 from hfaccel.engine.layers.layer import FusedLayer, call_problem
 from hfaccel.engine.layers.native_layer import NativeLayer
+from hfaccel.engine.layers.parts import window
 from hfaccel.engine.layers.trial import sample
 from hfaccel.engine.replacements import Find, ModuleReplacement, Paths, Settings, register
 from hfaccel.replacement import replace, shadow
 
 # What a forward that collects these in its own loop would collect from one layer only.
 COLLECTED = ("output_hidden_states", "output_attentions")
-CHECKED = "_hfaccel_checked"  # attribute of a decoder: its layers as they last ran
+CHECKED = "_hfaccel_checked"  # attribute of a decoder: its layers as they last ran, by the first of a run
 
 
 @register
@@ -81,8 +84,8 @@ class FusedDecoder(FusedStack):
 
 
 class Together:
-    """Called as one layer, it is all layers of a list. `kept`: attributes of the decoder. (Encoders have a
-    shortcut, which would end if they got another attribute.)"""
+    """Called as one layer, it is several that follow one another. `kept`: attributes of the decoder. (An
+    encoder's shortcut would end if it got another attribute.)"""
 
     def __init__(self, layers: Iterable[nn.Module], kept: Table | None = None) -> None:
         self.layers, self.kept = list(layers), kept
@@ -91,12 +94,13 @@ class Together:
         """As `natives_of`, which is asked again where something has changed."""
         if self.kept is None or torch.is_autocast_enabled("cpu"):
             return natives_of(self.layers, hidden)
-        checked: Checked | None = self.kept.get(CHECKED)
+        found: dict[nn.Module, Checked] = self.kept.setdefault(CHECKED, {})
+        checked = found.get(self.layers[0])
         if checked is not None and checked.holds(self.layers):
             return () if call_problem(self.layers[0], hidden) else checked.natives
         natives = natives_of(self.layers, hidden)
         if natives and not any(map(has_hooks, self.layers)):
-            self.kept[CHECKED] = Checked(self.layers, natives)
+            found[self.layers[0]] = Checked(self.layers, natives)
         return natives
 
     def __call__(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> object:
@@ -112,6 +116,43 @@ class Together:
             hidden_states = result[0] if isinstance(result, tuple) else result
             result = layer(hidden_states, *args, **kwargs)
         return result
+
+
+def _passed_on(hidden_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+    """The place of a layer that a Together before it has computed."""
+    return hidden_states
+
+
+def stand_ins(module: nn.Module, layers: nn.ModuleList) -> list[object]:
+    """One Together for all layers. Where the model gives layers different masks or rotary positions, by
+    their place in the list, there is one stand-in in each place, and one Together for each run of layers that
+    are given the same."""
+    runs = _runs_of(module, list(layers))
+    kept = vars(module) if isinstance(module, FusedDecoder) else None
+    if len(runs) == 1:
+        return [Together(layers, kept)]
+    return [each for run in runs for each in (Together(run, kept), *[_passed_on] * (len(run) - 1))]
+
+
+Runs = list[list[nn.Module]]
+_runs: WeakKeyDictionary[nn.Module, tuple[list[nn.Module], Runs]] = WeakKeyDictionary()
+
+
+def _runs_of(module: nn.Module, layers: list[nn.Module]) -> Runs:
+    """The runs of layers that are given the same; found anew when the list has changed."""
+    known = _runs.get(module)
+    if known is None or known[0] != layers:
+        known = _runs[module] = layers, [list(run) for _, run in groupby(layers, key=_given)]
+    return known[1]
+
+
+def _given(layer: nn.Module) -> tuple[int, object]:
+    """What decides which mask and rotary positions a decoder's layer is given."""
+    if not isinstance(layer, FusedLayer) or not layer.hfaccel_family.call.follows:
+        return -1, None
+    attention: Any = layer.get_submodule(layer.hfaccel_family.attention)
+    types = getattr(getattr(attention, "config", None), "layer_types", None)
+    return window(attention), types[attention.layer_idx] if types else None
 
 
 def natives_of(layers: Sequence[nn.Module], hidden: torch.Tensor) -> list[NativeLayer]:
@@ -146,11 +187,10 @@ def _collects(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, obj
 
 
 def together(module: nn.Module, name: str) -> nn.Module:
-    """The module with the layers of its list `name` as one."""
+    """The module with the layers of its list `name` as one, or as few."""
     layers = module._modules[name]
     assert isinstance(layers, nn.ModuleList)
-    kept = vars(module) if isinstance(module, FusedDecoder) else None
-    return shadow(module, {name: [Together(layers, kept)]})
+    return shadow(module, {name: stand_ins(module, layers)})
 
 
 def lists_of_layers(model: nn.Module) -> list[tuple[str, nn.Module, str, str]]:

@@ -17,8 +17,9 @@ from hfaccel.engine.calls.trials import difference, without_padding
 from hfaccel.engine.layers.call import MASK
 from hfaccel.engine.layers.families import Family, candidates, fusing_problem
 from hfaccel.engine.layers.layer import FusedLayer, fuse
+from hfaccel.engine.layers.parts import inputs_of
 from hfaccel.engine.replacements import Keywords
-from hfaccel.engine.weights.linear import MIN_WIDTH, linear_problem, pack
+from hfaccel.engine.weights.linear import MIN_WIDTH, is_linear, linear_problem, pack, weight_class
 from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.upstream.of_torch import tree_map
 
@@ -69,7 +70,7 @@ def match(layer: nn.Module, trials: Trials | None = None) -> tuple[Family | None
 def _linears_problem(family: Family, layer: nn.Module) -> str:
     narrowest = 1 if family.call.follows else MIN_WIDTH
     for linear in family.linears(layer):
-        problem = linear_problem(linear, narrowest) if isinstance(linear, nn.Linear) else "is no nn.Linear"
+        problem = linear_problem(linear, narrowest) if is_linear(linear) else "is no nn.Linear"
         if problem:
             return f"a projection cannot be packed: {problem}"
     return ""
@@ -87,7 +88,7 @@ def trial(layer: nn.Module, family: Family) -> str:
 
 def _compare(stock: nn.Module, fused: nn.Module, family: Family, batch: int, length: int) -> str:
     hidden, masks, arguments = sample(fused, family, batch, length)
-    for mask, more in family.call.variants(family, masks):
+    for mask, more in family.call.variants(fused, family, masks):
         with torch.inference_mode():
             try:
                 expected, got = (
@@ -120,7 +121,7 @@ def _can_be_called(layer: nn.Module, family: Family) -> bool:
     hidden, masks, arguments = sample(layer, family)
     try:
         with torch.inference_mode():
-            for mask, more in family.call.variants(family, masks):
+            for mask, more in family.call.variants(layer, family, masks):
                 if family.call.follows and more:
                     continue  # a cache reads the index
                 call(layer, family, hidden, mask, arguments | more)
@@ -143,7 +144,7 @@ def _fused(layer: nn.Module, family: Family) -> nn.Module:
     fused = _in_float32(layer)
     for linear in family.linears(fused):
         if not isinstance(linear.weight, PackedWeight):
-            linear.weight = PackedWeight.pack(linear.weight)  # not in place: the parameter is shared
+            linear.weight = weight_class(linear).pack(linear.weight)  # not in place: the parameter is shared
             pack(linear)
     fuse(fused, family)
     return fused
@@ -165,7 +166,7 @@ def sample(
     """Hidden states (batch, length, size), masks, and the other arguments of the forward. The last mask hides
     the tokens of the last sequence from the sixth on."""
     generator = torch.Generator().manual_seed(0)  # optimizing must not advance the program's random numbers
-    hidden = torch.randn(batch, length, family.linears(layer)[0].in_features, generator=generator)
+    hidden = torch.randn(batch, length, inputs_of(family.linears(layer)[0]), generator=generator)
     masks, arguments = family.call.sample(layer, family, _padding(batch, length), generator)
     return hidden.to(dtype), masks, tree_map(lambda each: _as(each, dtype), arguments)
 

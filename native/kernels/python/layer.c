@@ -11,35 +11,42 @@ static int fits(const struct layer *layer)
 {
   const size_t hidden = layer->hidden, width = layer->heads * layer->head_size, wide = layer->up.columns;
   const size_t keys = layer->key_heads * layer->head_size;
+  const size_t joint = layer->by_head ? 3 * width : width, apart = layer->by_head ? 0 : keys;
   return layer->key_heads > 0 && layer->heads % layer->key_heads == 0 &&
-         is_shaped(&layer->query, width, hidden) && is_shaped(&layer->key, keys, hidden) &&
-         is_shaped(&layer->value, keys, hidden) && is_shaped(&layer->output, hidden, width) &&
+         is_shaped(&layer->query, joint, hidden) &&
+         (apart == 0 || (is_shaped(&layer->key, keys, hidden) && is_shaped(&layer->value, keys, hidden))) &&
+         is_shaped(&layer->output, hidden, width) &&
          (layer->gate.columns == 0 || is_shaped(&layer->gate, wide, hidden)) &&
          is_shaped(&layer->up, wide, hidden) && is_shaped(&layer->down, hidden, wide) &&
          layer->query.exact == NULL && layer->key.exact == NULL && layer->value.exact == NULL &&
-         layer->gate.exact == NULL && layer->up.exact == NULL && layer->query.kind == layer->key.kind &&
-         layer->query.kind == layer->value.kind &&
+         layer->gate.exact == NULL && layer->up.exact == NULL &&
+         (apart == 0 || (layer->query.kind == layer->key.kind && layer->query.kind == layer->value.kind)) &&
+         !(layer->by_head && layer->wide_norms) &&
          (layer->gate.columns == 0 || layer->gate.kind == layer->up.kind) &&
          layer->head_size % kind_numbers(layer->attention) == 0;
 }
 
 /* Layer((query, key, value, output), (gate or None, up, down), (attention_norm, output_norm), head_size,
  *       norm_first, activation, attention_kind, scale[, (query_norm, key_norm, attention_end, output_end),
- *       parallel]); None for any of the last norms */
+ *       parallel, wide_norms, pairs, unrotated, softcap, added]); None for any of the norms, and for key and
+ *       value where query multiplies for all three */
 int read_layer(PyObject *args, void *content)
 {
   struct layer *layer = content;
   const struct norm none = {.kind = NORM_NONE};
   int attention;
+  layer->attention_norm = layer->output_norm = none;
   layer->query_norm = layer->key_norm = layer->attention_end = layer->output_end = none;
-  if (!PyArg_ParseTuple(args, "(O&O&O&O&)(O&O&O&)(O&O&)O&pO&if|(O&O&O&O&)p", to_matrix, &layer->query,
-                        to_matrix, &layer->key, to_matrix, &layer->value, to_matrix, &layer->output,
-                        to_matrix_or_none, &layer->gate, to_matrix, &layer->up, to_matrix, &layer->down,
-                        to_norm, &layer->attention_norm, to_norm, &layer->output_norm, to_size,
-                        &layer->head_size, &layer->norm_first, to_activation, &layer->activation, &attention,
-                        &layer->scale, to_norm_or_none, &layer->query_norm, to_norm_or_none, &layer->key_norm,
-                        to_norm_or_none, &layer->attention_end, to_norm_or_none, &layer->output_end,
-                        &layer->parallel))
+  layer->added = 1;
+  if (!PyArg_ParseTuple(args, "(O&O&O&O&)(O&O&O&)(O&O&)O&pO&if|(O&O&O&O&)ppppff", to_matrix, &layer->query,
+                        to_matrix_or_none, &layer->key, to_matrix_or_none, &layer->value, to_matrix,
+                        &layer->output, to_matrix_or_none, &layer->gate, to_matrix, &layer->up, to_matrix,
+                        &layer->down, to_norm_or_none, &layer->attention_norm, to_norm_or_none,
+                        &layer->output_norm, to_size, &layer->head_size, &layer->norm_first, to_activation,
+                        &layer->activation, &attention, &layer->scale, to_norm_or_none, &layer->query_norm,
+                        to_norm_or_none, &layer->key_norm, to_norm_or_none, &layer->attention_end,
+                        to_norm_or_none, &layer->output_end, &layer->parallel, &layer->wide_norms,
+                        &layer->pairs, &layer->unrotated, &layer->softcap, &layer->added))
     return 0;
   if (layer->head_size == 0 || (attention != KIND_F32 && !operand_is_bf16((enum kind)attention))) {
     PyErr_Format(PyExc_ValueError, "head_size above 0 and attention in %s must hold, but got %zu and %d",
@@ -48,8 +55,9 @@ int read_layer(PyObject *args, void *content)
   }
   layer->attention = (enum kind)attention;
   layer->hidden = layer->output.columns;
-  layer->heads = layer->query.columns / layer->head_size;
-  layer->key_heads = layer->key.columns / layer->head_size;
+  layer->by_head = layer->key.columns == 0 && layer->value.columns == 0;
+  layer->heads = layer->query.columns / layer->head_size / (layer->by_head ? 3 : 1);
+  layer->key_heads = layer->by_head ? layer->heads : layer->key.columns / layer->head_size;
   return must_hold(
       fits(layer),
       "shapes and kinds of the matrices that fit each other and head_size, and whole words in a head,");

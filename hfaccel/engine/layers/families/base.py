@@ -13,8 +13,17 @@ from torch import nn
 
 from hfaccel.engine.kernels import ACTIVATIONS, WIDEST_PANEL
 from hfaccel.engine.layers.call import Call
-from hfaccel.engine.layers.parts import Parts, head_size, split_gate_up, split_qkv
+from hfaccel.engine.layers.parts import (
+    Parts,
+    head_size,
+    inputs_of,
+    norms_are_wide,
+    outputs_of,
+    split_gate_up,
+    split_qkv,
+)
 from hfaccel.engine.norms import norm_kind
+from hfaccel.engine.weights.linear import is_linear
 
 GROUP = "hfaccel.families"  # of entry points
 
@@ -92,30 +101,66 @@ def candidates(layer: nn.Module) -> Iterator[Family]:
 def fusing_problem(family: Family, layer: nn.Module) -> str:
     """Why these parts cannot be computed as one layer; "" if they can. The linear layers must be known to be
     packable."""
-    activation, attention = attrgetter(family.activation)(layer), attrgetter(family.attention)(layer)
-    linears = family.linears(layer)
-    if not all(isinstance(linear, nn.Linear) for linear in linears):
+    attention = attrgetter(family.attention)(layer)
+    return (
+        _parts_problem(family, layer)
+        or _direction_problem(family, layer, attention)
+        or _interface_problem(family, attention)
+        or _heads_problem(family, layer, attention)
+        or _joint_problem(family, layer)
+    )
+
+
+def _parts_problem(family: Family, layer: nn.Module) -> str:
+    linears, activation = family.linears(layer), attrgetter(family.activation)(layer)
+    if not all(map(is_linear, linears)):
         return "a projection is not an nn.Linear"
+    others = {id(part) for part in layer.modules() if is_linear(part)} - set(map(id, linears))
+    if family.call.follows and others:
+        return "it has other linear layers than those of the family"
     if any(norm_kind(norm) is None for norm in family.norms(layer)):
         return "its norms are not nn.LayerNorm"
     if type(activation).__name__ not in ACTIVATIONS:
         return f"the activation {type(activation).__name__} cannot be fused"
-    if problem := _direction_problem(family, layer, attention):
-        return problem
+    return ""
+
+
+def _interface_problem(family: Family, attention: nn.Module) -> str:
     if family.call.configured and not hasattr(attention, "config"):
         return (
             "its attention does not use transformers' attention interface, as the call of the family "
             f"{family.name} says (Call.configured)"
         )
-    width = attrgetter(family.attention_output)(layer).in_features
+    config = getattr(attention, "config", None)  # a trial's numbers are too small to be clipped
+    return "its queries and keys are clipped" if getattr(config, "clip_qkv", None) is not None else ""
+
+
+def _heads_problem(family: Family, layer: nn.Module, attention: nn.Module) -> str:
+    width = inputs_of(attrgetter(family.attention_output)(layer))
     size = head_size(attention)
     if size is None or size % 2 or width % size:
         return f"heads of {size} numbers do not make up a row of {width}"
-    joint = split_qkv(family, layer) if family.qkv else []
+    if not _head_norms_fit(family, layer, size):
+        return "its norms of queries or keys have weights of another shape than a head"
+    return ""
+
+
+def _joint_problem(family: Family, layer: nn.Module) -> str:
+    joint = split_qkv(family, layer) if family.qkv and not family.by_head else []
     joint += split_gate_up(family, layer) if family.gate_up else []
     if any(rows.start % WIDEST_PANEL for _, rows in joint):
         return f"the width of a part of a joint projection is not a multiple of {WIDEST_PANEL}"
     return ""
+
+
+def _head_norms_fit(family: Family, layer: nn.Module, size: int) -> bool:
+    """Whether the norms of queries and keys have one weight for every number that they are over."""
+    for path, linear in ((family.query_norm, family.query), (family.key_norm, family.key)):
+        weight = getattr(attrgetter(path)(layer), "weight", None) if path else None
+        width = outputs_of(attrgetter(linear)(layer)) if norms_are_wide(family, layer) else size
+        if weight is not None and tuple(weight.shape) != (width,):
+            return False
+    return True
 
 
 def _direction_problem(family: Family, layer: nn.Module, attention: nn.Module) -> str:

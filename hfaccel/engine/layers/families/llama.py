@@ -1,11 +1,11 @@
 """Llama and the many decoders built like it: grouped-query attention, rotary positions, RMS norms and a gated
-feed-forward."""
+feed-forward. Also Gemma, Granite, OLMo, SmolLM3, and Starcoder2, whose feed-forward has no gate."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from hfaccel.engine.layers.decoder import DecoderCall
+from hfaccel.engine.layers.decoder import DecoderCall, EagerDecoderCall
 from hfaccel.engine.layers.families.base import Family
 
 LLAMA = Family(
@@ -32,14 +32,35 @@ GEMMA2 = replace(
     attention_end="post_attention_layernorm",
     output_norm="pre_feedforward_layernorm",
     output_end="post_feedforward_layernorm",
+    call=EagerDecoderCall,
 )
+GEMMA3 = replace(
+    GEMMA2,
+    name="Gemma 3",
+    query_norm="self_attn.q_norm",
+    key_norm="self_attn.k_norm",
+    call=DecoderCall,
+)
+OLMO2 = replace(
+    QWEN3,
+    name="OLMo 2",
+    attention_norm="",
+    attention_end="post_attention_layernorm",
+    output_norm="",
+    output_end="post_feedforward_layernorm",
+)
+COHERE = replace(LLAMA, name="Cohere", output_norm="input_layernorm", parallel=True, pairs=True)
 
 # A layer with more norms has the parts of one with fewer: what has most is tried first.
 FAMILIES = (
-    replace(GEMMA2, name="Gemma 3", query_norm="self_attn.q_norm", key_norm="self_attn.k_norm"),
+    GEMMA3,
     GEMMA2,
+    OLMO2,
     QWEN3,
     LLAMA,
+    replace(LLAMA, name="StableLM", output_norm="input_layernorm", parallel=True),
+    COHERE,
+    replace(COHERE, name="Cohere 2 without positions", unrotated=True),
     replace(
         LLAMA,
         name="Phi-3",
@@ -52,4 +73,5 @@ FAMILIES = (
         gate_up="mlp.gate_up_proj",
         activation="mlp.activation_fn",
     ),
+    replace(LLAMA, name="Starcoder2", gate="", up="mlp.c_fc", activation="mlp.act", down="mlp.c_proj"),
 )

@@ -1,0 +1,185 @@
+"""Small random decoders of many architectures: their layers are fused and give the tokens and logits of their
+own code, with padding, beams, sliding windows and without a cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from encoders import cosines
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import hfaccel
+from hfaccel.engine.kernels import kernels_problem
+from hfaccel.engine.layers.call import Call
+
+if kernels_problem():
+    pytest.skip(kernels_problem(), allow_module_level=True)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+WIDE: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "initializer_range": 0.3,
+}
+GROUPED = WIDE | {"num_key_value_heads": 2}
+HEADS_OF_32 = GROUPED | {"head_dim": 32}  # wider together than the hidden states
+ODD = WIDE | {"hidden_size": 96, "intermediate_size": 160}  # heads of 24
+WINDOW = {"sliding_window": 6, "num_hidden_layers": 5}
+SOFT = {"query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0}
+GPT = {"n_embd": 96, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.3}
+OPT = {
+    "hidden_size": 64,
+    "word_embed_proj_dim": 64,
+    "ffn_dim": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "init_std": 0.3,
+}
+GRANITE = {"residual_multiplier": 0.3, "attention_multiplier": 0.2}
+
+# name -> class of the config, its values, and the families of the layers
+MODELS: dict[str, tuple[str, dict[str, Any], set[str]]] = {
+    "Llama": ("LlamaConfig", GROUPED, {"Llama"}),
+    "Mistral": ("MistralConfig", HEADS_OF_32 | WINDOW, {"Llama"}),
+    "Qwen2 with windows": (
+        "Qwen2Config",
+        GROUPED | WINDOW | {"use_sliding_window": True, "max_window_layers": 2},
+        {"Llama"},
+    ),
+    "Qwen3": ("Qwen3Config", HEADS_OF_32, {"Qwen3"}),
+    "Phi-3": ("Phi3Config", GROUPED, {"Phi-3"}),
+    "Gemma": ("GemmaConfig", HEADS_OF_32, {"Llama"}),
+    "Gemma 2": ("Gemma2Config", HEADS_OF_32 | WINDOW | SOFT, {"Gemma 2"}),
+    "Gemma 3": ("Gemma3TextConfig", HEADS_OF_32 | WINDOW | {"num_hidden_layers": 7}, {"Gemma 3"}),
+    "Phi": ("PhiConfig", ODD, {"Phi"}),
+    "Phi with norms": ("PhiConfig", ODD | {"qk_layernorm": True}, {"Phi with norms"}),
+    "GPT-NeoX": ("GPTNeoXConfig", ODD, {"GPT-NeoX"}),
+    "GPT-NeoX in sequence": (
+        "GPTNeoXConfig",
+        WIDE | {"use_parallel_residual": False},
+        {"GPT-NeoX in sequence"},
+    ),
+    "StableLM": ("StableLmConfig", GROUPED, {"Llama"}),
+    "parallel StableLM": ("StableLmConfig", GROUPED | {"use_parallel_residual": True}, {"StableLM"}),
+    "Cohere": ("CohereConfig", GROUPED, {"Cohere"}),
+    "Cohere 2": ("Cohere2Config", GROUPED | WINDOW, {"Cohere", "Cohere 2 without positions"}),
+    "OLMo": ("OlmoConfig", GROUPED, {"Llama"}),
+    "OLMo 2": ("Olmo2Config", GROUPED, {"OLMo 2"}),
+    "OLMo 3": ("Olmo3Config", GROUPED | WINDOW, {"OLMo 2"}),
+    "Starcoder2": ("Starcoder2Config", GROUPED | WINDOW, {"Starcoder2"}),
+    "GPT-2": ("GPT2Config", GPT, {"GPT-2"}),
+    "OPT": ("OPTConfig", OPT, {"OPT"}),
+    "OPT with norms after": ("OPTConfig", OPT | {"do_layer_norm_before": False}, {"OPT with norms after"}),
+    "GPT-J": ("GPTJConfig", GPT | {"rotary_dim": 8}, {"GPT-J"}),
+    "Granite": ("GraniteConfig", GROUPED | GRANITE, {"Llama"}),
+    "SmolLM3": ("SmolLM3Config", GROUPED | {"num_hidden_layers": 5}, {"Llama"}),
+}
+
+
+def make_decoder(name: str) -> nn.Module:
+    config, values, _ = MODELS[name]
+    torch.manual_seed(0)
+    tokens = {"vocab_size": 200, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
+    model = AutoModelForCausalLM.from_config(getattr(transformers, config)(**values, **tokens)).eval()
+    for parameter in model.parameters():
+        if parameter.dim() == 1:  # biases and norms that are 0 or 1 would hide mistakes
+            parameter.data += torch.randn_like(parameter) * 0.2
+    return model
+
+
+def inputs() -> dict[str, torch.Tensor]:
+    ids = torch.randint(1, 200, (2, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    ids[1, :3] = mask[1, :3] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def generated(model: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    result = model.generate(
+        **inputs(),
+        max_new_tokens=8,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+        **options,
+    )
+    return result.sequences, torch.stack(result.logits)
+
+
+def families_in(model: nn.Module) -> set[str]:
+    outcomes = hfaccel.report(model).outcomes
+    return {
+        outcome.subject.removesuffix(" layer") for outcome in outcomes if "one function" in outcome.reason
+    }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_layers_are_fused_and_give_the_same_tokens(name):
+    model = make_decoder(name)
+    fast = hfaccel.optimize(model)
+    assert families_in(fast) == MODELS[name][2]
+    for options in ({}, {"num_beams": 3}, {"use_cache": False}):
+        (expected, logits), (got, near) = generated(model, **options), generated(fast, **options)
+        assert torch.equal(expected, got), options
+        if "num_beams" not in options:
+            torch.testing.assert_close(near, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max()))
+    assert not hfaccel.report(fast).stock_calls
+    assert not [each for each in hfaccel.report(fast).outcomes if "not fused" in each.reason]
+
+
+def test_layers_run_together_as_far_as_they_are_given_the_same(monkeypatch):
+    fast = hfaccel.optimize(make_decoder("Gemma 3"))
+    calls = []
+    run = Call.run
+    monkeypatch.setattr(Call, "run", lambda self, *args: calls.append(len(args[1])) or run(self, *args))
+    with torch.inference_mode():
+        fast(**inputs())
+    assert calls == [5, 1, 1]  # every sixth layer has no window
+
+
+@pytest.mark.parametrize("name", ["Gemma 2", "GPT-NeoX", "GPT-2", "Cohere", "OLMo 2", "Granite"])
+@pytest.mark.parametrize("precision", [{"dtype": torch.bfloat16}, {"quantization": "int8"}], ids=str)
+def test_other_precisions_are_close(name, precision):
+    model = make_decoder(name)
+    fast = hfaccel.optimize(model, **precision)
+    with torch.inference_mode():
+        expected, got = model(**inputs()).logits, fast(**inputs()).logits
+    assert families_in(fast) == MODELS[name][2]
+    assert not hfaccel.report(fast).stock_calls
+    assert cosines(expected[inputs()["attention_mask"] > 0], got[inputs()["attention_mask"] > 0]).min() > 0.9
+
+
+def test_a_norm_that_adds_one_to_its_weight_follows_changes_of_the_weight():
+    model = make_decoder("Gemma")
+    fast = hfaccel.optimize(model, inplace=True)
+    with torch.inference_mode():
+        before = fast(**inputs()).logits
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.input_layernorm.weight.mul_(-1).add_(0.3)
+    with torch.inference_mode():
+        got = fast(**inputs()).logits
+        expected = hfaccel.restore(fast)(**inputs()).logits
+    assert not torch.allclose(before, got, rtol=0.1)
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_queries_that_are_clipped_are_left_alone():
+    torch.manual_seed(0)
+    config = transformers.OlmoConfig(**GROUPED, vocab_size=200, clip_qkv=8.0)
+    fast = hfaccel.optimize(AutoModelForCausalLM.from_config(config).eval())
+    assert not families_in(fast)
+
+
+def test_layers_with_cross_attention_are_left_alone():
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(**GPT, vocab_size=200, add_cross_attention=True, is_decoder=True)
+    fast = hfaccel.optimize(AutoModelForCausalLM.from_config(config).eval())
+    assert not families_in(fast)
