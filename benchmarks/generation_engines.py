@@ -90,8 +90,8 @@ class Engine(NamedTuple):
 
 
 def _rows_of_hfaccel() -> dict[str, Engine]:
-    """int4 with a bfloat16 scale for each group of 128 weights, int8 with one for each row."""
-    quantized = {"int8": 8.0, "int8-weight-only": 8.0, "int4-weight-only": 4.125}
+    """Weight-only kinds have a scale and a minimum, 32 bits, for each group of 64 weights."""
+    quantized = {"int8": 8.0, "int8-weight-only": 8.5, "int4-weight-only": 4.5}
     return {
         "hfaccel fp32": Engine(partial(hfaccel, bits=32, dtype=torch.float32), 32),
         "hfaccel bf16": Engine(partial(hfaccel, bits=16, dtype=torch.bfloat16), 16),

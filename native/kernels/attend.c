@@ -12,7 +12,7 @@ enum {
 
 static int has_few_queries(const struct call *call)
 {
-  return call->past.caches != NULL && call->past.columns <= FEW_QUERIES;
+  return call->past.caches != NULL && call->past.columns <= FEW_QUERIES && !call->sequences.padding_sees_all;
 }
 
 /* Into how many parts the keys of each head are divided. */
@@ -116,13 +116,15 @@ static void attend_many(const struct work *work, const struct member *member)
     const size_t number = task % layer->heads;
     struct head head =
         work->cache == NULL ? head_of_rows(work, unit, number) : head_of_cache(work, unit, number);
-    if (work->cache != NULL) /* keys after the last query need not be packed */
-      head.length -= unit->rows - unit->last;
+    const size_t later = unit->rows - unit->last; /* keys that none of these queries sees */
+    if (work->cache != NULL)
+      head.length = head.length > later ? head.length - later : 0;
     char *out = context_of(work, unit->start + unit->first, number);
     attention_head(&head, unit->first, unit->last, out, stride,
                    work->memory->scratch + member->rank * work->memory->thread_words);
     if (work->call->sequences.padding_sees_all)
-      attention_mean(&head, unit->rows, unit->first, unit->last, out, stride);
+      attention_mean(&head, work->cache == NULL ? unit->rows : unit->place + unit->rows, unit->first,
+                     unit->last, out, stride);
   }
 }
 
@@ -136,12 +138,13 @@ static struct head heads_of_query(const struct work *work, const struct unit *un
   return head;
 }
 
-/* The keys that a query sees: from the first of its window, or of all, up to its own. */
+/* The keys that a query sees: from the first of its window, or of all, up to its own; of padding, none. */
 static void keys_of_query(const struct head *head, size_t query, size_t *first, size_t *last)
 {
-  const size_t place = head->past + query - head->skipped;
-  *last = place + 1;
-  *first = place > head->window ? place - head->window : 0;
+  const size_t place = head->past + query, end = place + 1;
+  const size_t begin = place > head->window ? place - head->window : 0;
+  *last = end > head->skipped ? end - head->skipped : 0;
+  *first = begin > head->skipped ? begin - head->skipped : 0;
 }
 
 static void attend_few(const struct work *work, const struct member *member)

@@ -5,7 +5,7 @@
 
 /* Words of activations after which sums of pairs are added up: 8 x 2 products below 15 x 128 fit 16 bits. */
 enum { PAIRED = 8 };
-enum { AHEAD = 32 }; /* words: how far the weight is asked for from memory */
+enum { AHEAD = 64 }; /* words: how far the weight is asked for from memory */
 enum { LINES = PANEL * sizeof(uint32_t) / 64 };
 
 /* sums += factor times what was summed since they were added up last, for LANES columns. */
@@ -35,25 +35,24 @@ INLINE struct unpacked unpack(const int whole, const uint32_t *panel)
   return word;
 }
 
-/* The sums of one group: whole numbers. */
+/* The sums of one group: whole numbers. A group is not unrolled: its instructions would come more slowly. */
 INLINE void multiply_group(const enum kind kind, const size_t rows, const uint32_t *a, size_t stride,
                            const uint32_t *panel, vec_ints sums[GROUPED_ROWS][VECTORS])
 {
   const int whole = kind == KIND_G8 && WHOLE_BYTES, halves = kind == KIND_G8 && !WHOLE_BYTES;
   const size_t step = kind == KIND_G4 ? 2 : 1; /* words of activations for one of the weight */
   vec_ints lower[GROUPED_ROWS][VECTORS], upper[GROUPED_ROWS][VECTORS];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
   for (size_t r = 0; r < rows; r++)
     for (size_t v = 0; v < VECTORS; v++)
       sums[r][v] = lower[r][v] = upper[r][v] = vec_as_ints(vec_zero());
-#pragma GCC unroll 2
   for (size_t begin = 0; begin < GROUP_WORDS; begin += PAIRED) {
-#pragma GCC unroll 8
+#pragma GCC unroll 2
     for (size_t k = begin; k < begin + PAIRED; k += step, panel += PANEL) {
       for (size_t line = 0; line < LINES; line++)
         PREFETCH(panel + AHEAD * PANEL + line * 16, NEAR);
       const struct unpacked word = unpack(whole, panel);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
       for (size_t r = 0; r < rows; r++) {
         multiply_unsigned(lower[r], a + r * stride + k, word.lower);
         if (kind == KIND_G4)
@@ -62,7 +61,7 @@ INLINE void multiply_group(const enum kind kind, const size_t rows, const uint32
           multiply_unsigned(upper[r], a + r * stride + k, word.upper);
       }
     }
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (size_t r = 0; (IN_PAIRS || begin + PAIRED == GROUP_WORDS) && r < rows; r++)
 #pragma GCC unroll 4
       for (size_t v = 0; v < VECTORS; v++) {
@@ -73,25 +72,43 @@ INLINE void multiply_group(const enum kind kind, const size_t rows, const uint32
   }
 }
 
+/* What shall come from memory while a tile is computed: where it begins, and cache lines with each group. The
+ * tiles of a panel share the panel after it. */
+struct ahead {
+  const char *next;
+  size_t lines;
+};
+
+static struct ahead share_of(const uint32_t *next_panel, size_t words, size_t groups,
+                             const struct tiles *tiles, size_t tile)
+{
+  if (tiles->count == 1) /* AHEAD reaches into the next panel */
+    return (struct ahead){NULL, 0};
+  const size_t lines = (words / groups * LINES + tiles->count - 1) / tiles->count;
+  return (struct ahead){(const char *)next_panel + tile * groups * lines * 64, lines};
+}
+
 /* out[rows][PANEL] = the sums of all groups, each times its scales, with its minima. */
 INLINE void tile(const enum kind kind, const size_t rows, const uint32_t *a, size_t stride,
-                 const uint32_t *panel, size_t groups, float *out)
+                 const uint32_t *panel, size_t groups, float *out, struct ahead ahead)
 {
   const size_t words = GROUP / kind_numbers(kind);
   const float *scales = (const float *)(a + groups * GROUP_WORDS), *totals = scales + groups;
   vec sums[GROUPED_ROWS][VECTORS];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
   for (size_t r = 0; r < rows; r++)
     for (size_t v = 0; v < VECTORS; v++)
       sums[r][v] = vec_zero();
   for (size_t g = 0; g < groups; g++, a += GROUP_WORDS, panel += (words + 1) * PANEL) {
     vec_ints products[GROUPED_ROWS][VECTORS];
+    for (size_t line = 0; line < ahead.lines; line++, ahead.next += 64)
+      PREFETCH(ahead.next, FAR);
     multiply_group(kind, rows, a, stride, panel, products);
 #pragma GCC unroll 4
     for (size_t v = 0; v < VECTORS; v++) {
       const uint32_t *words_of_group = panel + words * PANEL + v * LANES;
       const vec scale = group_scale(words_of_group), minimum = group_minimum(words_of_group);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
       for (size_t r = 0; r < rows; r++) {
         const vec both = vec_mul(scale, vec_of(scales[r * stride + g]));
         sums[r][v] = vec_fma(ints_to_floats(products[r][v]), both, sums[r][v]);
@@ -99,26 +116,28 @@ INLINE void tile(const enum kind kind, const size_t rows, const uint32_t *a, siz
       }
     }
   }
-#pragma GCC unroll 6
+#pragma GCC unroll 8
   for (size_t r = 0; r < rows; r++)
     for (size_t v = 0; v < VECTORS; v++)
       vec_store(out + r * PANEL + v * LANES, sums[r][v]);
 }
 
 // clang-format off: it moves these lines at every run
-#define CASE(kind, rows)                                              \
-  case rows:                                                          \
-    if (rows <= GROUPED_ROWS)                                         \
-      tile(kind, rows, a, stride, panel, groups, sums);               \
+#define CASE(kind, rows)                                                                             \
+  case rows:                                                                                         \
+    if (rows <= GROUPED_ROWS)                                                                        \
+      tile(kind, rows, a, stride, panel, groups, sums, ahead);                                       \
     break;
 /* One unrolled loop for each number of rows. */
-#define TILE(name, kind)                                                                              \
-  static __attribute__((noinline)) void name(size_t rows, const uint32_t *a, size_t stride,           \
-                                             const uint32_t *panel, size_t groups, float *sums)       \
-  {                                                                                                   \
-    switch (rows) {                                                                                   \
-      CASE(kind, 1) CASE(kind, 2) CASE(kind, 3) CASE(kind, 4) CASE(kind, 5) CASE(kind, 6)             \
-    }                                                                                                 \
+#define TILE(name, kind)                                                                             \
+  static __attribute__((noinline)) void name(size_t rows, const uint32_t *a, size_t stride,          \
+                                             const uint32_t *panel, size_t groups, float *sums,      \
+                                             struct ahead ahead)                                     \
+  {                                                                                                  \
+    switch (rows) {                                                                                  \
+      CASE(kind, 1) CASE(kind, 2) CASE(kind, 3) CASE(kind, 4)                                        \
+      CASE(kind, 5) CASE(kind, 6) CASE(kind, 7) CASE(kind, 8)                                        \
+    }                                                                                                \
   }
 // clang-format on
 TILE(tile_g8, KIND_G8)
@@ -137,7 +156,9 @@ void gemm_grouped(const struct matrix *matrix, const struct operand *operand, si
       const uint32_t *a = operand->words + begin * operand->stride;
       const uint32_t *panel = matrix->panels + p * matrix->words * PANEL;
       expect(result, begin, end, p * PANEL);
-      (matrix->kind == KIND_G8 ? tile_g8 : tile_g4)(end - begin, a, operand->stride, panel, groups, sums);
+      const struct ahead ahead = share_of(panel + matrix->words * PANEL, matrix->words, groups, &tiles, t);
+      (matrix->kind == KIND_G8 ? tile_g8 : tile_g4)(end - begin, a, operand->stride, panel, groups, sums,
+                                                    ahead);
       finish_rows(matrix, operand, result, &done, begin, end, sums);
     }
 }

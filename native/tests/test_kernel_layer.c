@@ -143,6 +143,7 @@ static void test_mean(enum kind kind, size_t size, size_t rows, size_t skipped, 
     values[i] = uniform(-1, 1);
   const char *start = numbers_of(kind, rows * stride, values);
   const struct head head = {.kind = kind,
+                            .bf16 = kind == KIND_BF16,
                             .value = start + skipped * stride * bytes,
                             .key_stride = stride,
                             .length = seen,
@@ -476,6 +477,7 @@ static struct call following(const struct test_layer *test, const struct variant
   struct cache *cache = guarded(1, sizeof *cache);
   int32_t *begins = guarded(SEQUENCES, 4);
   call.sequences.skipped = call.sequences.seen = NULL;
+  call.sequences.padding_sees_all = variant->partly && below(2);
   call.bias.numbers = NULL;
   call.past = (struct past){.caches = cache,
                             .batch = layer->key_heads * room * layer->head_size,
@@ -487,9 +489,14 @@ static struct call following(const struct test_layer *test, const struct variant
                             .begins = variant->partly ? begins : NULL};
   for (size_t s = 0; s < SEQUENCES; s++) { /* nothing sees the padding before a sequence */
     const size_t padding = (size_t)call.sequences.first[s] % length;
-    begins[s] = (int32_t)(padding ? past + padding : below(past + 1));
-    if (!variant->partly)
+    const size_t tokens = (size_t)call.sequences.length[s];
+    begins[s] = (int32_t)(padding ? past + padding : below(past + (tokens ? tokens : 1)));
+    if (!variant->partly || call.sequences.padding_sees_all)
       ((int32_t *)call.sequences.first)[s] = (int32_t)(s * length);
+    if (call.sequences.padding_sees_all) { /* it is computed, and all of it is in the cache */
+      ((int32_t *)call.sequences.length)[s] = (int32_t)length;
+      begins[s] = (int32_t)below(past + length);
+    }
   }
   const size_t numbers = SEQUENCES * call.past.batch;
   double *values = guarded(numbers, sizeof *values);
@@ -636,8 +643,8 @@ static void reference_sequence(const struct test_layer *test, const struct call 
   double *value =
       tokens_of(test, call, s, follows ? call->past.caches->values : NULL, past, qkv + width + keys, stride);
   for (size_t q = 0; q < length; q++) {
-    const int all =
-        call->sequences.padding_sees_all && (q < sight.skipped || q >= sight.skipped + sight.seen);
+    const int all = call->sequences.padding_sees_all &&
+                    (follows ? past + q < begin : q < sight.skipped || q >= sight.skipped + sight.seen);
     for (size_t head = 0; head < layer->heads; head++) {
       const double *query = qkv + q * stride + head * size;
       const size_t of_keys = head * layer->key_heads / layer->heads * size;

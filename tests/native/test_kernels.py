@@ -295,10 +295,8 @@ def test_a_run_with_bad_arguments_is_refused(changes):
         run(**changes)
 
 
-NONE = int32(0, 0)
-LATE = int32(
-    0, 2
-)  # of each sequence, the first token that is seen: the second sequence has none before its own
+NONE, BEFORE = int32(0, 0), int32(-1, 0)
+LATE = int32(0, 3)  # first tokens that are seen: the second sequence has no tokens after its own
 
 
 @pytest.mark.parametrize(
@@ -310,7 +308,7 @@ LATE = int32(
         *({"caches": value} for value in ((), CACHES[:1], CACHES * 2, (0, CACHES[1]), ("1", 1), [*CACHES])),
         {"past": past(columns=3)},  # a sequence has four rows
         {"past": past(begins=LATE.data_ptr())},
-        {"past": past(begins=int32(-1, 0).data_ptr())},
+        {"past": past(begins=BEFORE.data_ptr())},
         {"sequences": sequences(skipped=NONE.data_ptr(), seen=LENGTH.data_ptr())},
     ],
 )

@@ -190,9 +190,15 @@ def fuse(layer: nn.Module, family: Family, unpad: bool | str = "auto", seen: See
     "auto": except in calls that have to compute it. `seen`: shared with the other layers of its model."""
     if not isinstance(layer, FusedLayer):
         replace(layer, FusedLayer, family)
-    layer.__dict__[UNPADS] = unpad if family.call.unpads else False
+    layer.__dict__[UNPADS] = unpads(family, unpad)
     layer.__dict__[SETTINGS] = tuple(settings_of(layer))
     layer.__dict__[SEEN] = seen or Seen()
+
+
+def unpads(family: Family, unpad: bool | str) -> bool | str:
+    """Whether layers of this family leave padding out where `unpad` was asked for. A decoder's do if they are
+    told to: programs compute losses from rows of padding."""
+    return unpad if family.call.unpads or (family.call.follows and unpad is True) else False
 
 
 def run_stock(layer: nn.Module, regimes: tuple[str, ...]) -> None:

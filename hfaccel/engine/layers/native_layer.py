@@ -187,11 +187,11 @@ class NativeLayer:
         if not problem:
             vectors = (vector for _, _, vector in self.vectors if vector is not None)
             hooks = (*self.hooks, *GLOBAL_HOOKS)
-            self.snapshot = Snapshot(self._held(layer), hooks, vectors, self.modules)
+            self.snapshot = Snapshot(self.held(layer), hooks, vectors, self.modules)
             self.own_values = self._own_values(layer)
         return problem
 
-    def _held(self, layer: nn.Module) -> Iterator[Held]:
+    def held(self, layer: nn.Module) -> Iterator[Held]:
         """Where `is_stale` and `problem` look."""
         yield from self.links
         yield from self.vectors

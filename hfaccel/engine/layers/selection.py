@@ -9,7 +9,7 @@ from torch import nn
 from hfaccel.engine.kernels import kernels_problem
 from hfaccel.engine.layers.embeddings import embeddings_of
 from hfaccel.engine.layers.families import Family, family_of
-from hfaccel.engine.layers.layer import FusedLayer
+from hfaccel.engine.layers.layer import FusedLayer, unpads
 from hfaccel.engine.layers.stack import is_decoder, lists_of_layers
 from hfaccel.engine.layers.trial import Trials, match
 from hfaccel.engine.plan import Step
@@ -33,8 +33,7 @@ def find_layers(model: nn.Module, unpad: bool | str) -> tuple[list[Step], list[O
         if family is None:
             left.append(Outcome(type(layer).__name__, False, f"not fused: {problem}"))
         else:
-            unpads = unpad if family.call.unpads else False
-            settings: Settings = {"family": family.name, "unpad": unpads, "slower": []}
+            settings: Settings = {"family": family.name, "unpad": unpads(family, unpad), "slower": []}
             steps.append(Step(path, "layer", settings, f"{family.name} layer"))
     return steps, left
 

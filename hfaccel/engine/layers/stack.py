@@ -16,8 +16,10 @@ import torch
 from torch import nn
 
 from hfaccel.engine.calls.code import trust, trusted
-from hfaccel.engine.calls.guards import GLOBAL_HOOKS, is_hooked, outside_graphs
+from hfaccel.engine.calls.guards import GLOBAL_HOOKS, has_hooks, is_hooked, outside_graphs
+from hfaccel.engine.calls.snapshot import Table
 from hfaccel.engine.calls.trials import difference, unwatched
+from hfaccel.engine.layers.checked import Checked
 from hfaccel.engine.layers.layer import FusedLayer, call_problem
 from hfaccel.engine.layers.native_layer import NativeLayer
 from hfaccel.engine.layers.parts import window
@@ -27,6 +29,7 @@ from hfaccel.replacement import replace, shadow
 
 # What a forward that collects these in its own loop would collect from one layer only.
 COLLECTED = ("output_hidden_states", "output_attentions")
+CHECKED = "_hfaccel_checked"  # attribute of a decoder: its layers as they last ran
 
 
 @register
@@ -69,16 +72,39 @@ class FusedDecoder(FusedStack):
     hfaccel_name = "decoder"
     hfaccel_prefix = ""
     hfaccel_signatures = ("forward",)
+    hfaccel_own = (CHECKED,)
+
+    def hfaccel_forget_places(self) -> None:
+        self.__dict__.pop(CHECKED, None)
+
+    def train(self, mode: bool = True) -> FusedDecoder:
+        self.hfaccel_forget_places()  # a NativeLayer keeps the packed weights
+        super().train(mode)
+        return self
 
 
 class Together:
-    """Called as one layer, it is all layers of a list."""
+    """Called as one layer, it is all layers of a list. `kept`: attributes of the decoder. (Encoders have a
+    shortcut, which would end if they got another attribute.)"""
 
-    def __init__(self, layers: Iterable[nn.Module]) -> None:
-        self.layers = list(layers)
+    def __init__(self, layers: Iterable[nn.Module], kept: Table | None = None) -> None:
+        self.layers, self.kept = list(layers), kept
+
+    def natives(self, hidden: torch.Tensor) -> Sequence[NativeLayer]:
+        """As `natives_of`, which is asked again where something has changed."""
+        if self.kept is None or torch.is_autocast_enabled("cpu"):
+            return natives_of(self.layers, hidden)
+        known: dict[nn.Module, Checked] = self.kept.setdefault(CHECKED, {})
+        checked = known.get(self.layers[0])
+        if checked is not None and checked.holds(self.layers):
+            return () if call_problem(self.layers[0], hidden) else checked.natives
+        natives = natives_of(self.layers, hidden)
+        if natives and not any(map(has_hooks, self.layers)):
+            known[self.layers[0]] = Checked(self.layers, natives)
+        return natives
 
     def __call__(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> object:
-        natives = natives_of(self.layers, hidden_states)
+        natives = self.natives(hidden_states)
         if natives:
             first: Any = self.layers[0]
             call = first.hfaccel_family.call(natives[0])
@@ -97,14 +123,14 @@ def _passed_on(hidden_states: torch.Tensor, *args: object, **kwargs: object) -> 
     return hidden_states
 
 
-def stand_ins(module: nn.Module, layers: nn.ModuleList) -> list[object]:
+def stand_ins(module: nn.Module, layers: nn.ModuleList, kept: Table | None) -> list[object]:
     """One Together for all layers. Where the model gives layers different masks or rotary positions, by
     their place in the list, there is one stand-in in each place, and one Together for each run of layers that
     are given the same."""
     runs = _runs_of(module, list(layers))
     if len(runs) == 1:
-        return [Together(layers)]
-    return [each for run in runs for each in (Together(run), *[_passed_on] * (len(run) - 1))]
+        return [Together(layers, kept)]
+    return [each for run in runs for each in (Together(run, kept), *[_passed_on] * (len(run) - 1))]
 
 
 Runs = list[list[nn.Module]]
@@ -163,7 +189,8 @@ def together(module: nn.Module, name: str) -> nn.Module:
     """The module with the layers of its list `name` as one, or as few."""
     layers = module._modules[name]
     assert isinstance(layers, nn.ModuleList)
-    return shadow(module, {name: stand_ins(module, layers)})
+    kept = vars(module) if isinstance(module, FusedDecoder) else None
+    return shadow(module, {name: stand_ins(module, layers, kept)})
 
 
 def lists_of_layers(model: nn.Module) -> list[tuple[str, nn.Module, str, str]]:

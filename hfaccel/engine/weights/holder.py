@@ -10,6 +10,7 @@ from torch import nn
 
 from hfaccel.engine.replacements import Find, Keywords, ModuleReplacement, Settings, register
 from hfaccel.engine.weights.packed import PackedWeight
+from hfaccel.engine.weights.reads import TIED
 from hfaccel.engine.weights.repacking import pack_again, unpack_for_now, unpack_to_train
 from hfaccel.replacement import replace
 
@@ -59,3 +60,4 @@ class PackedEmbedding(PackedHolder):
             raise ValueError(f"an nn.Embedding may be tied to a linear layer, not a {type(module).__name__}")
         if not isinstance(module, PackedEmbedding):
             replace(module, cls, PackedWeight)
+        setattr(module.weight, TIED, True)

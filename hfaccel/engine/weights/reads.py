@@ -13,8 +13,13 @@ NO_ADDRESS = (
 )
 
 
+TIED = "_hfaccel_tied"  # attribute of a weight that an embedding has too
+
+
 class ReadsDense(torch.Tensor):
     """Mixed into a tensor that has `unpack`."""
+
+    memory: torch.Tensor
 
     def unpack(self) -> torch.Tensor:
         raise NotImplementedError
@@ -39,6 +44,9 @@ class ReadsDense(torch.Tensor):
         return self.dense().__dlpack__(**kwargs)
 
     def data_ptr(self) -> int:
+        """Only of a weight that an embedding has too: peft compares addresses to see what is tied."""
+        if vars(self).get(TIED):
+            return self.memory.data_ptr()
         raise RuntimeError(NO_ADDRESS)
 
     def untyped_storage(self) -> torch.UntypedStorage:

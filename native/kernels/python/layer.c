@@ -168,13 +168,14 @@ static int take_caches(PyObject *tuple, struct cache *caches, Py_ssize_t count)
   return 1;
 }
 
-/* Whether each sequence lies within its rows of the batch, and sees a token. */
+/* Whether each sequence lies within its rows of the batch, and its last token sees one. */
 static int follow_past(const struct sequences *all, const struct past *past)
 {
   for (size_t s = 0; s < all->count; s++) {
     const size_t column = (size_t)all->first[s] % past->columns, length = (size_t)all->length[s];
     if (column + length > past->columns ||
-        (past->begins != NULL && (past->begins[s] < 0 || (size_t)past->begins[s] > past->length + column)))
+        (past->begins != NULL &&
+         (past->begins[s] < 0 || (size_t)past->begins[s] >= past->length + column + length)))
       return 0;
   }
   return all->seen == NULL;

@@ -6,7 +6,7 @@
 
 enum { VECTOR_ROWS = 14, VECTORS = 2 }; /* of a tile: 28 of 32 registers hold sums */
 
-enum { GROUPED_ROWS = DOT_I8 ? 6 : 4 }; /* of a tile of groups, which has sums of a group besides */
+enum { GROUPED_ROWS = DOT_I8 ? 8 : 4 }; /* of a tile of groups, whose float sums may leave the registers */
 
 enum { BYTE_SHIFT = 0 }; /* activations in int8 are stored as they are: 0 to 255 */
 
