@@ -198,7 +198,7 @@ def test_what_is_no_norm_is_refused(norm):
         *({"head_size": value} for value in (0, -1, 1 << 62, 1 << 70, "1", None, 16.0)),
         *({"activation": value} for value in (-1, 8, 99, "gelu")),
         *({"attention_kind": value} for value in (-1, 2, 3)),
-        *({"norms": value} for value in (None, (), (NORM,), (NORM, None), (NORM, PARTS[0]), (NORM,) * 3)),
+        *({"norms": value} for value in (None, (), (NORM,), (NORM, PARTS[0]), (NORM,) * 3)),
         *({"attention": value} for value in (None, (), LAYER["attention"][1:], (None,) * 4)),
         *({"feed_forward": value} for value in (None, (), LAYER["feed_forward"][1:], (None,) * 3)),
         {"scale": "1"},
