@@ -28,7 +28,7 @@ class LookedUp(EagerDecoderCall):
         if not 0 <= int(value.min()) <= int(value.max()) < len(table):
             return "a position is beyond the table"
         sines, cosines = table[value].chunk(2, -1)
-        return self._rotate(hidden, (each.repeat_interleave(2, -1) for each in (cosines, sines)))
+        return self.rotate(hidden, (each.repeat_interleave(2, -1) for each in (cosines, sines)))
 
     def complete(self, hidden: torch.Tensor) -> str:
         return "no position_ids were passed" if self.cosines is None else super().complete(hidden)
