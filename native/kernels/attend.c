@@ -123,7 +123,7 @@ static void attend_many(const struct work *work, const struct member *member)
     attention_head(&head, unit->first, unit->last, out, stride,
                    work->memory->scratch + member->rank * work->memory->thread_words);
     if (work->call->sequences.padding_sees_all)
-      attention_mean(&head, work->cache == NULL ? unit->rows : unit->place + unit->rows, unit->first,
+      attention_mean(&head, work->cache == NULL ? unit->rows : unit->skipped + unit->seen, unit->first,
                      unit->last, out, stride);
   }
 }

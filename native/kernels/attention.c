@@ -192,7 +192,7 @@ void attention_head(const struct head *head, size_t first, size_t last, void *ou
   tiles_end(&tiles);
 }
 
-/* The mean of LANES columns of all values of a sequence. */
+/* The mean of LANES columns of all rows of a sequence. */
 static vec mean(const struct head *head, size_t rows, size_t column, vec_mask some)
 {
   const size_t bytes = number_bytes(head->bf16);
@@ -207,14 +207,13 @@ void attention_mean(const struct head *head, size_t rows, size_t first, size_t l
                     size_t out_stride)
 {
   const size_t bytes = operand_bytes(head->kind), end = head->skipped + head->length;
-  const size_t past = head->past;
-  if (past + first >= head->skipped && past + last <= end)
+  if (head->past + first >= head->skipped && head->past + last <= end)
     return;
   for (size_t column = 0; column < head->size; column += LANES) {
     const vec_mask some = lanes((long)(head->size - column));
     const vec x = mean(head, rows, column, some);
     for (size_t row = first; row < last; row++)
-      if (past + row < head->skipped || past + row >= end)
+      if (head->past + row < head->skipped || head->past + row >= end)
         store_floats((char *)out + (row - first) * out_stride * bytes, column, some, head->kind == KIND_BF16,
                      x);
   }

@@ -361,7 +361,7 @@ struct variant {
   int gated, norm_first, rotary, biased, partly; /* partly: attention does not see all rows */
   int head_norms, ends, parallel;                /* head_norms: 2: over all heads at once */
   int by_head, pairs, unrotated, softcap, factor;
-  int follows;  /* a decoder's, with a past */
+  int follows;  /* a decoder's, with a past; 2: padding sees everything */
   int relative; /* as in struct sight */
   size_t window;
   enum activation activation;
@@ -477,7 +477,7 @@ static struct call following(const struct test_layer *test, const struct variant
   struct cache *cache = guarded(1, sizeof *cache);
   int32_t *begins = guarded(SEQUENCES, 4);
   call.sequences.skipped = call.sequences.seen = NULL;
-  call.sequences.padding_sees_all = variant->partly && below(2);
+  call.sequences.padding_sees_all = variant->partly && variant->follows == 2;
   call.bias.numbers = NULL;
   call.past = (struct past){.caches = cache,
                             .batch = layer->key_heads * room * layer->head_size,
@@ -488,15 +488,11 @@ static struct call following(const struct test_layer *test, const struct variant
                             .length = past,
                             .begins = variant->partly ? begins : NULL};
   for (size_t s = 0; s < SEQUENCES; s++) { /* nothing sees the padding before a sequence */
+    if (!variant->partly || variant->follows == 2)
+      ((int32_t *)call.sequences.first)[s] = (int32_t)(s * length);
     const size_t padding = (size_t)call.sequences.first[s] % length;
     const size_t tokens = (size_t)call.sequences.length[s];
     begins[s] = (int32_t)(padding ? past + padding : below(past + (tokens ? tokens : 1)));
-    if (!variant->partly || call.sequences.padding_sees_all)
-      ((int32_t *)call.sequences.first)[s] = (int32_t)(s * length);
-    if (call.sequences.padding_sees_all) { /* it is computed, and all of it is in the cache */
-      ((int32_t *)call.sequences.length)[s] = (int32_t)length;
-      begins[s] = (int32_t)below(past + length);
-    }
   }
   const size_t numbers = SEQUENCES * call.past.batch;
   double *values = guarded(numbers, sizeof *values);
@@ -767,7 +763,7 @@ static void test_with_past(void)
                                     .unrotated = below(8) == 0,
                                     .softcap = (int)below(2),
                                     .factor = (int)below(2),
-                                    .follows = 1,
+                                    .follows = 1 + (int)below(2),
                                     .window = below(2) ? SIZE_MAX : below(40),
                                     .activation = (enum activation)below(ACT_TANH)};
     available = 1 + (unsigned)below(4);

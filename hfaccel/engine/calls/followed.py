@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 
@@ -19,26 +18,19 @@ class Followed:
     begins: torch.Tensor | None = None  # int32: of each sequence the first token that is seen; None: 0
     hides_rows: bool = False  # padding is among the rows, and is not computed
 
-
-class Wanted(NamedTuple):
-    """What a call says besides its mask. `window`: how far tokens see at most, -1 for no limit; the mask has
-    to say so too. `unpad`: padding is not computed; otherwise it is, and sees nothing or, with
-    `padding_sees_all`, everything evenly."""
-
-    batch: int
-    columns: int
-    past: int
-    window: int = -1
-    unpad: bool = False
-    padding_sees_all: bool = False
+    def has_padding(self, past: int) -> bool:
+        """Whether padding is among the rows of a call after `past` tokens."""
+        return self.begins is not None and bool((self.begins > past).any())
 
 
-def read_followed(mask: torch.Tensor | None, wanted: Wanted) -> Followed | str:
+def read_followed(
+    mask: torch.Tensor | None, batch: int, columns: int, past: int, window: int = -1, unpad: bool = False
+) -> Followed | str:
     """What `mask` says, or why that is more than who comes after whom and padding before the first token.
 
     `mask`: (batch or 1, 1, columns, past + columns), True or 0 where a token is seen; None where each token
-    sees those before it."""
-    batch, columns, past, window, *_ = wanted
+    sees those before it. `window`: how far tokens see at most, -1 for no limit; the mask has to say so too.
+    `unpad`: padding is not computed; otherwise it is, and sees nothing."""
     if mask is None:
         if past and columns > 1:
             return "there is no mask for several tokens after others"
@@ -54,30 +46,35 @@ def read_followed(mask: torch.Tensor | None, wanted: Wanted) -> Followed | str:
             return "the attention mask adds to the scores"
     if columns == 1 and bool(visible.all()) and not _limits(window, past):
         return _all_seen(batch, columns)
-    return _read(visible, wanted)
+    return _read(visible, batch, columns, past, window, unpad)
 
 
 @lru_cache(maxsize=64)
 def _all_seen(batch: int, columns: int) -> Followed:
     """Each token sees itself and all before it."""
-    return Followed(whole(batch, columns))
+    return Followed(_windowed(whole(batch, columns), -1))
+
+
+def _windowed(sequences: Sequences, window: int) -> Sequences:
+    return Sequences(sequences.rows, sequences.count, sequences.first, sequences.length, window=window)
 
 
 def _limits(window: int, past: int) -> bool:
     return 0 <= window < past
 
 
-def seen_by(columns: int, past: int, window: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The places of keys, and (columns, past + columns) whether a query sees a key."""
+def seen_by(columns: int, past: int, window: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The places of keys and of queries, and (columns, past + columns) whether a query sees a key."""
     key, query = torch.arange(past + columns), torch.arange(past, past + columns)
     away = query[:, None] - key[None]
-    return key, (away >= 0) & ((away <= window) | (window < 0))
+    return key, query, (away >= 0) & ((away <= window) | (window < 0))
 
 
-def _read(visible: torch.Tensor, wanted: Wanted) -> Followed | str:
-    batch, columns, past = wanted.batch, wanted.columns, wanted.past
+def _read(
+    visible: torch.Tensor, batch: int, columns: int, past: int, window: int, unpad: bool
+) -> Followed | str:
     begins = visible.any(1).int().argmax(1)  # (batch or 1,)
-    key, seen = seen_by(columns, past, wanted.window)
+    key, _, seen = seen_by(columns, past, window)
     if not torch.equal(visible, seen[None] & (key >= begins[:, None])[:, None]):
         return "the attention mask hides more than what comes after a token and padding before the first"
     begins = begins.expand(batch)
@@ -86,10 +83,8 @@ def _read(visible: torch.Tensor, wanted: Wanted) -> Followed | str:
         return "a sequence is all padding"
     rows = whole(batch, columns)
     with torch.inference_mode(False):
-        if not wanted.unpad:
-            evenly = wanted.padding_sees_all and bool(hidden.any())
-            whole_rows = replace(rows, window=wanted.window, padding_sees_all=evenly)
-            return Followed(whole_rows, begins.int().contiguous())
+        if not unpad:
+            return Followed(_windowed(rows, window), begins.int().contiguous())
         first, length = rows.first + hidden.int(), rows.length - hidden.int()
-        sequences = Sequences(rows.rows, batch, first, length, window=wanted.window)
+        sequences = Sequences(rows.rows, batch, first, length, window=window)
         return Followed(sequences, begins.int().contiguous(), bool(hidden.any()))

@@ -28,16 +28,15 @@ class Checked:
         hooks = (table for layer, native in pairs for table in _hooks(layer, native))
         vectors = (vector for native in natives for _, _, vector in native.vectors if vector is not None)
         modules = (module for layer, native in pairs for module in (layer, *native.modules))
-        copied = (each for native in natives for each in native.copied)
-        self._versions = [(each, each._version) for each in copied]
+        self._copied = [tensor for native in natives for tensor in native.copied]
+        self._versions = [tensor._version for tensor in self._copied]
         self._snapshot = Snapshot(held, (*hooks, *GLOBAL_HOOKS), vectors, modules)
 
     def holds(self, layers: Sequence[nn.Module]) -> bool:
         """Whether these are the layers, and nothing about them has changed."""
         same = len(layers) == len(self.layers) and all(map(is_, layers, self.layers))
-        if any(each._version != version for each, version in self._versions):
-            return False
-        return same and self._snapshot.holds() and all(code.holds() for code in self._codes)
+        changed = [tensor._version for tensor in self._copied] != self._versions
+        return same and not changed and self._snapshot.holds() and all(code.holds() for code in self._codes)
 
 
 def _held(layer: nn.Module, native: NativeLayer) -> Iterator[Held]:

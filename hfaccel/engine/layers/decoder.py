@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from hfaccel.engine.calls.followed import Followed, Wanted, read_followed, seen_by
+from hfaccel.engine.calls.followed import Followed, read_followed, seen_by
 from hfaccel.engine.kernels import Kind, kernels
 from hfaccel.engine.layers.call import HIDDEN, Call, Mask, Sample
 from hfaccel.engine.layers.native_layer import NativeLayer
@@ -56,7 +57,6 @@ class DecoderCall(Call):
     unpads: ClassVar[bool] = False  # unless asked for: losses are computed from rows of padding too
     follows: ClassVar[bool] = True
     cache_name: ClassVar[str] = CACHE  # of the argument
-    padding_sees_all: ClassVar[bool] = False  # evenly; otherwise it sees nothing
     ordered: ClassVar[tuple[str, ...]] = ()  # names of arguments that are passed by position
     gives_pair: ClassVar[bool] = False  # the layer returns hidden states and attention weights
 
@@ -88,11 +88,11 @@ class DecoderCall(Call):
 
     def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
         batch, columns, _ = hidden.shape
-        wanted = Wanted(batch, columns, self.past, self.layer.window, unpad, self.padding_sees_all)
+        wanted = batch, columns, self.past, self.layer.window, unpad
         if mask is None:
-            found = read_followed(None, wanted)
+            found = read_followed(None, *wanted)
         else:
-            found = self.layer.seen.followed.get(mask, wanted, lambda: read_followed(mask, wanted))
+            found = self.layer.seen.followed.get(mask, wanted, lambda: read_followed(mask, *wanted))
         if isinstance(found, str):
             return found
         self.followed, self.sequences = found, found.sequences
@@ -137,7 +137,7 @@ class DecoderCall(Call):
         """The mask hides padding, which here comes before the tokens."""
         batch, length = padding.shape
         wanted = window(layer.get_submodule(parts.attention))
-        causal = seen_by(length, 0, wanted)[1].expand(batch, 1, -1, -1)
+        causal = seen_by(length, 0, wanted)[2].expand(batch, 1, -1, -1)
         hides = causal & ~padding.flip(1)[:, None, None, :]
         _, arguments = Call.sample(layer, parts, padding, generator)
         return [causal if 0 <= wanted < length else None, hides], arguments
@@ -150,7 +150,7 @@ class DecoderCall(Call):
         for mask in masks:
             yield mask, {}
             yield mask, {cls.cache_name: Filled(0)}
-        seen = seen_by(hides.shape[-1], Filled.TOKENS, window(layer.get_submodule(parts.attention)))[1]
+        seen = seen_by(hides.shape[-1], Filled.TOKENS, window(layer.get_submodule(parts.attention)))[2]
         yield seen.expand(*hides.shape[:2], -1, -1), {cls.cache_name: Filled(Filled.TOKENS)}
 
     @classmethod
@@ -178,7 +178,6 @@ class EagerDecoderCall(DecoderCall):
 
     __slots__ = ()
     implementation: ClassVar[str] = "eager"
-    padding_sees_all: ClassVar[bool] = True  # a mask that hides all scores makes them equal
 
     def complete(self, hidden: torch.Tensor) -> str:
         names = collected()
@@ -189,7 +188,13 @@ class EagerDecoderCall(DecoderCall):
     def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
         if mask is None or not mask.is_floating_point():
             return "no attention mask was passed that is added to the scores"
-        return super().see(hidden, mask, unpad)
+        if problem := super().see(hidden, mask, unpad):
+            return problem
+        if not unpad and self.followed.has_padding(self.past):  # whose scores are all the lowest number
+            if self.past:
+                return "padding follows other tokens"
+            self.sequences = replace(self.sequences, padding_sees_all=True)
+        return ""
 
     @classmethod
     def variants(cls, layer: nn.Module, parts: Parts, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:

@@ -168,18 +168,21 @@ def make_rooms(
 
     Raises ValueError where these are of another batch or size."""
     layers = [layer_of(cache, index) for index in indices]
-    columns = shape[2]
     first: Shown | None = layers[0].__dict__.get(SHOWN)
-    if first is not None and _has_room(first, columns, dtype) and _follow(layers):
-        return Rooms(layers, first.memory, first.number, first.begin, first.end, columns)
+    if first is not None and _has_room(first, shape, dtype) and _follow(layers):
+        return Rooms(layers, first.memory, first.number, first.begin, first.end, shape[2])
     past = tokens_in(cache, indices[0])
     memory = _grown(layers, past, shape, dtype)
-    return Rooms(layers, memory, 0, 0, past, columns)
+    return Rooms(layers, memory, 0, 0, past, shape[2])
 
 
-def _has_room(shown: Shown, columns: int, dtype: torch.dtype) -> bool:
+def _has_room(shown: Shown, shape: tuple[int, int, int, int], dtype: torch.dtype) -> bool:
+    batch, heads, columns, size = shape
     memory = shown.memory.tensor
-    return memory.dtype is dtype and shown.end + columns <= memory.shape[4]
+    _, _, *of_layer, tokens, last = memory.shape
+    return (
+        memory.dtype is dtype and (*of_layer, last) == (batch, heads, size) and shown.end + columns <= tokens
+    )
 
 
 def _follow(layers: Sequence[Any]) -> bool:

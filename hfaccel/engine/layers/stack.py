@@ -29,7 +29,7 @@ from hfaccel.replacement import replace, shadow
 
 # What a forward that collects these in its own loop would collect from one layer only.
 COLLECTED = ("output_hidden_states", "output_attentions")
-CHECKED = "_hfaccel_checked"  # attribute of a decoder: its layers as they last ran
+CHECKED = "_hfaccel_checked"  # attribute of a decoder: its layers as they last ran, by the first of a run
 
 
 @register
@@ -84,8 +84,8 @@ class FusedDecoder(FusedStack):
 
 
 class Together:
-    """Called as one layer, it is all layers of a list. `kept`: attributes of the decoder. (Encoders have a
-    shortcut, which would end if they got another attribute.)"""
+    """Called as one layer, it is several that follow one another. `kept`: attributes of the decoder. (An
+    encoder's shortcut would end if it got another attribute.)"""
 
     def __init__(self, layers: Iterable[nn.Module], kept: Table | None = None) -> None:
         self.layers, self.kept = list(layers), kept
@@ -94,13 +94,13 @@ class Together:
         """As `natives_of`, which is asked again where something has changed."""
         if self.kept is None or torch.is_autocast_enabled("cpu"):
             return natives_of(self.layers, hidden)
-        known: dict[nn.Module, Checked] = self.kept.setdefault(CHECKED, {})
-        checked = known.get(self.layers[0])
+        found: dict[nn.Module, Checked] = self.kept.setdefault(CHECKED, {})
+        checked = found.get(self.layers[0])
         if checked is not None and checked.holds(self.layers):
             return () if call_problem(self.layers[0], hidden) else checked.natives
         natives = natives_of(self.layers, hidden)
         if natives and not any(map(has_hooks, self.layers)):
-            known[self.layers[0]] = Checked(self.layers, natives)
+            found[self.layers[0]] = Checked(self.layers, natives)
         return natives
 
     def __call__(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> object:
@@ -123,11 +123,12 @@ def _passed_on(hidden_states: torch.Tensor, *args: object, **kwargs: object) -> 
     return hidden_states
 
 
-def stand_ins(module: nn.Module, layers: nn.ModuleList, kept: Table | None) -> list[object]:
+def stand_ins(module: nn.Module, layers: nn.ModuleList) -> list[object]:
     """One Together for all layers. Where the model gives layers different masks or rotary positions, by
     their place in the list, there is one stand-in in each place, and one Together for each run of layers that
     are given the same."""
     runs = _runs_of(module, list(layers))
+    kept = vars(module) if isinstance(module, FusedDecoder) else None
     if len(runs) == 1:
         return [Together(layers, kept)]
     return [each for run in runs for each in (Together(run, kept), *[_passed_on] * (len(run) - 1))]
@@ -189,8 +190,7 @@ def together(module: nn.Module, name: str) -> nn.Module:
     """The module with the layers of its list `name` as one, or as few."""
     layers = module._modules[name]
     assert isinstance(layers, nn.ModuleList)
-    kept = vars(module) if isinstance(module, FusedDecoder) else None
-    return shadow(module, {name: stand_ins(module, layers, kept)})
+    return shadow(module, {name: stand_ins(module, layers)})
 
 
 def lists_of_layers(model: nn.Module) -> list[tuple[str, nn.Module, str, str]]:
