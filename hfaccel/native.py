@@ -122,7 +122,7 @@ class Kernels(Protocol):
         head: int,
         token: int,
         bf16: bool,
-        begins: int,
+        seen: int,  # address of two int32 for each sequence
         /,
     ) -> NativePast: ...
     def Relative(

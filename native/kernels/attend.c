@@ -116,14 +116,14 @@ static void attend_many(const struct work *work, const struct member *member)
     const size_t number = task % layer->heads;
     struct head head =
         work->cache == NULL ? head_of_rows(work, unit, number) : head_of_cache(work, unit, number);
-    const size_t later = unit->rows - unit->last; /* keys that none of these queries sees */
+    const size_t end = unit->place + unit->last; /* none of these queries sees keys behind their own */
     if (work->cache != NULL)
-      head.length = head.length > later ? head.length - later : 0;
+      head.length = end > unit->skipped ? smaller(head.length, end - unit->skipped) : 0;
     char *out = context_of(work, unit->start + unit->first, number);
     attention_head(&head, unit->first, unit->last, out, stride,
                    work->memory->scratch + member->rank * work->memory->thread_words);
     if (work->call->sequences.padding_sees_all)
-      attention_mean(&head, work->cache == NULL ? unit->rows : unit->skipped + unit->seen, unit->first,
+      attention_mean(&head, work->cache == NULL ? unit->rows : unit->place + unit->rows, unit->first,
                      unit->last, out, stride);
   }
 }
@@ -143,8 +143,8 @@ static void keys_of_query(const struct head *head, size_t query, size_t *first, 
 {
   const size_t place = head->past + query, end = place + 1;
   const size_t begin = place > head->window ? place - head->window : 0;
-  *last = end > head->skipped ? end - head->skipped : 0;
-  *first = begin > head->skipped ? begin - head->skipped : 0;
+  *last = end > head->skipped ? smaller(end - head->skipped, head->length) : 0;
+  *first = begin > head->skipped ? smaller(begin - head->skipped, *last) : 0;
 }
 
 static void attend_few(const struct work *work, const struct member *member)

@@ -206,7 +206,9 @@ static vec mean(const struct head *head, size_t rows, size_t column, vec_mask so
 void attention_mean(const struct head *head, size_t rows, size_t first, size_t last, void *out,
                     size_t out_stride)
 {
-  const size_t bytes = operand_bytes(head->kind), end = head->skipped + head->length;
+  const size_t bytes = operand_bytes(head->kind);
+  /* a causal head's queries behind the last key see those before */
+  const size_t end = head->causal ? SIZE_MAX : head->skipped + head->length;
   if (head->past + first >= head->skipped && head->past + last <= end)
     return;
   for (size_t column = 0; column < head->size; column += LANES) {

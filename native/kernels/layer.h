@@ -68,7 +68,8 @@ struct past {
   int bf16;                   /* whether these are bfloat16 */
   size_t columns;             /* rows of a sequence in the padded input */
   size_t length;              /* tokens before those of the call, in all sequences */
-  const int32_t *begins;      /* of each sequence: the first token that is seen; NULL: the first of all */
+  const int32_t (*seen)[2];   /* of each sequence: the first token that is seen, and the first behind those;
+                               * NULL: all are */
 };
 
 /* The arguments of one call. */

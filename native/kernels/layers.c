@@ -130,8 +130,9 @@ static struct unit whole(const struct call *call, size_t s)
   if (past->caches != NULL) {
     unit.batch = row / past->columns;
     unit.place = past->length + row % past->columns;
-    unit.skipped = past->begins == NULL ? 0 : (size_t)past->begins[s];
-    unit.seen = unit.place + length - unit.skipped;
+    const size_t total = unit.place + length;
+    unit.skipped = past->seen == NULL ? 0 : (size_t)past->seen[s][0];
+    unit.seen = (past->seen == NULL ? total : smaller((size_t)past->seen[s][1], total)) - unit.skipped;
   } else if (all->seen != NULL) {
     unit.skipped = (size_t)all->skipped[s];
     unit.seen = (size_t)all->seen[s];

@@ -475,7 +475,7 @@ static struct call following(const struct test_layer *test, const struct variant
   const size_t total = past + length, room = total + below(3);
   struct call call = make_call(variant, length, &no_buckets);
   struct cache *cache = guarded(1, sizeof *cache);
-  int32_t *begins = guarded(SEQUENCES, 4);
+  int32_t (*seen)[2] = guarded(SEQUENCES, sizeof *seen);
   call.sequences.skipped = call.sequences.seen = NULL;
   call.sequences.padding_sees_all = variant->partly && variant->follows == 2;
   call.bias.numbers = NULL;
@@ -486,13 +486,14 @@ static struct call following(const struct test_layer *test, const struct variant
                             .bf16 = variant->attention == KIND_BF16 || below(2),
                             .columns = length,
                             .length = past,
-                            .begins = variant->partly ? begins : NULL};
+                            .seen = variant->partly ? (const int32_t (*)[2])seen : NULL};
   for (size_t s = 0; s < SEQUENCES; s++) { /* nothing sees the padding before a sequence */
     if (!variant->partly || variant->follows == 2)
       ((int32_t *)call.sequences.first)[s] = (int32_t)(s * length);
     const size_t padding = (size_t)call.sequences.first[s] % length;
     const size_t tokens = (size_t)call.sequences.length[s];
-    begins[s] = (int32_t)(padding ? past + padding : below(past + (tokens ? tokens : 1)));
+    seen[s][0] = (int32_t)(padding ? past + padding : below(past + (tokens ? tokens : 1)));
+    seen[s][1] = seen[s][0] + 1 + (int32_t)below(2 * (past + tokens));
   }
   const size_t numbers = SEQUENCES * call.past.batch;
   double *values = guarded(numbers, sizeof *values);
@@ -621,7 +622,8 @@ static void reference_sequence(const struct test_layer *test, const struct call 
   const int follows = call->past.caches != NULL;
   /* padding before the sequence lies in the cache as well, where nothing sees it */
   const size_t past = follows ? call->past.length + (size_t)call->sequences.first[s] % call->past.columns : 0;
-  const size_t total = past + length, begin = call->past.begins ? (size_t)call->past.begins[s] : 0;
+  const size_t total = past + length, begin = call->past.seen ? (size_t)call->past.seen[s][0] : 0,
+               end = call->past.seen ? (size_t)call->past.seen[s][1] : total;
   const struct sight sight = {length,
                               call->sequences.skipped ? (size_t)call->sequences.skipped[s] : 0,
                               call->sequences.seen ? (size_t)call->sequences.seen[s] : length,
@@ -646,7 +648,7 @@ static void reference_sequence(const struct test_layer *test, const struct call 
       const size_t of_keys = head * layer->key_heads / layer->heads * size;
       for (size_t k = 0; k < total; k++) {
         const size_t place = past + q;
-        visible[k] = (char)(all || (follows ? k >= begin && k <= place && place - k <= sight.window
+        visible[k] = (char)(all || (follows ? k >= begin && k < end && k <= place && place - k <= sight.window
                                             : sees(&sight, q, k)));
         bias[k] =
             call->bias.numbers ? call->bias.numbers[head * call->bias.head + q * call->bias.query + k] : 0;

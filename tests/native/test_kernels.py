@@ -49,7 +49,7 @@ CACHE = torch.zeros(2, 2, HEADS, TOKENS, WIDTH // HEADS)
 PAST = dict(
     columns=4, length=1, batch=CACHE.stride(1), head=CACHE.stride(2), token=CACHE.stride(3), bf16=False
 )
-PAST |= dict(begins=0)
+PAST |= dict(seen=0)
 CACHES = (CACHE[0].data_ptr(), CACHE[1].data_ptr())
 BUCKET, INDEX = torch.randn(HEADS, WIDTH // HEADS, 32), torch.zeros(9, dtype=torch.int32)
 RELATIVE = dict(keys=BUCKET.data_ptr(), queries=BUCKET.data_ptr(), buckets=1)
@@ -198,7 +198,7 @@ def test_what_is_no_norm_is_refused(norm):
         *({"head_size": value} for value in (0, -1, 1 << 62, 1 << 70, "1", None, 16.0)),
         *({"activation": value} for value in (-1, 8, 99, "gelu")),
         *({"attention_kind": value} for value in (-1, 2, 3)),
-        *({"norms": value} for value in (None, (), (NORM,), (NORM, None), (NORM, PARTS[0]), (NORM,) * 3)),
+        *({"norms": value} for value in (None, (), (NORM,), (NORM, PARTS[0]), (NORM,) * 3)),
         *({"attention": value} for value in (None, (), LAYER["attention"][1:], (None,) * 4)),
         *({"feed_forward": value} for value in (None, (), LAYER["feed_forward"][1:], (None,) * 3)),
         {"scale": "1"},
@@ -295,8 +295,9 @@ def test_a_run_with_bad_arguments_is_refused(changes):
         run(**changes)
 
 
-NONE, BEFORE = int32(0, 0), int32(-1, 0)
-LATE = int32(0, 3)  # first tokens that are seen: the second sequence has no tokens after its own
+NONE = int32(0, 0)
+LATE, BEFORE = int32(0, 9, 3, 9), int32(-1, 9, 0, 9)  # the first token that is seen, and one behind those
+EMPTY = int32(0, 0, 0, 9)
 
 
 @pytest.mark.parametrize(
@@ -307,8 +308,9 @@ LATE = int32(0, 3)  # first tokens that are seen: the second sequence has no tok
         {"past": 1},
         *({"caches": value} for value in ((), CACHES[:1], CACHES * 2, (0, CACHES[1]), ("1", 1), [*CACHES])),
         {"past": past(columns=3)},  # a sequence has four rows
-        {"past": past(begins=LATE.data_ptr())},
-        {"past": past(begins=BEFORE.data_ptr())},
+        {"past": past(seen=LATE.data_ptr())},
+        {"past": past(seen=BEFORE.data_ptr())},
+        {"past": past(seen=EMPTY.data_ptr())},
         {"sequences": sequences(skipped=NONE.data_ptr(), seen=LENGTH.data_ptr())},
     ],
 )

@@ -15,18 +15,19 @@ class Followed:
     """Rows of a (batch x columns) input that follow `past` tokens, which lie in a cache."""
 
     sequences: Sequences
-    begins: torch.Tensor | None = None  # int32: of each sequence the first token that is seen; None: 0
+    # (sequences, 2) of int32: the first token that is seen, and the first behind those; None: all are.
+    seen: torch.Tensor | None = None
     hides_rows: bool = False  # padding is among the rows, and is not computed
 
     def has_padding(self, past: int) -> bool:
         """Whether padding is among the rows of a call after `past` tokens."""
-        return self.begins is not None and bool((self.begins > past).any())
+        return self.seen is not None and bool((self.seen[:, 0] > past).any())
 
 
 def read_followed(
     mask: torch.Tensor | None, batch: int, columns: int, past: int, window: int = -1, unpad: bool = False
 ) -> Followed | str:
-    """What `mask` says, or why that is more than who comes after whom and padding before the first token.
+    """What `mask` says, or why that is more than who comes after whom and padding around the texts.
 
     `mask`: (batch or 1, 1, columns, past + columns), True or 0 where a token is seen; None where each token
     sees those before it. `window`: how far tokens see at most, -1 for no limit; the mask has to say so too.
@@ -73,18 +74,20 @@ def seen_by(columns: int, past: int, window: int) -> tuple[torch.Tensor, torch.T
 def _read(
     visible: torch.Tensor, batch: int, columns: int, past: int, window: int, unpad: bool
 ) -> Followed | str:
-    begins = visible.any(1).int().argmax(1)  # (batch or 1,)
+    by_some = visible.any(1).int()  # (batch or 1, past + columns)
+    begins, ends = by_some.argmax(1), past + columns - by_some.flip(1).argmax(1)
     key, _, seen = seen_by(columns, past, window)
-    if not torch.equal(visible, seen[None] & (key >= begins[:, None])[:, None]):
-        return "the attention mask hides more than what comes after a token and padding before the first"
-    begins = begins.expand(batch)
-    hidden = (begins - past).clamp(min=0)
-    if int(hidden.max()) >= columns:
+    between = (key >= begins[:, None]) & (key < ends[:, None])
+    if not torch.equal(visible, seen[None] & between[:, None]):
+        return "the attention mask hides more than what comes after a token and padding around the texts"
+    hidden = (begins.expand(batch) - past).clamp(min=0)
+    if not bool(by_some.any(1).all()):
         return "a sequence is all padding"
     rows = whole(batch, columns)
     with torch.inference_mode(False):
+        spans = torch.stack([begins.expand(batch), ends.expand(batch)], 1).int()
         if not unpad:
-            return Followed(_windowed(rows, window), begins.int().contiguous())
+            return Followed(_windowed(rows, window), spans)
         first, length = rows.first + hidden.int(), rows.length - hidden.int()
         sequences = Sequences(rows.rows, batch, first, length, window=window)
-        return Followed(sequences, begins.int().contiguous(), bool(hidden.any()))
+        return Followed(sequences, spans, bool(hidden.any()))

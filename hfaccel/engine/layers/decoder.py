@@ -116,8 +116,8 @@ class DecoderCall(Call):
         return together_problem(self.cache, [layer.attention.layer_idx for layer in layers])
 
     def _past(self, rooms: Rooms, columns: int) -> NativePast:
-        begins = self.followed.begins
-        place = 0 if begins is None else begins.data_ptr()
+        seen = self.followed.seen
+        place = 0 if seen is None else seen.data_ptr()
         return kernels().Past(columns, rooms.past, *rooms.strides, rooms.is_bfloat16, place)
 
     def _rooms(self, layers: Sequence[NativeLayer], shape: Sequence[int]) -> Rooms:

@@ -115,13 +115,13 @@ int read_rotary(PyObject *args, void *content)
                    "addresses of cosines and sines that are not 0, and angles above 0,");
 }
 
-/* Past(columns, length, batch, head, token, bf16, begins) */
+/* Past(columns, length, batch, head, token, bf16, seen) */
 int read_past(PyObject *args, void *content)
 {
   struct past *past = content;
   return PyArg_ParseTuple(args, "O&O&O&O&O&pO&", to_size, &past->columns, to_size, &past->length, to_size,
                           &past->batch, to_size, &past->head, to_size, &past->token, &past->bf16, to_address,
-                          &past->begins) &&
+                          &past->seen) &&
          must_hold(past->columns > 0, "columns above 0");
 }
 
@@ -168,16 +168,23 @@ static int take_caches(PyObject *tuple, struct cache *caches, Py_ssize_t count)
   return 1;
 }
 
-/* Whether each sequence lies within its rows of the batch, and its last token sees one. */
+/* Whether a sequence lies within its rows of the batch, and its last token sees one. */
+static int follows_past(const struct sequences *all, const struct past *past, size_t s)
+{
+  const size_t column = (size_t)all->first[s] % past->columns, length = (size_t)all->length[s];
+  if (column + length > past->columns)
+    return 0;
+  if (past->seen == NULL)
+    return 1;
+  const int32_t first = past->seen[s][0], end = past->seen[s][1];
+  return first >= 0 && first < end && (size_t)first < past->length + column + length;
+}
+
 static int follow_past(const struct sequences *all, const struct past *past)
 {
-  for (size_t s = 0; s < all->count; s++) {
-    const size_t column = (size_t)all->first[s] % past->columns, length = (size_t)all->length[s];
-    if (column + length > past->columns ||
-        (past->begins != NULL &&
-         (past->begins[s] < 0 || (size_t)past->begins[s] >= past->length + column + length)))
+  for (size_t s = 0; s < all->count; s++)
+    if (!follows_past(all, past, s))
       return 0;
-  }
   return all->seen == NULL;
 }
 
