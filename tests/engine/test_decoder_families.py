@@ -78,6 +78,10 @@ MODELS: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "OPT": ("OPTConfig", OPT, {"OPT"}),
     "OPT with norms after": ("OPTConfig", OPT | {"do_layer_norm_before": False}, {"OPT with norms after"}),
     "GPT-J": ("GPTJConfig", GPT | {"rotary_dim": 8}, {"GPT-J"}),
+    "ERNIE 4.5": ("Ernie4_5Config", HEADS_OF_32, {"ERNIE 4.5"}),
+    "GLM": ("GlmConfig", HEADS_OF_32, {"GLM"}),
+    "GLM-4": ("Glm4Config", HEADS_OF_32, {"GLM-4"}),
+    "EXAONE 4": ("Exaone4Config", GROUPED | WINDOW, {"OLMo 2", "EXAONE 4 without positions"}),
     "Granite": ("GraniteConfig", GROUPED | GRANITE, {"Llama"}),
     "SmolLM3": ("SmolLM3Config", GROUPED | {"num_hidden_layers": 5}, {"Llama"}),
 }

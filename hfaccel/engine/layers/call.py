@@ -98,7 +98,7 @@ class Call:
     def take_argument(self, hidden: torch.Tensor, name: str, value: Any) -> str:
         """Read one argument that is not None. Returns why the kernels cannot take it; "" if they can."""
         if name == "position_embeddings" and self.layer.parts.rotary:
-            return self._rotate(hidden, value)
+            return self.rotate(hidden, value)
         if name == CAUSAL and self.layer.parts.causal:
             self.causal = True
             return ""
@@ -109,7 +109,8 @@ class Call:
         missing = self.layer.parts.rotary and self.cosines is None
         return "no position_embeddings were passed" if missing else ""
 
-    def _rotate(self, hidden: torch.Tensor, embeddings: Iterable[torch.Tensor]) -> str:
+    def rotate(self, hidden: torch.Tensor, embeddings: Iterable[torch.Tensor]) -> str:
+        """Read the cosines and sines of positions. Returns why the kernels cannot take them."""
         batch, length, _ = hidden.shape
         cosines, sines = (part.float().contiguous() for part in embeddings)
         most, size = head_size(self.layer.attention) or 0, cosines.shape[-1]

@@ -154,6 +154,8 @@ def window(attention: nn.Module) -> int:
     owner = attention
     if not hasattr(attention, "sliding_window") and getattr(attention, "is_causal", False):
         owner = getattr(attention, "config", attention)
+    if getattr(attention, "is_sliding", None) is False:  # a layer without, in a model with windows
+        return -1
     wanted = getattr(owner, "sliding_window", None)
     return wanted - 1 if isinstance(wanted, int) else -1
 

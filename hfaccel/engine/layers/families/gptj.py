@@ -24,8 +24,11 @@ class LookedUp(EagerDecoderCall):
     def take_argument(self, hidden: torch.Tensor, name: str, value: Any) -> str:
         if name != "position_ids":
             return super().take_argument(hidden, name, value)
-        sines, cosines = self.layer.attention.embed_positions[value].chunk(2, -1)
-        return self._rotate(hidden, (each.repeat_interleave(2, -1) for each in (cosines, sines)))
+        table = self.layer.attention.embed_positions
+        if not 0 <= int(value.min()) <= int(value.max()) < len(table):
+            return "a position is beyond the table"
+        sines, cosines = table[value].chunk(2, -1)
+        return self.rotate(hidden, (each.repeat_interleave(2, -1) for each in (cosines, sines)))
 
     def complete(self, hidden: torch.Tensor) -> str:
         return "no position_ids were passed" if self.cosines is None else super().complete(hidden)

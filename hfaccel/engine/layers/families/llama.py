@@ -1,12 +1,26 @@
 """Llama and the many decoders built like it: grouped-query attention, rotary positions, RMS norms and a gated
-feed-forward. Also Gemma, Granite, OLMo, SmolLM3, and Starcoder2, whose feed-forward has no gate."""
+feed-forward. Also Gemma, Granite, OLMo, SmolLM3, GLM, and Starcoder2, whose feed-forward has no gate."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+
+import torch
 
 from hfaccel.engine.layers.decoder import DecoderCall, EagerDecoderCall
 from hfaccel.engine.layers.families.base import Family
+
+
+class Halves(DecoderCall):
+    """GLM: of cosines and sines the first half counts, each number for two neighbours."""
+
+    __slots__ = ()
+
+    def rotate(self, hidden: torch.Tensor, embeddings: Iterable[torch.Tensor]) -> str:
+        halves = (each.chunk(2, -1)[0].repeat_interleave(2, -1) for each in embeddings)
+        return super().rotate(hidden, halves)
+
 
 LLAMA = Family(
     name="Llama",
@@ -50,14 +64,21 @@ OLMO2 = replace(
     output_end="post_feedforward_layernorm",
 )
 COHERE = replace(LLAMA, name="Cohere", output_norm="input_layernorm", parallel=True, pairs=True)
+ERNIE = replace(LLAMA, name="ERNIE 4.5", pairs=True, call=Halves)
+GLM = replace(ERNIE, name="GLM", gate="", up="", gate_up="mlp.gate_up_proj", activation="mlp.activation_fn")
+GLM4 = replace(GLM, name="GLM-4", attention_end="post_self_attn_layernorm", output_end="post_mlp_layernorm")
 
 # A layer with more norms has the parts of one with fewer: what has most is tried first.
 FAMILIES = (
     GEMMA3,
     GEMMA2,
     OLMO2,
+    replace(OLMO2, name="EXAONE 4 without positions", unrotated=True),
     QWEN3,
     LLAMA,
+    ERNIE,
+    GLM4,
+    GLM,
     replace(LLAMA, name="StableLM", output_norm="input_layernorm", parallel=True),
     COHERE,
     replace(COHERE, name="Cohere 2 without positions", unrotated=True),
