@@ -53,7 +53,7 @@ def judge_linears(
 def _vocabularies(model: nn.Module) -> set[nn.Module]:
     """Linear layers that choose the next token: generate() gives them one row for each text."""
     modules: Iterable[Any] = model.modules()
-    models = (each for each in modules if hasattr(each, "save_pretrained") and each.can_generate())
+    models = (each for each in modules if hasattr(each, "can_generate") and each.can_generate())
     return {each.get_output_embeddings() for each in models}
 
 
