@@ -27,7 +27,9 @@ from hfaccel.native import NativePast
 from hfaccel.upstream.of_transformers import collected
 
 CACHE = "past_key_values"
+# Arguments that a layer hands on to attention, which leaves them unused. generate() passes its tokenizer.
 HANDED_ON = frozenset({"position_ids", "cache_position", "use_cache", "output_attentions", "return_dict"})
+HANDED_ON |= {"tokenizer"}
 
 
 class Filled:
