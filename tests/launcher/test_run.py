@@ -198,14 +198,14 @@ def test_the_process_id_stays():
 
 # os.write, because a handler may interrupt a print and must not print then.
 WAITS = """
-import os, signal, sys
+import os, signal, sys, time
 def handler(number, frame):
     os.write(1, b"got " + signal.Signals(number).name.encode() + b"\\n")
     sys.exit(5)
 signal.signal(signal.Signals[sys.argv[1]], handler)
 os.write(1, b"ready\\n")
 while True:
-    signal.pause()
+    time.sleep(0.05)  # a signal before signal.pause() would be slept through
 """
 
 

@@ -48,14 +48,14 @@ def gone(family, what):
 
 
 HANDLES = """
-import os, signal, sys
+import os, signal, sys, time
 def handler(number, frame):
     os.write(1, b"got " + signal.Signals(number).name.encode() + b"\\n")
     sys.exit(0)
 signal.signal(signal.Signals[sys.argv[1]], handler)
 os.write(1, b"ready\\n")
 while True:
-    signal.pause()
+    time.sleep(0.05)  # a signal before signal.pause() would be slept through
 """
 
 
