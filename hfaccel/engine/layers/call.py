@@ -15,6 +15,7 @@ from hfaccel.engine.layers.native_layer import NativeLayer
 from hfaccel.engine.layers.parts import Parts, head_size, inputs_of, outputs_of, rotary_size
 from hfaccel.engine.replacements import Arguments, Keywords
 from hfaccel.native import NativeBias, NativeRelative, NativeRotary
+from hfaccel.upstream.of_transformers import collected
 
 # Keyword arguments that transformers passes to every layer, and that have no effect if attention is
 # scaled_dot_product_attention without a cache.
@@ -215,6 +216,13 @@ class Call:
     def unread(padding: torch.Tensor) -> torch.Tensor:
         """The positions (batch, length) that nobody reads where the mask hides `padding`."""
         return padding
+
+
+def attentions_problem() -> str:
+    """Why a layer with eager attention, which can return its weights, must run its own forward."""
+    names = collected()
+    wanted = names is None or any(name.endswith("attentions") for name in names)
+    return "attentions are collected" if wanted else ""
 
 
 def added(padding: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from hfaccel.engine.calls.followed import Followed, read_followed, seen_by
 from hfaccel.engine.kernels import Kind, kernels
-from hfaccel.engine.layers.call import HIDDEN, Call, Mask, Sample
+from hfaccel.engine.layers.call import HIDDEN, Call, Mask, Sample, attentions_problem
 from hfaccel.engine.layers.native_layer import NativeLayer
 from hfaccel.engine.layers.parts import Parts, head_size, key_width, window
 from hfaccel.engine.layers.rooms import (
@@ -24,7 +24,6 @@ from hfaccel.engine.layers.rooms import (
 )
 from hfaccel.engine.replacements import Arguments, Keywords
 from hfaccel.native import NativePast
-from hfaccel.upstream.of_transformers import collected
 
 CACHE = "past_key_values"
 # Arguments that a layer hands on to attention, which leaves them unused. generate() passes its tokenizer.
@@ -182,10 +181,7 @@ class EagerDecoderCall(DecoderCall):
     implementation: ClassVar[str] = "eager"
 
     def complete(self, hidden: torch.Tensor) -> str:
-        names = collected()
-        if names is None or any(name.endswith("attentions") for name in names):
-            return "attentions are collected"
-        return super().complete(hidden)
+        return attentions_problem() or super().complete(hidden)
 
     def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
         if mask is None or not mask.is_floating_point():

@@ -200,8 +200,7 @@ def lists_of_layers(model: nn.Module) -> list[tuple[str, nn.Module, str, str]]:
     for path, module in model.named_modules():
         name = _list_of_layers(module)
         if name:
-            problem = _trial_of_decoder(module, name) if is_decoder(module, name) else _trial(module, name)
-            found.append((path, module, name, problem))
+            found.append((path, module, name, _trial(module, name)))
     return found
 
 
@@ -232,11 +231,12 @@ def _trial(module: nn.Module, name: str) -> str:
     """Run the module's forward both ways on random input; "" where they agree."""
     layers: Any = module.get_submodule(name)
     hidden, (mask, *_), _ = sample(layers[0], layers[0].hfaccel_family)
-    given = () if mask is None else (mask,)
+    decodes = is_decoder(module, name)
     with torch.inference_mode(), unwatched(layers):
         try:
             expected, got = (
-                each.forward(hidden.clone(), *given)[0] for each in (module, together(module, name))
+                _decode(each, hidden) if decodes else _encode(each, hidden, mask)
+                for each in (module, together(module, name))
             )
         except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
             return f"{type(error).__name__}: {error}"
@@ -246,22 +246,13 @@ def _trial(module: nn.Module, name: str) -> str:
     return problem
 
 
-def _trial_of_decoder(module: nn.Module, name: str) -> str:
-    """The same for a decoder: some tokens, and one more that follows them."""
-    layers: Any = module.get_submodule(name)
-    hidden, _, _ = sample(layers[0], layers[0].hfaccel_family)
-    with torch.inference_mode(), unwatched(layers):
-        try:
-            expected, got = (_decode(each, hidden) for each in (module, together(module, name)))
-        except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
-            return f"{type(error).__name__}: {error}"
-    problem = difference(expected, got)
-    if not problem:
-        trust([module])
-    return problem
+def _encode(module: nn.Module, hidden: torch.Tensor, mask: torch.Tensor | None) -> object:
+    given = () if mask is None else (mask,)
+    return module.forward(hidden.clone(), *given)[0]
 
 
 def _decode(module: nn.Module, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Some tokens, and one more that follows them."""
     forward = type(module).forward
     first: Any = forward(module, inputs_embeds=hidden[:, :-1], use_cache=True)
     past = first.past_key_values

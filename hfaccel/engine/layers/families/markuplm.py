@@ -8,10 +8,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from hfaccel.engine.layers.call import Call, Mask, Sample, added
+from hfaccel.engine.layers.call import Call, Mask, Sample, added, attentions_problem
 from hfaccel.engine.layers.families.bert import BERT
 from hfaccel.engine.layers.parts import Parts
-from hfaccel.upstream.of_transformers import collected
 
 
 class Eager(Call):
@@ -22,10 +21,7 @@ class Eager(Call):
     implementation: ClassVar[str] = "eager"
 
     def complete(self, hidden: torch.Tensor) -> str:
-        names = collected()
-        if names is None or any(name.endswith("attentions") for name in names):
-            return "attentions are collected"
-        return super().complete(hidden)
+        return attentions_problem() or super().complete(hidden)
 
     def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
         if mask is not None and not mask.is_floating_point():
