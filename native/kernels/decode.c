@@ -73,6 +73,14 @@ static void cap_block(float softcap, size_t count, float *scores)
   }
 }
 
+/* e^x in a single float. */
+static float exponential(float x)
+{
+  float result[LANES];
+  vec_store(result, vector_exp(vec_of(x)));
+  return result[0];
+}
+
 /* Scores become e^(score - highest), and what was summed before is brought to the same highest. */
 static void soften(float *scores, size_t count, size_t stride, float *highest, float *sum, float *values)
 {
@@ -89,12 +97,11 @@ static void soften(float *scores, size_t count, size_t stride, float *highest, f
     vec_store(scores + k, weight);
     total = vec_add(total, weight);
   }
-  float factor[LANES];
-  vec_store(factor, vector_exp(vec_of(before - now)));
-  *sum = *sum * factor[0] + vec_sum(total);
+  const float factor = exponential(before - now);
+  *sum = *sum * factor + vec_sum(total);
   *highest = now;
   for (size_t i = 0; before != now && i < stride; i += LANES)
-    vec_store(values + i, vec_mul(vec_load(values + i), vec_of(factor[0])));
+    vec_store(values + i, vec_mul(vec_load(values + i), vec_of(factor)));
 }
 
 enum { QUERIES_AT_ONCE = 4 };
@@ -165,14 +172,6 @@ void decode_keys(const struct head *head, size_t queries, size_t first, size_t l
     attend(1, head, queries, first, last, part, scratch);
   else
     attend(0, head, queries, first, last, part, scratch);
-}
-
-/* e^x in a single float. */
-static float exponential(float x)
-{
-  float result[LANES];
-  vec_store(result, vector_exp(vec_of(x)));
-  return result[0];
 }
 
 void decode_merge(const struct head *head, size_t queries, const struct part *parts, size_t count, void *out)

@@ -152,14 +152,6 @@ static void rotate_half(float *row, const float *cosines, const float *sines, si
   }
 }
 
-static void copy_numbers(const void *from, int from_bf16, void *to, int to_bf16, size_t count)
-{
-  for (size_t i = 0; i < count; i += LANES) {
-    const vec_mask some = lanes((long)(count - i));
-    store_floats(to, i, some, to_bf16, load_floats(from, i, some, from_bf16));
-  }
-}
-
 /* Norm of all heads that lie one after another in a row. */
 static void norm_heads(const struct layer *layer, char *heads, size_t count, const struct norm *norm,
                        float *buffer)

@@ -3,6 +3,14 @@
 #include <float.h>
 #include <string.h>
 
+void copy_numbers(const void *from, int from_bf16, void *to, int to_bf16, size_t count)
+{
+  for (size_t i = 0; i < count; i += LANES) {
+    const vec_mask some = lanes((long)(count - i));
+    store_floats(to, i, some, to_bf16, load_floats(from, i, some, from_bf16));
+  }
+}
+
 void norm_row(const struct norm *norm, const float *x, size_t columns, float *out)
 {
   vec sum = vec_zero(), squares = vec_zero();
@@ -125,10 +133,7 @@ void convert_row(const struct matrix *matrix, const void *x, int bf16, size_t co
     }
     return;
   }
-  for (size_t i = 0; i < columns; i += LANES) {
-    const vec_mask some = lanes((long)(columns - i));
-    store_floats(words, i, some, operand_is_bf16(kind), load_floats(x, i, some, bf16));
-  }
+  copy_numbers(x, bf16, words, operand_is_bf16(kind), columns);
   if (kind == KIND_BF16 && columns % 2 == 1) /* the other half of the last word */
     memset((char *)words + columns * operand_bytes(kind), 0, operand_bytes(kind));
 }

@@ -16,6 +16,9 @@ struct norm {
   enum norm_kind kind;
 };
 
+/* Numbers of float32 or bfloat16 from one place to another, in the type that they have there. */
+void copy_numbers(const void *from, int from_bf16, void *to, int to_bf16, size_t count);
+
 /* out may be x. */
 void norm_row(const struct norm *norm, const float *x, size_t columns, float *out);
 
