@@ -28,7 +28,7 @@ from environments import ROOT, interpreter
 from hfaccel.host import read_host
 from hfaccel.tables import render
 from report import check, save
-from turns import ENGINES, PEERS, Engines, Turn, medians, ratios, sides
+from turns import ENGINES, PEERS, Engines, medians, ratios, rounds, sides
 
 SHAPES = {
     "bert-base": [(1, 16), (1, 128), (8, 128), (1, 512), (8, 16)],
@@ -73,16 +73,6 @@ def measure(precision: str, function: str, cases: list[str], suffixes: list[str]
         ]
     rows += [{"engine": engine, "failed": reason} for engine, reason in running.failed.items()]
     return [{"precision": precision, "base": base, **row, **marked(row, options)} for row in rows]
-
-
-def rounds(running: Engines, cases: list[str], label: str, count: int) -> dict[str, list[Turn]]:
-    """The turns of each case that count: one more is taken first."""
-    turns: dict[str, list[Turn]] = {case: [] for case in cases}
-    for number in range(count + 1):
-        for case in cases:
-            turns[case].append(running.round(number))
-        print(f"{label}: round {number} of {count}", file=sys.stderr, flush=True)
-    return {case: taken[1:] for case, taken in turns.items()}
 
 
 def marked(row: dict[str, Any], options: argparse.Namespace) -> dict[str, str]:

@@ -29,7 +29,7 @@ from hfaccel.bench import Side
 from hfaccel.host import read_host
 from hfaccel.tables import render
 from report import check, save
-from turns import Engines, Turn
+from turns import Engines, Turn, rounds
 
 CASES = str(Path(__file__).with_name("generation_engines.py"))
 INTERPRETERS = {"llama.cpp": llama_environment, "openvino": genai_environment}
@@ -78,7 +78,7 @@ def measure(model: str, options: argparse.Namespace) -> list[Row]:
     engines, left_out = taking_part(options.engines, options.bf16)
     running = Engines([side(name, model, options.threads) for name in (BANDWIDTH, *engines)])
     try:
-        turns = rounds(running, options.pairs)
+        turns = rounds(running, [*CELLS], model, options.pairs)
     finally:
         running.stop()
     rows = [row(name, turns, running.facts) for name in engines if name in running.workers]
@@ -87,16 +87,6 @@ def measure(model: str, options: argparse.Namespace) -> list[Row]:
     return [{"case": model, **told} for told in rows] + [
         {"case": model, "engine": name, "failed": reason} for name, reason in failed.items()
     ]
-
-
-def rounds(running: Engines, pairs: int) -> dict[str, list[Turn]]:
-    """The turns of each cell; one more is taken first, and does not count."""
-    turns: dict[str, list[Turn]] = {cell: [] for cell in CELLS}
-    for number in range(pairs + 1):
-        for cell in CELLS:
-            turns[cell].append(running.round(number))
-        print(f"round {number} of {pairs}", file=sys.stderr, flush=True)
-    return {cell: taken[1:] for cell, taken in turns.items()}
 
 
 def row(engine: str, turns: Mapping[str, Sequence[Turn]], facts: Mapping[str, Row]) -> Row:

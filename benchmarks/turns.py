@@ -74,6 +74,16 @@ class Engines:
             worker.__exit__(None, None, None)
 
 
+def rounds(running: Engines, cases: Sequence[str], label: str, count: int) -> dict[str, list[Turn]]:
+    """The turns of each case that count: one more is taken first."""
+    turns: dict[str, list[Turn]] = {case: [] for case in cases}
+    for number in range(count + 1):
+        for case in cases:
+            turns[case].append(running.round(number))
+        print(f"{label}: round {number} of {count}", file=sys.stderr, flush=True)
+    return {case: taken[1:] for case, taken in turns.items()}
+
+
 def ratios(turns: Sequence[Turn], base: str) -> dict[str, float]:
     """How many times longer each takes than `base`: the median over the turns."""
     return {name: statistics.median(turn[name] / turn[base] for turn in turns) for name in turns[0]}

@@ -149,7 +149,7 @@ def test_rounds_take_every_cell_and_do_not_count_the_first():
             self.taken += 1
             return {"a": float(self.taken)}
 
-    turns = generation.rounds(Counting(), 2)
+    turns = generation.rounds(Counting(), [*generation.CELLS], "a model", 2)
     assert turns == {"decode": [{"a": 3.0}, {"a": 5.0}], "prefill": [{"a": 4.0}, {"a": 6.0}]}
 
 

@@ -1,7 +1,7 @@
 """Whether all layers of a stack are as they were when they last ran together, in one comparison.
 
-Between two tokens Python finds its working set evicted by the weights. Asking thirty layers one by one takes
-as long as a tenth of a token.
+Between two tokens Python finds its working set evicted by the weights: asking the layers one by one would
+take a large part of a small model's token.
 """
 
 from __future__ import annotations
