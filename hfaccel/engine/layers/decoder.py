@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hfaccel.engine.calls.followed import Followed, read_followed, seen_by
-from hfaccel.engine.kernels import Kind, kernels
+from hfaccel.engine.kernels import kernels
 from hfaccel.engine.layers.call import HIDDEN, Call, Mask, Sample, attentions_problem
 from hfaccel.engine.layers.native_layer import NativeLayer
 from hfaccel.engine.layers.parts import Parts, head_size, key_width, window
@@ -119,17 +119,16 @@ class DecoderCall(Call):
     def _past(self, rooms: Rooms, columns: int) -> NativePast:
         seen = self.followed.seen
         place = 0 if seen is None else seen.data_ptr()
-        return kernels().Past(columns, rooms.past, *rooms.strides, rooms.is_bfloat16, place)
+        return kernels().Past(columns, rooms.past, *rooms.strides, rooms.number, place)
 
     def _rooms(self, layers: Sequence[NativeLayer], shape: Sequence[int]) -> Rooms:
         """For the tokens of this call."""
         layer = layers[0]
         size = head_size(layer.attention) or 1
         heads = layer.key_width // size
-        dtype = torch.bfloat16 if layer.attention_kind is Kind.BFLOAT16 else torch.float32
         cache = new_cache() if self.cache is None else self.cache
         indices = [layer.attention.layer_idx for layer in layers]
-        return make_rooms(cache, indices, (shape[0], heads, shape[1], size), dtype)
+        return make_rooms(cache, indices, (shape[0], heads, shape[1], size), layer.cache_type)
 
     # For the trial of such a layer
 
