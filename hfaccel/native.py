@@ -123,6 +123,7 @@ class Kernels(Protocol):
         token: int,
         bf16: bool,
         seen: int,  # address of two int32 for each sequence
+        places: int = ...,  # address of two int32 for each row
         /,
     ) -> NativePast: ...
     def Relative(
