@@ -123,6 +123,7 @@ class Kernels(Protocol):
         token: int,
         number: int,  # what the cache holds: enum number in native/kernels/vector.h
         seen: int,  # address of two int32 for each sequence
+        places: int = ...,  # address of two int32 for each row
         /,
     ) -> NativePast: ...
     def Relative(

@@ -70,6 +70,9 @@ struct past {
   size_t length;              /* tokens before those of the call, in all sequences */
   const int32_t (*seen)[2];   /* of each sequence: the first token that is seen, and the first behind those;
                                * NULL: all are */
+  const int32_t (*places)[2]; /* of each row of the input: its sequence in the cache, and its place among
+                               * the tokens of that. NULL: as the rows lie. Otherwise sequences may be of
+                               * different lengths; `length` and `columns` are the largest */
 };
 
 /* The arguments of one call. */

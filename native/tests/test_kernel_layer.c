@@ -361,7 +361,7 @@ struct variant {
   int gated, norm_first, rotary, biased, partly; /* partly: attention does not see all rows */
   int head_norms, ends, parallel;                /* head_norms: 2: over all heads at once */
   int by_head, pairs, unrotated, softcap, factor;
-  int follows;  /* a decoder's, with a past; 2: padding sees everything */
+  int follows;  /* a decoder's, with a past; 2: padding sees everything; 3: each sequence has its own */
   int relative; /* as in struct sight */
   size_t window;
   enum activation activation;
@@ -487,6 +487,36 @@ static void *cache_of(size_t size, size_t rows, size_t room, size_t past, enum n
   return made;
 }
 
+/* Each sequence follows at most `past` tokens of another sequence of the cache. */
+static const int32_t (*places_after(const struct sequences *all, size_t past))[2]
+{
+  int32_t (*places)[2] = guarded(all->rows + 1, sizeof *places);
+  memset(places, 0, (all->rows + 1) * sizeof *places);
+  for (size_t s = 0; s < all->count; s++) {
+    const int32_t before = (int32_t)below(past + 1);
+    for (int32_t row = 0; row < all->length[s]; row++) {
+      places[all->first[s] + row][0] = (int32_t)((s + 1) % all->count);
+      places[all->first[s] + row][1] = before + row;
+    }
+  }
+  return (const int32_t (*)[2])places;
+}
+
+/* The first number in the cache of a sequence of the call, and the tokens before it. */
+static size_t cached_at(const struct call *call, size_t s)
+{
+  const size_t first = (size_t)call->sequences.first[s];
+  const int32_t (*places)[2] = call->past.places;
+  return (places ? (size_t)places[first][0] : first / call->past.columns) * call->past.batch;
+}
+
+static size_t tokens_before(const struct call *call, size_t s)
+{
+  const size_t first = (size_t)call->sequences.first[s];
+  const int32_t (*places)[2] = call->past.places;
+  return places ? (size_t)places[first][1] : call->past.length + first % call->past.columns;
+}
+
 /* The same as a decoder's call after `past` tokens: caches with random numbers, and with none where those of
  * the call go. */
 static struct call following(const struct test_layer *test, const struct variant *variant, size_t length,
@@ -508,8 +538,12 @@ static struct call following(const struct test_layer *test, const struct variant
                             .columns = length,
                             .length = past,
                             .seen = variant->partly ? (const int32_t (*)[2])seen : NULL};
+  if (variant->follows == 3) {
+    call.past.seen = NULL;
+    call.past.places = places_after(&call.sequences, past);
+  }
   for (size_t s = 0; s < SEQUENCES; s++) { /* nothing sees the padding before a sequence */
-    if (!variant->partly || variant->follows == 2)
+    if (variant->follows != 3 && (!variant->partly || variant->follows == 2))
       ((int32_t *)call.sequences.first)[s] = (int32_t)(s * length);
     const size_t padding = (size_t)call.sequences.first[s] % length;
     const size_t tokens = (size_t)call.sequences.length[s];
@@ -633,9 +667,7 @@ static double *tokens_of(const struct test_layer *test, const struct call *call,
       if (t >= past)
         *token = own[(t - past) * stride + i];
       else
-        *token = cached(call, cache,
-                        (size_t)call->sequences.first[s] / call->past.columns * call->past.batch +
-                            i / size * call->past.head + t * call->past.token,
+        *token = cached(call, cache, cached_at(call, s) + i / size * call->past.head + t * call->past.token,
                         i % size, size);
     }
   return tokens;
@@ -649,7 +681,7 @@ static void reference_sequence(const struct test_layer *test, const struct call 
                stride = width + 2 * keys, length = (size_t)call->sequences.length[s];
   const int follows = call->past.caches != NULL;
   /* padding before the sequence lies in the cache as well, where nothing sees it */
-  const size_t past = follows ? call->past.length + (size_t)call->sequences.first[s] % call->past.columns : 0;
+  const size_t past = follows ? tokens_before(call, s) : 0;
   const size_t total = past + length, begin = call->past.seen ? (size_t)call->past.seen[s][0] : 0,
                end = call->past.seen ? (size_t)call->past.seen[s][1] : total;
   const struct sight sight = {length,
@@ -795,7 +827,7 @@ static void test_with_past(void)
                                     .unrotated = below(8) == 0,
                                     .softcap = (int)below(2),
                                     .factor = (int)below(2),
-                                    .follows = 1 + (int)below(2),
+                                    .follows = 1 + (int)below(3),
                                     .window = below(2) ? SIZE_MAX : below(40),
                                     .activation = (enum activation)below(ACT_TANH)};
     available = 1 + (unsigned)below(4);

@@ -19,6 +19,11 @@ ROWS = PREFIX + "rows"  # attribute of such a layer: its keys and its values, as
 FACTOR = 4  # bytes of the float behind a row
 
 
+def row_size(size: int, dtype: torch.dtype) -> int:
+    """Numbers of a row with a head of this size, in a cache of this type."""
+    return size + FACTOR if dtype is torch.int8 else size
+
+
 def narrowed(numbers: torch.Tensor) -> torch.Tensor:
     """(..., size) floats as (..., size + FACTOR) int8."""
     numbers = numbers.float()

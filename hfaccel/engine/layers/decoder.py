@@ -22,6 +22,7 @@ from hfaccel.engine.layers.rooms import (
     together_problem,
     tokens_in,
 )
+from hfaccel.engine.layers.slots import Keys, Slots
 from hfaccel.engine.replacements import Arguments, Keywords
 from hfaccel.native import NativePast
 
@@ -54,7 +55,7 @@ class DecoderCall(Call):
     """Of a layer that takes hidden states, a causal mask, perhaps a cache and rotary positions, and gives
     hidden states."""
 
-    __slots__ = ("cache", "followed", "past")
+    __slots__ = ("cache", "followed", "past", "slots")
     unpads: ClassVar[bool] = False  # unless asked for: losses are computed from rows of padding too
     follows: ClassVar[bool] = True
     cache_name: ClassVar[str] = CACHE  # of the argument
@@ -64,6 +65,7 @@ class DecoderCall(Call):
     def __init__(self, layer: NativeLayer) -> None:
         super().__init__(layer)
         self.cache: Any = None
+        self.slots: Slots | None = None  # in the place of a cache
         self.past = 0  # tokens in the cache
         self.followed: Followed
 
@@ -75,6 +77,9 @@ class DecoderCall(Call):
     def take_argument(self, hidden: torch.Tensor, name: str, value: Any) -> str:
         if name == "output_attentions" and self.gives_pair:
             return "attentions are wanted"
+        if name == self.cache_name and isinstance(value, Slots):
+            self.slots = value
+            return ""
         if name == self.cache_name:
             self.cache = value
             return cache_problem(value, self.layer.attention.layer_idx)
@@ -88,6 +93,9 @@ class DecoderCall(Call):
         return super().complete(hidden)
 
     def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
+        if self.slots is not None:
+            self.sequences = self.slots.sequences(self.layer.window)
+            return self.slots.problem(hidden.shape)
         batch, columns, _ = hidden.shape
         wanted = batch, columns, self.past, self.layer.window, unpad
         if mask is None:
@@ -103,6 +111,10 @@ class DecoderCall(Call):
         return (result, None) if self.gives_pair else result
 
     def compute(self, layers: Sequence[NativeLayer], rows: torch.Tensor, output: torch.Tensor) -> None:
+        if self.slots is not None:
+            indices = tuple(layer.attention.layer_idx for layer in layers)
+            self.call_kernels(layers, rows, output, *self.slots.room(indices, _keys_of(layers[0])))
+            return
         rooms = self._rooms(layers, rows.shape)
         if self.followed.hides_rows:
             output.zero_()
@@ -123,12 +135,10 @@ class DecoderCall(Call):
 
     def _rooms(self, layers: Sequence[NativeLayer], shape: Sequence[int]) -> Rooms:
         """For the tokens of this call."""
-        layer = layers[0]
-        size = head_size(layer.attention) or 1
-        heads = layer.key_width // size
+        heads, size, dtype = _keys_of(layers[0])
         cache = new_cache() if self.cache is None else self.cache
         indices = [layer.attention.layer_idx for layer in layers]
-        return make_rooms(cache, indices, (shape[0], heads, shape[1], size), layer.cache_type)
+        return make_rooms(cache, indices, (shape[0], heads, shape[1], size), dtype)
 
     # For the trial of such a layer
 
@@ -173,6 +183,11 @@ class DecoderCall(Call):
         return torch.zeros_like(padding)
 
 
+def _keys_of(layer: NativeLayer) -> Keys:
+    size = head_size(layer.attention) or 1
+    return Keys(layer.key_width // size, size, layer.cache_type)
+
+
 class EagerDecoderCall(DecoderCall):
     """Of a layer with eager attention, to which a mask is always passed that is added to the scores."""
 
@@ -183,6 +198,8 @@ class EagerDecoderCall(DecoderCall):
         return attentions_problem() or super().complete(hidden)
 
     def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
+        if self.slots is not None:
+            return super().see(hidden, mask, unpad)
         if mask is None or not mask.is_floating_point():
             return "no attention mask was passed that is added to the scores"
         if problem := super().see(hidden, mask, unpad):

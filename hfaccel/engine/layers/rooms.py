@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from hfaccel.engine.layers.cache_in_bytes import FACTOR, held, hold, narrowed, stock_class, widened
+from hfaccel.engine.kernels import NUMBERS
+from hfaccel.engine.layers.cache_in_bytes import held, hold, narrowed, row_size, stock_class, widened
 from hfaccel.replacement import PREFIX
 from hfaccel.upstream.of_transformers import cache_classes
 
 SHOWN = PREFIX + "shown"  # attribute of a cache's layer: what it shows of which memory
 LEAST = 64  # tokens
-NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # as enum number in native/kernels/vector.h
 
 
 class Memory:
@@ -185,12 +185,8 @@ def _has_room(shown: Shown, shape: tuple[int, int, int, int], dtype: torch.dtype
     batch, heads, columns, size = shape
     memory = shown.memory.tensor
     _, _, *of_layer, tokens, row = memory.shape
-    fits = (*of_layer, row) == (batch, heads, _row(size, dtype))
+    fits = (*of_layer, row) == (batch, heads, row_size(size, dtype))
     return memory.dtype is dtype and fits and shown.end + columns <= tokens
-
-
-def _row(size: int, dtype: torch.dtype) -> int:
-    return size + FACTOR if dtype is torch.int8 else size
 
 
 def _follow(layers: Sequence[Any]) -> bool:
@@ -211,7 +207,7 @@ def _grown(layers: Sequence[Any], past: int, shape: Sequence[int], dtype: torch.
     batch, heads, columns, size = shape
     tokens = -(-max(past + columns + LEAST, 2 * past) // LEAST) * LEAST
     with torch.inference_mode(False):
-        tensor = torch.empty((len(layers), 2, batch, heads, tokens, _row(size, dtype)), dtype=dtype)
+        tensor = torch.empty((len(layers), 2, batch, heads, tokens, row_size(size, dtype)), dtype=dtype)
         like = torch.empty((batch, heads, 0, size), dtype=torch.float32 if dtype is torch.int8 else dtype)
     with torch.no_grad():
         for new, layer in zip(tensor, layers, strict=True):
