@@ -122,7 +122,7 @@ def new_cache() -> Any:
     return cache_classes()[0]()
 
 
-def cache_problem(cache: Any, index: int) -> str:
+def problem(cache: Any, index: int) -> str:
     """Why the kernels cannot use this cache for the layer of this index; "" where they can."""
     whole, plain, sliding = cache_classes()
     if type(cache) is not whole:
@@ -162,16 +162,13 @@ def together_problem(cache: Any, indices: Sequence[int]) -> str:
     }
     if len(alike) > 1:
         return "the layers of the cache differ"
-    return next(filter(None, (cache_problem(cache, index) for index in indices)), "")
+    return next(filter(None, (problem(cache, index) for index in indices)), "")
 
 
 def make_rooms(
     cache: Any, indices: Sequence[int], shape: tuple[int, int, int, int], dtype: torch.dtype
 ) -> Rooms:
-    """For keys and values of this shape (batch, heads, tokens, head size) behind those of these layers.
-    `dtype`: in which they are stored; int8: with a factor for each token of each head.
-
-    Raises ValueError where these are of another batch or size."""
+    """As hfaccel.engine.layers.caches.make_rooms."""
     layers = [layer_of(cache, index) for index in indices]
     first: Shown | None = layers[0].__dict__.get(SHOWN)
     if first is not None and _has_room(first, shape, dtype) and _follow(layers):
