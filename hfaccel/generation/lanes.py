@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
-from torch import nn
 
 from hfaccel.engine.layers.slots import Piece, Slots, SlotsRefused
 from hfaccel.upstream.of_transformers import cache_classes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Largest distance of a trial's logits from the model's own, as a share of their length: rounding in bfloat16
 # stays far below, tokens that see others than their own are far above.
@@ -48,7 +51,7 @@ class SlotLanes:
 
     reason, reuses = "", True
 
-    def __init__(self, model: nn.Module, count: int, tokens: int) -> None:
+    def __init__(self, model: PreTrainedModel, count: int, tokens: int) -> None:
         self.count, self._model = count, model
         self.slots = Slots(count, tokens)
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -72,22 +75,31 @@ class SlotLanes:
     @torch.inference_mode()
     def _call(self, feeds: Sequence[Feed]) -> torch.Tensor:
         positions = self.slots.begin([Piece(feed.slot, feed.past, len(feed.ids)) for feed in feeds])
-        ids = torch.tensor([[token for feed in feeds for token in feed.ids]])
-        ends, end = [], 0
-        for feed in feeds:
-            end += len(feed.ids)
-            if feed.wanted:
-                ends.append(end - 1)
-        kept = torch.tensor(ends, dtype=torch.long)
-        logits: torch.Tensor = self._model(
-            input_ids=ids,
-            attention_mask=self.slots.mask,
-            position_ids=positions,
-            past_key_values=self.slots,
-            use_cache=True,
-            **({"logits_to_keep": kept} if self._keeps else {}),
-        ).logits[0]
-        return logits if self._keeps else logits[kept]
+        given = {
+            "input_ids": torch.tensor([[token for feed in feeds for token in feed.ids]]),
+            "attention_mask": self.slots.mask,
+            "position_ids": positions,
+            "past_key_values": self.slots,
+            "use_cache": True,
+        }
+        kept = _ends(feeds)
+        if not kept:  # without the output layer, the largest of a small model
+            self._model.base_model(**given)
+            return torch.empty(0, 1)
+        if self._keeps:
+            return _logits(self._model(**given, logits_to_keep=torch.tensor(kept)))
+        return _logits(self._model(**given))[kept]
+
+
+def _ends(feeds: Sequence[Feed]) -> list[int]:
+    """The rows of a call of which logits are wanted."""
+    ends = accumulate(len(feed.ids) for feed in feeds)
+    return [end - 1 for feed, end in zip(feeds, ends, strict=True) if feed.wanted]
+
+
+def _logits(output: Any) -> torch.Tensor:
+    logits: torch.Tensor = output.logits[0]
+    return logits
 
 
 class OwnLanes:
@@ -95,7 +107,7 @@ class OwnLanes:
 
     reuses = False
 
-    def __init__(self, model: nn.Module, count: int, reason: str) -> None:
+    def __init__(self, model: PreTrainedModel, count: int, reason: str) -> None:
         self.count, self.reason, self._model = count, reason, model
         self._caches: dict[int, Any] = {}
 
@@ -135,13 +147,13 @@ def _joined(parts: Sequence[Computed]) -> Computed:
     return Computed(torch.cat(rows) if rows else torch.empty(0, 1), errors)
 
 
-def make_lanes(model: nn.Module, count: int, tokens: int) -> Lanes:
+def make_lanes(model: PreTrainedModel, count: int, tokens: int) -> Lanes:
     """Slots where a trial with them agrees with the model's own results."""
-    reason = _problem(model)
+    reason = slots_problem(model)
     return OwnLanes(model, count, reason) if reason else SlotLanes(model, count, tokens)
 
 
-def _problem(model: nn.Module) -> str:
+def slots_problem(model: PreTrainedModel) -> str:
     """Why the model cannot compute with slots; "" where it can."""
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return "the model's forward takes no position_ids"
@@ -152,8 +164,7 @@ def _problem(model: nn.Module) -> str:
             expected = model(input_ids=torch.tensor([TRIAL])).logits[0]
     except Exception as error:  # noqa: BLE001 - whatever a foreign forward raises is the reason
         return str(error) if isinstance(error, SlotsRefused) else f"{type(error).__name__}: {error}"
-    config: Any = model.config
-    if lanes.slots.written != set(range(config.get_text_config().num_hidden_layers)):
+    if lanes.slots.written != set(range(model.config.get_text_config().num_hidden_layers)):
         return f"only the layers {sorted(lanes.slots.written)} keep their tokens in the cache"
     far = (got - expected[[10, 2, 3, 11]].float()).norm() / expected.float().norm()
     return "" if far <= TOLERANCE else f"a trial with slots differed by {far:.1e} from the model's own logits"

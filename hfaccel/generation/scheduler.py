@@ -4,31 +4,35 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from hfaccel.engine.layers.slots import SlotsRefused
 from hfaccel.errors import ModelError
 from hfaccel.generation.choosing import choose_all
-from hfaccel.generation.lanes import Feed, Lanes, OwnLanes, make_lanes
+from hfaccel.generation.lanes import Feed, Lanes, OwnLanes
 from hfaccel.generation.prefixes import Reuse, choose, waits
 from hfaccel.generation.request import CANCELLED, Request
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CHUNK = 256  # tokens of prompts: fewer would use the processor less well, more would keep others waiting
 
 
 class Scheduler:
     """A step computes up to `chunk` tokens of prompts in one call, and in another one token for each request
-    whose prompt is computed. `tokens`: of a slot, and so of a request. Not for several threads, except for
-    `Request.cancelled`."""
+    whose prompt is computed. Not for several threads, except for `Request.cancelled`."""
 
-    def __init__(self, model: nn.Module, slots: int, tokens: int, chunk: int, reuse: bool = True) -> None:
+    def __init__(self, model: PreTrainedModel, lanes: Lanes, chunk: int = CHUNK, reuse: bool = True) -> None:
         self._model, self._chunk, self._reuse = model, chunk, reuse
-        self.lanes: Lanes = make_lanes(model, slots, tokens)
+        self.lanes = lanes
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.reused = self.computed = 0  # tokens of prompts: copied; computed
         self.made = self.steps = 0  # new tokens; steps
-        self._free = list(range(slots))  # the one that was used longest ago first
+        self._free = list(range(lanes.count))  # the one that was used longest ago first
         self._held: dict[int, list[int]] = {}  # tokens that lie in a slot
 
     @property

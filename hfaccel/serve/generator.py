@@ -84,9 +84,10 @@ class Generator:
         self._tokenizer = None if tokenizer is None else Shared(tokenizer)
         self._vocabulary: int = model.config.get_text_config().vocab_size
         self._defaults = _defaults(model)
-        from hfaccel.generation.scheduler import Scheduler  # imports torch
+        from hfaccel.generation.lanes import make_lanes  # imports torch
+        from hfaccel.generation.scheduler import Scheduler
 
-        self._scheduler = Scheduler(model, slots, self._tokens, chunk, reuse)
+        self._scheduler = Scheduler(model, make_lanes(model, slots, self._tokens), chunk, reuse)
         self._process = os.getpid()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="hfaccel-generate")
         # Several threads touch these, under the lock.

@@ -11,7 +11,7 @@ from models import CAUSAL, LIMIT, VOCABULARY, optimized, stock
 
 from hfaccel.engine.kernels import kernels_problem
 from hfaccel.errors import ModelError
-from hfaccel.generation.lanes import OwnLanes, SlotLanes
+from hfaccel.generation.lanes import OwnLanes, SlotLanes, make_lanes
 from hfaccel.generation.request import Request
 from hfaccel.generation.scheduler import Scheduler
 from hfaccel.generation.settings import Settings
@@ -56,8 +56,8 @@ class Told:
     failed = finished
 
 
-def scheduler(model, **settings):
-    return Scheduler(model, **{"slots": 3, "tokens": LIMIT, "chunk": 16, **settings})
+def scheduler(model, slots=3, chunk=16, **settings):
+    return Scheduler(model, make_lanes(model, slots, LIMIT), chunk, **settings)
 
 
 def ask(scheduler, ids, new=8, **settings):
