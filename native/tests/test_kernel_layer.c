@@ -95,7 +95,7 @@ static void test_head(enum kind kind, size_t size, struct sight sight)
     buckets = make_buckets(kind, 1, size, length - 1 + below(4), sight.relative);
   float *bias = uniform_floats(length * bias_stride, -2, 2);
   const struct head head = {.kind = kind,
-                            .bf16 = kind == KIND_BF16,
+                            .number = kind == KIND_BF16 ? NUMBER_BF16 : NUMBER_F32,
                             .query = rows,
                             .key = rows + (sight.skipped * stride + size) * bytes,
                             .value = rows + (sight.skipped * stride + 2 * size) * bytes,
@@ -143,7 +143,7 @@ static void test_mean(enum kind kind, size_t size, size_t rows, size_t skipped, 
     values[i] = uniform(-1, 1);
   const char *start = numbers_of(kind, rows * stride, values);
   const struct head head = {.kind = kind,
-                            .bf16 = kind == KIND_BF16,
+                            .number = kind == KIND_BF16 ? NUMBER_BF16 : NUMBER_F32,
                             .value = start + skipped * stride * bytes,
                             .key_stride = stride,
                             .length = seen,
@@ -466,6 +466,27 @@ static struct buckets buckets_of(const struct variant *variant, size_t length)
   return no_buckets;
 }
 
+/* Rows of a cache: of each `room` the first `past` with random numbers, and the others with none. */
+static void *cache_of(size_t size, size_t rows, size_t room, size_t past, enum number number)
+{
+  double *values = guarded(rows * size, sizeof *values);
+  for (size_t i = 0; i < rows * size; i++)
+    values[i] = i / size % room < past ? uniform(-1, 1) : NAN;
+  if (number != NUMBER_I8)
+    return (void *)numbers_of(number == NUMBER_BF16 ? KIND_BF16 : KIND_F32, rows * size, values);
+  const size_t bytes = size + sizeof(float);
+  int8_t *made = guarded(rows, bytes);
+  memset(made, 0xff, rows * bytes); /* factors that are no numbers */
+  for (size_t row = 0; row < rows; row++) {
+    float numbers[size];
+    for (size_t i = 0; i < size; i++)
+      numbers[i] = (float)values[row * size + i];
+    if (row % room < past)
+      copy_as_bytes(numbers, made + row * bytes, size);
+  }
+  return made;
+}
+
 /* Each sequence follows at most `past` tokens of another sequence of the cache. */
 static const int32_t (*places_after(const struct sequences *all, size_t past))[2]
 {
@@ -513,7 +534,7 @@ static struct call following(const struct test_layer *test, const struct variant
                             .batch = layer->key_heads * room * layer->head_size,
                             .head = room * layer->head_size,
                             .token = layer->head_size,
-                            .bf16 = variant->attention == KIND_BF16 || below(2),
+                            .number = variant->attention == KIND_BF16 ? NUMBER_BF16 + below(2) : below(3),
                             .columns = length,
                             .length = past,
                             .seen = variant->partly ? (const int32_t (*)[2])seen : NULL};
@@ -529,20 +550,26 @@ static struct call following(const struct test_layer *test, const struct variant
     seen[s][0] = (int32_t)(padding ? past + padding : below(past + (tokens ? tokens : 1)));
     seen[s][1] = seen[s][0] + 1 + (int32_t)below(2 * (past + tokens));
   }
-  const size_t numbers = SEQUENCES * call.past.batch;
-  double *values = guarded(numbers, sizeof *values);
-  for (int half = 0; half < 2; half++) {
-    for (size_t i = 0; i < numbers; i++)
-      values[i] = i / layer->head_size % room < past ? uniform(-1, 1) : NAN;
-    void *made = (void *)numbers_of(call.past.bf16 ? KIND_BF16 : KIND_F32, numbers, values);
-    *(half ? &cache->values : &cache->keys) = made;
+  const size_t rows = SEQUENCES * layer->key_heads * room;
+  for (int half = 0; half < 2; half++)
+    *(half ? &cache->values : &cache->keys) = cache_of(layer->head_size, rows, room, past, call.past.number);
+  if (call.past.number == NUMBER_I8) {
+    call.past.token += sizeof(float);
+    call.past.head = room * call.past.token;
+    call.past.batch = layer->key_heads * call.past.head;
   }
   return call;
 }
 
-static double cached(const struct call *call, const void *numbers, size_t at)
+/* Number `at` of a token. */
+static double cached(const struct call *call, const void *numbers, size_t token, size_t at, size_t size)
 {
-  return call->past.bf16 ? bf16_to(((const uint16_t *)numbers)[at]) : (double)((const float *)numbers)[at];
+  if (call->past.number == NUMBER_F32)
+    return (double)((const float *)numbers)[token + at];
+  if (call->past.number == NUMBER_BF16)
+    return bf16_to(((const uint16_t *)numbers)[token + at]);
+  const int8_t *bytes = (const int8_t *)numbers + token;
+  return bytes[at] * (double)row_factor(bytes, size, NUMBER_I8);
 }
 
 static void reference_rotate(double *x, size_t size, const float *cosines, const float *sines, int pairs)
@@ -640,8 +667,8 @@ static double *tokens_of(const struct test_layer *test, const struct call *call,
       if (t >= past)
         *token = own[(t - past) * stride + i];
       else
-        *token = cached(call, cache,
-                        cached_at(call, s) + i / size * call->past.head + t * call->past.token + i % size);
+        *token = cached(call, cache, cached_at(call, s) + i / size * call->past.head + t * call->past.token,
+                        i % size, size);
     }
   return tokens;
 }
@@ -729,7 +756,9 @@ static int run_one(const struct layer *layer, const struct call *call, unsigned 
 
 static double tolerance_of(const struct variant *variant, const struct call *call)
 {
-  if (variant->kind == KIND_F32 && call->past.bf16)
+  if (variant->kind == KIND_F32 && call->past.number == NUMBER_I8)
+    return 8e-3;
+  if (variant->kind == KIND_F32 && call->past.number == NUMBER_BF16)
     return 2e-3; /* of keys and values */
   return variant->kind == KIND_F32 ? 1e-5 : variant->kind == KIND_BF16 ? 1e-2 : 3e-2;
 }

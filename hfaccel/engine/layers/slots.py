@@ -13,7 +13,8 @@ from typing import NamedTuple, NoReturn
 import torch
 
 from hfaccel.engine.calls.ragged import Sequences
-from hfaccel.engine.kernels import kernels
+from hfaccel.engine.kernels import NUMBERS, kernels
+from hfaccel.engine.layers.cache_in_bytes import row_size
 from hfaccel.errors import HfaccelError
 from hfaccel.native import NativePast
 
@@ -110,9 +111,9 @@ class Slots:
             raise SlotsRefused(f"the slots hold {memory.dtype}, but a layer has keys of {keys.dtype}")
         self.written.update(layers)
         _, _, of_slot, of_head, of_token, _ = memory.stride()
-        strides, is_bfloat16 = (of_slot, of_head, of_token), memory.dtype is torch.bfloat16
+        strides, number = (of_slot, of_head, of_token), NUMBERS[memory.dtype]
         places = self._places.data_ptr()
-        past = kernels().Past(self._longest, self._past, *strides, is_bfloat16, 0, places)
+        past = kernels().Past(self._longest, self._past, *strides, number, 0, places)
         return past, place.addresses
 
     def _place(self, layers: tuple[int, ...], keys: Keys) -> Place:
@@ -122,7 +123,7 @@ class Slots:
                 return self._keep(layers, place.memory, [known.index(layer) for layer in layers])
             if not set(known).isdisjoint(layers):
                 raise SlotsRefused(f"layers {known} ran together before, but now {layers} do")
-        shape = len(layers), 2, self.count, keys.heads, self.tokens, keys.size
+        shape = len(layers), 2, self.count, keys.heads, self.tokens, row_size(keys.size, keys.dtype)
         with torch.inference_mode(False):
             memory = torch.empty(shape, dtype=keys.dtype)
         self._memories.append(memory)
