@@ -29,6 +29,7 @@ static PyObject *use_cache(PyObject *module, PyObject *bytes)
 static PyMethodDef functions[] = {{"run_layers", run_layers, METH_VARARGS, NULL},
                                   {"linear", linear, METH_VARARGS, NULL},
                                   {"embed", embed, METH_VARARGS, NULL},
+                                  {"experts", experts, METH_VARARGS, NULL},
                                   {"count", count, METH_VARARGS, NULL},
                                   {"use_threads", use_threads, METH_O, NULL},
                                   {"use_cache", use_cache, METH_O, NULL},
