@@ -212,7 +212,7 @@ static void test_form(const struct form *form, size_t rows, size_t chosen, unsig
   CHECK(mprotect(made.narrow + cold * experts->down_step, experts->down_step, PROT_NONE) == 0);
   const struct tokens tokens = make_tokens(form, rows, chosen, cold, (int)below(2));
   const size_t bytes = experts_bytes;
-  experts_bytes = below(2) ? bytes : 1 << (10 + below(10)); /* some tokens at a time */
+  experts_bytes = below(2) ? bytes : (size_t)1 << (10 + below(10)); /* some tokens at a time */
   CHECK(experts_run(experts, &tokens.call, threads) == 0);
   experts_bytes = bytes;
   for (size_t row = 0; row < rows; row += 1 + below(rows / 8 + 1))
