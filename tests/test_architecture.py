@@ -47,6 +47,7 @@ INSIDE = {
         ("counting",),
         ("calibration", "models"),
         ("layers", "convolutions"),
+        ("experts",),
         ("weights",),
         ("calls",),
         ("plan", "norms"),
