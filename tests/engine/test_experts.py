@@ -274,6 +274,18 @@ def test_a_model_and_its_copies(tmp_path, quantization):
             assert experts(other).hfaccel_weights()
 
 
+def test_shared():
+    fast = hfaccel.optimize(model("GPT-OSS"))
+    ids = torch.arange(1, 12)[None]
+    with torch.inference_mode():
+        before = fast(ids).logits
+        hfaccel.memory.share(fast)
+        assert hfaccel.memory.shared(fast).outcome.applied
+        received = pickle.loads(ForkingPickler.dumps(fast))
+        assert fast(ids).logits.equal(before) and received(ids).logits.equal(before)
+    assert len(experts(received).hfaccel_weights()) == 2
+
+
 def test_restored():
     stock = model()
     values = {name: value.clone() for name, value in stock.state_dict().items()}
