@@ -82,6 +82,7 @@ def describe(model: transformers.PreTrainedModel, record: Record, layout: Layout
         "attention_types": _attention_types(model),
         "plan": engine.plan_of(model).to_dict(),
         "unpad": record.unpad,
+        "kv_cache": record.kv_cache,
         "precision": record.precision.value if record.precision else None,
         "backend": record.backend,
         "kernels": {"set": engine.set_in_use(), "panel": engine.panel()},
@@ -241,7 +242,8 @@ def build(manifest: Document, region: torch.Tensor) -> transformers.PreTrainedMo
 def annotate(model: nn.Module, manifest: Document, outcome: Outcome) -> None:
     """What report() says about a loaded model."""
     outcomes = (*(Outcome(**line) for line in manifest["outcomes"]), outcome)
-    record = Record(manifest["backend"], outcomes, named(manifest["precision"]), manifest["unpad"])
+    asked = named(manifest["precision"]), manifest["unpad"], manifest["kv_cache"]
+    record = Record(manifest["backend"], outcomes, *asked)
     mark(model, record)
 
 
