@@ -48,6 +48,7 @@ INSIDE = {
         ("counting",),
         ("calibration", "models"),
         ("layers", "convolutions"),
+        ("experts",),
         ("weights",),
         ("calls",),
         ("plan", "norms"),
