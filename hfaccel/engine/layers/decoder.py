@@ -13,7 +13,7 @@ from hfaccel.engine.calls.followed import Followed, read_followed, seen_by
 from hfaccel.engine.kernels import Kind, kernels
 from hfaccel.engine.layers.call import HIDDEN, Call, Mask, Sample, attentions_problem
 from hfaccel.engine.layers.native_layer import NativeLayer
-from hfaccel.engine.layers.parts import Parts, head_size, key_width, window
+from hfaccel.engine.layers.parts import Parts, copies, head_size, key_heads, window
 from hfaccel.engine.layers.rooms import (
     Rooms,
     cache_problem,
@@ -42,11 +42,13 @@ class Filled:
     def make(self, layer: nn.Module, parts: Parts, batch: int) -> Any:
         attention = layer.get_submodule(parts.attention)
         size = head_size(attention) or 1
-        shape = batch, key_width(parts, layer) // size, self.tokens, size
+        shape = batch, key_heads(parts, layer), self.tokens, size
         generator = torch.Generator().manual_seed(0)
         cache = new_cache()
         if self.tokens:
-            cache.update(*(torch.randn(shape, generator=generator) for _ in range(2)), attention.layer_idx)
+            keys_values = (torch.randn(shape, generator=generator) for _ in range(2))
+            repeated = (each.repeat_interleave(copies(parts, layer), 1) for each in keys_values)
+            cache.update(*repeated, attention.layer_idx)
         return cache
 
 
@@ -125,11 +127,10 @@ class DecoderCall(Call):
         """For the tokens of this call."""
         layer = layers[0]
         size = head_size(layer.attention) or 1
-        heads = layer.key_width // size
         dtype = torch.bfloat16 if layer.attention_kind is Kind.BFLOAT16 else torch.float32
         cache = new_cache() if self.cache is None else self.cache
         indices = [layer.attention.layer_idx for layer in layers]
-        return make_rooms(cache, indices, (shape[0], heads, shape[1], size), dtype)
+        return make_rooms(cache, indices, (shape[0], layer.cached_heads, shape[1], size), dtype)
 
     # For the trial of such a layer
 
@@ -174,6 +175,13 @@ class DecoderCall(Call):
         return torch.zeros_like(padding)
 
 
+def additive(masks: list[Mask]) -> list[Mask]:
+    """Masks (batch, 1, length, length) that are added to scores, for those of a DecoderCall's sample."""
+    assert masks[-1] is not None
+    causal = torch.ones_like(masks[-1]).tril()
+    return [torch.where(causal if mask is None else mask, 0.0, HIDDEN) for mask in masks]
+
+
 class EagerDecoderCall(DecoderCall):
     """Of a layer with eager attention, to which a mask is always passed that is added to the scores."""
 
@@ -194,10 +202,13 @@ class EagerDecoderCall(DecoderCall):
             self.sequences = replace(self.sequences, padding_sees_all=True)
         return ""
 
+    @staticmethod
+    def sample(layer: nn.Module, parts: Parts, padding: torch.Tensor, generator: torch.Generator) -> Sample:
+        masks, arguments = DecoderCall.sample(layer, parts, padding, generator)
+        return additive(masks), arguments
+
     @classmethod
     def variants(cls, layer: nn.Module, parts: Parts, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:
-        hides = masks[-1]
-        assert hides is not None
-        causal = torch.ones_like(hides).tril()
         for mask, more in super().variants(layer, parts, masks):
-            yield torch.where(causal if mask is None else mask, 0.0, HIDDEN), more
+            assert mask is not None
+            yield mask if mask.is_floating_point() else torch.where(mask, 0.0, HIDDEN), more
