@@ -41,9 +41,12 @@ class Alibi(EagerDecoderCall):
             return problem or f"no {self.bias_name} was passed"
         return self.read_bias(hidden, self.alibi)
 
+    def keys(self, hidden: torch.Tensor) -> int:
+        """How many keys a mask and a bias are for."""
+        return self.places or self.past + hidden.shape[1]
+
     def read_bias(self, hidden: torch.Tensor, alibi: torch.Tensor) -> str:
-        batch, columns, _ = hidden.shape
-        keys, heads = self.past + columns, self.layer.query_heads
+        batch, heads, keys = len(hidden), self.layer.query_heads, self.keys(hidden)
         if tuple(alibi.shape) != (batch * heads, 1, keys):
             return f"the bias has the shape {tuple(alibi.shape)}"
         self.bias = alibi.float().reshape(batch, heads, 1, keys).contiguous()

@@ -28,7 +28,7 @@ class Table(Alibi):
         return super().see(hidden, torch.where(mask, HIDDEN, 0.0), unpad)
 
     def read_bias(self, hidden: torch.Tensor, alibi: torch.Tensor) -> str:
-        keys = self.past + hidden.shape[1]
+        keys = self.keys(hidden)
         if alibi.dim() != 3 or alibi.shape[:2] != (self.layer.query_heads, 1) or alibi.shape[2] < keys:
             return f"the bias has the shape {tuple(alibi.shape)}"
         self.bias = alibi[None, :, :, -keys:].float()
