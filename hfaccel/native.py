@@ -99,6 +99,8 @@ class Kernels(Protocol):
         unrotated: bool = ...,
         softcap: float = ...,
         added: float = ...,
+        layout: tuple[int, bool, int] = ...,  # groups, values_first, copies
+        norms_rotated: bool = ...,
         /,
     ) -> object: ...
     def Sequences(
@@ -113,7 +115,7 @@ class Kernels(Protocol):
         padding_sees_all: bool,
         /,
     ) -> NativeSequences: ...
-    def Bias(self, numbers: int, head: int, query: int, /) -> NativeBias: ...
+    def Bias(self, numbers: int, head: int, query: int, batch: int = ..., /) -> NativeBias: ...
     def Rotary(self, cosines: int, sines: int, angles: int, size: int, /) -> NativeRotary: ...
     def Past(
         self,

@@ -85,6 +85,7 @@ static struct head head_of_rows(const struct work *work, const struct unit *unit
       .scale = layer->scale,
       .softcap = layer->softcap,
       .bias = bias_of(call, unit, number),
+      .bias_head = call->bias.head,
       .bias_stride = call->bias.query,
       .window = call->sequences.window,
       .relative = relative_of_head(&call->relative, number, kind_words(layer->attention, layer->head_size))};
@@ -96,8 +97,11 @@ static struct head head_of_cache(const struct work *work, const struct unit *uni
   const struct past *past = &work->call->past;
   struct head head = head_of_rows(work, unit, number);
   const size_t key_head = number * work->layer->key_heads / work->layer->heads;
-  const size_t place = (unit->batch * past->batch + key_head * past->head + unit->skipped * past->token) *
+  const size_t place = (unit->batch * past->batch + key_head * work->layer->copies * past->head +
+                        unit->skipped * past->token) *
                        number_bytes(past->number);
+  if (head.bias != NULL)
+    head.bias += unit->batch * work->call->bias.batch;
   head.number = past->number;
   head.key = (const char *)work->cache->keys + place;
   head.value = (const char *)work->cache->values + place;
@@ -143,6 +147,8 @@ static struct head heads_of_query(const struct work *work, const struct unit *un
   const struct layer *layer = work->layer;
   struct head head = head_of_cache(work, unit, key_head * (layer->heads / layer->key_heads));
   head.query = (const char *)head.query + query * head.stride * number_bytes(layer->attention == KIND_BF16);
+  if (head.bias != NULL)
+    head.bias += query * head.bias_stride;
   return head;
 }
 

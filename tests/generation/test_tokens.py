@@ -15,8 +15,6 @@ import hfaccel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DETAILS = dict(return_dict_in_generate=True, output_logits=True, output_scores=True)
-# Their linear layers are of a class with a forward of its own.
-NOT_PACKED = ("Falcon", "Falcon, new", "Falcon, alibi")
 
 
 class Noise(LogitsProcessor):
@@ -46,7 +44,7 @@ def test_tokens_stand_far_apart(name):
 
 
 @needs_kernels
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in NOT_PACKED])
+@pytest.mark.parametrize("name", NAMES)
 def test_something_is_optimized(name):
     report = hfaccel.report(optimized(name))
     assert any(outcome.applied for outcome in report.outcomes)

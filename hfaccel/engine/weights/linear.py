@@ -126,13 +126,19 @@ class PackedModule(PackedHolder):
         return result
 
 
+# What multiplies as nn.Linear does, by module and name of the class -> the class of its packed weight.
+_LINEAR: dict[tuple[str, str], type[PackedWeight]] = {
+    # GPT-2's, whose weight is (in_features, out_features)
+    ("transformers.pytorch_utils", "Conv1D"): TransposedWeight,
+    # which rounds between product and bias in bfloat16
+    ("transformers.models.falcon.modeling_falcon", "FalconLinear"): PackedWeight,
+}
+
+
 def packed_class(module: nn.Module) -> type[PackedWeight] | None:
     """The class of this layer's weight when packed; None if this is no plain linear layer."""
     cls = original(type(module))
-    if cls is nn.Linear:
-        return PackedWeight
-    is_conv1d = (cls.__module__, cls.__name__) == ("transformers.pytorch_utils", "Conv1D")
-    return TransposedWeight if is_conv1d else None  # GPT-2's, whose weight is (in_features, out_features)
+    return PackedWeight if cls is nn.Linear else _LINEAR.get((cls.__module__, cls.__name__))
 
 
 def weight_class(module: nn.Module) -> type[PackedWeight]:

@@ -11,9 +11,11 @@ static int fits(const struct layer *layer)
 {
   const size_t hidden = layer->hidden, width = layer->heads * layer->head_size, wide = layer->up.columns;
   const size_t keys = layer->key_heads * layer->head_size;
-  const size_t joint = layer->by_head ? 3 * width : width, apart = layer->by_head ? 0 : keys;
-  return layer->key_heads > 0 && layer->heads % layer->key_heads == 0 &&
-         is_shaped(&layer->query, joint, hidden) &&
+  const size_t first = layer->joint ? width + 2 * keys : width, apart = layer->joint ? 0 : keys;
+  return layer->key_heads > 0 && layer->heads % layer->key_heads == 0 && layer->groups > 0 &&
+         layer->key_heads % layer->groups == 0 &&
+         (layer->joint || (layer->groups == 1 && !layer->values_first)) && layer->copies > 0 &&
+         is_shaped(&layer->query, first, hidden) &&
          (apart == 0 || (is_shaped(&layer->key, keys, hidden) && is_shaped(&layer->value, keys, hidden))) &&
          is_shaped(&layer->output, hidden, width) &&
          (layer->gate.columns == 0 || is_shaped(&layer->gate, wide, hidden)) &&
@@ -21,15 +23,16 @@ static int fits(const struct layer *layer)
          layer->query.exact == NULL && layer->key.exact == NULL && layer->value.exact == NULL &&
          layer->gate.exact == NULL && layer->up.exact == NULL &&
          (apart == 0 || (layer->query.kind == layer->key.kind && layer->query.kind == layer->value.kind)) &&
-         !(layer->by_head && layer->wide_norms) &&
+         !(layer->joint && layer->wide_norms) &&
          (layer->gate.columns == 0 || layer->gate.kind == layer->up.kind) &&
          layer->head_size % kind_numbers(layer->attention) == 0;
 }
 
 /* Layer((query, key, value, output), (gate or None, up, down), (attention_norm, output_norm), head_size,
  *       norm_first, activation, attention_kind, scale[, (query_norm, key_norm, attention_end, output_end),
- *       parallel, wide_norms, pairs, unrotated, softcap, added]); None for any of the norms, and for key and
- *       value where query multiplies for all three */
+ *       parallel, wide_norms, pairs, unrotated, softcap, added, (groups, values_first, copies),
+ *       norms_rotated]); None for any of the norms, and for key and value where query multiplies for all
+ *       three */
 int read_layer(PyObject *args, void *content)
 {
   struct layer *layer = content;
@@ -38,15 +41,17 @@ int read_layer(PyObject *args, void *content)
   layer->attention_norm = layer->output_norm = none;
   layer->query_norm = layer->key_norm = layer->attention_end = layer->output_end = none;
   layer->added = 1;
-  if (!PyArg_ParseTuple(args, "(O&O&O&O&)(O&O&O&)(O&O&)O&pO&if|(O&O&O&O&)ppppff", to_matrix, &layer->query,
-                        to_matrix_or_none, &layer->key, to_matrix_or_none, &layer->value, to_matrix,
-                        &layer->output, to_matrix_or_none, &layer->gate, to_matrix, &layer->up, to_matrix,
-                        &layer->down, to_norm_or_none, &layer->attention_norm, to_norm_or_none,
+  layer->groups = layer->copies = 1;
+  if (!PyArg_ParseTuple(args, "(O&O&O&O&)(O&O&O&)(O&O&)O&pO&if|(O&O&O&O&)ppppff(O&pO&)p", to_matrix,
+                        &layer->query, to_matrix_or_none, &layer->key, to_matrix_or_none, &layer->value,
+                        to_matrix, &layer->output, to_matrix_or_none, &layer->gate, to_matrix, &layer->up,
+                        to_matrix, &layer->down, to_norm_or_none, &layer->attention_norm, to_norm_or_none,
                         &layer->output_norm, to_size, &layer->head_size, &layer->norm_first, to_activation,
                         &layer->activation, &attention, &layer->scale, to_norm_or_none, &layer->query_norm,
                         to_norm_or_none, &layer->key_norm, to_norm_or_none, &layer->attention_end,
                         to_norm_or_none, &layer->output_end, &layer->parallel, &layer->wide_norms,
-                        &layer->pairs, &layer->unrotated, &layer->softcap, &layer->added))
+                        &layer->pairs, &layer->unrotated, &layer->softcap, &layer->added, to_size,
+                        &layer->groups, &layer->values_first, to_size, &layer->copies, &layer->norms_rotated))
     return 0;
   if (layer->head_size == 0 || (attention != KIND_F32 && !operand_is_bf16((enum kind)attention))) {
     PyErr_Format(PyExc_ValueError, "head_size above 0 and attention in %s must hold, but got %zu and %d",
@@ -55,9 +60,10 @@ int read_layer(PyObject *args, void *content)
   }
   layer->attention = (enum kind)attention;
   layer->hidden = layer->output.columns;
-  layer->by_head = layer->key.columns == 0 && layer->value.columns == 0;
-  layer->heads = layer->query.columns / layer->head_size / (layer->by_head ? 3 : 1);
-  layer->key_heads = layer->by_head ? layer->heads : layer->key.columns / layer->head_size;
+  layer->joint = layer->key.columns == 0 && layer->value.columns == 0;
+  layer->heads = layer->output.inputs / layer->head_size;
+  const size_t keys = layer->query.columns / layer->head_size - layer->heads; /* and values */
+  layer->key_heads = layer->joint ? keys / 2 : layer->key.columns / layer->head_size;
   return must_hold(
       fits(layer),
       "shapes and kinds of the matrices that fit each other and head_size, and whole words in a head,");
@@ -96,12 +102,12 @@ int read_sequences(PyObject *args, void *content)
                    "sequences one after another within the rows, which see rows of theirs,");
 }
 
-/* Bias(numbers, head, query) */
+/* Bias(numbers, head, query[, batch]) */
 int read_bias(PyObject *args, void *content)
 {
   struct bias *bias = content;
-  return PyArg_ParseTuple(args, "O&O&O&", to_address, &bias->numbers, to_size, &bias->head, to_size,
-                          &bias->query) &&
+  return PyArg_ParseTuple(args, "O&O&O&|O&", to_address, &bias->numbers, to_size, &bias->head, to_size,
+                          &bias->query, to_size, &bias->batch) &&
          must_hold(bias->numbers != NULL, "an address that is not 0");
 }
 
