@@ -98,6 +98,8 @@ class Kernels(Protocol):
         unrotated: bool = ...,
         softcap: float = ...,
         added: float = ...,
+        # query, output and norm of the attention over an encoder
+        cross: tuple[NativeMatrix | None, NativeMatrix | None, NativeNorm | None] = ...,
         /,
     ) -> object: ...
     def Sequences(
@@ -141,6 +143,8 @@ class Kernels(Protocol):
         relative: NativeRelative | None,
         past: NativePast | None = ...,
         caches: tuple[int, ...] = ...,  # addresses of each layer's keys and values
+        encoded: NativePast | None = ...,  # of an encoder's tokens
+        of_encoder: tuple[int, ...] = ...,  # addresses of each layer's keys and values of those
         /,
     ) -> None: ...
     def linear(

@@ -25,6 +25,7 @@ struct chunk {
 /* What threads have taken of one layer's work on one chunk. */
 struct taken {
   atomic_size_t projections, heads, merges, blocks;
+  atomic_size_t crossings, cross_heads, cross_merges; /* of the attention over an encoder */
 };
 
 /* Rows of layer->hidden floats. */
@@ -37,7 +38,8 @@ struct rows {
 struct memory {
   char *qkv;         /* [rows][query, key, value] in the type of attention */
   uint32_t *context; /* [rows][context_stride]: what attention gives */
-  float *between;    /* [rows][hidden]: what a layer gives to the next, which writes it over */
+  float *between;    /* [rows][hidden]: what a layer gives to the next, which writes it over, if only with
+                      * what self-attention adds */
   float *parts;      /* of attention, where threads share the keys of a head (attend.c) */
   uint32_t *scratch; /* of each thread of the group, thread_words each: its block, or its head */
   size_t thread_words;
@@ -48,7 +50,9 @@ struct memory {
 struct work {
   const struct layer *layer;
   const struct call *call;
-  const struct cache *cache; /* the layer's, or NULL */
+  const struct cache *cache;   /* the layer's, or NULL */
+  const struct cache *encoded; /* its keys and values of an encoder, or NULL */
+  int crosses;                 /* whether attention is over these */
   const struct chunk *chunk;
   struct taken *taken;
   struct rows input, output;

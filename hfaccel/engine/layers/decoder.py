@@ -108,8 +108,12 @@ class DecoderCall(Call):
             output.zero_()
             rooms.clear()
         past = self._past(rooms, rows.shape[1])
-        self.call_kernels(layers, rows, output, past, rooms.addresses())
+        self.call_kernels(layers, rows, output, past, rooms.addresses(), *self.beside(layers, rows.shape[1]))
         rooms.keep()
+
+    def beside(self, layers: Sequence[NativeLayer], columns: int) -> tuple[Any, ...]:
+        """What the kernels need besides the past, for this number of columns."""
+        return ()
 
     def together_problem(self, layers: Sequence[NativeLayer]) -> str:
         if self.cache is None:
@@ -172,6 +176,16 @@ class DecoderCall(Call):
     @staticmethod
     def unread(padding: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(padding)
+
+    @staticmethod
+    def of_model(layer: nn.Module, parts: Parts, hidden: torch.Tensor) -> Keywords:
+        """What the model is given besides hidden states in the trial of all its layers."""
+        return {}
+
+    @staticmethod
+    def handed_on(result: object, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
+        """The arguments of the layer after one that was given these, from its result."""
+        return args, kwargs
 
 
 class EagerDecoderCall(DecoderCall):

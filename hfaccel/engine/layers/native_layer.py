@@ -64,6 +64,8 @@ class NativeLayer:
             hooks for _, _, child in self.links for hooks in (child._forward_hooks, child._forward_pre_hooks)
         ]
         self.linears = parts.linears(layer)
+        of_encoder = (parts.cross_key, parts.cross_value)  # what multiplies an encoder's states
+        self.of_encoder = [attrgetter(path)(layer) for path in of_encoder if path]
         # A part may have been wrapped since (by peft, for one): then it has no packed weight.
         weights = [linear._parameters.get("weight") for linear in self.linears]
         self.memories = [getattr(weight, "memory", None) for weight in weights]
@@ -113,7 +115,16 @@ class NativeLayer:
             parts.unrotated or not is_rotated(self.attention),
             softcap(self.attention),
             added_factor(layer),
+            self._cross(layer),
         )
+
+    def _cross(self, layer: nn.Module) -> tuple[NativeMatrix | None, NativeMatrix | None, NativeNorm | None]:
+        """What attention over an encoder's states needs besides their keys and values."""
+        parts = self.parts
+        if not parts.cross_attention:
+            return None, None, None
+        norm = native_norm(attrgetter(parts.cross_norm)(layer), self._float32)
+        return self._part(layer, parts.cross_query), self._part(layer, parts.cross_output), norm
 
     def _packed(self, linear: nn.Linear) -> PackedWeight:
         weight = linear.weight
