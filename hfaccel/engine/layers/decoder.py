@@ -99,6 +99,15 @@ class DecoderCall(Call):
         self.followed, self.sequences = found, found.sequences
         return ""
 
+    def let_padding_see_all(self, unpad: bool) -> str:
+        """Where a mask is added to scores, those of padding are all the lowest number."""
+        if unpad or not self.followed.has_padding(self.past):
+            return ""
+        if self.past:
+            return "padding follows other tokens"
+        self.sequences = replace(self.sequences, padding_sees_all=True)
+        return ""
+
     def give(self, result: torch.Tensor) -> object:
         return (result, None) if self.gives_pair else result
 
@@ -202,11 +211,7 @@ class EagerDecoderCall(DecoderCall):
             return "no attention mask was passed that is added to the scores"
         if problem := super().see(hidden, mask, unpad):
             return problem
-        if not unpad and self.followed.has_padding(self.past):  # whose scores are all the lowest number
-            if self.past:
-                return "padding follows other tokens"
-            self.sequences = replace(self.sequences, padding_sees_all=True)
-        return ""
+        return self.let_padding_see_all(unpad)
 
     @classmethod
     def variants(cls, layer: nn.Module, parts: Parts, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:

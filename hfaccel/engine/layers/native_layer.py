@@ -15,7 +15,7 @@ from hfaccel.engine.calls.guards import GLOBAL_HOOKS, has_foreign
 from hfaccel.engine.calls.settings import Setting, setting_problem
 from hfaccel.engine.calls.snapshot import Held, Place, Snapshot, Table, place
 from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, kernels, multiplies
-from hfaccel.engine.layers.distances import Buckets
+from hfaccel.engine.layers.distances import BiasRow, Buckets
 from hfaccel.engine.layers.parts import (
     Parts,
     added_factor,
@@ -80,6 +80,7 @@ class NativeLayer:
         self.epsilons = [(norm, epsilon(norm)) for norm in parts.norms(layer)]
         self.snapshot: Snapshot | None = None  # of the last time that nothing kept the kernels from running
         self.buckets: Buckets | None = None  # of the last call, where distances have scores
+        self.bias_row: BiasRow | None = None  # the same, where a decoder's distances have biases
         self.kept: dict[int, torch.Tensor] = {}
         self.kept_weights: dict[int, PackedWeight] = {}  # by the id of what it was rounded from
         self.attention_kind = Kind.FLOAT32
