@@ -56,7 +56,11 @@ def read_spans(mask: torch.Tensor, batch: int, columns: int, length: int) -> tor
 
     `mask`: (batch or 1, 1, columns or 1, length), True or 0 where a token is seen."""
     shape = tuple(mask.shape)
-    if len(shape) != 4 or shape[0] not in (1, batch) or shape[1:] not in {(1, columns, length), (1, 1, length)}:
+    if (
+        len(shape) != 4
+        or shape[0] not in (1, batch)
+        or shape[1:] not in {(1, columns, length), (1, 1, length)}
+    ):
         return f"the encoder's attention mask has the shape {shape}"
     visible = mask[:, 0]
     if mask.dtype is not torch.bool:
@@ -66,11 +70,11 @@ def read_spans(mask: torch.Tensor, batch: int, columns: int, length: int) -> tor
     if bool(visible.all()):
         return None
     first = visible[:, 0]
+    if not bool(first.any(1).all()):
+        return "a text of the encoder is all padding"
     begins, ends = first.int().argmax(1), length - first.flip(1).int().argmax(1)
     if not bool((visible == first[:, None]).all()) or not torch.equal(ends - begins, first.sum(1)):
         return "the encoder's attention mask hides more than padding around the texts"
-    if not bool(first.any(1).all()):
-        return "a text of the encoder is all padding"
     with torch.inference_mode(False):
         return torch.stack([begins.expand(batch), ends.expand(batch)], 1).int()
 

@@ -23,7 +23,7 @@ from hfaccel.engine.layers.encoded import (
 )
 from hfaccel.engine.layers.native_layer import NativeLayer
 from hfaccel.engine.layers.parts import Parts, head_size, inputs_of
-from hfaccel.engine.layers.rooms import cache_problem, new_cache
+from hfaccel.engine.layers.rooms import cache_problem
 from hfaccel.engine.replacements import Keywords
 from hfaccel.upstream.of_transformers import PAIRS
 
@@ -85,10 +85,8 @@ class CrossCall(DecoderCall):
         size = inputs_of(self.layer.of_encoder[0])
         if states.dim() != 3 or states.shape[0] != len(hidden) or states.shape[2] != size:
             return f"the encoder's states have the shape {tuple(states.shape)}"
-        if is_filled(self.pair, self.index):
-            tokens = length_of(self.pair, self.index)
-        else:
-            tokens = states.shape[1]
+        filled = is_filled(self.pair, self.index)
+        tokens = length_of(self.pair, self.index) if filled else states.shape[1]
         return self._see_states(hidden, tokens) if tokens else "the encoder has no tokens"
 
     def _see_states(self, hidden: torch.Tensor, tokens: int) -> str:

@@ -127,12 +127,15 @@ class Together:
         return result
 
 
-def handed_on(layer: nn.Module, result: object, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
+def handed_on(
+    layer: nn.Module, result: object, args: Arguments, kwargs: Keywords
+) -> tuple[Arguments, Keywords]:
     """The arguments of the next layer."""
     if not isinstance(layer, FusedLayer) or not layer.hfaccel_family.call.follows:
         return args, kwargs
     call: Any = layer.hfaccel_family.call
-    return call.handed_on(result, args, kwargs)
+    given: tuple[Arguments, Keywords] = call.handed_on(result, args, kwargs)
+    return given
 
 
 def _passed_on(hidden_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""BART, Whisper and other models from fairseq: their encoders, and their decoders with attention over those."""
+"""BART, Whisper and other models from fairseq: encoders, and decoders with attention over these."""
 
 from __future__ import annotations
 
