@@ -116,6 +116,29 @@ PAIRS = of_models(
 )
 
 
+def _counts_tokens(layer_class: Callable[..., Any]) -> bool:
+    layer, states = layer_class(max_cache_len=5), import_module("torch").empty(2, 3, 0, 4)
+    before = layer.is_initialized
+    layer.lazy_initialization(states, states)
+    known = layer.keys.shape == (2, 3, 5, 4) == layer.values.shape and layer.max_cache_len == 5
+    return before is False and known and layer.cumulative_length.tolist() == 0
+
+
+STATIC = of_models(
+    CACHE_MODULE,
+    "StaticLayer",
+    "a layer of a static cache, and how it counts its tokens",
+    (Need.CACHES,),
+    _counts_tokens,
+)
+
+
+@cache
+def static_classes() -> tuple[type[Any], type[Any]]:
+    """The cache of a fixed size, and its layers of all tokens."""
+    return import_module(CACHE_MODULE).StaticCache, STATIC.value()
+
+
 # Models from configs and checkpoints
 
 FROM_CONFIG = of_models(
