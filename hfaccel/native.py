@@ -101,6 +101,8 @@ class Kernels(Protocol):
         added: float = ...,
         layout: tuple[int, bool, int] = ...,  # groups, values_first, copies
         norms_rotated: bool = ...,
+        # query, output and norm of the attention over an encoder
+        cross: tuple[NativeMatrix | None, NativeMatrix | None, NativeNorm | None] = ...,
         /,
     ) -> object: ...
     def Sequences(
@@ -145,6 +147,8 @@ class Kernels(Protocol):
         relative: NativeRelative | None,
         past: NativePast | None = ...,
         caches: tuple[int, ...] = ...,  # addresses of each layer's keys and values
+        encoded: NativePast | None = ...,  # of an encoder's tokens
+        of_encoder: tuple[int, ...] = ...,  # addresses of each layer's keys and values of those
         /,
     ) -> None: ...
     def linear(

@@ -106,6 +106,15 @@ class DecoderCall(Call):
         self.followed, self.sequences = found, found.sequences
         return ""
 
+    def let_padding_see_all(self, unpad: bool) -> str:
+        """Where a mask is added to scores, those of padding are all the lowest number."""
+        if unpad or not self.followed.has_padding(self.past):
+            return ""
+        if self.past:
+            return "padding follows other tokens"
+        self.sequences = replace(self.sequences, padding_sees_all=True)
+        return ""
+
     def give(self, result: torch.Tensor) -> object:
         return (result, None) if self.gives_pair else result
 
@@ -119,8 +128,12 @@ class DecoderCall(Call):
             output.zero_()
             rooms.clear()
         past = self._past(rooms, rows.shape[1])
-        self.call_kernels(layers, rows, output, past, rooms.addresses())
+        self.call_kernels(layers, rows, output, past, rooms.addresses(), *self.beside(layers, rows.shape[1]))
         rooms.keep()
+
+    def beside(self, layers: Sequence[NativeLayer], columns: int) -> tuple[Any, ...]:
+        """What the kernels need besides the past, for this number of columns."""
+        return ()
 
     def together_problem(self, layers: Sequence[NativeLayer]) -> str:
         if self.cache is None:
@@ -182,6 +195,16 @@ class DecoderCall(Call):
     def unread(padding: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(padding)
 
+    @staticmethod
+    def of_model(layer: nn.Module, parts: Parts, hidden: torch.Tensor) -> Keywords:
+        """What the model is given besides hidden states in the trial of all its layers."""
+        return {}
+
+    @staticmethod
+    def handed_on(result: object, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
+        """The arguments of the layer after one that was given these, from its result."""
+        return args, kwargs
+
 
 def _keys_of(layer: NativeLayer) -> Keys:
     size = head_size(layer.attention) or 1
@@ -211,11 +234,7 @@ class EagerDecoderCall(DecoderCall):
             return "no attention mask was passed that is added to the scores"
         if problem := super().see(hidden, mask, unpad):
             return problem
-        if not unpad and self.followed.has_padding(self.past):  # whose scores are all the lowest number
-            if self.past:
-                return "padding follows other tokens"
-            self.sequences = replace(self.sequences, padding_sees_all=True)
-        return ""
+        return self.let_padding_see_all(unpad)
 
     @staticmethod
     def sample(layer: nn.Module, parts: Parts, padding: torch.Tensor, generator: torch.Generator) -> Sample:
