@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hfaccel.engine.calibration.importance import measure_importance
 from hfaccel.engine.calibration.judging import judge_layers, judge_linears
 from hfaccel.engine.calibration.quantization import Verdict, reasons, try_int8
 from hfaccel.engine.calibration.smoothing import smooth_layers
@@ -75,7 +76,7 @@ def transform(
 
     `kind`: the numbers that linear layers and convolutions multiply; None: those of the checkpoint. `unpad`:
     whether padding is left out; "auto": in the calls that allow it (engine.models.padding). `samples`:
-    typical inputs, on which int8 is tried."""
+    typical inputs, on which int8 is tried; in int4-weight-only, they tell which inputs of a weight count."""
     draft = Draft(model)
     layers, left = find_layers(model, unpad)
     fused = [layer for layer, _ in layers_of(model, layers)]
@@ -148,11 +149,13 @@ def _pack(
     if wanted is Kind.INT8:
         dense = [linear for linear in linears if is_dense(linear, Kind.INT8, True)]
         verdict = try_int8(model, found, dense, smooth_layers(model, found), samples)
+    rounded_by_use = wanted is Kind.INT4_WEIGHT_ONLY and bool(samples)
+    importance = measure_importance(model, linears, samples) if rounded_by_use else None
     steps = _of_weights(linears, wanted, verdict)
     steps, slower = judge_linears(model, steps, [layer for layer, _ in found])
     rounds = wanted not in (None, Kind.FLOAT32)  # values change: the given model keeps its own weights
     arena = arena_for(model, steps, rounds, huge_pages)
-    problems = pack_weights(model, steps, arena, own=rounds, tried=verdict.packed)
+    problems = pack_weights(model, steps, arena, own=rounds, tried=verdict.packed, importance=importance)
     draft.notes += [*left, *slower]
     draft.notes += [Outcome("linear layer", False, f"not packed: {why}") for why in problems.values()]
     draft.note(step for step in steps if step.path not in problems)

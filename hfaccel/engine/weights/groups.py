@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import reduce
 
 import torch
+from torch import nn
 
 from hfaccel.engine.kernels import GROUP, Kind
 
@@ -45,6 +46,20 @@ def round_groups(
         scale = _found(numbers, kind, weights) if table is None else _from_table(table[rows])
         words[rows, :, -1] = scale.words
         words[rows, :, :-1] = _to_words(scale.round(numbers, kind), kind)
+    return words.flatten(1)
+
+
+def words_of(
+    numbers: torch.Tensor, steps: torch.Tensor, minima: torch.Tensor, kind: Kind
+) -> torch.Tensor:
+    """(rows, words) of int32: the (rows, columns) whole numbers, of uint8, as they are. `steps`, `minima`:
+    (rows, groups), which become bfloat16."""
+    columns = numbers.shape[1]
+    words = torch.empty((len(numbers), steps.shape[1], GROUP // kind.numbers + 1), dtype=torch.int32)
+    scale = _Scale(steps[..., None], minima[..., None])
+    words[..., -1] = scale.words
+    whole = nn.functional.pad(numbers, (0, -columns % GROUP)).unflatten(1, (-1, GROUP))
+    words[..., :-1] = _to_words(whole, kind)
     return words.flatten(1)
 
 

@@ -90,10 +90,12 @@ class PackedWeight(ReadsDense, nn.Parameter):
         arena: Arena | None = None,
         kind: Kind = Kind.FLOAT32,
         factors: torch.Tensor | None = None,
+        importance: torch.Tensor | None = None,
     ) -> PackedWeight:
         """Pack a dense weight into `arena`, or into memory of its own. `factors`: (in_features,), for int8:
         factors of activations before rounding. An input with factor 0, and its weights, are not rounded. For
-        kinds in groups: the scales of a weight that was rounded before (`_factors`)."""
+        kinds in groups: the scales of a weight that was rounded before (`_factors`). `importance`:
+        (in_features,), for kinds in groups: how much the squared error of each input's weights counts."""
         layout = cls.layout_of(kind, weight.shape)
         with torch.inference_mode(False):  # its version says when values were changed
             room = Arena(layout.nbytes, pages="default") if arena is None else arena
@@ -101,7 +103,7 @@ class PackedWeight(ReadsDense, nn.Parameter):
         with torch.no_grad():
             if kind is Kind.INT8:
                 layout.factors(memory).copy_(torch.ones(()) if factors is None else factors)
-            write(layout, cls.turn(weight), memory, factors if kind.is_grouped else None)
+            write(layout, cls.turn(weight), memory, factors if kind.is_grouped else None, importance)
         return cls(memory, kind, (weight.shape[0], weight.shape[1]), weight.dtype, weight.requires_grad)
 
     @staticmethod
