@@ -6,6 +6,8 @@ from hfaccel.engine.counting import padded_calls, stock_calls
 from hfaccel.engine.kernels import Kind, kernels_problem, multiplies, panel, set_in_use
 from hfaccel.engine.plan import ModelPlan, Step, plan_of, plan_problem
 from hfaccel.engine.transform import apply_plan, inspect, restore, transform
+from hfaccel.engine.weights.checkpoints import is_quantized
+from hfaccel.engine.weights.checkpoints.conversion import checkpoint_problem
 from hfaccel.engine.weights.linear import is_linear
 from hfaccel.engine.weights.packed import PackedWeight, TransposedWeight
 from hfaccel.engine.weights.selection import holders
@@ -17,9 +19,11 @@ __all__ = [
     "Step",
     "TransposedWeight",
     "apply_plan",
+    "checkpoint_problem",
     "holders",
     "inspect",
     "is_linear",
+    "is_quantized",
     "kernels_problem",
     "multiplies",
     "padded_calls",

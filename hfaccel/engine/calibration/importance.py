@@ -11,7 +11,7 @@ LEAST = 0.01  # of the mean: what inputs count at least, for those that the samp
 
 
 def measure_importance(
-    model: nn.Module, linears: Iterable[nn.Module], samples: Sequence[Mapping[str, torch.Tensor]]
+    model: nn.Module, linears: Iterable[nn.Linear], samples: Sequence[Mapping[str, torch.Tensor]]
 ) -> dict[torch.Tensor, torch.Tensor]:
     """By weight, the (in_features,) mean squares of a layer's inputs, padding left out. A weight whose layer
     no sample reaches has none. If the model rejects a sample, the model's exception is raised.
@@ -21,7 +21,7 @@ def measure_importance(
     sums: dict[torch.Tensor, torch.Tensor] = {}
     mask: torch.Tensor | None = None
 
-    def see(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+    def see(module: nn.Linear, given: tuple[torch.Tensor, ...]) -> None:
         rows, weight = given[0].detach(), module.weight
         if mask is not None and mask.shape == rows.shape[:-1]:
             rows = rows[mask.bool()]

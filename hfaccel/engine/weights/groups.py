@@ -49,9 +49,7 @@ def round_groups(
     return words.flatten(1)
 
 
-def words_of(
-    numbers: torch.Tensor, steps: torch.Tensor, minima: torch.Tensor, kind: Kind
-) -> torch.Tensor:
+def words_of(numbers: torch.Tensor, steps: torch.Tensor, minima: torch.Tensor, kind: Kind) -> torch.Tensor:
     """(rows, words) of int32: the (rows, columns) whole numbers, of uint8, as they are. `steps`, `minima`:
     (rows, groups), which become bfloat16."""
     columns = numbers.shape[1]

@@ -169,9 +169,15 @@ class _Linear(torch.autograd.Function):
 
 def linear_problem(module: Any, narrowest: int = MIN_WIDTH) -> str:
     """Why this layer is not packed; "" where it is. `narrowest`: what is worth it."""
-    weight = module.weight
+    weight = getattr(module, "weight", None)
     if isinstance(module, PackedModule) and type(weight) is module.hfaccel_key:
         return ""  # by an earlier call, for another tree of modules that shares this layer
+    if weight is None:
+        return "it has no weight: a quantizer keeps its numbers in another form"
+    if type(weight).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ and not isinstance(
+        weight, PackedWeight
+    ):
+        return f"its weight is a {type(weight).__name__}"
     dtype = str(weight.dtype).removeprefix("torch.")
     plain = packed_class(module) is not None and not isinstance(module, PackedModule)
     problems = {

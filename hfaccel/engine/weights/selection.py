@@ -40,7 +40,8 @@ def find_linears(
 def holders(model: nn.Module) -> list[nn.Module]:
     """The linear layers of the model, and the embeddings that are tied to one."""
     linears = [module for module in model.modules() if is_linear(module) and module is not model]
-    weights = {module.weight for module in linears if isinstance(module.weight, torch.Tensor)}
+    found = (getattr(module, "weight", None) for module in linears)
+    weights = {weight for weight in found if isinstance(weight, torch.Tensor)}
     tied = (each for each in model.modules() if isinstance(each, nn.Embedding) and each.weight in weights)
     return [*linears, *tied]
 
