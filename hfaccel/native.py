@@ -121,8 +121,9 @@ class Kernels(Protocol):
         batch: int,
         head: int,
         token: int,
-        bf16: bool,
+        number: int,  # what the cache holds: enum number in native/kernels/vector.h
         seen: int,  # address of two int32 for each sequence
+        places: int = ...,  # address of two int32 for each row
         /,
     ) -> NativePast: ...
     def Relative(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers.pipelines import Pipeline
 
 T = TypeVar("T")
+KV_CACHES = ("auto", "int8")
 
 
 def optimize(
@@ -35,6 +36,7 @@ def optimize(
     quantization: str | None = None,
     backend: str = "auto",
     unpad: bool | str = "auto",
+    kv_cache: str = "auto",
     huge_pages: str = "auto",
     num_threads: int | None = None,
     configure: bool | str = "auto",
@@ -65,7 +67,8 @@ def optimize(
     can mistake it for results: in texts whose mask hides nothing but the padding token, behind the text; not
     where answers to questions are sought, at every position, or results depend on padding. True leaves out
     whatever the mask hides, for callers who read nothing there; False computes it. Hidden states of what is
-    left out are zero.
+    left out are zero. `kv_cache`: "int8" keeps the keys and values of fused decoder layers in 8 bits, with a
+    factor for each token of each head; "auto" keeps them in the type of attention.
     `backend`: "auto" or a name from `hfaccel.backends.BACKENDS`. With a `sample` of typical inputs (what a
     tokenizer returned as tensors, or several of those) "auto" measures all that are installed on this
     model for about `budget` seconds and remembers the fastest; without, it takes hfaccel's own engine.
@@ -82,6 +85,8 @@ def optimize(
         raise UsageError(f"`budget > 0` seconds must hold, but got {budget!r}")
     if unpad not in (True, False, "auto"):
         raise UsageError(f"unpad must be True, False or 'auto', but got {unpad!r}")
+    if kv_cache not in KV_CACHES:
+        raise UsageError(f"kv_cache must be one of {', '.join(KV_CACHES)}, but got {kv_cache!r}")
     wanted_pages = None if huge_pages == "auto" else parse_huge_pages(huge_pages)
     chosen = None if backend == "auto" else by_name(backend)
     samples = _samples(sample)
@@ -89,7 +94,7 @@ def optimize(
     asked = {} if num_threads is None else {"threads": num_threads}
     configuration = configure_for_model(configure, **asked)
     pages = wanted_pages or configuration.plan["huge_pages"].value
-    options = Options(pages != "off", dtype, quantization, unpad, samples)
+    options = Options(pages != "off", dtype, quantization, unpad, samples, kv_cache)
     with kept_as_found(), weights_placed():
         fast = _optimize_model(model, chosen, options, inplace=inplace, strict=strict, budget=budget)
     if model is model_or_pipeline:
@@ -122,7 +127,10 @@ def _optimize_model(
     outcomes = backend.transform(result, options)
     if strict and not any(outcome.applied for outcome in outcomes):
         raise HfaccelError("nothing was applied: " + "; ".join(outcome.reason for outcome in outcomes))
-    mark(result, Record(backend.name, (*rejected, *outcomes), options.precision, options.unpad))
+    mark(
+        result,
+        Record(backend.name, (*rejected, *outcomes), options.precision, options.unpad, options.kv_cache),
+    )
     return result
 
 
@@ -131,6 +139,7 @@ _OPTIONS = (
     "quantization",
     "backend",
     "unpad",
+    "kv_cache",
     "huge_pages",
     "num_threads",
     "configure",
@@ -183,6 +192,11 @@ def restore(model_or_pipeline: T) -> T:
 
 
 def _check_same(record: Record, options: Options) -> None:
+    if options.kv_cache not in ("auto", record.kv_cache):
+        raise ModelError(
+            f"the model was optimized with kv_cache={record.kv_cache!r} and cannot get {options.kv_cache!r}; "
+            "optimize the model that you gave then, or hfaccel.restore(model) first"
+        )
     if options.precision not in (None, record.precision):
         wanted = options.quantization or options.dtype
         raise ModelError(

@@ -27,6 +27,7 @@ class Record:
     outcomes: tuple[Outcome, ...]
     precision: Precision | None = None  # as asked for
     unpad: bool | str = "auto"  # as asked for
+    kv_cache: str = "auto"  # as asked for
 
 
 @dataclass(frozen=True)

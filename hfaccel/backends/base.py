@@ -45,6 +45,7 @@ class Options:
     quantization: str | None = None  # a value of hfaccel.precision.QUANTIZED
     unpad: bool | str = "auto"  # whether padding is left out; "auto": where nobody can read it
     samples: tuple[Mapping[str, torch.Tensor], ...] = ()  # typical inputs; the first stands for the shapes
+    kv_cache: str = "auto"  # in which numbers decoders keep keys and values; "auto": those of attention
 
     @property
     def precision(self) -> Precision | None:

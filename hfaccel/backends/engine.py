@@ -36,6 +36,7 @@ class TorchBackend(Backend):
             huge_pages=options.huge_pages,
             unpad=options.unpad,
             samples=options.samples,
+            kv_cache="" if options.kv_cache == "auto" else options.kv_cache,
         )
         return (*outcomes, *done)
 

@@ -43,6 +43,8 @@ class Kind(IntEnum):
 
 
 GROUP = 64  # inputs of a group
+# What a cache holds, as enum number in native/kernels/vector.h
+NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
 
 class Activation(IntEnum):

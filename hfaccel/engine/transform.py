@@ -74,12 +74,14 @@ def transform(
     huge_pages: bool = True,
     unpad: bool | str = "auto",
     samples: Sequence[Mapping[str, torch.Tensor]] = (),
+    kv_cache: str = "",
 ) -> tuple[Outcome, ...]:
     """Fuse layers and pack weights wherever that is faster, in place. Parameters keep their shapes, their
     values (up to the precision asked for) and, if no value is rounded, their identity.
 
     `kind`: the numbers that linear layers and convolutions multiply; None: those of the checkpoint. `unpad`:
     whether padding is left out; "auto": in the calls that allow it (engine.models.padding). `samples`:
+<<<<<<< HEAD
     typical inputs, on which int8 is tried; in int4-weight-only, they tell which inputs of a weight count."""
     draft = Draft(model)
     if kind is Kind.INT8 and is_quantized(model):
@@ -90,6 +92,11 @@ def transform(
     quantized = convert(model, huge_pages)
     draft.notes += quantized.outcomes
     layers, left = find_layers(model, unpad)
+=======
+    typical inputs, on which int8 is tried. `kv_cache`: "int8" keeps keys and values of decoders in 8 bits."""
+    draft = Draft(model)
+    layers, left = find_layers(model, unpad, kv_cache)
+>>>>>>> main
     fused = [layer for layer, _ in layers_of(model, layers)]
     convolutions = find_convolutions(model, fused, lambda weight: _kind_of(weight, _of_convolutions(kind)))
     draft.notes += left
@@ -99,6 +106,8 @@ def transform(
     draft.add(*convolutions)
     draft.add(*find_embeddings(model))
     draft.add(*find_stacks(model))
+    if kv_cache:
+        draft.notes.append(_kv_cache(model, draft.steps))
     watch(model)  # before shortcuts, which are valid only while no module gets or loses an attribute
     steps, left = shorten(model)
     shortened = {step.path for step in steps}  # a shortcut stands in the place of the step for padding
@@ -215,6 +224,12 @@ def _fuse(draft: Draft, steps: list[Step], unpad: bool | str) -> None:
         draft.add(find_padding(model, [layer for layer, family in found if not family.call.follows]))
     elif unpad and steps:
         draft.notes.append(Outcome(type(model).__name__, True, ASKED_FOR))
+
+
+def _kv_cache(model: nn.Module, steps: list[Step]) -> Outcome:
+    count = sum("kv_cache" in step.settings for step in steps)
+    reason = f"keys and values of {count} layers are kept in 8 bits" if count else "no decoder layer is fused"
+    return Outcome(f"{type(model).__name__}'s cache", bool(count), reason)
 
 
 def _is_packed(model: nn.Module, step: Step) -> bool:

@@ -22,7 +22,7 @@ from hfaccel.reporting import Record, mark, record_of
 from hfaccel.saving.files import Document, Unusable
 from hfaccel.upstream.of_transformers import attention_of, from_config
 
-FORMAT = 6  # rises with every change of these files, and of how engine.packed lays out weights
+FORMAT = 7  # rises with every change of these files, and of how engine.packed lays out weights
 SWITCH = "set_attention_type"  # a method of BigBird's parts
 ATTENTION = ("sdpa", "eager")  # others would be fetched from a hub
 
@@ -82,6 +82,7 @@ def describe(model: transformers.PreTrainedModel, record: Record, layout: Layout
         "attention_types": _attention_types(model),
         "plan": engine.plan_of(model).to_dict(),
         "unpad": record.unpad,
+        "kv_cache": record.kv_cache,
         "precision": record.precision.value if record.precision else None,
         "backend": record.backend,
         "kernels": {"set": engine.set_in_use(), "panel": engine.panel()},
@@ -241,7 +242,8 @@ def build(manifest: Document, region: torch.Tensor) -> transformers.PreTrainedMo
 def annotate(model: nn.Module, manifest: Document, outcome: Outcome) -> None:
     """What report() says about a loaded model."""
     outcomes = (*(Outcome(**line) for line in manifest["outcomes"]), outcome)
-    record = Record(manifest["backend"], outcomes, named(manifest["precision"]), manifest["unpad"])
+    asked = named(manifest["precision"]), manifest["unpad"], manifest["kv_cache"]
+    record = Record(manifest["backend"], outcomes, *asked)
     mark(model, record)
 
 

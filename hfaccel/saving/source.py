@@ -39,6 +39,7 @@ def find_source(model: PreTrainedModel, record: Record) -> tuple[Document | None
         "attention": attention_of(model.config),
         "precision": record.precision.value if record.precision else None,
         "unpad": record.unpad,
+        "kv_cache": record.kv_cache,
     }
     try:
         stock = _stock(source)
@@ -74,7 +75,7 @@ def _stock(source: Document) -> PreTrainedModel:
 def _optimized(stock: PreTrainedModel, source: Document) -> PreTrainedModel:
     wanted = named(source["precision"])
     arguments = wanted.arguments() if wanted else {}
-    return optimize(stock, inplace=True, unpad=source["unpad"], **arguments)
+    return optimize(stock, inplace=True, unpad=source["unpad"], kv_cache=source["kv_cache"], **arguments)
 
 
 def contents(model: nn.Module) -> str:

@@ -99,11 +99,27 @@ def cache_classes() -> tuple[type[Any], type[Any], type[Any]]:
     return CACHES.value(), module.DynamicLayer, module.DynamicSlidingWindowLayer
 
 
-# Quantized checkpoints
+def _counts_tokens(layer_class: Callable[..., Any]) -> bool:
+    layer, states = layer_class(max_cache_len=5), import_module("torch").empty(2, 3, 0, 4)
+    before = layer.is_initialized
+    layer.lazy_initialization(states, states)
+    known = layer.keys.shape == (2, 3, 5, 4) == layer.values.shape and layer.max_cache_len == 5
+    return before is False and known and layer.cumulative_length.tolist() == 0
 
-QUANTIZER, CONFIG = "hf_quantizer", "quantization_config"  # of a model; of its config
-QUANTIZED = ("is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit")
-DECOMPRESSES = "ct_decompress_hook"  # compressed-tensors' on the whole model: expands every weight at a call
+
+STATIC = of_models(
+    CACHE_MODULE,
+    "StaticLayer",
+    "a layer of a static cache, and how it counts its tokens",
+    (Need.CACHES,),
+    _counts_tokens,
+)
+
+
+@cache
+def static_classes() -> tuple[type[Any], type[Any]]:
+    """The cache of a fixed size, and its layers of all tokens."""
+    return import_module(CACHE_MODULE).StaticCache, STATIC.value()
 
 
 # Models from configs and checkpoints
@@ -122,19 +138,6 @@ FROM_PRETRAINED = of_models(
     (Need.AUTO,),
     lambda found: isinstance(vars(found)["from_pretrained"], classmethod),
 )
-
-
-def forget_quantizer(model: Any) -> None:
-    """Of a model that has no part of its quantizer any more: it saves ordinary values, and may be cast."""
-    for module in model.modules():
-        handle = module.__dict__.pop(DECOMPRESSES, None)
-        if handle is not None:
-            module._forward_pre_hooks.pop(handle.id, None)
-        for name in (QUANTIZER, *QUANTIZED):
-            module.__dict__.pop(name, None)
-        config = getattr(module, "config", None)
-        if hasattr(config, CONFIG):
-            delattr(config, CONFIG)
 
 
 def from_config(cls: type[PreTrainedModel], config: PreTrainedConfig, **settings: object) -> PreTrainedModel:

@@ -48,9 +48,11 @@ size_t attend_scratch(const struct layer *layer, size_t longest, const struct ca
 {
   if (has_few_queries(call))
     return part_floats(layer) + decode_scratch(layer->heads / layer->key_heads, layer->head_size);
-  const size_t distances = is_relative(&call->relative) ? relative_scratch(&call->relative, longest) : 0;
-  const size_t keys = longest + call->past.length;
-  return attention_scratch(layer->attention, keys, layer->head_size) + distances;
+  const size_t keys = longest + call->past.length,
+               words = attention_scratch(layer->attention, keys, layer->head_size);
+  if (call->past.number == NUMBER_I8)
+    return words + widened_scratch(layer->attention, keys, layer->head_size);
+  return words + (is_relative(&call->relative) ? relative_scratch(&call->relative, longest) : 0);
 }
 
 /* Head `number` over a unit's sequence; keys and values as the layer has just made them. */
@@ -65,7 +67,7 @@ static struct head head_of_rows(const struct work *work, const struct unit *unit
   const char *of_keys = rows + unit->skipped * numbers * bytes;
   return (struct head){
       .kind = layer->attention,
-      .bf16 = bf16,
+      .number = bf16,
       .query = rows + layer_query_at(layer, number) * bytes,
       .key = of_keys + layer_key_at(layer, key_head) * bytes,
       .value = of_keys + layer_value_at(layer, key_head) * bytes,
@@ -89,8 +91,8 @@ static struct head head_of_cache(const struct work *work, const struct unit *uni
   struct head head = head_of_rows(work, unit, number);
   const size_t key_head = number * work->layer->key_heads / work->layer->heads;
   const size_t place = (unit->batch * past->batch + key_head * past->head + unit->skipped * past->token) *
-                       number_bytes(past->bf16);
-  head.bf16 = past->bf16;
+                       number_bytes(past->number);
+  head.number = past->number;
   head.key = (const char *)work->cache->keys + place;
   head.value = (const char *)work->cache->values + place;
   head.key_stride = past->token;

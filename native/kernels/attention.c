@@ -1,5 +1,7 @@
 #include "attention.h"
 
+#include "rows.h"
+
 static size_t up_to(size_t number, size_t multiple)
 {
   return (number + multiple - 1) / multiple * multiple;
@@ -47,9 +49,9 @@ static void transpose(const char *in, int widens, size_t stride, size_t rows, si
 
 static void pack_keys(const struct head *head, uint32_t *out)
 {
-  const size_t words = kind_words(head->kind, head->size), bytes = number_bytes(head->bf16);
+  const size_t words = kind_words(head->kind, head->size), bytes = number_bytes(head->number);
   const size_t stride = head->key_stride * bytes;
-  const int widens = head->bf16 && head->kind == KIND_F32;
+  const int widens = head->number == NUMBER_BF16 && head->kind == KIND_F32;
   const size_t step = widens ? bytes : sizeof(uint32_t); /* of a word */
   for (size_t key = 0; key < up_to(head->length, PANEL); key += LANES)
     for (size_t word = 0; word < words; word += LANES)
@@ -68,13 +70,53 @@ static void pack_values(const struct head *head, uint32_t *out)
       const uint16_t *low = (const uint16_t *)head->value + row * head->key_stride + column;
       const vec_mask second = row + 1 < head->length ? some : lanes(0);
       if (head->kind == KIND_F32)
-        vec_store(panel, load_floats(head->value, row * head->key_stride + column, some, head->bf16));
+        vec_store(panel, load_floats(head->value, row * head->key_stride + column, some, head->number));
       else /* two keys' numbers side by side */
         vec_store(panel, words_of_pairs(low, some, low + head->key_stride, second));
     }
     for (size_t word = kind_words(head->kind, head->length); word < words; word++, panel += PANEL)
       vec_store(panel, vec_zero());
   }
+}
+
+static size_t widened_words(enum kind kind, size_t length, size_t size)
+{
+  return kind_words(kind, length * size);
+}
+
+size_t widened_scratch(enum kind kind, size_t length, size_t size)
+{
+  return 2 * widened_words(kind, length, size);
+}
+
+static void widen_rows(const struct head *head, const void *from, void *to)
+{
+  const size_t bytes = operand_bytes(head->kind) * head->size; /* of a row */
+  for (size_t row = 0; row < head->length; row++) {
+    const char *place = (const char *)from + row * head->key_stride;
+    const vec factor = vec_of(row_factor(place, head->size, NUMBER_I8));
+    for (size_t i = 0; i < head->size; i += LANES) {
+      const vec_mask some = lanes((long)(head->size - i));
+      store_floats((char *)to + row * bytes, i, some, head->kind == KIND_BF16,
+                   vec_mul(load_floats(place, i, some, NUMBER_I8), factor));
+    }
+  }
+}
+
+/* The head with keys and values that are as wide as what multiplies them. */
+static struct head widened(const struct head *head, uint32_t *scratch)
+{
+  struct head wide = *head;
+  uint32_t *values = scratch + widened_words(head->kind, head->length, head->size);
+  if (head->number != NUMBER_I8)
+    return wide;
+  widen_rows(head, head->key, scratch);
+  widen_rows(head, head->value, values);
+  wide.number = head->kind == KIND_BF16 ? NUMBER_BF16 : NUMBER_F32;
+  wide.key = scratch;
+  wide.value = values;
+  wide.key_stride = head->size;
+  return wide;
 }
 
 /* Keys [from, to) of those that can be seen: the ones that a query sees. */
@@ -157,8 +199,9 @@ void attention_head(const struct head *head, size_t first, size_t last, void *ou
   const size_t stride = kind_words(head->kind, head->stride), width = up_to(head->length, PANEL);
   const size_t bytes = operand_bytes(head->kind); /* of a number */
   float sums[MOST_TILE_ROWS * PANEL] __attribute__((aligned(64)));
-  pack_keys(head, packed.keys);
-  pack_values(head, packed.values);
+  const struct head wide = widened(head, scratch + attention_scratch(head->kind, head->length, head->size));
+  pack_keys(&wide, packed.keys);
+  pack_values(&wide, packed.values);
   const int relative = is_relative(&head->relative);
   struct distances distances = {0};
   if (relative)
@@ -195,11 +238,12 @@ void attention_head(const struct head *head, size_t first, size_t last, void *ou
 /* The mean of LANES columns of all rows of a sequence. */
 static vec mean(const struct head *head, size_t rows, size_t column, vec_mask some)
 {
-  const size_t bytes = number_bytes(head->bf16);
-  const char *values = (const char *)head->value - head->skipped * head->key_stride * bytes;
+  const size_t bytes = head->key_stride * number_bytes(head->number);
+  const char *value = (const char *)head->value - head->skipped * bytes;
   vec sum = vec_zero();
-  for (size_t row = 0; row < rows; row++)
-    sum = vec_add(sum, load_floats(values + row * head->key_stride * bytes, column, some, head->bf16));
+  for (size_t row = 0; row < rows; row++, value += bytes)
+    sum = vec_fma(load_floats(value, column, some, head->number),
+                  vec_of(row_factor(value, head->size, head->number)), sum);
   return vec_div(sum, vec_of((float)rows));
 }
 

@@ -12,8 +12,8 @@ INLINE vec capped(float softcap, vec score)
 
 /* Queries, keys and values of one head: rows of `head_size` numbers, float32 or bfloat16. */
 struct head {
-  enum kind kind; /* KIND_F32 or KIND_BF16: the type of the queries, and of the multiplications */
-  int bf16;       /* whether keys and values are bfloat16; with KIND_BF16 they are */
+  enum kind kind;     /* KIND_F32 or KIND_BF16: the type of the queries, and of the multiplications */
+  enum number number; /* what keys and values are; with KIND_BF16 they are not float32 */
   const void *query, *key, *value;
   size_t stride, key_stride; /* numbers from row to row: of queries; of keys and values */
   size_t length, size;       /* keys and values; numbers of a row: even for bfloat16 */
@@ -28,8 +28,10 @@ struct head {
   struct relative relative; /* added to the scores before they are scaled */
 };
 
-/* Words of scratch that a head of this kind needs; behind them, what relative_scratch says. */
+/* Words of scratch that a head of this kind needs; behind them, what relative_scratch says, or where keys and
+ * values are bytes, widened_scratch. */
 size_t attention_scratch(enum kind kind, size_t length, size_t size);
+size_t widened_scratch(enum kind kind, size_t length, size_t size);
 
 /* Rows [first, last) of softmax(capped((query key^T + relative) scale) + bias) value, in the type of the
  * inputs. `out` is where row `first` goes; out_stride in numbers. */

@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "rows.h"
+
 size_t decode_stride(size_t head_size)
 {
   return (head_size + LANES - 1) / LANES * LANES;
@@ -28,10 +30,10 @@ static void scale_queries(const struct head *head, size_t queries, float *out)
 enum { KEYS_AT_ONCE = 4 }; /* whose sums are in registers together */
 
 /* out[key] = query key^T for some keys. */
-INLINE void score(const int bf16, const size_t keys, const struct head *head, const char *key,
+INLINE void score(const enum number number, const size_t keys, const struct head *head, const char *key,
                   const float *query, float *out)
 {
-  const size_t bytes = head->key_stride * number_bytes(bf16);
+  const size_t bytes = head->key_stride * number_bytes(number);
   vec sums[KEYS_AT_ONCE];
 #pragma GCC unroll 4
   for (size_t k = 0; k < keys; k++)
@@ -41,27 +43,27 @@ INLINE void score(const int bf16, const size_t keys, const struct head *head, co
     const vec q = vec_load(query + i);
 #pragma GCC unroll 4
     for (size_t k = 0; k < keys; k++)
-      sums[k] = vec_fma(q, load_floats(key + k * bytes, i, some, bf16), sums[k]);
+      sums[k] = vec_fma(q, load_floats(key + k * bytes, i, some, number), sums[k]);
   }
 #pragma GCC unroll 4
   for (size_t k = 0; k < keys; k++)
-    out[k] = vec_sum(sums[k]);
+    out[k] = vec_sum(sums[k]) * row_factor(key + k * bytes, head->size, number);
 }
 
 /* scores[query][DECODE_KEYS] of `count` keys from `first` on. */
-INLINE void score_block(const int bf16, const struct head *head, size_t queries, size_t first, size_t count,
-                        const float *query, float *scores)
+INLINE void score_block(const enum number number, const struct head *head, size_t queries, size_t first,
+                        size_t count, const float *query, float *scores)
 {
-  const size_t stride = decode_stride(head->size), bytes = head->key_stride * number_bytes(bf16);
+  const size_t stride = decode_stride(head->size), bytes = head->key_stride * number_bytes(number);
   const char *keys = (const char *)head->key + first * bytes;
   for (size_t k = 0; k < count; k += KEYS_AT_ONCE, keys += KEYS_AT_ONCE * bytes)
     for (size_t q = 0; q < queries; q++) {
       float *out = scores + q * DECODE_KEYS + k;
       if (count - k >= KEYS_AT_ONCE)
-        score(bf16, KEYS_AT_ONCE, head, keys, query + q * stride, out);
+        score(number, KEYS_AT_ONCE, head, keys, query + q * stride, out);
       else
         for (size_t rest = 0; rest < count - k; rest++)
-          score(bf16, 1, head, keys + rest * bytes, query + q * stride, out + rest);
+          score(number, 1, head, keys + rest * bytes, query + q * stride, out + rest);
     }
 }
 
@@ -107,17 +109,18 @@ static void soften(float *scores, size_t count, size_t stride, float *highest, f
 enum { QUERIES_AT_ONCE = 4 };
 
 /* values[query] += weights[query][key] value[key], for LANES columns of some queries. */
-INLINE void add_values(const int bf16, const size_t queries, const struct head *head, const char *value,
-                       size_t count, size_t column, const float *weights, float *values, size_t stride)
+INLINE void add_values(const enum number number, const size_t queries, const struct head *head,
+                       const char *value, size_t count, size_t column, const float *weights, float *values,
+                       size_t stride)
 {
   const vec_mask some = lanes((long)(head->size - column));
-  const size_t bytes = head->key_stride * number_bytes(bf16);
+  const size_t bytes = head->key_stride * number_bytes(number);
   vec sums[QUERIES_AT_ONCE];
 #pragma GCC unroll 4
   for (size_t q = 0; q < queries; q++)
     sums[q] = vec_load(values + q * stride + column);
   for (size_t k = 0; k < count; k++, value += bytes) {
-    const vec x = load_floats(value, column, some, bf16);
+    const vec x = load_floats(value, column, some, number);
 #pragma GCC unroll 4
     for (size_t q = 0; q < queries; q++)
       sums[q] = vec_fma(vec_of(weights[q * DECODE_KEYS + k]), x, sums[q]);
@@ -127,36 +130,50 @@ INLINE void add_values(const int bf16, const size_t queries, const struct head *
     vec_store(values + q * stride + column, sums[q]);
 }
 
-INLINE void add_block(const int bf16, const struct head *head, size_t queries, size_t first, size_t count,
-                      const float *weights, float *values)
+/* The weights of values that are bytes: times their factors. */
+static void weigh_bytes(const struct head *head, size_t queries, size_t first, size_t count, float *weights)
 {
-  const size_t stride = decode_stride(head->size);
-  const char *value = (const char *)head->value + first * head->key_stride * number_bytes(bf16);
-  for (size_t column = 0; column < head->size; column += LANES) {
-    size_t q = 0;
-    for (; q + QUERIES_AT_ONCE <= queries; q += QUERIES_AT_ONCE)
-      add_values(bf16, QUERIES_AT_ONCE, head, value, count, column, weights + q * DECODE_KEYS,
-                 values + q * stride, stride);
-    for (; q < queries; q++)
-      add_values(bf16, 1, head, value, count, column, weights + q * DECODE_KEYS, values + q * stride, stride);
+  const char *value = (const char *)head->value + first * head->key_stride;
+  for (size_t k = 0; k < count; k++, value += head->key_stride) {
+    const float factor = row_factor(value, head->size, NUMBER_I8);
+    for (size_t q = 0; q < queries; q++)
+      weights[q * DECODE_KEYS + k] *= factor;
   }
 }
 
-INLINE void attend(const int bf16, const struct head *head, size_t queries, size_t first, size_t last,
-                   const struct part *part, float *scratch)
+INLINE void add_block(const enum number number, const struct head *head, size_t queries, size_t first,
+                      size_t count, const float *weights, float *values)
+{
+  const size_t stride = decode_stride(head->size);
+  const char *value = (const char *)head->value + first * head->key_stride * number_bytes(number);
+  for (size_t column = 0; column < head->size; column += LANES) {
+    size_t q = 0;
+    for (; q + QUERIES_AT_ONCE <= queries; q += QUERIES_AT_ONCE)
+      add_values(number, QUERIES_AT_ONCE, head, value, count, column, weights + q * DECODE_KEYS,
+                 values + q * stride, stride);
+    for (; q < queries; q++)
+      add_values(number, 1, head, value, count, column, weights + q * DECODE_KEYS, values + q * stride,
+                 stride);
+  }
+}
+
+INLINE void attend(const enum number number, const struct head *head, size_t queries, size_t first,
+                   size_t last, const struct part *part, float *scratch)
 {
   const size_t stride = decode_stride(head->size);
   float *query = scratch, *scores = scratch + queries * stride;
   scale_queries(head, queries, query);
   for (size_t key = first; key < last; key += DECODE_KEYS) {
     const size_t count = last - key < DECODE_KEYS ? last - key : DECODE_KEYS;
-    score_block(bf16, head, queries, key, count, query, scores);
+    score_block(number, head, queries, key, count, query, scores);
     for (size_t q = 0; head->softcap > 0 && q < queries; q++)
       cap_block(head->softcap, count, scores + q * DECODE_KEYS);
     for (size_t q = 0; q < queries; q++)
       soften(scores + q * DECODE_KEYS, count, stride, part->highest + q, part->sum + q,
              part->values + q * stride);
-    add_block(bf16, head, queries, key, count, scores, part->values);
+    if (number == NUMBER_I8)
+      weigh_bytes(head, queries, key, count, scores);
+    add_block(number, head, queries, key, count, scores, part->values);
   }
 }
 
@@ -168,10 +185,12 @@ void decode_keys(const struct head *head, size_t queries, size_t first, size_t l
     part->sum[q] = 0;
   }
   memset(part->values, 0, queries * decode_stride(head->size) * sizeof(float));
-  if (head->bf16)
-    attend(1, head, queries, first, last, part, scratch);
+  if (head->number == NUMBER_I8)
+    attend(NUMBER_I8, head, queries, first, last, part, scratch);
+  else if (head->number == NUMBER_BF16)
+    attend(NUMBER_BF16, head, queries, first, last, part, scratch);
   else
-    attend(0, head, queries, first, last, part, scratch);
+    attend(NUMBER_F32, head, queries, first, last, part, scratch);
 }
 
 void decode_merge(const struct head *head, size_t queries, const struct part *parts, size_t count, void *out)

@@ -183,22 +183,41 @@ static void place_heads(const struct work *work, char *heads, size_t count, cons
   }
 }
 
+/* A key or value into the cache. */
+static void remember_head(const struct work *work, const char *from, char *to, float *buffer)
+{
+  const int bf16 = work->layer->attention == KIND_BF16;
+  const size_t size = work->layer->head_size;
+  if (work->call->past.number != NUMBER_I8) {
+    copy_numbers(from, bf16, to, work->call->past.number, size);
+    return;
+  }
+  copy_numbers(from, bf16, buffer, 0, size);
+  copy_as_bytes(buffer, to, size);
+}
+
+/* Where the cache has a row's first key or value: in numbers. */
+static size_t place_in_cache(const struct past *past, size_t padded)
+{
+  const size_t batch = past->places == NULL ? padded / past->columns : (size_t)past->places[padded][0];
+  const size_t token =
+      past->places == NULL ? past->length + padded % past->columns : (size_t)past->places[padded][1];
+  return batch * past->batch + token * past->token;
+}
+
 /* Keys and values of one row, into the cache. */
-static void remember(const struct work *work, size_t row, const char *qkv)
+static void remember(const struct work *work, size_t row, const char *qkv, float *buffer)
 {
   const struct layer *layer = work->layer;
   const struct past *past = &work->call->past;
   const int bf16 = layer->attention == KIND_BF16;
-  const size_t size = layer->head_size, bytes = number_bytes(bf16), to_bytes = number_bytes(past->bf16);
-  const size_t padded = (size_t)work->chunk->index[row];
-  const size_t token = past->length + padded % past->columns;
+  const size_t bytes = number_bytes(bf16), to_bytes = number_bytes(past->number);
+  const size_t first = place_in_cache(past, (size_t)work->chunk->index[row]);
   for (size_t head = 0; head < layer->key_heads; head++) {
-    const size_t place =
-        (padded / past->columns * past->batch + head * past->head + token * past->token) * to_bytes;
-    copy_numbers(qkv + layer_key_at(layer, head) * bytes, bf16, (char *)work->cache->keys + place, past->bf16,
-                 size);
-    copy_numbers(qkv + layer_value_at(layer, head) * bytes, bf16, (char *)work->cache->values + place,
-                 past->bf16, size);
+    const size_t place = (first + head * past->head) * to_bytes;
+    remember_head(work, qkv + layer_key_at(layer, head) * bytes, (char *)work->cache->keys + place, buffer);
+    remember_head(work, qkv + layer_value_at(layer, head) * bytes, (char *)work->cache->values + place,
+                  buffer);
   }
 }
 
@@ -219,7 +238,7 @@ static void finish_row(const struct work *work, size_t row, float *buffer)
     place_heads(work, keys, layer->key_heads, &layer->key_norm, cosines, sines, buffer);
   }
   if (work->cache != NULL)
-    remember(work, row, queries);
+    remember(work, row, queries, buffer);
 }
 
 static void project(const struct work *work, const struct place *place)

@@ -58,18 +58,21 @@ struct rotary {
 
 /* A layer's keys and values of the tokens before those of a call, with room for these. */
 struct cache {
-  void *keys, *values; /* [batch][key head][token][head_size] */
+  void *keys, *values; /* [batch][key head][token][head_size, and of bytes their factor] */
 };
 
 /* The tokens of a call follow others, and see none after their own. */
 struct past {
   const struct cache *caches; /* of each layer, or NULL: there is no past, and tokens see those after them */
   size_t batch, head, token;  /* numbers from one to the next in a cache */
-  int bf16;                   /* whether these are bfloat16 */
+  enum number number;         /* what these are */
   size_t columns;             /* rows of a sequence in the padded input */
   size_t length;              /* tokens before those of the call, in all sequences */
   const int32_t (*seen)[2];   /* of each sequence: the first token that is seen, and the first behind those;
                                * NULL: all are */
+  const int32_t (*places)[2]; /* of each row of the input: its sequence in the cache, and its place among
+                               * the tokens of that. NULL: as the rows lie. Otherwise sequences may be of
+                               * different lengths; `length` and `columns` are the largest */
 };
 
 /* The arguments of one call. */

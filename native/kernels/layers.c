@@ -128,8 +128,8 @@ static struct unit whole(const struct call *call, size_t s)
   const size_t length = (size_t)all->length[s], row = (size_t)all->first[s];
   struct unit unit = {.rows = length, .seen = length, .last = length};
   if (past->caches != NULL) {
-    unit.batch = row / past->columns;
-    unit.place = past->length + row % past->columns;
+    unit.batch = past->places == NULL ? row / past->columns : (size_t)past->places[row][0];
+    unit.place = past->places == NULL ? past->length + row % past->columns : (size_t)past->places[row][1];
     const size_t total = unit.place + length;
     unit.skipped = past->seen == NULL ? 0 : (size_t)past->seen[s][0];
     unit.seen = (past->seen == NULL ? total : smaller((size_t)past->seen[s][1], total)) - unit.skipped;

@@ -11,6 +11,31 @@ void copy_numbers(const void *from, int from_bf16, void *to, int to_bf16, size_t
   }
 }
 
+void copy_as_bytes(const float *from, void *to, size_t count)
+{
+  vec most = vec_zero();
+  for (size_t i = 0; i < count; i += LANES) {
+    const vec x = vec_load_some(from + i, lanes((long)(count - i)));
+    most = vec_max(vec_max(x, vec_sub(vec_zero(), x)), most);
+  }
+  const float highest = vec_highest(most), factor = highest / 127;
+  const vec inverse = vec_of(highest > 0 ? 127 / highest : 0);
+  int8_t bytes[LANES];
+  for (size_t i = 0; i < count; i += LANES) {
+    signed_bytes_store(bytes, vec_round(vec_mul(vec_load_some(from + i, lanes((long)(count - i))), inverse)));
+    memcpy((int8_t *)to + i, bytes, count - i < LANES ? count - i : LANES);
+  }
+  memcpy((int8_t *)to + count, &factor, sizeof factor);
+}
+
+float row_factor(const void *row, size_t count, enum number number)
+{
+  float factor = 1;
+  if (number == NUMBER_I8)
+    memcpy(&factor, (const int8_t *)row + count, sizeof factor);
+  return factor;
+}
+
 void norm_row(const struct norm *norm, const float *x, size_t columns, float *out)
 {
   vec sum = vec_zero(), squares = vec_zero();

@@ -19,6 +19,12 @@ struct norm {
 /* Numbers of float32 or bfloat16 from one place to another, in the type that they have there. */
 void copy_numbers(const void *from, int from_bf16, void *to, int to_bf16, size_t count);
 
+/* The same to signed bytes, and the float that these are to be multiplied with. */
+void copy_as_bytes(const float *from, void *to, size_t count);
+
+/* What the numbers of a row are to be multiplied with. */
+float row_factor(const void *row, size_t count, enum number number);
+
 /* out may be x. */
 void norm_row(const struct norm *norm, const float *x, size_t columns, float *out);
 

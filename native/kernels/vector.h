@@ -23,6 +23,7 @@
  *                                `number` on
  *   bytes_store_some             the first `count` of one vec, and zeros up to the end of their last word
  *   signed_bytes_store(bytes, x)    whole numbers, or NaN, as LANES signed bytes
+ *   signed_bytes_load            the numbers that the first signed bytes are
  *   bytes_widen(words, part)     of each four int8 the first and third (part 0), or the others, as 16 bits
  *   words_transpose              LANES vecs: word j of row i becomes word i of row j
  *
@@ -199,14 +200,20 @@ INLINE vec activate(enum activation activation, vec x)
   }
 }
 
-static inline size_t number_bytes(int bf16)
+/* What numbers are in memory. Behind the bytes of a row lies a float, which they are multiplied with. */
+enum number { NUMBER_F32, NUMBER_BF16, NUMBER_I8 };
+
+static inline size_t number_bytes(enum number number)
 {
-  return bf16 ? sizeof(uint16_t) : sizeof(float);
+  return sizeof(float) >> number;
 }
 
-INLINE vec load_floats(const void *row, size_t column, vec_mask some, int bf16)
+/* Of bytes: before they are multiplied. */
+INLINE vec load_floats(const void *row, size_t column, vec_mask some, enum number number)
 {
-  if (bf16)
+  if (number == NUMBER_I8)
+    return signed_bytes_load((const int8_t *)row + column, some);
+  if (number == NUMBER_BF16)
     return vec_load_bf16((const uint16_t *)row + column, some);
   return vec_load_some((const float *)row + column, some);
 }

@@ -95,7 +95,7 @@ static void test_head(enum kind kind, size_t size, struct sight sight)
     buckets = make_buckets(kind, 1, size, length - 1 + below(4), sight.relative);
   float *bias = uniform_floats(length * bias_stride, -2, 2);
   const struct head head = {.kind = kind,
-                            .bf16 = kind == KIND_BF16,
+                            .number = kind == KIND_BF16 ? NUMBER_BF16 : NUMBER_F32,
                             .query = rows,
                             .key = rows + (sight.skipped * stride + size) * bytes,
                             .value = rows + (sight.skipped * stride + 2 * size) * bytes,
@@ -143,7 +143,7 @@ static void test_mean(enum kind kind, size_t size, size_t rows, size_t skipped, 
     values[i] = uniform(-1, 1);
   const char *start = numbers_of(kind, rows * stride, values);
   const struct head head = {.kind = kind,
-                            .bf16 = kind == KIND_BF16,
+                            .number = kind == KIND_BF16 ? NUMBER_BF16 : NUMBER_F32,
                             .value = start + skipped * stride * bytes,
                             .key_stride = stride,
                             .length = seen,
@@ -361,7 +361,7 @@ struct variant {
   int gated, norm_first, rotary, biased, partly; /* partly: attention does not see all rows */
   int head_norms, ends, parallel;                /* head_norms: 2: over all heads at once */
   int by_head, pairs, unrotated, softcap, factor;
-  int follows;  /* a decoder's, with a past; 2: padding sees everything */
+  int follows;  /* a decoder's, with a past; 2: padding sees everything; 3: each sequence has its own */
   int relative; /* as in struct sight */
   size_t window;
   enum activation activation;
@@ -466,6 +466,57 @@ static struct buckets buckets_of(const struct variant *variant, size_t length)
   return no_buckets;
 }
 
+/* Rows of a cache: of each `room` the first `past` with random numbers, and the others with none. */
+static void *cache_of(size_t size, size_t rows, size_t room, size_t past, enum number number)
+{
+  double *values = guarded(rows * size, sizeof *values);
+  for (size_t i = 0; i < rows * size; i++)
+    values[i] = i / size % room < past ? uniform(-1, 1) : NAN;
+  if (number != NUMBER_I8)
+    return (void *)numbers_of(number == NUMBER_BF16 ? KIND_BF16 : KIND_F32, rows * size, values);
+  const size_t bytes = size + sizeof(float);
+  int8_t *made = guarded(rows, bytes);
+  memset(made, 0xff, rows * bytes); /* factors that are no numbers */
+  for (size_t row = 0; row < rows; row++) {
+    float numbers[size];
+    for (size_t i = 0; i < size; i++)
+      numbers[i] = (float)values[row * size + i];
+    if (row % room < past)
+      copy_as_bytes(numbers, made + row * bytes, size);
+  }
+  return made;
+}
+
+/* Each sequence follows at most `past` tokens of another sequence of the cache. */
+static const int32_t (*places_after(const struct sequences *all, size_t past))[2]
+{
+  int32_t (*places)[2] = guarded(all->rows + 1, sizeof *places);
+  memset(places, 0, (all->rows + 1) * sizeof *places);
+  for (size_t s = 0; s < all->count; s++) {
+    const int32_t before = (int32_t)below(past + 1);
+    for (int32_t row = 0; row < all->length[s]; row++) {
+      places[all->first[s] + row][0] = (int32_t)((s + 1) % all->count);
+      places[all->first[s] + row][1] = before + row;
+    }
+  }
+  return (const int32_t (*)[2])places;
+}
+
+/* The first number in the cache of a sequence of the call, and the tokens before it. */
+static size_t cached_at(const struct call *call, size_t s)
+{
+  const size_t first = (size_t)call->sequences.first[s];
+  const int32_t (*places)[2] = call->past.places;
+  return (places ? (size_t)places[first][0] : first / call->past.columns) * call->past.batch;
+}
+
+static size_t tokens_before(const struct call *call, size_t s)
+{
+  const size_t first = (size_t)call->sequences.first[s];
+  const int32_t (*places)[2] = call->past.places;
+  return places ? (size_t)places[first][1] : call->past.length + first % call->past.columns;
+}
+
 /* The same as a decoder's call after `past` tokens: caches with random numbers, and with none where those of
  * the call go. */
 static struct call following(const struct test_layer *test, const struct variant *variant, size_t length,
@@ -483,32 +534,42 @@ static struct call following(const struct test_layer *test, const struct variant
                             .batch = layer->key_heads * room * layer->head_size,
                             .head = room * layer->head_size,
                             .token = layer->head_size,
-                            .bf16 = variant->attention == KIND_BF16 || below(2),
+                            .number = variant->attention == KIND_BF16 ? NUMBER_BF16 + below(2) : below(3),
                             .columns = length,
                             .length = past,
                             .seen = variant->partly ? (const int32_t (*)[2])seen : NULL};
+  if (variant->follows == 3) {
+    call.past.seen = NULL;
+    call.past.places = places_after(&call.sequences, past);
+  }
   for (size_t s = 0; s < SEQUENCES; s++) { /* nothing sees the padding before a sequence */
-    if (!variant->partly || variant->follows == 2)
+    if (variant->follows != 3 && (!variant->partly || variant->follows == 2))
       ((int32_t *)call.sequences.first)[s] = (int32_t)(s * length);
     const size_t padding = (size_t)call.sequences.first[s] % length;
     const size_t tokens = (size_t)call.sequences.length[s];
     seen[s][0] = (int32_t)(padding ? past + padding : below(past + (tokens ? tokens : 1)));
     seen[s][1] = seen[s][0] + 1 + (int32_t)below(2 * (past + tokens));
   }
-  const size_t numbers = SEQUENCES * call.past.batch;
-  double *values = guarded(numbers, sizeof *values);
-  for (int half = 0; half < 2; half++) {
-    for (size_t i = 0; i < numbers; i++)
-      values[i] = i / layer->head_size % room < past ? uniform(-1, 1) : NAN;
-    void *made = (void *)numbers_of(call.past.bf16 ? KIND_BF16 : KIND_F32, numbers, values);
-    *(half ? &cache->values : &cache->keys) = made;
+  const size_t rows = SEQUENCES * layer->key_heads * room;
+  for (int half = 0; half < 2; half++)
+    *(half ? &cache->values : &cache->keys) = cache_of(layer->head_size, rows, room, past, call.past.number);
+  if (call.past.number == NUMBER_I8) {
+    call.past.token += sizeof(float);
+    call.past.head = room * call.past.token;
+    call.past.batch = layer->key_heads * call.past.head;
   }
   return call;
 }
 
-static double cached(const struct call *call, const void *numbers, size_t at)
+/* Number `at` of a token. */
+static double cached(const struct call *call, const void *numbers, size_t token, size_t at, size_t size)
 {
-  return call->past.bf16 ? bf16_to(((const uint16_t *)numbers)[at]) : (double)((const float *)numbers)[at];
+  if (call->past.number == NUMBER_F32)
+    return (double)((const float *)numbers)[token + at];
+  if (call->past.number == NUMBER_BF16)
+    return bf16_to(((const uint16_t *)numbers)[token + at]);
+  const int8_t *bytes = (const int8_t *)numbers + token;
+  return bytes[at] * (double)row_factor(bytes, size, NUMBER_I8);
 }
 
 static void reference_rotate(double *x, size_t size, const float *cosines, const float *sines, int pairs)
@@ -606,9 +667,8 @@ static double *tokens_of(const struct test_layer *test, const struct call *call,
       if (t >= past)
         *token = own[(t - past) * stride + i];
       else
-        *token = cached(call, cache,
-                        (size_t)call->sequences.first[s] / call->past.columns * call->past.batch +
-                            i / size * call->past.head + t * call->past.token + i % size);
+        *token = cached(call, cache, cached_at(call, s) + i / size * call->past.head + t * call->past.token,
+                        i % size, size);
     }
   return tokens;
 }
@@ -621,7 +681,7 @@ static void reference_sequence(const struct test_layer *test, const struct call 
                stride = width + 2 * keys, length = (size_t)call->sequences.length[s];
   const int follows = call->past.caches != NULL;
   /* padding before the sequence lies in the cache as well, where nothing sees it */
-  const size_t past = follows ? call->past.length + (size_t)call->sequences.first[s] % call->past.columns : 0;
+  const size_t past = follows ? tokens_before(call, s) : 0;
   const size_t total = past + length, begin = call->past.seen ? (size_t)call->past.seen[s][0] : 0,
                end = call->past.seen ? (size_t)call->past.seen[s][1] : total;
   const struct sight sight = {length,
@@ -696,7 +756,9 @@ static int run_one(const struct layer *layer, const struct call *call, unsigned 
 
 static double tolerance_of(const struct variant *variant, const struct call *call)
 {
-  if (variant->kind == KIND_F32 && call->past.bf16)
+  if (variant->kind == KIND_F32 && call->past.number == NUMBER_I8)
+    return 8e-3;
+  if (variant->kind == KIND_F32 && call->past.number == NUMBER_BF16)
     return 2e-3; /* of keys and values */
   return variant->kind == KIND_F32 ? 1e-5 : variant->kind == KIND_BF16 ? 1e-2 : 3e-2;
 }
@@ -765,7 +827,7 @@ static void test_with_past(void)
                                     .unrotated = below(8) == 0,
                                     .softcap = (int)below(2),
                                     .factor = (int)below(2),
-                                    .follows = 1 + (int)below(2),
+                                    .follows = 1 + (int)below(3),
                                     .window = below(2) ? SIZE_MAX : below(40),
                                     .activation = (enum activation)below(ACT_TANH)};
     available = 1 + (unsigned)below(4);

@@ -25,29 +25,47 @@ class Followed:
 
 
 def read_followed(
-    mask: torch.Tensor | None, batch: int, columns: int, past: int, window: int = -1, unpad: bool = False
+    mask: torch.Tensor | None,
+    batch: int,
+    columns: int,
+    past: int,
+    window: int = -1,
+    unpad: bool = False,
+    places: int = 0,
 ) -> Followed | str:
     """What `mask` says, or why that is more than who comes after whom and padding around the texts.
 
     `mask`: (batch or 1, 1, columns, past + columns), True or 0 where a token is seen; None where each token
     sees those before it. `window`: how far tokens see at most, -1 for no limit; the mask has to say so too.
-    `unpad`: padding is not computed; otherwise it is, and sees nothing."""
+    `unpad`: padding is not computed; otherwise it is, and sees nothing. `places`: keys of the mask, where
+    these are more, of a cache with room for others; 0: as many as tokens."""
     if mask is None:
+        if places and columns == 1:
+            return "there is no mask for a cache with room for other tokens"
         if past and columns > 1:
             return "there is no mask for several tokens after others"
         return _all_seen(batch, columns)
-    total = past + columns
+    visible = _visible(mask, batch, columns, past + columns, places or past + columns)
+    if isinstance(visible, str):
+        return visible
+    if columns == 1 and bool(visible.all()) and not _limits(window, past):
+        return _all_seen(batch, columns)
+    return _read(visible, batch, columns, past, window, unpad)
+
+
+def _visible(mask: torch.Tensor, batch: int, columns: int, total: int, places: int) -> torch.Tensor | str:
+    """Which of the tokens each column sees: (batch or 1, columns, total)."""
     shape = tuple(mask.shape)
-    if len(shape) != 4 or shape[0] not in (1, batch) or shape[1:] != (1, columns, total):
+    if len(shape) != 4 or shape[0] not in (1, batch) or shape[1:] != (1, columns, places):
         return f"the attention mask has the shape {shape}"
     visible = mask[:, 0]
     if mask.dtype is not torch.bool:
         visible = visible == 0
         if not bool((visible | (mask[:, 0] <= HIDDEN)).all()):
             return "the attention mask adds to the scores"
-    if columns == 1 and bool(visible.all()) and not _limits(window, past):
-        return _all_seen(batch, columns)
-    return _read(visible, batch, columns, past, window, unpad)
+    if total > places or bool(visible[..., total:].any()):
+        return "the attention mask shows places of the cache that no token fills, or there are too few"
+    return visible[..., :total]
 
 
 @lru_cache(maxsize=64)

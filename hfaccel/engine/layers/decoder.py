@@ -10,18 +10,14 @@ import torch
 from torch import nn
 
 from hfaccel.engine.calls.followed import Followed, read_followed, seen_by
-from hfaccel.engine.kernels import Kind, kernels
+from hfaccel.engine.kernels import kernels
+from hfaccel.engine.layers.caches import cache_problem, make_rooms, places_in, together_problem, tokens_in
 from hfaccel.engine.layers.call import HIDDEN, Call, Mask, Sample, attentions_problem
 from hfaccel.engine.layers.native_layer import NativeLayer
 from hfaccel.engine.layers.parts import Parts, head_size, key_width, window
-from hfaccel.engine.layers.rooms import (
-    Rooms,
-    cache_problem,
-    make_rooms,
-    new_cache,
-    together_problem,
-    tokens_in,
-)
+from hfaccel.engine.layers.rooms import Rooms, new_cache
+from hfaccel.engine.layers.slots import Keys, Slots
+from hfaccel.engine.layers.static_rooms import StaticRooms
 from hfaccel.engine.replacements import Arguments, Keywords
 from hfaccel.native import NativePast
 
@@ -54,7 +50,7 @@ class DecoderCall(Call):
     """Of a layer that takes hidden states, a causal mask, perhaps a cache and rotary positions, and gives
     hidden states."""
 
-    __slots__ = ("cache", "followed", "past")
+    __slots__ = ("cache", "followed", "past", "places", "slots")
     unpads: ClassVar[bool] = False  # unless asked for: losses are computed from rows of padding too
     follows: ClassVar[bool] = True
     cache_name: ClassVar[str] = CACHE  # of the argument
@@ -64,7 +60,9 @@ class DecoderCall(Call):
     def __init__(self, layer: NativeLayer) -> None:
         super().__init__(layer)
         self.cache: Any = None
+        self.slots: Slots | None = None  # in the place of a cache
         self.past = 0  # tokens in the cache
+        self.places = 0  # of the cache that a mask has; 0: as many as there are tokens
         self.followed: Followed
 
     def read(self, hidden: torch.Tensor, args: Arguments, kwargs: Keywords, unpad: bool) -> str:
@@ -75,21 +73,28 @@ class DecoderCall(Call):
     def take_argument(self, hidden: torch.Tensor, name: str, value: Any) -> str:
         if name == "output_attentions" and self.gives_pair:
             return "attentions are wanted"
+        if name == self.cache_name and isinstance(value, Slots):
+            self.slots = value
+            return ""
         if name == self.cache_name:
             self.cache = value
-            return cache_problem(value, self.layer.attention.layer_idx)
+            return cache_problem(value, self.layer.attention.layer_idx, self.layer.cache_type)
         if name in HANDED_ON:
             return ""
         return super().take_argument(hidden, name, value)
 
     def complete(self, hidden: torch.Tensor) -> str:
         if self.cache is not None:
-            self.past = tokens_in(self.cache, self.layer.attention.layer_idx)
+            index = self.layer.attention.layer_idx
+            self.past, self.places = tokens_in(self.cache, index), places_in(self.cache, index)
         return super().complete(hidden)
 
     def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
+        if self.slots is not None:
+            self.sequences = self.slots.sequences(self.layer.window)
+            return self.slots.problem(hidden.shape)
         batch, columns, _ = hidden.shape
-        wanted = batch, columns, self.past, self.layer.window, unpad
+        wanted = batch, columns, self.past, self.layer.window, unpad, self.places
         if mask is None:
             found = read_followed(None, *wanted)
         else:
@@ -103,6 +108,10 @@ class DecoderCall(Call):
         return (result, None) if self.gives_pair else result
 
     def compute(self, layers: Sequence[NativeLayer], rows: torch.Tensor, output: torch.Tensor) -> None:
+        if self.slots is not None:
+            indices = tuple(layer.attention.layer_idx for layer in layers)
+            self.call_kernels(layers, rows, output, *self.slots.room(indices, _keys_of(layers[0])))
+            return
         rooms = self._rooms(layers, rows.shape)
         if self.followed.hides_rows:
             output.zero_()
@@ -114,19 +123,17 @@ class DecoderCall(Call):
     def together_problem(self, layers: Sequence[NativeLayer]) -> str:
         if self.cache is None:
             return ""
-        return together_problem(self.cache, [layer.attention.layer_idx for layer in layers])
+        indices = [layer.attention.layer_idx for layer in layers]
+        return together_problem(self.cache, indices, self.layer.cache_type)
 
-    def _past(self, rooms: Rooms, columns: int) -> NativePast:
+    def _past(self, rooms: Rooms | StaticRooms, columns: int) -> NativePast:
         seen = self.followed.seen
         place = 0 if seen is None else seen.data_ptr()
-        return kernels().Past(columns, rooms.past, *rooms.strides, rooms.is_bfloat16, place)
+        return kernels().Past(columns, rooms.past, *rooms.strides, rooms.number, place)
 
-    def _rooms(self, layers: Sequence[NativeLayer], shape: Sequence[int]) -> Rooms:
+    def _rooms(self, layers: Sequence[NativeLayer], shape: Sequence[int]) -> Rooms | StaticRooms:
         """For the tokens of this call."""
-        layer = layers[0]
-        size = head_size(layer.attention) or 1
-        heads = layer.key_width // size
-        dtype = torch.bfloat16 if layer.attention_kind is Kind.BFLOAT16 else torch.float32
+        heads, size, dtype = _keys_of(layers[0])
         cache = new_cache() if self.cache is None else self.cache
         indices = [layer.attention.layer_idx for layer in layers]
         return make_rooms(cache, indices, (shape[0], heads, shape[1], size), dtype)
@@ -174,6 +181,11 @@ class DecoderCall(Call):
         return torch.zeros_like(padding)
 
 
+def _keys_of(layer: NativeLayer) -> Keys:
+    size = head_size(layer.attention) or 1
+    return Keys(layer.key_width // size, size, layer.cache_type)
+
+
 class EagerDecoderCall(DecoderCall):
     """Of a layer with eager attention, to which a mask is always passed that is added to the scores."""
 
@@ -184,6 +196,8 @@ class EagerDecoderCall(DecoderCall):
         return attentions_problem() or super().complete(hidden)
 
     def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
+        if self.slots is not None:
+            return super().see(hidden, mask, unpad)
         if mask is None or not mask.is_floating_point():
             return "no attention mask was passed that is added to the scores"
         if problem := super().see(hidden, mask, unpad):

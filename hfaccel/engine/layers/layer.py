@@ -19,7 +19,7 @@ from hfaccel.engine.calls.settings import setting_problem, settings_of
 from hfaccel.engine.calls.unpadding import UNPADS, is_computed
 from hfaccel.engine.layers.call import Call
 from hfaccel.engine.layers.families import Family, family_of
-from hfaccel.engine.layers.native_layer import SETTINGS, NativeLayer
+from hfaccel.engine.layers.native_layer import CACHE, SETTINGS, NativeLayer
 from hfaccel.engine.layers.seen import Seen, seen_by
 from hfaccel.engine.replacements import Find, ModuleReplacement, Paths, Settings, register
 from hfaccel.engine.weights.autocast import forget_laid_out, is_bfloat16, is_rounded
@@ -71,12 +71,13 @@ class FusedLayer(ModuleReplacement):
         family = family_of(settings["family"])
         if not is_packed(family, module):
             raise ValueError("the weights of a fused layer must be packed, but are not")
-        fuse(module, family, settings["unpad"], seen_by(find("")))
+        fuse(module, family, settings["unpad"], seen_by(find("")), settings.get("kv_cache", ""))
         run_stock(module, tuple(settings["slower"]))
 
     def hfaccel_settings(self, paths: Paths) -> Settings:
         family, slower = self.hfaccel_family.name, [*self.slower]
-        return {"family": family, "unpad": self.__dict__[UNPADS], "slower": slower}
+        kept = {"kv_cache": self.__dict__[CACHE]} if CACHE in self.__dict__ else {}
+        return {"family": family, "unpad": self.__dict__[UNPADS], "slower": slower, **kept}
 
     def hfaccel_problem(self, paths: Paths) -> str:
         return "" if is_packed(self.hfaccel_family, self) else "its weights are not packed now"
@@ -185,12 +186,21 @@ class FusedLayer(ModuleReplacement):
         return regimes
 
 
-def fuse(layer: nn.Module, family: Family, unpad: bool | str = "auto", seen: Seen | None = None) -> None:
+def fuse(
+    layer: nn.Module,
+    family: Family,
+    unpad: bool | str = "auto",
+    seen: Seen | None = None,
+    kv_cache: str = "",
+) -> None:
     """Run the layer as one function. Its linear layers must be packed. `unpad`: whether padding is left out;
-    "auto": except in calls that have to compute it. `seen`: shared with the other layers of its model."""
+    "auto": except in calls that have to compute it. `seen`: shared with the other layers of its model.
+    `kv_cache`: "int8" keeps a decoder's keys and values in 8 bits."""
     if not isinstance(layer, FusedLayer):
         replace(layer, FusedLayer, family)
     layer.__dict__[UNPADS] = unpads(family, unpad)
+    if kv_cache:
+        layer.__dict__[CACHE] = kv_cache
     layer.__dict__[SETTINGS] = tuple(settings_of(layer))
     layer.__dict__[SEEN] = seen or Seen()
 

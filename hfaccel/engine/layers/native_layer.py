@@ -36,6 +36,7 @@ from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.native import NativeMatrix, NativeNorm
 from hfaccel.upstream.of_transformers import CHOICE
 
+CACHE = "_hfaccel_kv_cache"  # attribute of a fused layer: "int8" where keys and values are kept so
 SETTINGS = "_hfaccel_settings"  # attribute of a fused layer: those of its parts when it was fused
 
 
@@ -53,6 +54,7 @@ class NativeLayer:
         self.config = getattr(self.attention, "config", None)
         self.implementation = implementation
         self.window = window(self.attention)
+        self.keeps_bytes = vars(layer).get(CACHE) == "int8"
         self.links = list(_links(layer))
         self.modules = [child for _, _, child in self.links]
         self.code = trusted((layer, *self.modules))
@@ -114,6 +116,13 @@ class NativeLayer:
             softcap(self.attention),
             added_factor(layer),
         )
+
+    @property
+    def cache_type(self) -> torch.dtype:
+        """In which numbers keys and values are kept."""
+        if self.keeps_bytes:
+            return torch.int8
+        return torch.bfloat16 if self.attention_kind is Kind.BFLOAT16 else torch.float32
 
     def _packed(self, linear: nn.Linear) -> PackedWeight:
         weight = linear.weight

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from hfaccel.engine.kernels import NUMBERS
+from hfaccel.engine.layers.cache_in_bytes import held, hold, narrowed, row_size, stock_class, widened
 from hfaccel.replacement import PREFIX
 from hfaccel.upstream.of_transformers import cache_classes
 
@@ -21,8 +23,8 @@ LEAST = 64  # tokens
 
 
 class Memory:
-    """(layers, 2, batch, heads, tokens, head size): keys and values. `ends`: how many tokens of each layer
-    are written."""
+    """(layers, 2, batch, heads, tokens, head size): keys and values. In bytes, a factor is behind the numbers
+    of a head. `ends`: how many tokens of each layer are written."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
@@ -44,8 +46,8 @@ class Shown:
 
     def is_last(self, layer: Any) -> bool:
         """Whether the layer still shows this, and nothing was written behind it."""
-        shows = layer.keys is self.keys and layer.values is self.values
-        return shows and self.memory.ends[self.number] == self.end
+        keys, values = held(layer)
+        return keys is self.keys and values is self.values and self.memory.ends[self.number] == self.end
 
     def __deepcopy__(self, memo: object) -> None:
         """A copied cache has tensors of its own, which are given room when it grows."""
@@ -79,8 +81,8 @@ class Rooms:
         return batch, head, token
 
     @property
-    def is_bfloat16(self) -> bool:
-        return self.memory.tensor.dtype is torch.bfloat16
+    def number(self) -> int:
+        return NUMBERS[self.memory.tensor.dtype]
 
     def addresses(self) -> tuple[int, ...]:
         """Of each layer's keys and values: of the first token that is shown."""
@@ -102,8 +104,9 @@ class Rooms:
         views = self.memory.tensor[self.first : last, :, :, :, begin:end].flatten(0, 1).unbind()
         self.memory.ends[self.first : last] = [end] * len(self.layers)
         for number, layer in enumerate(self.layers):
-            layer.keys, layer.values = views[2 * number : 2 * number + 2]
-            shown = Shown(self.memory, self.first + number, begin, end, layer.keys, layer.values)
+            keys, values = views[2 * number : 2 * number + 2]
+            hold(layer, keys, values)
+            shown = Shown(self.memory, self.first + number, begin, end, keys, values)
             layer.__dict__[SHOWN] = shown
             if window >= 0:
                 layer.cumulative_length += self.columns
@@ -119,7 +122,7 @@ def new_cache() -> Any:
     return cache_classes()[0]()
 
 
-def cache_problem(cache: Any, index: int) -> str:
+def problem(cache: Any, index: int) -> str:
     """Why the kernels cannot use this cache for the layer of this index; "" where they can."""
     whole, plain, sliding = cache_classes()
     if type(cache) is not whole:
@@ -127,16 +130,16 @@ def cache_problem(cache: Any, index: int) -> str:
     if cache.offloading:
         return "the cache is offloaded"
     layer = layer_of(cache, index)
-    if type(layer) not in (plain, sliding):
+    if stock_class(layer) not in (plain, sliding):
         return f"the cache's layer is a {type(layer).__name__}"
-    if type(layer) is sliding and layer.record_past:
+    if layer.is_sliding and layer.record_past:
         return "the cache records what lies before its window"
     return ""
 
 
 def tokens_in(cache: Any, index: int) -> int:
     """How many tokens the cache's layer shows."""
-    keys = layer_of(cache, index).keys
+    keys, _ = held(layer_of(cache, index))
     return 0 if keys is None or keys.numel() == 0 else int(keys.shape[2])
 
 
@@ -154,19 +157,18 @@ def together_problem(cache: Any, indices: Sequence[int]) -> str:
     if _follow(layers):
         return ""
     alike = {
-        (type(layer), _window(layer), tokens_in(cache, i)) for i, layer in zip(indices, layers, strict=True)
+        (stock_class(layer), _window(layer), tokens_in(cache, i))
+        for i, layer in zip(indices, layers, strict=True)
     }
     if len(alike) > 1:
         return "the layers of the cache differ"
-    return next(filter(None, (cache_problem(cache, index) for index in indices)), "")
+    return next(filter(None, (problem(cache, index) for index in indices)), "")
 
 
 def make_rooms(
     cache: Any, indices: Sequence[int], shape: tuple[int, int, int, int], dtype: torch.dtype
 ) -> Rooms:
-    """For keys and values of this shape (batch, heads, tokens, head size) behind those of these layers.
-
-    Raises ValueError where these are of another batch or size."""
+    """As hfaccel.engine.layers.caches.make_rooms."""
     layers = [layer_of(cache, index) for index in indices]
     first: Shown | None = layers[0].__dict__.get(SHOWN)
     if first is not None and _has_room(first, shape, dtype) and _follow(layers):
@@ -179,10 +181,9 @@ def make_rooms(
 def _has_room(shown: Shown, shape: tuple[int, int, int, int], dtype: torch.dtype) -> bool:
     batch, heads, columns, size = shape
     memory = shown.memory.tensor
-    _, _, *of_layer, tokens, last = memory.shape
-    return (
-        memory.dtype is dtype and (*of_layer, last) == (batch, heads, size) and shown.end + columns <= tokens
-    )
+    _, _, *of_layer, tokens, row = memory.shape
+    fits = (*of_layer, row) == (batch, heads, row_size(size, dtype))
+    return memory.dtype is dtype and fits and shown.end + columns <= tokens
 
 
 def _follow(layers: Sequence[Any]) -> bool:
@@ -203,11 +204,12 @@ def _grown(layers: Sequence[Any], past: int, shape: Sequence[int], dtype: torch.
     batch, heads, columns, size = shape
     tokens = -(-max(past + columns + LEAST, 2 * past) // LEAST) * LEAST
     with torch.inference_mode(False):
-        tensor = torch.empty((len(layers), 2, batch, heads, tokens, size), dtype=dtype)
+        tensor = torch.empty((len(layers), 2, batch, heads, tokens, row_size(size, dtype)), dtype=dtype)
+        like = torch.empty((batch, heads, 0, size), dtype=torch.float32 if dtype is torch.int8 else dtype)
     with torch.no_grad():
         for new, layer in zip(tensor, layers, strict=True):
             if not layer.is_initialized:
-                layer.lazy_initialization(tensor[0, 0], tensor[0, 1])
+                layer.lazy_initialization(like, like)
             _copy(layer, new, (batch, heads, past, size))
     return Memory(tensor)
 
@@ -216,6 +218,16 @@ def _copy(layer: Any, new: torch.Tensor, shape: tuple[int, int, int, int]) -> No
     past = shape[2]
     if not past:
         return
-    if tuple(layer.keys.shape) != shape:
-        raise ValueError(f"a cache must hold keys of the shape {shape}, but has {tuple(layer.keys.shape)}")
-    new[0, :, :, :past], new[1, :, :, :past] = layer.keys, layer.values
+    for half, numbers in zip(new, held(layer), strict=True):
+        rows = _as_stored(numbers, layer.dtype, new.dtype)
+        expected = (*shape[:3], new.shape[-1])
+        if tuple(rows.shape) != expected:
+            raise ValueError(f"a cache must hold keys of the shape {expected}, but has {tuple(rows.shape)}")
+        half[:, :, :past] = rows
+
+
+def _as_stored(numbers: torch.Tensor, shown: torch.dtype, stored: torch.dtype) -> torch.Tensor:
+    """Floats or bytes of a cache's layer, as they go into memory of this type."""
+    if numbers.dtype is torch.int8 and stored is not torch.int8:
+        return widened(numbers, shown)
+    return narrowed(numbers) if stored is torch.int8 and numbers.dtype is not torch.int8 else numbers

@@ -19,7 +19,7 @@ from hfaccel.outcome import Outcome
 Layers = list[tuple[nn.Module, Family]]
 
 
-def find_layers(model: nn.Module, unpad: bool | str) -> tuple[list[Step], list[Outcome]]:
+def find_layers(model: nn.Module, unpad: bool | str, kv_cache: str = "") -> tuple[list[Step], list[Outcome]]:
     """Steps for the layers that agreed with a fused copy of themselves, and why others are left alone.
     `unpad`: whether padding is left out."""
     steps: list[Step] = []
@@ -33,7 +33,8 @@ def find_layers(model: nn.Module, unpad: bool | str) -> tuple[list[Step], list[O
         if family is None:
             left.append(Outcome(type(layer).__name__, False, f"not fused: {problem}"))
         else:
-            settings: Settings = {"family": family.name, "unpad": unpads(family, unpad), "slower": []}
+            kept = {"kv_cache": kv_cache} if kv_cache and family.call.follows else {}
+            settings: Settings = {"family": family.name, "unpad": unpads(family, unpad), "slower": [], **kept}
             steps.append(Step(path, "layer", settings, f"{family.name} layer"))
     return steps, left
 

@@ -170,10 +170,14 @@ def natives_of(layers: Sequence[nn.Module], hidden: torch.Tensor) -> list[Native
         if casts and not layer.runs_under_autocast(hidden):
             return []
         native = layer.checked_native(casts)
-        if isinstance(native, str) or (natives and native.window != natives[0].window):
+        if isinstance(native, str) or (natives and not _alike(native, natives[0])):
             return []
         natives.append(native)
     return natives if all(code.holds() for code in {each.code for each in natives}) else []
+
+
+def _alike(one: NativeLayer, other: NativeLayer) -> bool:
+    return one.window == other.window and one.keeps_bytes == other.keeps_bytes
 
 
 def _collects(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> bool:

@@ -115,14 +115,15 @@ int read_rotary(PyObject *args, void *content)
                    "addresses of cosines and sines that are not 0, and angles above 0,");
 }
 
-/* Past(columns, length, batch, head, token, bf16, seen) */
+/* Past(columns, length, batch, head, token, number, seen[, places]) */
 int read_past(PyObject *args, void *content)
 {
   struct past *past = content;
-  return PyArg_ParseTuple(args, "O&O&O&O&O&pO&", to_size, &past->columns, to_size, &past->length, to_size,
-                          &past->batch, to_size, &past->head, to_size, &past->token, &past->bf16, to_address,
-                          &past->seen) &&
-         must_hold(past->columns > 0, "columns above 0");
+  return PyArg_ParseTuple(args, "O&O&O&O&O&O&O&|O&", to_size, &past->columns, to_size, &past->length, to_size,
+                          &past->batch, to_size, &past->head, to_size, &past->token, to_number, &past->number,
+                          to_address, &past->seen, to_address, &past->places) &&
+         must_hold(past->columns > 0, "columns above 0") &&
+         must_hold(past->seen == NULL || past->places == NULL, "seen or places, not both,");
 }
 
 /* Relative(keys, queries, buckets, index, reach) */
@@ -168,9 +169,24 @@ static int take_caches(PyObject *tuple, struct cache *caches, Py_ssize_t count)
   return 1;
 }
 
+/* Whether the tokens of a sequence follow one another in one sequence of the cache. */
+static int has_places(const struct sequences *all, const struct past *past, size_t s)
+{
+  const int32_t first = all->first[s], length = all->length[s], (*places)[2] = past->places + first;
+  if (length < 1 || (size_t)length > past->columns || places[0][0] < 0 || places[0][1] < 0 ||
+      (size_t)places[0][1] > past->length)
+    return 0;
+  for (int32_t row = 1; row < length; row++)
+    if (places[row][0] != places[0][0] || places[row][1] != places[0][1] + row)
+      return 0;
+  return 1;
+}
+
 /* Whether a sequence lies within its rows of the batch, and its last token sees one. */
 static int follows_past(const struct sequences *all, const struct past *past, size_t s)
 {
+  if (past->places != NULL)
+    return has_places(all, past, s);
   const size_t column = (size_t)all->first[s] % past->columns, length = (size_t)all->length[s];
   if (column + length > past->columns)
     return 0;
@@ -201,11 +217,11 @@ static int are_rotated(const struct layer *const *layers, Py_ssize_t count, cons
   return 1;
 }
 
-/* Whether keys and values in bfloat16 are multiplied so, if the layers do. */
+/* Whether keys and values are in bfloat16 or bytes, if the layers multiply in bfloat16. */
 static int suit_cache(const struct layer *const *layers, Py_ssize_t count, const struct past *past)
 {
   for (Py_ssize_t i = 0; i < count; i++)
-    if (layers[i]->attention == KIND_BF16 && !past->bf16)
+    if (layers[i]->attention == KIND_BF16 && past->number == NUMBER_F32)
       return 0;
   return 1;
 }
@@ -235,7 +251,8 @@ PyObject *run_layers(PyObject *module, PyObject *args)
     if (!must_hold(addresses != NULL, "caches beside the past") || !take_caches(addresses, caches, count) ||
         !must_hold(follow_past(&call.sequences, &call.past),
                    "sequences within their columns that see a token") ||
-        !must_hold(suit_cache(layers, count, &call.past), "a cache in bfloat16 where attention is"))
+        !must_hold(suit_cache(layers, count, &call.past),
+                   "no cache in float32 where attention is in bfloat16"))
       return NULL;
     call.past.caches = caches;
   }

@@ -113,6 +113,15 @@ int to_size(PyObject *object, void *out)
   return size >= 0;
 }
 
+int to_number(PyObject *object, void *out)
+{
+  const long number = PyLong_AsLong(object);
+  if (number == -1 && PyErr_Occurred())
+    return 0;
+  *(enum number *)out = (enum number)number;
+  return must_hold(number >= NUMBER_F32 && number <= NUMBER_I8, "a number of enum number");
+}
+
 int to_threads(PyObject *object, void *out)
 {
   int threads = 1;

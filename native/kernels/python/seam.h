@@ -34,6 +34,7 @@ int read_embedding(PyObject *args, void *content);
 int to_address(PyObject *object, void *out);
 int to_size(PyObject *object, void *out);
 int to_threads(PyObject *object, void *out);
+int to_number(PyObject *object, void *out);
 int to_activation(PyObject *object, void *out);
 int to_matrix(PyObject *object, void *out);
 int to_matrix_or_none(PyObject *object, void *out);

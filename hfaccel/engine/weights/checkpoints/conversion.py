@@ -18,7 +18,7 @@ from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.engine.weights.repacking import ARENA, arena_for_one
 from hfaccel.memory import Arena, padded
 from hfaccel.outcome import Outcome
-from hfaccel.upstream.of_transformers import forget_quantizer
+from hfaccel.upstream.of_quantizers import forget_quantizer
 
 SUBJECT = "quantized linear layer"
 

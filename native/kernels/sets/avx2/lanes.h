@@ -220,6 +220,13 @@ INLINE void signed_bytes_store(int8_t *to, vec x)
   _mm_storel_epi64((__m128i *)to, _mm_packs_epi16(halves, halves));
 }
 
+INLINE vec signed_bytes_load(const int8_t *from, vec_mask first)
+{
+  int64_t some = 0;
+  memcpy(&some, from, mask_bits(first) == 0xff ? LANES : mask_count(first));
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(some)));
+}
+
 /* Words */
 
 INLINE vec_ints halves_load(const uint16_t *from, vec_mask first)

@@ -164,6 +164,11 @@ INLINE void signed_bytes_store(int8_t *to, vec x)
   _mm_storeu_si128((__m128i *)to, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x)));
 }
 
+INLINE vec signed_bytes_load(const int8_t *from, vec_mask some)
+{
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(some, from)));
+}
+
 /* Words */
 
 INLINE vec_ints halves_load(const uint16_t *from, vec_mask some)

@@ -247,6 +247,13 @@ INLINE void signed_bytes_store(int8_t *to, vec x)
   memcpy(to, &bytes, LANES);
 }
 
+INLINE vec signed_bytes_load(const int8_t *from, vec_mask first)
+{
+  int8x8_t some = vdup_n_s8(0);
+  memcpy(&some, from, mask_count(first));
+  return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(some))));
+}
+
 /* Words */
 
 INLINE vec_ints halves_load(const uint16_t *from, vec_mask first)
