@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -81,8 +82,8 @@ def transform(
 
     `kind`: the numbers that linear layers and convolutions multiply; None: those of the checkpoint. `unpad`:
     whether padding is left out; "auto": in the calls that allow it (engine.models.padding). `samples`:
-<<<<<<< HEAD
-    typical inputs, on which int8 is tried; in int4-weight-only, they tell which inputs of a weight count."""
+    typical inputs, on which int8 is tried; in int4-weight-only, they tell which inputs of a weight count.
+    `kv_cache`: "int8" keeps keys and values of decoders in 8 bits."""
     draft = Draft(model)
     if kind is Kind.INT8 and is_quantized(model):
         raise ModelError(
@@ -91,18 +92,15 @@ def transform(
         )
     quantized = convert(model, huge_pages)
     draft.notes += quantized.outcomes
-    layers, left = find_layers(model, unpad)
-=======
-    typical inputs, on which int8 is tried. `kv_cache`: "int8" keeps keys and values of decoders in 8 bits."""
-    draft = Draft(model)
     layers, left = find_layers(model, unpad, kv_cache)
->>>>>>> main
     fused = [layer for layer, _ in layers_of(model, layers)]
     convolutions = find_convolutions(model, fused, lambda weight: _kind_of(weight, _of_convolutions(kind)))
     draft.notes += left
     arena = _pack(draft, layers, kind, huge_pages, samples, quantized)
     draft.add(find_tied_embeddings(model))
-    _fuse(draft, [step for step in layers if _is_packed(model, step)], unpad)
+    layers, left = _of_one_kind(model, [step for step in layers if _is_packed(model, step)])
+    draft.notes += left
+    _fuse(draft, layers, unpad)
     draft.add(*convolutions)
     draft.add(*find_embeddings(model))
     draft.add(*find_stacks(model))
@@ -235,6 +233,22 @@ def _kv_cache(model: nn.Module, steps: list[Step]) -> Outcome:
 def _is_packed(model: nn.Module, step: Step) -> bool:
     ((layer, family),) = layers_of(model, [step])
     return is_packed(family, layer)
+
+
+def _of_one_kind(model: nn.Module, steps: list[Step]) -> tuple[list[Step], list[Outcome]]:
+    """The kernels round the inputs of query, key and value once, and those of gate and up: a checkpoint may
+    have quantized such parts in different kinds. Those layers are left alone."""
+    kept, left = [], []
+    for step, (layer, family) in zip(steps, layers_of(model, steps), strict=True):
+        kinds = [
+            {attrgetter(path)(layer).weight.kind for path in paths}
+            for paths in (family.attention_inputs, family.wide_inputs)
+        ]
+        if all(len(some) == 1 for some in kinds if some):
+            kept.append(step)
+        else:
+            left.append(Outcome(type(layer).__name__, False, "not fused: parts with equal inputs differ in kind"))
+    return kept, left
 
 
 def _rest_of(model: nn.Module) -> Outcome:
