@@ -247,7 +247,9 @@ def _of_one_kind(model: nn.Module, steps: list[Step]) -> tuple[list[Step], list[
         if all(len(some) == 1 for some in kinds if some):
             kept.append(step)
         else:
-            left.append(Outcome(type(layer).__name__, False, "not fused: parts with equal inputs differ in kind"))
+            left.append(
+                Outcome(type(layer).__name__, False, "not fused: parts with equal inputs differ in kind")
+            )
     return kept, left
 
 

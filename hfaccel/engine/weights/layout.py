@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from hfaccel.engine.kernels import GROUP, Kind, kernels, panel
+from hfaccel.engine.kernels import Kind, kernels, panel
 from hfaccel.engine.weights.groups import round_groups, table_of, values_of
 from hfaccel.native import NativeMatrix
 
@@ -32,7 +32,7 @@ class Layout:
     def words(self) -> int:
         """Of one row: of groups, with the scales behind each."""
         if self.kind.is_grouped:
-            return -(-self.columns // GROUP) * (GROUP // self.kind.numbers + 1)
+            return -(-self.columns // self.kind.group) * (self.kind.group // self.kind.numbers + 1)
         return -(-self.columns // self.kind.numbers)
 
     @property

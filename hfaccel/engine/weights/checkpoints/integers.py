@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hfaccel.engine.kernels import GROUP, Kind
+from hfaccel.engine.kernels import GROUP, SMALL_GROUP, Kind
 from hfaccel.engine.weights.groups import words_of
 from hfaccel.engine.weights.layout import Layout, write_words
 
@@ -28,6 +28,8 @@ class Integers:
 
     @property
     def kind(self) -> Kind:
+        if self.group % GROUP and self.group != self.numbers.shape[1]:
+            return Kind.INT4_GROUPS_OF_32 if self.bits == 4 else Kind.INT8_GROUPS_OF_32
         return Kind.INT4_WEIGHT_ONLY if self.bits == 4 else Kind.INT8_WEIGHT_ONLY
 
     def write(self, layout: Layout, memory: torch.Tensor) -> None:
@@ -38,10 +40,10 @@ class Integers:
 
     def _repeated(self, of_groups: torch.Tensor) -> torch.Tensor:
         """For the kernels' groups, which are parts of the checkpoint's."""
-        times = (
-            self.group // GROUP if self.group < self.numbers.shape[1] else -(-self.numbers.shape[1] // GROUP)
-        )
-        return of_groups.repeat_interleave(times, 1)[:, : -(-self.numbers.shape[1] // GROUP)]
+        columns, size = self.numbers.shape[1], self.kind.group
+        groups = -(-columns // size)
+        times = groups if self.group >= columns else self.group // size
+        return of_groups.repeat_interleave(times, 1)[:, :groups]
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,9 @@ def integers(
     group = columns if group <= 0 or group >= columns else group
     if bits not in (4, 8):
         raise Unreadable(f"its weight has {bits} bits; the kernels read 4 and 8")
-    if group % GROUP and group != columns:
+    if group % SMALL_GROUP and group != columns:
         raise Unreadable(
-            f"its groups have {group} inputs; the kernels read multiples of {GROUP}, or whole rows"
+            f"its groups have {group} inputs; the kernels read multiples of {SMALL_GROUP}, or whole rows"
         )
     wanted = (rows, -(-columns // group))
     if steps.shape != wanted or zeros.shape not in ((), wanted):
