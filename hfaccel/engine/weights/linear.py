@@ -175,6 +175,8 @@ class _Linear(torch.autograd.Function):
 
 def weight_problem(weight: torch.Tensor) -> str:
     """Why a parameter cannot be packed; "" where it can."""
+    if type(weight).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        return "" if isinstance(weight, PackedWeight) else f"its weight is a {type(weight).__name__}"
     dtype = str(weight.dtype).removeprefix("torch.")
     problems = {
         f"its weight is on {weight.device.type}": not weight.is_cpu,
@@ -188,9 +190,11 @@ def weight_problem(weight: torch.Tensor) -> str:
 
 def linear_problem(module: Any, narrowest: int = MIN_WIDTH) -> str:
     """Why this layer is not packed; "" where it is. `narrowest`: what is worth it."""
-    weight = module.weight
+    weight = getattr(module, "weight", None)
     if isinstance(module, PackedModule) and type(weight) is module.hfaccel_key:
         return ""  # by an earlier call, for another tree of modules that shares this layer
+    if weight is None:
+        return "it has no weight: a quantizer keeps its numbers in another form"
     plain = packed_class(module) is not None and not isinstance(module, PackedModule)
     problems = {
         f"is a {type(module).__name__}, not a plain nn.Linear": not plain,
