@@ -70,6 +70,7 @@ class Activation(IntEnum):
     SILU = 5
     TANH = 6
     GELU_ROUGH = 7  # within 4e-4: for results that are rounded to 8 bits afterwards
+    RELU_SQUARED = 8
 
 
 # class name (of torch or transformers) -> what the kernels compute in its place
@@ -81,7 +82,9 @@ ACTIVATIONS = {
     "NewGELUActivation": Activation.GELU_TANH,
     "FastGELUActivation": Activation.GELU_TANH,
     "QuickGELUActivation": Activation.QUICK_GELU,
+    "BloomGelu": Activation.GELU_TANH,
     "ReLU": Activation.RELU,
+    "ReLUSquaredActivation": Activation.RELU_SQUARED,
     "SiLU": Activation.SILU,
     "SiLUActivation": Activation.SILU,
     "Tanh": Activation.TANH,

@@ -15,12 +15,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from hfaccel.engine.calibration.experts import is_too_lossy
 from hfaccel.engine.calibration.importance import measure_importance
 from hfaccel.engine.calibration.judging import judge_layers, judge_linears
 from hfaccel.engine.calibration.quantization import Verdict, reasons, try_int8
 from hfaccel.engine.calibration.smoothing import smooth_layers
 from hfaccel.engine.convolutions.selection import find_convolutions
 from hfaccel.engine.counting import watch
+from hfaccel.engine.experts.experts import PackedExperts
+from hfaccel.engine.experts.selection import SUBJECT, experts_bytes, find_experts, pack_experts
 from hfaccel.engine.kernels import Kind
 from hfaccel.engine.layers.layer import is_packed
 from hfaccel.engine.layers.selection import find_embeddings, find_layers, find_stacks, layers_of
@@ -46,6 +49,7 @@ from hfaccel.memory import Arena, pack_
 from hfaccel.outcome import Outcome
 from hfaccel.replacement import Replacement, undo
 
+WEIGHTS = ("linear", "experts")  # replacements whose parameters are packed
 ASKED_FOR = "padding is left out of every call, as asked for by unpad=True"
 
 
@@ -134,8 +138,10 @@ def apply_plan(model: nn.Module, plan: ModelPlan, *, huge_pages: bool = True) ->
 
     Raises ValueError for the plan of another model.
     """
-    weights = [step for step in plan.steps if step.replacement == "linear"]
-    pack_weights(model, weights, arena_for(model, weights, False, huge_pages), own=False)
+    weights, experts = ([step for step in plan.steps if step.replacement == name] for name in WEIGHTS)
+    arena = arena_for(model, weights, False, huge_pages, experts_bytes(model, experts, False))
+    pack_weights(model, weights, arena, own=False)
+    pack_experts(model, experts, arena, own=False)
     apply_steps(model, plan.steps)
     watch(model)
     keep(model, plan)
@@ -144,7 +150,7 @@ def apply_plan(model: nn.Module, plan: ModelPlan, *, huge_pages: bool = True) ->
 def restore(model: nn.Module) -> None:
     """Undo transform, in place: classes and memory layout as before, values untouched. If a weight cannot be
     unpacked, raises HfaccelError and undoes nothing."""
-    unpack_all([module for module in model.modules() if isinstance(module, PackedModule)])
+    unpack_all([module for module in model.modules() if isinstance(module, PackedModule | PackedExperts)])
     for module in list(model.modules()):
         if isinstance(module, Replacement):
             undo(module)
@@ -173,13 +179,17 @@ def _pack(
     importance = measure_importance(model, linears, samples) if rounded_by_use else None
     steps = _of_weights(linears, wanted, verdict, quantized.weights)
     steps, slower = judge_linears(model, steps, [layer for layer, _ in found])
+    experts, others = find_experts(model)
+    of_experts = _of_experts(model, experts, wanted)
     # The given model keeps its own weights where values change, or where its quantizer changes weights later.
     rounds = wanted not in (None, Kind.FLOAT32) or not quantized.shares
-    arena = arena_for(model, steps, rounds, huge_pages)
+    arena = arena_for(model, steps, rounds, huge_pages, experts_bytes(model, of_experts, rounds))
     problems = pack_weights(model, steps, arena, own=rounds, tried=verdict.packed, importance=importance)
-    draft.notes += [*left, *slower]
+    unpacked = pack_experts(model, of_experts, arena, own=rounds)
+    draft.notes += [*left, *slower, *others]
     draft.notes += [Outcome("linear layer", False, f"not packed: {why}") for why in problems.values()]
-    draft.note(step for step in steps if step.path not in problems)
+    draft.notes += [Outcome(SUBJECT, False, f"not packed: {why}") for why in unpacked.values()]
+    draft.note(step for step in [*steps, *of_experts] if step.path not in {**problems, **unpacked})
     return arena
 
 
@@ -206,6 +216,20 @@ def _of_weights(
         reason = said.get(weight, f"packed in {kind.label}")
         error = verdict.errors.get(weight) if kind is Kind.INT8 else None
         steps.append(Step(path, "linear", {"kind": kind.label}, "linear layer", reason, error=error))
+    return steps
+
+
+def _of_experts(model: nn.Module, found: Mapping[str, str], wanted: Kind | None) -> list[Step]:
+    steps = []
+    for path, formula in found.items():
+        module = model.get_submodule(path)
+        weight = module._parameters["down_proj"]
+        assert weight is not None
+        kind = _kind_of(weight, wanted)
+        lossy = kind is Kind.INT8 and is_too_lossy(module)
+        kind = Kind.BFLOAT16 if lossy else kind
+        reason = f"packed in {kind.label}{', because int8 would lose too much' if lossy else ''}"
+        steps.append(Step(path, "experts", {"kind": kind.label, "formula": formula}, SUBJECT, reason))
     return steps
 
 

@@ -209,6 +209,8 @@ double reference_activation(enum activation activation, double x)
     return x / (1 + exp(-x));
   case ACT_TANH:
     return tanh(x);
+  case ACT_RELU_SQUARED:
+    return x < 0 ? 0 : x * x;
   default:
     return x;
   }

@@ -14,7 +14,7 @@ from hfaccel.engine.kernels import kernels
 from hfaccel.engine.layers.caches import cache_problem, make_rooms, places_in, together_problem, tokens_in
 from hfaccel.engine.layers.call import HIDDEN, Call, Mask, Sample, attentions_problem
 from hfaccel.engine.layers.native_layer import NativeLayer
-from hfaccel.engine.layers.parts import Parts, head_size, key_width, window
+from hfaccel.engine.layers.parts import Parts, copies, head_size, key_heads, window
 from hfaccel.engine.layers.rooms import Rooms, new_cache
 from hfaccel.engine.layers.slots import Keys, Slots
 from hfaccel.engine.layers.static_rooms import StaticRooms
@@ -38,11 +38,13 @@ class Filled:
     def make(self, layer: nn.Module, parts: Parts, batch: int) -> Any:
         attention = layer.get_submodule(parts.attention)
         size = head_size(attention) or 1
-        shape = batch, key_width(parts, layer) // size, self.tokens, size
+        shape = batch, key_heads(parts, layer), self.tokens, size
         generator = torch.Generator().manual_seed(0)
         cache = new_cache()
         if self.tokens:
-            cache.update(*(torch.randn(shape, generator=generator) for _ in range(2)), attention.layer_idx)
+            keys_values = (torch.randn(shape, generator=generator) for _ in range(2))
+            repeated = (each.repeat_interleave(copies(parts, layer), 1) for each in keys_values)
+            cache.update(*repeated, attention.layer_idx)
         return cache
 
 
@@ -104,6 +106,15 @@ class DecoderCall(Call):
         self.followed, self.sequences = found, found.sequences
         return ""
 
+    def let_padding_see_all(self, unpad: bool) -> str:
+        """Where a mask is added to scores, those of padding are all the lowest number."""
+        if unpad or not self.followed.has_padding(self.past):
+            return ""
+        if self.past:
+            return "padding follows other tokens"
+        self.sequences = replace(self.sequences, padding_sees_all=True)
+        return ""
+
     def give(self, result: torch.Tensor) -> object:
         return (result, None) if self.gives_pair else result
 
@@ -117,8 +128,12 @@ class DecoderCall(Call):
             output.zero_()
             rooms.clear()
         past = self._past(rooms, rows.shape[1])
-        self.call_kernels(layers, rows, output, past, rooms.addresses())
+        self.call_kernels(layers, rows, output, past, rooms.addresses(), *self.beside(layers, rows.shape[1]))
         rooms.keep()
+
+    def beside(self, layers: Sequence[NativeLayer], columns: int) -> tuple[Any, ...]:
+        """What the kernels need besides the past, for this number of columns."""
+        return ()
 
     def together_problem(self, layers: Sequence[NativeLayer]) -> str:
         if self.cache is None:
@@ -145,7 +160,7 @@ class DecoderCall(Call):
         """The mask hides padding, which here comes before the tokens."""
         batch, length = padding.shape
         wanted = window(layer.get_submodule(parts.attention))
-        causal = seen_by(length, 0, wanted)[2].expand(batch, 1, -1, -1)
+        causal = seen_by(length, 0, wanted).expand(batch, 1, -1, -1)
         hides = causal & ~padding.flip(1)[:, None, None, :]
         _, arguments = Call.sample(layer, parts, padding, generator)
         return [causal if 0 <= wanted < length else None, hides], arguments
@@ -158,7 +173,7 @@ class DecoderCall(Call):
         for mask in masks:
             yield mask, {}
             yield mask, {cls.cache_name: Filled(0)}
-        seen = seen_by(hides.shape[-1], Filled.TOKENS, window(layer.get_submodule(parts.attention)))[2]
+        seen = seen_by(hides.shape[-1], Filled.TOKENS, window(layer.get_submodule(parts.attention)))
         yield seen.expand(*hides.shape[:2], -1, -1), {cls.cache_name: Filled(Filled.TOKENS)}
 
     @classmethod
@@ -180,10 +195,27 @@ class DecoderCall(Call):
     def unread(padding: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(padding)
 
+    @staticmethod
+    def of_model(layer: nn.Module, parts: Parts, hidden: torch.Tensor) -> Keywords:
+        """What the model is given besides hidden states in the trial of all its layers."""
+        return {}
+
+    @staticmethod
+    def handed_on(result: object, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
+        """The arguments of the layer after one that was given these, from its result."""
+        return args, kwargs
+
 
 def _keys_of(layer: NativeLayer) -> Keys:
     size = head_size(layer.attention) or 1
-    return Keys(layer.key_width // size, size, layer.cache_type)
+    return Keys(layer.cached_heads, size, layer.cache_type)
+
+
+def additive(masks: list[Mask]) -> list[Mask]:
+    """Masks (batch, 1, length, length) that are added to scores, for those of a DecoderCall's sample."""
+    assert masks[-1] is not None
+    causal = torch.ones_like(masks[-1]).tril()
+    return [torch.where(causal if mask is None else mask, 0.0, HIDDEN) for mask in masks]
 
 
 class EagerDecoderCall(DecoderCall):
@@ -202,16 +234,15 @@ class EagerDecoderCall(DecoderCall):
             return "no attention mask was passed that is added to the scores"
         if problem := super().see(hidden, mask, unpad):
             return problem
-        if not unpad and self.followed.has_padding(self.past):  # whose scores are all the lowest number
-            if self.past:
-                return "padding follows other tokens"
-            self.sequences = replace(self.sequences, padding_sees_all=True)
-        return ""
+        return self.let_padding_see_all(unpad)
+
+    @staticmethod
+    def sample(layer: nn.Module, parts: Parts, padding: torch.Tensor, generator: torch.Generator) -> Sample:
+        masks, arguments = DecoderCall.sample(layer, parts, padding, generator)
+        return additive(masks), arguments
 
     @classmethod
     def variants(cls, layer: nn.Module, parts: Parts, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:
-        hides = masks[-1]
-        assert hides is not None
-        causal = torch.ones_like(hides).tril()
         for mask, more in super().variants(layer, parts, masks):
-            yield torch.where(causal if mask is None else mask, 0.0, HIDDEN), more
+            assert mask is not None
+            yield mask if mask.is_floating_point() else torch.where(mask, 0.0, HIDDEN), more

@@ -102,8 +102,10 @@ def _packed(
     return tried.over(arena.take(tried.memory.shape, torch.uint8).copy_(tried.memory))
 
 
-def arena_for(model: nn.Module, steps: Iterable[Step], rounds: bool, huge_pages: bool) -> Arena:
-    """Room for all weights that are not packed yet."""
+def arena_for(
+    model: nn.Module, steps: Iterable[Step], rounds: bool, huge_pages: bool, more: int = 0
+) -> Arena:
+    """Room for all weights that are not packed yet, and for `more` bytes."""
     layouts = {}
     for step in steps:
         module = module_at(model, step.path)
@@ -113,5 +115,5 @@ def arena_for(model: nn.Module, steps: Iterable[Step], rounds: bool, huge_pages:
         if is_dense(module, kind, rounds):
             layouts[module.weight] = weight_class(module).layout_of(kind, module.weight.shape)
     with torch.inference_mode(False):  # tensors of its memory shall have versions
-        size = sum(padded(layout.nbytes) for layout in layouts.values())
+        size = more + sum(padded(layout.nbytes) for layout in layouts.values())
         return Arena(size, pages="thp" if huge_pages else "default")
