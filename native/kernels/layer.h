@@ -86,7 +86,8 @@ struct call {
   struct sequences sequences;
   struct bias bias;
   struct rotary rotary;
-  struct relative relative; /* scores of distances, of all heads; reach: at least every length */
+  const struct rotary *rotaries; /* of each layer, in the place of `rotary`; NULL: all have that */
+  struct relative relative;      /* scores of distances, of all heads; reach: at least every length */
   struct past past;
 };
 

@@ -49,6 +49,7 @@ struct work {
   const struct layer *layer;
   const struct call *call;
   const struct cache *cache; /* the layer's, or NULL */
+  const struct rotary *rotary;
   const struct chunk *chunk;
   struct taken *taken;
   struct rows input, output;
