@@ -63,6 +63,7 @@ NativeRotary = NewType("NativeRotary", object)
 NativeRelative = NewType("NativeRelative", object)
 NativePast = NewType("NativePast", object)
 NativeEmbedding = NewType("NativeEmbedding", object)
+NativeExperts = NewType("NativeExperts", object)
 Span = tuple[int, int]  # an address, and how many rows or numbers lie there
 
 
@@ -100,6 +101,8 @@ class Kernels(Protocol):
         added: float = ...,
         layout: tuple[int, bool, int] = ...,  # groups, values_first, copies
         norms_rotated: bool = ...,
+        # query, output and norm of the attention over an encoder
+        cross: tuple[NativeMatrix | None, NativeMatrix | None, NativeNorm | None] = ...,
         /,
     ) -> object: ...
     def Sequences(
@@ -144,6 +147,8 @@ class Kernels(Protocol):
         relative: NativeRelative | None,
         past: NativePast | None = ...,
         caches: tuple[int, ...] = ...,  # addresses of each layer's keys and values
+        encoded: NativePast | None = ...,  # of an encoder's tokens
+        of_encoder: tuple[int, ...] = ...,  # addresses of each layer's keys and values of those
         /,
     ) -> None: ...
     def linear(
@@ -159,6 +164,25 @@ class Kernels(Protocol):
     ) -> None: ...
     def embed(
         self, threads: int, embedding: NativeEmbedding, ids: tuple[Span, ...], output: int, rows: int, /
+    ) -> bool: ...
+    def Experts(
+        self,
+        count: int,
+        first: tuple[NativeMatrix | None, NativeMatrix, NativeMatrix],  # gate, up, down of the first expert
+        steps: tuple[int, int],  # bytes from expert to expert: of gate and up, of down
+        activation: int,
+        limit: tuple[float, float, float],  # limit, slope, shift
+        biases: tuple[tuple[int, bool], tuple[int, bool]],  # of gate and up, of down: address, bfloat16
+        alternate: bool,
+        /,
+    ) -> NativeExperts: ...
+    def experts(
+        self,
+        threads: int,
+        experts: NativeExperts,
+        tokens: tuple[int, int, int, bool],  # input, output, rows, bfloat16
+        chosen: tuple[int, int, int, bool],  # which (int64), their weights, how many for a row, bfloat16
+        /,
     ) -> bool: ...
     def count(self, numbers: int, size: int, value: int) -> int: ...
     def use_threads(self, function: int) -> None: ...

@@ -19,7 +19,7 @@ from hfaccel.tables import render
 PLAN = "_hfaccel_model_plan"  # attribute of a model
 # The order in which replacements are applied; those of other packages come last.
 ORDER = (
-    *("linear", "layer", "padding", "convolution", "region"),
+    *("linear", "experts", "layer", "padding", "convolution", "region"),
     *("embeddings", "stack", "shortcut", "outside"),
 )
 

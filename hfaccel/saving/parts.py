@@ -137,7 +137,7 @@ def _tensor(tensor: torch.Tensor, offset: int) -> dict[str, object]:
     return {
         "offset": offset,
         "packed": tensor.kind.label if isinstance(tensor, engine.PackedWeight) else None,
-        "transposed": isinstance(tensor, engine.TransposedWeight),
+        "form": type(tensor).__name__ if isinstance(tensor, engine.PackedWeight) else None,
         "dtype": str(tensor.dtype).removeprefix("torch."),
         "shape": list(tensor.shape),
         "stride": list(bytes_of.stride()),
@@ -261,7 +261,7 @@ def _tensor_over(region: torch.Tensor, entry: Document, panel: int) -> torch.Ten
     shape, dtype = tuple(entry["shape"]), getattr(torch, entry["dtype"])
     if entry["packed"]:
         kind = engine.Kind.of(entry["packed"])
-        cls = engine.TransposedWeight if entry["transposed"] else engine.PackedWeight
+        cls = engine.FORMS[entry["form"]]
         layout = replace(cls.layout_of(kind, shape), panel=panel)
         memory = view(region, entry["offset"], torch.uint8, (layout.nbytes,), (1,))
         return cls.attach(memory, kind, shape, dtype, panel, entry["requires_grad"])

@@ -21,6 +21,7 @@ class Need(Enum):
 
     ENGINE = "weights are not packed"
     LAYERS = "layers are not fused"
+    EXPERTS = "the weights of experts are not packed"
     CACHES = "decoder layers with a cache are not fused"
     CONVOLUTIONS = "convolutions are not prepared"
     COLLECTING = "layers run as stock once hidden states were asked for"

@@ -56,8 +56,10 @@ static int has_end(const struct layer *layer, const struct norm *norm)
 static struct block divide(const struct layer *layer, char *base, size_t *used)
 {
   const size_t rows = larger(most_rows(layer), FEW_ROWS);
-  const size_t narrow =
+  size_t narrow =
       larger(larger(operand_room(&layer->query), operand_room(&layer->output)), operand_room(&layer->up));
+  if (layer_crosses(layer))
+    narrow = larger(larger(operand_room(&layer->cross_query), operand_room(&layer->cross_output)), narrow);
   const size_t wide = operand_stride(layer->up.columns);
   struct block block;
   const size_t row = (layer->wide_norms ? layer->heads : 1) * layer->head_size;
@@ -288,23 +290,31 @@ static void project(const struct work *work, const struct place *place)
 
 /* Phase 3 (attend.c is the second): everything after attention */
 
-/* Norm where it is due, and the rows from `first` on as the operand of gate and up. */
+/* Norm where it is due, and the rows from `first` on as the operand of `matrix`. `after`, `before`: the norm
+ * of what attention has given, and of what comes next; a layer has one of them. */
 static struct operand norm_and_convert(const struct work *work, const struct place *place, size_t first,
-                                       size_t rows)
+                                       size_t rows, const struct norm *after, const struct norm *before,
+                                       const struct matrix *matrix)
 {
   const struct layer *layer = work->layer;
   const struct block *block = &place->block;
-  const struct operand operand = operand_of(&layer->up, rows, block->narrow, block->scales, block->shifts);
+  const struct operand operand = operand_of(matrix, rows, block->narrow, block->scales, block->shifts);
   size_t begin, end;
   team_share(&place->crew.self, rows, &begin, &end);
   for (size_t row = begin; row < end; row++) {
     float *x = block->x + row * layer->hidden, *y = layer->norm_first ? place->row : x;
     const float *from = layer->parallel ? row_of(work, &work->input, first + row) : x;
-    norm_row(layer->norm_first ? &layer->output_norm : &layer->attention_norm, from, layer->hidden, y);
-    fill_row(&layer->up, &operand, row, y, 0, layer->hidden);
+    norm_row(layer->norm_first ? before : after, from, layer->hidden, y);
+    fill_row(matrix, &operand, row, y, 0, layer->hidden);
   }
   team_wait(&place->crew.self);
   return operand;
+}
+
+/* Of the attention that has given the context. */
+static const struct matrix *output_of(const struct work *work)
+{
+  return work->crosses ? &work->layer->cross_output : &work->layer->output;
 }
 
 static struct operand operand_of_context(const struct work *work, const struct place *place, size_t first,
@@ -314,16 +324,16 @@ static struct operand operand_of_context(const struct work *work, const struct p
   const struct block *block = &place->block;
   const size_t width = layer->heads * layer->head_size, stride = layer_context_words(layer);
   uint32_t *context = work->memory->context + first * stride;
-  const struct operand operand =
-      operand_of(&layer->output, rows, block->narrow, block->scales, block->shifts);
+  const struct matrix *output = output_of(work);
+  const struct operand operand = operand_of(output, rows, block->narrow, block->scales, block->shifts);
   const int as_it_is =
-      layer->attention == KIND_F32 ? operand_is_f32(layer->output.kind) : operand_is_bf16(layer->output.kind);
-  if (as_it_is && width % kind_numbers(layer->output.kind) == 0 && !operand.part)
+      layer->attention == KIND_F32 ? operand_is_f32(output->kind) : operand_is_bf16(output->kind);
+  if (as_it_is && width % kind_numbers(output->kind) == 0 && !operand.part)
     return (struct operand){.words = context, .stride = stride};
   size_t begin, end;
   team_share(&place->crew.self, rows, &begin, &end);
   for (size_t row = begin; row < end; row++)
-    fill_row(&layer->output, &operand, row, context + row * stride, layer->attention == KIND_BF16, width);
+    fill_row(output, &operand, row, context + row * stride, layer->attention == KIND_BF16, width);
   team_wait(&place->crew.self);
   return operand;
 }
@@ -355,11 +365,11 @@ static void copy_input(const struct work *work, const struct place *place, size_
     memcpy(place->block.x + row * hidden, row_of(work, &work->input, first + row), hidden * sizeof(float));
 }
 
-/* x = the layer's input + attention's output projection */
+/* x = attention's input + attention's output projection */
 static void add_attention(const struct work *work, const struct place *place, size_t first, size_t rows)
 {
   const struct layer *layer = work->layer;
-  const struct matrix *output = &layer->output;
+  const struct matrix *output = output_of(work);
   const struct operand operand = operand_of_context(work, place, first, rows);
   struct result result = {.rows = place->block.x,
                           .stride = layer->hidden,
@@ -424,6 +434,30 @@ static struct operand widen(const struct layer *layer, const struct place *place
   return operand;
 }
 
+/* Between the two attentions of a layer: what the first gives is added, and becomes queries of the second. */
+static void cross(const struct work *work, const struct place *place)
+{
+  const struct layer *layer = work->layer;
+  const struct matrix *query = &layer->cross_query;
+  const size_t numbers = layer_qkv_numbers(layer), bytes = number_bytes(layer->attention == KIND_BF16);
+  struct blocks blocks = blocks_of(work, place, &work->taken->crossings);
+  size_t first, last, begin, end;
+  while (crew_next(&blocks, &first, &last)) {
+    const size_t rows = last - first;
+    const struct result result = {.rows = work->memory->qkv + first * numbers * bytes,
+                                  .stride = numbers,
+                                  .bf16 = layer->attention == KIND_BF16};
+    add_attention(work, place, first, rows);
+    const struct operand operand =
+        norm_and_convert(work, place, first, rows, &layer->attention_norm, &layer->cross_norm, query);
+    multiply(&place->crew.self, 1, &query, &operand, rows, &result);
+    team_share(&place->crew.self, rows, &begin, &end);
+    memcpy(work->memory->between + (first + begin) * layer->hidden, place->block.x + begin * layer->hidden,
+           (end - begin) * layer->hidden * sizeof(float));
+    team_wait(&place->crew.self);
+  }
+}
+
 static void feed_forward(const struct work *work, const struct place *place)
 {
   const struct layer *layer = work->layer;
@@ -435,7 +469,9 @@ static void feed_forward(const struct work *work, const struct place *place)
     const size_t rows = last - first;
     float *x = place->block.x;
     add_attention(work, place, first, rows);
-    const struct operand narrow = norm_and_convert(work, place, first, rows);
+    const struct operand narrow = norm_and_convert(
+        work, place, first, rows, work->crosses ? &layer->cross_norm : &layer->attention_norm,
+        &layer->output_norm, &layer->up);
     const struct operand operand = widen(layer, place, &narrow, rows);
     const int ends = has_end(layer, &layer->output_end);
     struct result result = {.rows = x, .stride = hidden, .addend = x, .addend_stride = hidden};
@@ -514,9 +550,17 @@ size_t layer_scratch(const struct layer *layer, size_t longest, const struct cal
 void layer_turn(const struct work *work, const struct member *member)
 {
   const struct place place = place_of(work, member);
+  struct work last = *work;
   project(work, &place);
   team_wait(member);
   attend(work, member);
   team_wait(member);
-  feed_forward(work, &place);
+  if (work->encoded != NULL) {
+    cross(work, &place);
+    team_wait(member);
+    last.crosses = 1, last.input = (struct rows){work->memory->between, NULL};
+    attend(&last, member);
+    team_wait(member);
+  }
+  feed_forward(&last, &place);
 }

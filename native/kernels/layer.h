@@ -34,7 +34,17 @@ struct layer {
   int pairs;        /* rotary positions turn neighbours, not numbers half of `size` apart (Cohere) */
   int unrotated;    /* rotary positions of a call are not for this layer (SmolLM3) */
   int norms_rotated; /* the norms of queries and keys come after rotary positions (HunYuan) */
+  struct matrix cross_query,
+      cross_output; /* of the attention over an encoder's keys and values, between
+                     * self-attention and feed-forward; columns is 0 where there is none */
+  struct norm cross_norm;
 };
+
+/* Whether the layer attends to an encoder's keys and values. */
+static inline int layer_crosses(const struct layer *layer)
+{
+  return layer->cross_query.columns > 0;
+}
 
 /* Rows that belong together, numbered as in the padded (batch x length) input. */
 struct sequences {
@@ -89,6 +99,8 @@ struct call {
   const struct rotary *rotaries; /* of each layer, in the place of `rotary`; NULL: all have that */
   struct relative relative;      /* scores of distances, of all heads; reach: at least every length */
   struct past past;
+  struct past encoded; /* an encoder's keys and values, where layers attend to those: `length` tokens of each
+                        * text, of which `seen` are seen by all tokens */
 };
 
 /* `count` layers of one hidden size, at least one, each of which takes what the one before it gives.

@@ -11,7 +11,7 @@
 enum { BLOCK_TILES = 6 };
 enum { GROUPED_BLOCK = HAS_AMX ? 128 : 96 }; /* rows: their tiles are low, and each block reads the weight */
 
-static size_t block_rows(const struct matrix *matrix)
+size_t linear_block(const struct matrix *matrix)
 {
   return is_grouped(matrix->kind) ? GROUPED_BLOCK : BLOCK_TILES * tile_rows(matrix->kind);
 }
@@ -35,7 +35,7 @@ static void run(void *context, const struct member *member)
   const struct matrix *matrix = job->matrix;
   const struct crew crew = team_crew(member, job->rows, crew_rows(matrix), job->barriers);
   const size_t room = operand_room(matrix), bytes = number_bytes(job->bf16);
-  struct blocks blocks = crew_blocks(&crew, job->rows, block_rows(matrix), &job->next);
+  struct blocks blocks = crew_blocks(&crew, job->rows, linear_block(matrix), &job->next);
   size_t first, last, begin, end;
   while (crew_next(&blocks, &first, &last)) {
     const char *input = job->input + first * matrix->inputs * bytes;

@@ -6,3 +6,6 @@
  * no memory for converted rows; 0 otherwise. */
 int linear_run(const struct matrix *matrix, enum activation activation, const void *input, void *output,
                int bf16, size_t rows, unsigned threads);
+
+/* Rows that are multiplied together: tiles of them share each panel while the cache has it. */
+size_t linear_block(const struct matrix *matrix);

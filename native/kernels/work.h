@@ -5,15 +5,19 @@
 #include "layer.h"
 #include "team.h"
 
-/* Some queries of one sequence. Rows are numbered without padding, from 0 in each chunk. */
+/* Some queries of one sequence, or of a piece of one. Rows are numbered without padding, from 0 in each
+ * chunk.
+ */
 struct unit {
-  size_t start, rows;   /* the sequence's first row, and how many it has */
+  size_t start, rows; /* the piece's first row, and how many it has */
+  size_t before;      /* rows of the sequence before the piece, those of padding too where there is a past */
   size_t skipped, seen; /* rows before the first key; keys */
   size_t first, last;   /* queries */
   size_t batch, place;  /* with a past: of the sequence; of its first row among all tokens */
 };
 
-/* Sequences that go through all layers together, so that what one layer gives is in the cache for the next.
+/* Sequences, or a piece of one, that go through all layers together, so that what one layer gives is in the
+ * cache for the next.
  */
 struct chunk {
   const int32_t *index; /* of each row: its row in the padded input */
@@ -25,6 +29,7 @@ struct chunk {
 /* What threads have taken of one layer's work on one chunk. */
 struct taken {
   atomic_size_t projections, heads, merges, blocks;
+  atomic_size_t crossings, cross_heads, cross_merges; /* of the attention over an encoder */
 };
 
 /* Rows of layer->hidden floats. */
@@ -37,7 +42,8 @@ struct rows {
 struct memory {
   char *qkv;         /* [rows][query, key, value] in the type of attention */
   uint32_t *context; /* [rows][context_stride]: what attention gives */
-  float *between;    /* [rows][hidden]: what a layer gives to the next, which writes it over */
+  float *between;    /* [rows][hidden]: what a layer gives to the next, which writes it over, if only with
+                      * what self-attention adds */
   float *parts;      /* of attention, where threads share the keys of a head (attend.c) */
   uint32_t *scratch; /* of each thread of the group, thread_words each: its block, or its head */
   size_t thread_words;
@@ -48,7 +54,9 @@ struct memory {
 struct work {
   const struct layer *layer;
   const struct call *call;
-  const struct cache *cache; /* the layer's, or NULL */
+  const struct cache *cache;   /* the layer's, or NULL */
+  const struct cache *encoded; /* its keys and values of an encoder, or NULL */
+  int crosses;                 /* whether attention is over these */
   const struct rotary *rotary;
   const struct chunk *chunk;
   struct taken *taken;

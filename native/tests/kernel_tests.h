@@ -7,3 +7,4 @@ void test_gemm(void);
 void test_attention(void);
 void test_team(void);
 void test_layers(void);
+void test_experts(void);

@@ -21,6 +21,7 @@ int main(void)
   test_gemm();
   test_attention();
   test_layers();
+  test_experts();
   printf("kernels for %s: all tests passed\n", TEXT(SET));
   return 0;
 }

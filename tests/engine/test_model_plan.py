@@ -39,6 +39,13 @@ def llama():
     return random_vectors(transformers.LlamaForCausalLM(config).eval())
 
 
+def mixture():
+    sizes = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, moe_intermediate_size=48)
+    sizes |= dict(num_experts=4, num_experts_per_tok=2, num_key_value_heads=2, head_dim=16)
+    config = transformers.Qwen3MoeConfig(vocab_size=500, **sizes)
+    return random_vectors(transformers.Qwen3MoeForCausalLM(config).eval())
+
+
 def resnet():
     sizes = dict(embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1])
     return random_vectors(transformers.ResNetModel(transformers.ResNetConfig(**sizes)).eval())
@@ -47,14 +54,16 @@ def resnet():
 def given(name):
     if name == "ResNet":
         return {"pixel_values": torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))}
-    return {"input_ids": torch.arange(3, 20)[None]} if name in ("GPT-2", "Llama") else inputs(name)
+    return {"input_ids": torch.arange(3, 20)[None]} if name in TEXTS else inputs(name)
 
 
+TEXTS = ("GPT-2", "Llama", "Qwen3-MoE")
 MODELS = {
     "BERT": lambda: make("BERT"),
     "T5": lambda: make("T5"),
     "GPT-2": gpt2,
     "Llama": llama,
+    "Qwen3-MoE": mixture,
     "ResNet": resnet,
 }
 

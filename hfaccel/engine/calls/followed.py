@@ -9,6 +9,8 @@ import torch
 
 from hfaccel.engine.calls.ragged import HIDDEN, Sequences, whole
 
+COMPARED = 1 << 18  # numbers of a mask at once
+
 
 @dataclass(frozen=True, eq=False)
 class Followed:
@@ -68,6 +70,35 @@ def _visible(mask: torch.Tensor, batch: int, columns: int, total: int, places: i
     return visible[..., :total]
 
 
+def read_spans(mask: torch.Tensor, batch: int, columns: int, length: int) -> torch.Tensor | str | None:
+    """(batch, 2) of int32: the first token of each text that all rows see, and the first behind those; None:
+    all are. Or why `mask` says more than that.
+
+    `mask`: (batch or 1, 1, columns or 1, length), True or 0 where a token is seen."""
+    shape = tuple(mask.shape)
+    if (
+        len(shape) != 4
+        or shape[0] not in (1, batch)
+        or shape[1:] not in {(1, columns, length), (1, 1, length)}
+    ):
+        return f"the encoder's attention mask has the shape {shape}"
+    visible = mask[:, 0]
+    if mask.dtype is not torch.bool:
+        visible = visible == 0
+        if not bool((visible | (mask[:, 0] <= HIDDEN)).all()):
+            return "the encoder's attention mask adds to the scores"
+    if bool(visible.all()):
+        return None
+    first = visible[:, 0]
+    if not bool(first.any(1).all()):
+        return "a text of the encoder is all padding"
+    begins, ends = first.int().argmax(1), length - first.flip(1).int().argmax(1)
+    if not bool((visible == first[:, None]).all()) or not torch.equal(ends - begins, first.sum(1)):
+        return "the encoder's attention mask hides more than padding around the texts"
+    with torch.inference_mode(False):
+        return torch.stack([begins.expand(batch), ends.expand(batch)], 1).int()
+
+
 @lru_cache(maxsize=64)
 def _all_seen(batch: int, columns: int) -> Followed:
     """Each token sees itself and all before it."""
@@ -82,11 +113,26 @@ def _limits(window: int, past: int) -> bool:
     return 0 <= window < past
 
 
-def seen_by(columns: int, past: int, window: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The places of keys and of queries, and (columns, past + columns) whether a query sees a key."""
-    key, query = torch.arange(past + columns), torch.arange(past, past + columns)
-    away = query[:, None] - key[None]
-    return key, query, (away >= 0) & ((away <= window) | (window < 0))
+def seen_by(columns: int, past: int, window: int, keys: int | None = None) -> torch.Tensor:
+    """(columns, keys) whether a query sees a key. `keys`: past + columns where nothing is said."""
+    query = torch.arange(past, past + columns)
+    away = query[:, None] - torch.arange(past + columns if keys is None else keys)
+    return (away >= 0) & ((away <= window) | (window < 0))
+
+
+def _is_causal(
+    visible: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor, past: int, window: int
+) -> bool:
+    """Whether each column sees what is before it, in its window and its text. Some columns are compared at a
+    time, because the mask of a long prompt is large."""
+    _, columns, keys = visible.shape
+    key, step = torch.arange(keys), max(1, COMPARED // keys)
+    between = ((key >= begins[:, None]) & (key < ends[:, None]))[:, None]
+    for first in range(0, columns, step):
+        some = visible[:, first : first + step]
+        if not torch.equal(some, seen_by(some.shape[1], past + first, window, keys) & between):
+            return False
+    return True
 
 
 def _read(
@@ -94,9 +140,7 @@ def _read(
 ) -> Followed | str:
     by_some = visible.any(1).int()  # (batch or 1, past + columns)
     begins, ends = by_some.argmax(1), past + columns - by_some.flip(1).argmax(1)
-    key, _, seen = seen_by(columns, past, window)
-    between = (key >= begins[:, None]) & (key < ends[:, None])
-    if not torch.equal(visible, seen[None] & between[:, None]):
+    if not _is_causal(visible, begins, ends, past, window):
         return "the attention mask hides more than what comes after a token and padding around the texts"
     hidden = (begins.expand(batch) - past).clamp(min=0)
     if not bool(by_some.any(1).all()):

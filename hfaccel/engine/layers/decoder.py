@@ -107,6 +107,15 @@ class DecoderCall(Call):
         self.followed, self.sequences = found, found.sequences
         return ""
 
+    def let_padding_see_all(self, unpad: bool) -> str:
+        """Where a mask is added to scores, those of padding are all the lowest number."""
+        if unpad or not self.followed.has_padding(self.past):
+            return ""
+        if self.past:
+            return "padding follows other tokens"
+        self.sequences = replace(self.sequences, padding_sees_all=True)
+        return ""
+
     def rotary(self) -> NativeRotary | tuple[NativeRotary | None, ...] | None:
         found = {id(call): call.own_rotary() for call in self.turns}
         return tuple(found[id(call)] for call in self.turns) if found else super().rotary()
@@ -124,8 +133,12 @@ class DecoderCall(Call):
             output.zero_()
             rooms.clear()
         past = self._past(rooms, rows.shape[1])
-        self.call_kernels(layers, rows, output, past, rooms.addresses())
+        self.call_kernels(layers, rows, output, past, rooms.addresses(), *self.beside(layers, rows.shape[1]))
         rooms.keep()
+
+    def beside(self, layers: Sequence[NativeLayer], columns: int) -> tuple[Any, ...]:
+        """What the kernels need besides the past, for this number of columns."""
+        return ()
 
     def together_problem(self, layers: Sequence[NativeLayer]) -> str:
         if self.cache is None:
@@ -152,7 +165,7 @@ class DecoderCall(Call):
         """The mask hides padding, which here comes before the tokens."""
         batch, length = padding.shape
         wanted = window(layer.get_submodule(parts.attention))
-        causal = seen_by(length, 0, wanted)[2].expand(batch, 1, -1, -1)
+        causal = seen_by(length, 0, wanted).expand(batch, 1, -1, -1)
         hides = causal & ~padding.flip(1)[:, None, None, :]
         _, arguments = Call.sample(layer, parts, padding, generator)
         return [causal if 0 <= wanted < length else None, hides], arguments
@@ -165,7 +178,7 @@ class DecoderCall(Call):
         for mask in masks:
             yield mask, {}
             yield mask, {cls.cache_name: Filled(0)}
-        seen = seen_by(hides.shape[-1], Filled.TOKENS, window(layer.get_submodule(parts.attention)))[2]
+        seen = seen_by(hides.shape[-1], Filled.TOKENS, window(layer.get_submodule(parts.attention)))
         yield seen.expand(*hides.shape[:2], -1, -1), {cls.cache_name: Filled(Filled.TOKENS)}
 
     @classmethod
@@ -186,6 +199,16 @@ class DecoderCall(Call):
     @staticmethod
     def unread(padding: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(padding)
+
+    @staticmethod
+    def of_model(layer: nn.Module, parts: Parts, hidden: torch.Tensor) -> Keywords:
+        """What the model is given besides hidden states in the trial of all its layers."""
+        return {}
+
+    @staticmethod
+    def handed_on(result: object, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
+        """The arguments of the layer after one that was given these, from its result."""
+        return args, kwargs
 
 
 def _keys_of(layer: NativeLayer) -> Keys:
@@ -216,11 +239,7 @@ class EagerDecoderCall(DecoderCall):
             return "no attention mask was passed that is added to the scores"
         if problem := super().see(hidden, mask, unpad):
             return problem
-        if not unpad and self.followed.has_padding(self.past):  # whose scores are all the lowest number
-            if self.past:
-                return "padding follows other tokens"
-            self.sequences = replace(self.sequences, padding_sees_all=True)
-        return ""
+        return self.let_padding_see_all(unpad)
 
     @staticmethod
     def sample(layer: nn.Module, parts: Parts, padding: torch.Tensor, generator: torch.Generator) -> Sample:

@@ -15,7 +15,7 @@ from hfaccel.engine.calls.guards import GLOBAL_HOOKS, has_foreign
 from hfaccel.engine.calls.settings import Setting, setting_problem
 from hfaccel.engine.calls.snapshot import Held, Place, Snapshot, Table, place
 from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, kernels, multiplies
-from hfaccel.engine.layers.distances import Buckets
+from hfaccel.engine.layers.distances import BiasRow, Buckets
 from hfaccel.engine.layers.parts import (
     Parts,
     added_factor,
@@ -68,6 +68,8 @@ class NativeLayer:
             hooks for _, _, child in self.links for hooks in (child._forward_hooks, child._forward_pre_hooks)
         ]
         self.linears = parts.linears(layer)
+        of_encoder = (parts.cross_key, parts.cross_value)  # what multiplies an encoder's states
+        self.of_encoder = [attrgetter(path)(layer) for path in of_encoder if path]
         # A part may have been wrapped since (by peft, for one): then it has no packed weight.
         weights = [linear._parameters.get("weight") for linear in self.linears]
         self.memories = [getattr(weight, "memory", None) for weight in weights]
@@ -82,6 +84,7 @@ class NativeLayer:
         self.epsilons = [(norm, epsilon(norm)) for norm in parts.norms(layer)]
         self.snapshot: Snapshot | None = None  # of the last time that nothing kept the kernels from running
         self.buckets: Buckets | None = None  # of the last call, where distances have scores
+        self.bias_row: BiasRow | None = None  # the same, where a decoder's distances have biases
         self.kept: dict[int, torch.Tensor] = {}
         self.kept_weights: dict[int, PackedWeight] = {}  # by the id of what it was rounded from
         self.attention_kind = Kind.FLOAT32
@@ -120,13 +123,24 @@ class NativeLayer:
             added_factor(layer),
             layout(parts, layer),
             parts.norms_rotated,
+            self._cross(layer),
         )
+
+    def _cross(self, layer: nn.Module) -> tuple[NativeMatrix | None, NativeMatrix | None, NativeNorm | None]:
+        """What attention over an encoder's states needs besides their keys and values."""
+        parts = self.parts
+        if not parts.cross_attention:
+            return None, None, None
+        norm = native_norm(attrgetter(parts.cross_norm)(layer), self._float32)
+        return self._part(layer, parts.cross_query), self._part(layer, parts.cross_output), norm
 
     @property
     def cache_type(self) -> torch.dtype:
         """In which numbers keys and values are kept."""
-        if self.keeps_bytes:
-            return torch.int8
+        return torch.int8 if self.keeps_bytes else self.attention_type
+
+    @property
+    def attention_type(self) -> torch.dtype:
         return torch.bfloat16 if self.attention_kind is Kind.BFLOAT16 else torch.float32
 
     def _packed(self, linear: nn.Linear) -> PackedWeight:

@@ -38,6 +38,12 @@ class Parts:
     key_norm: str = ""
     attention_end: str = ""  # norms of what attention and feed-forward add to the residual stream
     output_end: str = ""
+    cross_attention: str = ""  # over an encoder's states, between self-attention and feed-forward
+    cross_query: str = ""
+    cross_key: str = ""
+    cross_value: str = ""
+    cross_output: str = ""
+    cross_norm: str = ""  # its place is that of the other norms
     norm_first: bool = False
     by_head: bool = False  # qkv gives key, value and their queries, queries first, then those of the next key
     groups: int = 1  # qkv gives queries, keys and values of the first part of the heads, then of the next
@@ -52,7 +58,17 @@ class Parts:
     @property
     def projections(self) -> tuple[str, ...]:
         """Paths of the linear layers, in the order that their weights get in memory."""
-        return (*self.attention_inputs, self.attention_output, *self.wide_inputs, self.down)
+        return (
+            *self.attention_inputs,
+            self.attention_output,
+            *self.cross_projections,
+            *self.wide_inputs,
+            self.down,
+        )
+
+    @property
+    def cross_projections(self) -> tuple[str, ...]:
+        return tuple(filter(None, (self.cross_query, self.cross_key, self.cross_value, self.cross_output)))
 
     @property
     def attention_inputs(self) -> tuple[str, ...]:
@@ -66,7 +82,8 @@ class Parts:
 
     def missing(self, layer: nn.Module) -> Iterator[str]:
         """The paths at which this layer has no part."""
-        paths = (*self.projections, self.attention, *self.norm_paths, self.activation)
+        parts = (*self.projections, self.attention, self.cross_attention, *self.norm_paths, self.activation)
+        paths = filter(None, parts)
         return (path for path in paths if not _leads_somewhere(layer, path))
 
     def linears(self, layer: nn.Module) -> list[nn.Linear]:
@@ -75,7 +92,7 @@ class Parts:
     @property
     def norm_paths(self) -> tuple[str, ...]:
         more = (self.query_norm, self.key_norm, self.attention_end, self.output_end)
-        return tuple(filter(None, (self.attention_norm, self.output_norm, *more)))
+        return tuple(filter(None, (self.attention_norm, self.cross_norm, self.output_norm, *more)))
 
     def norms(self, layer: nn.Module) -> list[nn.Module]:
         return [attrgetter(path)(layer) for path in self.norm_paths]

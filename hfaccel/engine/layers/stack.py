@@ -25,7 +25,15 @@ from hfaccel.engine.layers.layer import FusedLayer, call_problem
 from hfaccel.engine.layers.native_layer import NativeLayer
 from hfaccel.engine.layers.parts import window
 from hfaccel.engine.layers.trial import sample
-from hfaccel.engine.replacements import Find, ModuleReplacement, Paths, Settings, register
+from hfaccel.engine.replacements import (
+    Arguments,
+    Find,
+    Keywords,
+    ModuleReplacement,
+    Paths,
+    Settings,
+    register,
+)
 from hfaccel.replacement import replace, shadow
 
 # What a forward that collects these in its own loop would collect from one layer only.
@@ -117,7 +125,19 @@ class Together:
         for layer in self.layers:  # each finds its own reason
             hidden_states = result[0] if isinstance(result, tuple) else result
             result = layer(hidden_states, *args, **kwargs)
+            args, kwargs = handed_on(layer, result, args, kwargs)
         return result
+
+
+def handed_on(
+    layer: nn.Module, result: object, args: Arguments, kwargs: Keywords
+) -> tuple[Arguments, Keywords]:
+    """The arguments of the next layer."""
+    if not isinstance(layer, FusedLayer) or not layer.hfaccel_family.call.follows:
+        return args, kwargs
+    call: Any = layer.hfaccel_family.call
+    given: tuple[Arguments, Keywords] = call.handed_on(result, args, kwargs)
+    return given
 
 
 def stand_ins(module: nn.Module, layers: nn.ModuleList) -> list[object]:
@@ -242,7 +262,7 @@ def _trial(module: nn.Module, name: str) -> str:
     with torch.inference_mode(), unwatched(layers):
         try:
             expected, got = (
-                _decode(each, hidden) if decodes else _encode(each, hidden, mask)
+                _decode(each, hidden, layers[0]) if decodes else _encode(each, hidden, mask)
                 for each in (module, together(module, name))
             )
         except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
@@ -258,10 +278,12 @@ def _encode(module: nn.Module, hidden: torch.Tensor, mask: torch.Tensor | None) 
     return module.forward(hidden.clone(), *given)[0]
 
 
-def _decode(module: nn.Module, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _decode(module: nn.Module, hidden: torch.Tensor, layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Some tokens, and one more that follows them."""
     forward = type(module).forward
-    first: Any = forward(module, inputs_embeds=hidden[:, :-1], use_cache=True)
+    family = layer.hfaccel_family
+    given = {"use_cache": True, **family.call.of_model(layer, family, hidden)}
+    first: Any = forward(module, inputs_embeds=hidden[:, :-1], **given)
     past = first.past_key_values
-    second: Any = forward(module, inputs_embeds=hidden[:, -1:], past_key_values=past, use_cache=True)
+    second: Any = forward(module, inputs_embeds=hidden[:, -1:], past_key_values=past, **given)
     return first.last_hidden_state, second.last_hidden_state

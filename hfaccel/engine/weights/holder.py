@@ -1,8 +1,8 @@
-"""Modules with a packed weight: an embedding, or, with a forward of its own, a linear layer."""
+"""Modules with packed parameters: embeddings; and, with forwards of their own, linear layers and experts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import torch
@@ -16,35 +16,51 @@ from hfaccel.replacement import replace
 
 
 class PackedHolder(ModuleReplacement):
-    """A module whose parameter `weight` may be packed, in the class `hfaccel_key`."""
+    """A module whose parameter `weight` may be packed, in the class `hfaccel_key`; or other parameters, as
+    `hfaccel_packed` says."""
 
-    hfaccel_key: ClassVar[type[PackedWeight]]
+    hfaccel_key: ClassVar[Any]
     weight: Any
 
+    @classmethod
+    def hfaccel_packed(cls) -> Mapping[str, type[PackedWeight]]:
+        """The names of parameters that may be packed, and their classes then."""
+        return {"weight": cls.hfaccel_key}
+
+    def hfaccel_weights(self) -> list[PackedWeight]:
+        """Those that are packed now."""
+        found = (self._parameters.get(name) for name in self.hfaccel_packed())
+        return [weight for weight in found if isinstance(weight, PackedWeight)]
+
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
-        """Where `.to()` and the like change the weight, they get an ordinary one. Their result is packed
+        """Where `.to()` and the like change a parameter, they get an ordinary one. Their result is packed
         again if the kernels take its type."""
-        weight = self._parameters.get("weight")
-        if isinstance(weight, PackedWeight) and fn(weight) is not weight:
-            unpack_for_now(self)
+        for name in self.hfaccel_packed():
+            weight = self._parameters.get(name)
+            if isinstance(weight, PackedWeight) and fn(weight) is not weight:
+                unpack_for_now(self, name)
         super()._apply(fn, recurse)
-        pack_again(self, self.hfaccel_key, exactly=False)
+        for name, packed in self.hfaccel_packed().items():
+            pack_again(self, packed, exactly=False, name=name)
         return self
 
     def train(self, mode: bool = True) -> Self:
         """An optimizer reads and writes whole weights, many times between two evaluations."""
         super().train(mode)
-        if mode:
-            unpack_to_train(self)
-        else:
-            pack_again(self, self.hfaccel_key, exactly=True)
+        for name, packed in self.hfaccel_packed().items():
+            if mode:
+                unpack_to_train(self, name)
+            else:
+                pack_again(self, packed, exactly=True, name=name)
         return self
 
     def _save_to_state_dict(self, destination: Keywords, prefix: str, keep_vars: bool) -> None:
         """Checkpoints hold ordinary tensors."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if isinstance(self.weight, PackedWeight) and not keep_vars:
-            destination[prefix + "weight"] = self.weight.unpack()
+        for name in self.hfaccel_packed():
+            weight = self._parameters.get(name)
+            if isinstance(weight, PackedWeight) and not keep_vars:
+                destination[prefix + name] = weight.unpack()
 
 
 @register

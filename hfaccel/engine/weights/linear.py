@@ -173,20 +173,32 @@ class _Linear(torch.autograd.Function):
         )
 
 
-def linear_problem(module: Any, narrowest: int = MIN_WIDTH) -> str:
-    """Why this layer is not packed; "" where it is. `narrowest`: what is worth it."""
-    weight = module.weight
-    if isinstance(module, PackedModule) and type(weight) is module.hfaccel_key:
-        return ""  # by an earlier call, for another tree of modules that shares this layer
+def weight_problem(weight: torch.Tensor) -> str:
+    """Why a parameter cannot be packed; "" where it can."""
+    if type(weight).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        return "" if isinstance(weight, PackedWeight) else f"its weight is a {type(weight).__name__}"
     dtype = str(weight.dtype).removeprefix("torch.")
-    plain = packed_class(module) is not None and not isinstance(module, PackedModule)
     problems = {
-        f"is a {type(module).__name__}, not a plain nn.Linear": not plain,
         f"its weight is on {weight.device.type}": not weight.is_cpu,
         f"its weight is {dtype}; float32 and bfloat16 are packed": weight.dtype not in COMPUTED,
         "its weight is not an ordinary parameter": type(weight) is not nn.Parameter,
         "its weight was made in inference mode, where parameters cannot be exchanged": weight.is_inference(),
         "its weight is in memory shared with other processes": weight.is_cpu and weight.is_shared(),
+    }
+    return next((problem for problem, applies in problems.items() if applies), "")
+
+
+def linear_problem(module: Any, narrowest: int = MIN_WIDTH) -> str:
+    """Why this layer is not packed; "" where it is. `narrowest`: what is worth it."""
+    weight = getattr(module, "weight", None)
+    if isinstance(module, PackedModule) and type(weight) is module.hfaccel_key:
+        return ""  # by an earlier call, for another tree of modules that shares this layer
+    if weight is None:
+        return "it has no weight: a quantizer keeps its numbers in another form"
+    plain = packed_class(module) is not None and not isinstance(module, PackedModule)
+    problems = {
+        f"is a {type(module).__name__}, not a plain nn.Linear": not plain,
+        (problem := weight_problem(weight)): bool(problem),
         f"narrower than {narrowest}: torch's own path is as fast": min(weight.shape) < narrowest,
         kernels_problem(): bool(kernels_problem()),
     }
@@ -217,17 +229,15 @@ def unpack(module: PackedModule) -> None:
     unpack_all([module])
 
 
-def unpack_all(modules: Sequence[PackedModule]) -> None:
-    """The same for several layers. If one cannot be unpacked, all stay packed and HfaccelError says why."""
+def unpack_all(modules: Sequence[PackedHolder]) -> None:
+    """The same for several modules. If one cannot be unpacked, all stay packed and HfaccelError says why."""
     unpacked: list[tuple[torch.Tensor, PackedWeight]] = []
     try:
-        for module in modules:
-            weight = module.weight
-            if isinstance(weight, PackedWeight):
-                unpacked.append((weight, weight.make_dense()))
+        for weight in (each for module in modules for each in module.hfaccel_weights()):
+            unpacked.append((weight, weight.make_dense()))
     except (RuntimeError, MemoryError) as error:
-        for weight, packed in unpacked:
-            exchange(weight, packed)
+        for parameter, packed in unpacked:
+            exchange(parameter, packed)
         raise HfaccelError(
             f"restore() exchanges every packed weight, but one cannot be ({error}); the model stays as it "
             "was. Delete what refers to its parameters, or optimize a copy"

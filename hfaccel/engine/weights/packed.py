@@ -49,7 +49,7 @@ class PackedWeight(ReadsDense, nn.Parameter):
         cls,
         memory: torch.Tensor,
         kind: Kind | None = None,
-        shape: tuple[int, int] = (0, 0),
+        shape: tuple[int, ...] = (0, 0),
         dtype: torch.dtype = torch.float32,
         requires_grad: bool = True,
     ) -> Any:
@@ -90,24 +90,45 @@ class PackedWeight(ReadsDense, nn.Parameter):
         arena: Arena | None = None,
         kind: Kind = Kind.FLOAT32,
         factors: torch.Tensor | None = None,
+        importance: torch.Tensor | None = None,
     ) -> PackedWeight:
         """Pack a dense weight into `arena`, or into memory of its own. `factors`: (in_features,), for int8:
         factors of activations before rounding. An input with factor 0, and its weights, are not rounded. For
-        kinds in groups: the scales of a weight that was rounded before (`_factors`)."""
+        kinds in groups: the scales of a weight that was rounded before (`_factors`). `importance`:
+        (in_features,), for kinds in groups: how much the squared error of each input's weights counts."""
         layout = cls.layout_of(kind, weight.shape)
         with torch.inference_mode(False):  # its version says when values were changed
             room = Arena(layout.nbytes, pages="default") if arena is None else arena
             memory = room.take((layout.nbytes,), torch.uint8)
         with torch.no_grad():
-            if kind is Kind.INT8:
-                layout.factors(memory).copy_(torch.ones(()) if factors is None else factors)
-            write(layout, cls.turn(weight), memory, factors if kind.is_grouped else None)
-        return cls(memory, kind, (weight.shape[0], weight.shape[1]), weight.dtype, weight.requires_grad)
+            cls.fill(layout, memory, weight, factors, importance)
+        return cls(memory, kind, tuple(weight.shape), weight.dtype, weight.requires_grad)
 
-    @staticmethod
-    def layout_of(kind: Kind, shape: Sequence[int]) -> Layout:
+    @classmethod
+    def fill(
+        cls,
+        layout: Layout,
+        memory: torch.Tensor,
+        values: torch.Tensor,
+        factors: torch.Tensor | None,
+        importance: torch.Tensor | None = None,
+    ) -> None:
+        """Write the values into new memory."""
+        if layout.kind is Kind.INT8:
+            layout.factors(memory).copy_(torch.ones(()) if factors is None else factors)
+        write(layout, cls.turn(values), memory, factors if layout.kind.is_grouped else None, importance)
+
+    @classmethod
+    def held(cls, layout: Layout, memory: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """What the memory holds, in the parameter's shape."""
+        return cls.turn(read(layout, memory, dtype)).contiguous()
+
+    @classmethod
+    def layout_of(cls, kind: Kind, shape: Sequence[int]) -> Layout:
         """The layout of a weight with this shape."""
         return Layout(kind, shape[0], shape[1])
+
+    laid_out_anew = staticmethod(laid_out_anew)
 
     @staticmethod
     def turn(values: torch.Tensor) -> torch.Tensor:
@@ -119,7 +140,7 @@ class PackedWeight(ReadsDense, nn.Parameter):
         cls,
         memory: torch.Tensor,
         kind: Kind,
-        shape: tuple[int, int],
+        shape: tuple[int, ...],
         dtype: torch.dtype,
         panel_size: int,
         requires_grad: bool,
@@ -129,8 +150,8 @@ class PackedWeight(ReadsDense, nn.Parameter):
         layout = replace(cls.layout_of(kind, shape), panel=panel_size)
         if kernels_problem():
             with torch.no_grad():
-                return nn.Parameter(cls.turn(read(layout, memory, dtype)).contiguous(), requires_grad)
-        own = memory if panel_size == panel() else laid_out_anew(layout, memory)
+                return nn.Parameter(cls.held(layout, memory, dtype), requires_grad)
+        own = memory if panel_size == panel() else cls.laid_out_anew(layout, memory)
         return cls(own, kind, shape, dtype, requires_grad)
 
     def matrix(self, bias: torch.Tensor | None = None, rows: slice | None = None) -> NativeMatrix:
@@ -146,7 +167,7 @@ class PackedWeight(ReadsDense, nn.Parameter):
     def unpack(self) -> torch.Tensor:
         """The values as an ordinary contiguous tensor. Packing in float32 and unpacking changes no bit."""
         with torch.no_grad():
-            return self.turn(read(self.packing, self.memory, self.dtype)).contiguous()
+            return self.held(self.packing, self.memory, self.dtype)
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Row `id` of the values for each of the ids, which have any shape. Raises torch's own errors for
@@ -167,7 +188,7 @@ class PackedWeight(ReadsDense, nn.Parameter):
         """Another weight of this kind, shape and type over other packed bytes."""
         wanted = self.requires_grad if requires_grad is None else requires_grad
         with torch.inference_mode(False):  # detach() cannot hand out a tensor made in inference mode
-            return type(self)(memory, self.kind, (self.shape[0], self.shape[1]), self.dtype, wanted)
+            return type(self)(memory, self.kind, tuple(self.shape), self.dtype, wanted)
 
     def make_dense(self) -> PackedWeight:
         """Become an ordinary parameter with these values, for everybody who holds this one. Returns the
@@ -250,8 +271,8 @@ class PackedWeight(ReadsDense, nn.Parameter):
 class TransposedWeight(PackedWeight):
     """The same for an (in_features, out_features) parameter, as GPT-2's Conv1D has."""
 
-    @staticmethod
-    def layout_of(kind: Kind, shape: Sequence[int]) -> Layout:
+    @classmethod
+    def layout_of(cls, kind: Kind, shape: Sequence[int]) -> Layout:
         return Layout(kind, shape[1], shape[0])
 
     @staticmethod
@@ -285,7 +306,7 @@ def _packed_anew(
 def reduce_packed(weight: PackedWeight) -> tuple[Callable[..., nn.Parameter], Arguments]:
     """For multiprocessing's pickler, which moves what is sent into shared memory, as of any tensor."""
     attached = {name: value for name, value in vars(weight).items() if name not in weight.made_anew}
-    shape = (weight.shape[0], weight.shape[1])
+    shape = tuple(weight.shape)
     memory, panel_size = weight.share_memory_().memory, weight.packing.panel
     packed = memory, weight.kind, shape, weight.dtype, panel_size, weight.requires_grad
     return _attached, (type(weight), packed, attached)

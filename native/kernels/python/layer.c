@@ -6,6 +6,16 @@ static int is_shaped(const struct matrix *matrix, size_t columns, size_t inputs)
   return matrix->columns == columns && matrix->inputs == inputs;
 }
 
+/* Whether there is no attention over an encoder, or one with as many heads as self-attention. */
+static int fits_encoder(const struct layer *layer)
+{
+  const size_t width = layer->heads * layer->head_size;
+  return layer->cross_query.columns == 0 ||
+         (layer->key_heads == layer->heads && !layer->parallel && layer->groups == 1 &&
+          is_shaped(&layer->cross_query, width, layer->hidden) &&
+          is_shaped(&layer->cross_output, layer->hidden, width) && layer->cross_query.exact == NULL);
+}
+
 /* Whether each part takes what the one before it gives. */
 static int fits(const struct layer *layer)
 {
@@ -24,15 +34,15 @@ static int fits(const struct layer *layer)
          layer->gate.exact == NULL && layer->up.exact == NULL &&
          (apart == 0 || (layer->query.kind == layer->key.kind && layer->query.kind == layer->value.kind)) &&
          !(layer->joint && layer->wide_norms) &&
-         (layer->gate.columns == 0 || layer->gate.kind == layer->up.kind) &&
+         (layer->gate.columns == 0 || layer->gate.kind == layer->up.kind) && fits_encoder(layer) &&
          layer->head_size % kind_numbers(layer->attention) == 0;
 }
 
 /* Layer((query, key, value, output), (gate or None, up, down), (attention_norm, output_norm), head_size,
  *       norm_first, activation, attention_kind, scale[, (query_norm, key_norm, attention_end, output_end),
  *       parallel, wide_norms, pairs, unrotated, softcap, added, (groups, values_first, copies),
- *       norms_rotated]); None for any of the norms, and for key and value where query multiplies for all
- *       three */
+ * norms_rotated, (cross_query, cross_output, cross_norm)]); None for any of the norms, for key and value
+ * where query multiplies for all three, and for the cross ones */
 int read_layer(PyObject *args, void *content)
 {
   struct layer *layer = content;
@@ -40,18 +50,20 @@ int read_layer(PyObject *args, void *content)
   int attention;
   layer->attention_norm = layer->output_norm = none;
   layer->query_norm = layer->key_norm = layer->attention_end = layer->output_end = none;
+  layer->cross_norm = none;
   layer->added = 1;
   layer->groups = layer->copies = 1;
-  if (!PyArg_ParseTuple(args, "(O&O&O&O&)(O&O&O&)(O&O&)O&pO&if|(O&O&O&O&)ppppff(O&pO&)p", to_matrix,
-                        &layer->query, to_matrix_or_none, &layer->key, to_matrix_or_none, &layer->value,
-                        to_matrix, &layer->output, to_matrix_or_none, &layer->gate, to_matrix, &layer->up,
-                        to_matrix, &layer->down, to_norm_or_none, &layer->attention_norm, to_norm_or_none,
-                        &layer->output_norm, to_size, &layer->head_size, &layer->norm_first, to_activation,
-                        &layer->activation, &attention, &layer->scale, to_norm_or_none, &layer->query_norm,
-                        to_norm_or_none, &layer->key_norm, to_norm_or_none, &layer->attention_end,
-                        to_norm_or_none, &layer->output_end, &layer->parallel, &layer->wide_norms,
-                        &layer->pairs, &layer->unrotated, &layer->softcap, &layer->added, to_size,
-                        &layer->groups, &layer->values_first, to_size, &layer->copies, &layer->norms_rotated))
+  if (!PyArg_ParseTuple(
+          args, "(O&O&O&O&)(O&O&O&)(O&O&)O&pO&if|(O&O&O&O&)ppppff(O&pO&)p(O&O&O&)", to_matrix, &layer->query,
+          to_matrix_or_none, &layer->key, to_matrix_or_none, &layer->value, to_matrix, &layer->output,
+          to_matrix_or_none, &layer->gate, to_matrix, &layer->up, to_matrix, &layer->down, to_norm_or_none,
+          &layer->attention_norm, to_norm_or_none, &layer->output_norm, to_size, &layer->head_size,
+          &layer->norm_first, to_activation, &layer->activation, &attention, &layer->scale, to_norm_or_none,
+          &layer->query_norm, to_norm_or_none, &layer->key_norm, to_norm_or_none, &layer->attention_end,
+          to_norm_or_none, &layer->output_end, &layer->parallel, &layer->wide_norms, &layer->pairs,
+          &layer->unrotated, &layer->softcap, &layer->added, to_size, &layer->groups, &layer->values_first,
+          to_size, &layer->copies, &layer->norms_rotated, to_matrix_or_none, &layer->cross_query,
+          to_matrix_or_none, &layer->cross_output, to_norm_or_none, &layer->cross_norm))
     return 0;
   if (layer->head_size == 0 || (attention != KIND_F32 && !operand_is_bf16((enum kind)attention))) {
     PyErr_Format(PyExc_ValueError, "head_size above 0 and attention in %s must hold, but got %zu and %d",
@@ -248,21 +260,61 @@ static int suit_cache(const struct layer *const *layers, Py_ssize_t count, const
   return 1;
 }
 
-/* run_layers(layers, threads, input, output, sequences, bias, rotary, relative[, past, caches]) -> None; None
- * for any of the objects after sequences. rotary may be a tuple with one for each layer */
+/* Whether all layers can attend to an encoder. */
+static int can_cross(const struct layer *const *layers, Py_ssize_t count)
+{
+  for (Py_ssize_t i = 0; i < count; i++)
+    if (!layer_crosses(layers[i]))
+      return 0;
+  return 1;
+}
+
+/* Whether each text of an encoder shows tokens of its own. `texts`: addresses of their spans are known for
+ * as many. */
+static int show_tokens(const struct past *encoded, size_t texts)
+{
+  for (size_t t = 0; encoded->seen != NULL && t < texts; t++)
+    if (encoded->seen[t][0] < 0 || encoded->seen[t][0] >= encoded->seen[t][1] ||
+        (size_t)encoded->seen[t][1] > encoded->length)
+      return 0;
+  return encoded->length > 0;
+}
+
+/* What layers attend to besides their own tokens, if they do. */
+static int take_encoded(PyObject *addresses, const struct layer *const *layers, Py_ssize_t count,
+                        struct call *call, struct cache *caches)
+{
+  if (call->encoded.columns == 0)
+    return 1;
+  if (!must_hold(can_cross(layers, count), "layers with weights for an encoder's keys") ||
+      !must_hold(call->past.columns > 0 && call->past.columns == call->encoded.columns,
+                 "as many columns of the past as beside an encoder") ||
+      !must_hold(addresses != NULL, "caches beside an encoder") || !take_caches(addresses, caches, count) ||
+      !must_hold(show_tokens(&call->encoded, call->sequences.rows / call->past.columns),
+                 "texts of an encoder that show tokens of theirs") ||
+      !must_hold(suit_cache(layers, count, &call->encoded), "a cache in bfloat16 where attention is"))
+    return 0;
+  call->encoded.caches = caches;
+  return 1;
+}
+
+/* run_layers(layers, threads, input, output, sequences, bias, rotary, relative[, past, caches[, encoded,
+ * encoded's caches]]) -> None; None for any of the objects after sequences. rotary may be a tuple with one
+ * for each layer */
 PyObject *run_layers(PyObject *module, PyObject *args)
 {
   PyObject *tuple;
   unsigned threads;
-  PyObject *addresses = NULL, *rotary;
+  PyObject *addresses = NULL, *of_encoder = NULL, *rotary;
   struct call call = {0};
-  if (!PyArg_ParseTuple(args, "O!O&O&O&O&O&OO&|O&O!", &PyTuple_Type, &tuple, to_threads, &threads, to_address,
-                        &call.input, to_address, &call.output, to_sequences, &call.sequences, to_bias_or_none,
-                        &call.bias, &rotary, to_relative_or_none, &call.relative, to_past_or_none, &call.past,
-                        &PyTuple_Type, &addresses))
+  if (!PyArg_ParseTuple(args, "O!O&O&O&O&O&OO&|O&O!O&O!", &PyTuple_Type, &tuple, to_threads, &threads,
+                        to_address, &call.input, to_address, &call.output, to_sequences, &call.sequences,
+                        to_bias_or_none, &call.bias, &rotary, to_relative_or_none, &call.relative,
+                        to_past_or_none, &call.past, &PyTuple_Type, &addresses, to_past_or_none,
+                        &call.encoded, &PyTuple_Type, &of_encoder))
     return NULL;
   const struct layer *layers[MOST_LAYERS];
-  struct cache caches[MOST_LAYERS];
+  struct cache caches[MOST_LAYERS], encoded[MOST_LAYERS];
   struct rotary rotaries[MOST_LAYERS];
   const Py_ssize_t count = take_layers(tuple, layers);
   if (count < 0 || !must_hold(call.sequences.rows == 0 || (call.input != NULL && call.output != NULL),
@@ -280,6 +332,8 @@ PyObject *run_layers(PyObject *module, PyObject *args)
       return NULL;
     call.past.caches = caches;
   }
+  if (!take_encoded(of_encoder, layers, count, &call, encoded))
+    return NULL;
   int error;
   Py_BEGIN_ALLOW_THREADS;
   error = layers_run(layers, (size_t)count, &call, threads);

@@ -26,13 +26,11 @@ static PyObject *use_cache(PyObject *module, PyObject *bytes)
   Py_RETURN_NONE;
 }
 
-static PyMethodDef functions[] = {{"run_layers", run_layers, METH_VARARGS, NULL},
-                                  {"linear", linear, METH_VARARGS, NULL},
-                                  {"embed", embed, METH_VARARGS, NULL},
-                                  {"count", count, METH_VARARGS, NULL},
-                                  {"use_threads", use_threads, METH_O, NULL},
-                                  {"use_cache", use_cache, METH_O, NULL},
-                                  {NULL, NULL, 0, NULL}};
+static PyMethodDef functions[] = {
+    {"run_layers", run_layers, METH_VARARGS, NULL}, {"linear", linear, METH_VARARGS, NULL},
+    {"embed", embed, METH_VARARGS, NULL},           {"experts", experts, METH_VARARGS, NULL},
+    {"count", count, METH_VARARGS, NULL},           {"use_threads", use_threads, METH_O, NULL},
+    {"use_cache", use_cache, METH_O, NULL},         {NULL, NULL, 0, NULL}};
 
 static struct PyModuleDef definition = {
     .m_base = PyModuleDef_HEAD_INIT, .m_name = "_kernels", .m_size = 0, .m_methods = functions};

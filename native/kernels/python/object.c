@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "embed.h"
+#include "experts.h"
 #include "seam.h"
 
 struct object {
@@ -23,6 +24,7 @@ static const struct {
     [PAST] = {"hfaccel._kernels.Past", sizeof(struct past), read_past},
     [RELATIVE] = {"hfaccel._kernels.Relative", sizeof(struct relative), read_relative},
     [EMBEDDING] = {"hfaccel._kernels.Embedding", sizeof(struct embedding), read_embedding},
+    [EXPERTS] = {"hfaccel._kernels.Experts", sizeof(struct experts), read_experts},
 };
 
 static PyTypeObject *types[TYPES]; /* made once, kept for the life of the process */

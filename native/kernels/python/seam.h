@@ -10,7 +10,7 @@
 
 #include "layer.h"
 
-enum type { MATRIX, NORM, LAYER, SEQUENCES, BIAS, ROTARY, RELATIVE, PAST, EMBEDDING, TYPES };
+enum type { MATRIX, NORM, LAYER, SEQUENCES, BIAS, ROTARY, RELATIVE, PAST, EMBEDDING, EXPERTS, TYPES };
 
 /* Makes the types and adds them to the module; -1 with an exception. */
 int add_types(PyObject *module);
@@ -28,6 +28,7 @@ int read_rotary(PyObject *args, void *content);
 int read_relative(PyObject *args, void *content);
 int read_past(PyObject *args, void *content);
 int read_embedding(PyObject *args, void *content);
+int read_experts(PyObject *args, void *content);
 
 /* Converters for PyArg_ParseTuple ("O&"): a pointer, a size_t, an unsigned above 0, an enum, and the structs
  * that objects hold. A converter ending in _or_none leaves the struct unchanged for None. */
@@ -55,4 +56,5 @@ PyObject *done(int error);
 PyObject *run_layers(PyObject *module, PyObject *args);
 PyObject *linear(PyObject *module, PyObject *args);
 PyObject *embed(PyObject *module, PyObject *args);
+PyObject *experts(PyObject *module, PyObject *args);
 PyObject *count(PyObject *module, PyObject *args);

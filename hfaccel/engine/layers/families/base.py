@@ -19,6 +19,7 @@ from hfaccel.engine.layers.parts import (
     inputs_of,
     norms_are_wide,
     outputs_of,
+    scale,
     split_gate_up,
 )
 from hfaccel.engine.norms import norm_kind
@@ -107,6 +108,7 @@ def fusing_problem(family: Family, layer: nn.Module) -> str:
         or _interface_problem(family, attention)
         or _heads_problem(family, layer, attention)
         or _joint_problem(family, layer)
+        or _cross_problem(family, layer, attention)
     )
 
 
@@ -166,4 +168,13 @@ def _direction_problem(family: Family, layer: nn.Module, attention: nn.Module) -
     """Why the layer's tokens do not see those that the family says."""
     if getattr(attention, "is_causal", family.call.follows) is not family.call.follows:
         return "its attention is not causal" if family.call.follows else "it is a decoder's layer"
-    return "it is a decoder's layer" if getattr(layer, "is_decoder", False) else ""
+    is_other = getattr(layer, "is_decoder", False) and not family.cross_attention
+    return "it is a decoder's layer" if is_other else ""
+
+
+def _cross_problem(family: Family, layer: nn.Module, attention: nn.Module) -> str:
+    if not family.cross_attention:
+        return ""
+    cross = attrgetter(family.cross_attention)(layer)
+    alike = head_size(cross) == head_size(attention) and scale(cross) == scale(attention)
+    return "" if alike else "its two attentions have heads of different sizes or scales"

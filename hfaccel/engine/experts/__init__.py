@@ -1,0 +1,1 @@
+"""Mixtures of experts whose weights are packed, an expert each."""
