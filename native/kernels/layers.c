@@ -52,6 +52,7 @@ static struct work turn(const struct stack *stack, const struct lot *lot, size_t
                        .call = call,
                        .cache = call->past.caches == NULL ? NULL : call->past.caches + i,
                        .encoded = call->encoded.caches == NULL ? NULL : call->encoded.caches + i,
+                       .rotary = call->rotaries == NULL ? &call->rotary : call->rotaries + i,
                        .chunk = lot->chunks + c,
                        .taken = lot->taken + c * stack->count + i,
                        .input = i == 0 ? (struct rows){(float *)call->input, index} : between,

@@ -305,6 +305,7 @@ EMPTY = int32(0, 0, 0, 9)
     [
         {"rotary": rotary(size=WIDTH // HEADS + 2)},
         {"rotary": rotary(size=3)},
+        *({"rotary": each} for each in ((), (None, None), (1,), (rotary(size=3),))),
         {"past": 1},
         *({"caches": value} for value in ((), CACHES[:1], CACHES * 2, (0, CACHES[1]), ("1", 1), [*CACHES])),
         {"past": past(columns=3)},  # a sequence has four rows
