@@ -150,7 +150,7 @@ def _pack(
 ) -> Arena:
     """Pack the linear layers that are faster packed, and all linear layers of layers that are to be fused."""
     model, found = draft.model, layers_of(draft.model, layers)
-    decodes = all(family.call.follows for _, family in found)
+    decodes = not found or any(family.call.follows for _, family in found)
     first = [each for layer, family in found for each in family.linears(layer)]
     linears, left = find_linears(model, first, tied=decodes)
     verdict = Verdict()

@@ -91,8 +91,11 @@ def is_in_bytes(layer: Any) -> bool:
 
 
 def stock_class(layer: Any) -> type[Any]:
-    """The layer's class, of one in bytes that of transformers."""
-    return cache_classes()[1 + layer.is_sliding] if is_in_bytes(layer) else type(layer)
+    """The layer's class, of one in bytes or one that reorders itself that of transformers."""
+    if is_in_bytes(layer):
+        return cache_classes()[1 + layer.is_sliding]
+    stock: type[Any] = getattr(type(layer), "hfaccel_stock", type(layer))
+    return stock
 
 
 def held(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from hfaccel.engine.calls.followed import read_spans
 from hfaccel.engine.kernels import Kind
+from hfaccel.engine.layers.caches import cache_problem
 from hfaccel.engine.layers.call import MASK, Mask, Sample
 from hfaccel.engine.layers.decoder import DecoderCall, Filled
 from hfaccel.engine.layers.encoded import (
@@ -23,7 +24,6 @@ from hfaccel.engine.layers.encoded import (
 )
 from hfaccel.engine.layers.native_layer import NativeLayer
 from hfaccel.engine.layers.parts import Parts, head_size, inputs_of
-from hfaccel.engine.layers.rooms import cache_problem
 from hfaccel.engine.replacements import Keywords
 from hfaccel.upstream.of_transformers import PAIRS
 
@@ -71,7 +71,8 @@ class CrossCall(DecoderCall):
             return ""
         if name == self.cache_name and type(value) is PAIRS.value():
             self.pair, self.cache = value, value.self_attention_cache
-            return cache_problem(self.cache, self.index) or pair_problem(value, self.index)
+            own = cache_problem(self.cache, self.index, self.layer.cache_type)
+            return own or pair_problem(value, self.index)
         return super().take_argument(hidden, name, value)
 
     def complete(self, hidden: torch.Tensor) -> str:
@@ -80,7 +81,7 @@ class CrossCall(DecoderCall):
         return super().complete(hidden)
 
     def _states_problem(self, hidden: torch.Tensor, states: torch.Tensor) -> str:
-        if self.cache is not None and self.pair is None:
+        if self.slots is not None or (self.cache is not None and self.pair is None):
             return "there is no cache for the encoder's tokens"
         size = inputs_of(self.layer.of_encoder[0])
         if states.dim() != 3 or states.shape[0] != len(hidden) or states.shape[2] != size:

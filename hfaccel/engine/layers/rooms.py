@@ -31,6 +31,8 @@ class Memory:
         self.ends = [0] * len(tensor)
         self.address = tensor.data_ptr()
         self.bytes = [stride * tensor.element_size() for stride in tensor.stride()]
+        # The last order that was asked for, of which state of this, and what it gave; None: the same.
+        self.reordered: tuple[tuple[list[int], list[int], int], Memory | None] | None = None
 
 
 class Shown:
