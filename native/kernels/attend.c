@@ -107,7 +107,7 @@ static struct head head_of_cache(const struct work *work, const struct unit *uni
   head.causal = 1;
   head.past = unit->place;
   if (head.bias != NULL) /* rows of padding may come before the sequence */
-    head.bias += (unit->place - past->length) * head.bias_stride;
+    head.bias += (size_t)work->chunk->index[unit->start] % past->columns * head.bias_stride;
   return head;
 }
 

@@ -11,8 +11,8 @@ static int fits_encoder(const struct layer *layer)
 {
   const size_t width = layer->heads * layer->head_size;
   return layer->cross_query.columns == 0 ||
-         (layer->key_heads == layer->heads && !layer->parallel && !layer->by_head &&
-          is_shaped(&layer->cross_query, width, layer->hidden) &&
+         (layer->key_heads == layer->heads && !layer->parallel && !layer->by_head && layer->added == 1 &&
+          layer->attention_end.kind == NORM_NONE && is_shaped(&layer->cross_query, width, layer->hidden) &&
           is_shaped(&layer->cross_output, layer->hidden, width) && layer->cross_query.exact == NULL);
 }
 
