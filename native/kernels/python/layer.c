@@ -269,8 +269,9 @@ static int take_encoded(PyObject *addresses, const struct layer *const *layers, 
       !must_hold(call->past.columns > 0 && call->past.columns == call->encoded.columns,
                  "as many columns of the past as beside an encoder") ||
       !must_hold(addresses != NULL, "caches beside an encoder") || !take_caches(addresses, caches, count) ||
-      !must_hold(show_tokens(&call->encoded, call->sequences.rows / call->past.columns),
-                 "texts of an encoder that show tokens of theirs") ||
+      !must_hold(
+          show_tokens(&call->encoded, (call->sequences.rows + call->past.columns - 1) / call->past.columns),
+          "texts of an encoder that show tokens of theirs") ||
       !must_hold(suit_cache(layers, count, &call->encoded), "a cache in bfloat16 where attention is"))
     return 0;
   call->encoded.caches = caches;
