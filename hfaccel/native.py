@@ -99,6 +99,8 @@ class Kernels(Protocol):
         unrotated: bool = ...,
         softcap: float = ...,
         added: float = ...,
+        layout: tuple[int, bool, int] = ...,  # groups, values_first, copies
+        norms_rotated: bool = ...,
         # query, output and norm of the attention over an encoder
         cross: tuple[NativeMatrix | None, NativeMatrix | None, NativeNorm | None] = ...,
         /,
@@ -115,7 +117,7 @@ class Kernels(Protocol):
         padding_sees_all: bool,
         /,
     ) -> NativeSequences: ...
-    def Bias(self, numbers: int, head: int, query: int, /) -> NativeBias: ...
+    def Bias(self, numbers: int, head: int, query: int, batch: int = ..., /) -> NativeBias: ...
     def Rotary(self, cosines: int, sines: int, angles: int, size: int, /) -> NativeRotary: ...
     def Past(
         self,
@@ -141,7 +143,7 @@ class Kernels(Protocol):
         output: int,
         sequences: NativeSequences,
         bias: NativeBias | None,
-        rotary: NativeRotary | None,
+        rotary: NativeRotary | tuple[NativeRotary | None, ...] | None,  # a tuple: of each layer
         relative: NativeRelative | None,
         past: NativePast | None = ...,
         caches: tuple[int, ...] = ...,  # addresses of each layer's keys and values

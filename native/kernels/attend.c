@@ -86,8 +86,8 @@ static struct head head_of_rows(const struct work *work, const struct unit *unit
       .scale = layer->scale,
       .softcap = layer->softcap,
       .bias = bias_of(call, unit, number),
-      .bias_stride = call->bias.query,
       .bias_head = call->bias.head,
+      .bias_stride = call->bias.query,
       .window = call->sequences.window,
       .relative = relative_of_head(&call->relative, number, kind_words(layer->attention, layer->head_size))};
 }
@@ -98,8 +98,11 @@ static struct head head_of_cache(const struct work *work, const struct unit *uni
   const struct past *past = &work->call->past;
   struct head head = head_of_rows(work, unit, number);
   const size_t key_head = number * work->layer->key_heads / work->layer->heads;
-  const size_t place = (unit->batch * past->batch + key_head * past->head + unit->skipped * past->token) *
+  const size_t place = (unit->batch * past->batch + key_head * work->layer->copies * past->head +
+                        unit->skipped * past->token) *
                        number_bytes(past->number);
+  if (head.bias != NULL)
+    head.bias += unit->batch * work->call->bias.batch;
   head.number = past->number;
   head.key = (const char *)work->cache->keys + place;
   head.value = (const char *)work->cache->values + place;

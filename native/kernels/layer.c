@@ -164,24 +164,35 @@ static void norm_heads(const struct layer *layer, char *heads, size_t count, con
   copy_numbers(buffer, 0, heads, bf16, count * layer->head_size);
 }
 
+/* Queries, or keys: where each head is in a row, their number, and their norm. */
+struct heads {
+  size_t (*at)(const struct layer *layer, size_t head);
+  size_t count;
+  const struct norm *norm;
+};
+
 /* Norm and rotary positions of a row's queries or keys. */
-static void place_heads(const struct work *work, char *heads, size_t count, const struct norm *norm,
-                        const float *cosines, const float *sines, float *buffer)
+static void place_heads(const struct work *work, char *row, const struct heads *heads, const float *cosines,
+                        const float *sines, float *buffer)
 {
   const struct layer *layer = work->layer;
-  const int bf16 = layer->attention == KIND_BF16;
-  const size_t size = layer->head_size, step = size * number_bytes(bf16) * (layer->by_head ? 3 : 1);
-  if (layer->wide_norms && norm->kind != NORM_NONE)
-    norm_heads(layer, heads, count, norm, buffer);
-  for (size_t head = 0; head < count; head++, heads += step) {
-    copy_numbers(heads, bf16, buffer, 0, size);
-    if (!layer->wide_norms && norm->kind != NORM_NONE)
-      norm_row(norm, buffer, size, buffer);
+  const int bf16 = layer->attention == KIND_BF16, has_norm = heads->norm->kind != NORM_NONE;
+  const int of_each = has_norm && !layer->wide_norms;
+  const size_t size = layer->head_size;
+  if (has_norm && layer->wide_norms)
+    norm_heads(layer, row + heads->at(layer, 0) * number_bytes(bf16), heads->count, heads->norm, buffer);
+  for (size_t head = 0; head < heads->count; head++) {
+    char *numbers = row + heads->at(layer, head) * number_bytes(bf16);
+    copy_numbers(numbers, bf16, buffer, 0, size);
+    if (of_each && !layer->norms_rotated)
+      norm_row(heads->norm, buffer, size, buffer);
     if (cosines != NULL && layer->pairs)
-      rotate_pairs(buffer, cosines, sines, work->call->rotary.size);
+      rotate_pairs(buffer, cosines, sines, work->rotary->size);
     else if (cosines != NULL)
-      rotate_half(buffer, cosines, sines, work->call->rotary.size);
-    copy_numbers(buffer, 0, heads, bf16, size);
+      rotate_half(buffer, cosines, sines, work->rotary->size);
+    if (of_each && layer->norms_rotated)
+      norm_row(heads->norm, buffer, size, buffer);
+    copy_numbers(buffer, 0, numbers, bf16, size);
   }
 }
 
@@ -215,8 +226,8 @@ static void remember(const struct work *work, size_t row, const char *qkv, float
   const int bf16 = layer->attention == KIND_BF16;
   const size_t bytes = number_bytes(bf16), to_bytes = number_bytes(past->number);
   const size_t first = place_in_cache(past, (size_t)work->chunk->index[row]);
-  for (size_t head = 0; head < layer->key_heads; head++) {
-    const size_t place = (first + head * past->head) * to_bytes;
+  for (size_t copy = 0; copy < layer->key_heads * layer->copies; copy++) {
+    const size_t head = copy / layer->copies, place = (first + copy * past->head) * to_bytes;
     remember_head(work, qkv + layer_key_at(layer, head) * bytes, (char *)work->cache->keys + place, buffer);
     remember_head(work, qkv + layer_value_at(layer, head) * bytes, (char *)work->cache->values + place,
                   buffer);
@@ -227,20 +238,21 @@ static void remember(const struct work *work, size_t row, const char *qkv, float
 static void finish_row(const struct work *work, size_t row, float *buffer)
 {
   const struct layer *layer = work->layer;
-  const struct rotary *rotary = &work->call->rotary;
-  char *queries = work->memory->qkv + row * layer_qkv_bytes(layer);
-  char *keys = queries + layer_key_at(layer, 0) * number_bytes(layer->attention == KIND_BF16);
+  const struct rotary *rotary = work->rotary;
+  const struct heads queries = {layer_query_at, layer->heads, &layer->query_norm};
+  const struct heads keys = {layer_key_at, layer->key_heads, &layer->key_norm};
+  char *qkv = work->memory->qkv + row * layer_qkv_bytes(layer);
   const float *cosines = layer->unrotated ? NULL : rotary->cosines, *sines = rotary->sines;
   if (cosines != NULL) {
     const size_t angle = (size_t)work->chunk->index[row] % rotary->angles * rotary->size;
     cosines += angle, sines += angle;
   }
   if (cosines != NULL || layer->query_norm.kind != NORM_NONE || layer->key_norm.kind != NORM_NONE) {
-    place_heads(work, queries, layer->heads, &layer->query_norm, cosines, sines, buffer);
-    place_heads(work, keys, layer->key_heads, &layer->key_norm, cosines, sines, buffer);
+    place_heads(work, qkv, &queries, cosines, sines, buffer);
+    place_heads(work, qkv, &keys, cosines, sines, buffer);
   }
   if (work->cache != NULL)
-    remember(work, row, queries, buffer);
+    remember(work, row, qkv, buffer);
 }
 
 static void project(const struct work *work, const struct place *place)
@@ -248,7 +260,7 @@ static void project(const struct work *work, const struct place *place)
   const struct layer *layer = work->layer;
   const struct matrix *matrices[] = {&layer->query, &layer->key, &layer->value};
   const size_t numbers = layer_qkv_numbers(layer), bytes = number_bytes(layer->attention == KIND_BF16);
-  const size_t count = layer->by_head ? 1 : 3;
+  const size_t count = layer->joint ? 1 : 3;
   const struct block *block = &place->block;
   struct blocks blocks = blocks_of(work, place, &work->taken->projections);
   size_t first, last, begin, end;
@@ -488,19 +500,39 @@ size_t layer_qkv_numbers(const struct layer *layer)
   return (layer->heads + 2 * layer->key_heads) * layer->head_size;
 }
 
+/* Heads of queries in a group, and of keys. */
+static size_t group_queries(const struct layer *layer)
+{
+  return layer->heads / layer->groups;
+}
+
+static size_t group_keys(const struct layer *layer)
+{
+  return layer->key_heads / layer->groups;
+}
+
+/* The first number of a head of which a group has `of_group`, behind `before` heads of other kinds. */
+static size_t place_in_group(const struct layer *layer, size_t head, size_t of_group, size_t before)
+{
+  const size_t width = group_queries(layer) + 2 * group_keys(layer);
+  return (head / of_group * width + before + head % of_group) * layer->head_size;
+}
+
 size_t layer_query_at(const struct layer *layer, size_t head)
 {
-  return head * (layer->by_head ? 3 : 1) * layer->head_size;
+  return place_in_group(layer, head, group_queries(layer), 0);
 }
 
 size_t layer_key_at(const struct layer *layer, size_t head)
 {
-  return (layer->by_head ? 3 * head + 1 : layer->heads + head) * layer->head_size;
+  const size_t keys = group_keys(layer);
+  return place_in_group(layer, head, keys, group_queries(layer) + (layer->values_first ? keys : 0));
 }
 
 size_t layer_value_at(const struct layer *layer, size_t head)
 {
-  return (layer->by_head ? 3 * head + 2 : layer->heads + layer->key_heads + head) * layer->head_size;
+  const size_t keys = group_keys(layer);
+  return place_in_group(layer, head, keys, group_queries(layer) + (layer->values_first ? 0 : keys));
 }
 
 size_t layer_qkv_bytes(const struct layer *layer)

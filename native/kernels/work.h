@@ -9,8 +9,8 @@
  * chunk.
  */
 struct unit {
-  size_t start, rows;   /* the piece's first row, and how many it has */
-  size_t before;        /* rows of the sequence before the piece */
+  size_t start, rows; /* the piece's first row, and how many it has */
+  size_t before;      /* rows of the sequence before the piece, those of padding too where there is a past */
   size_t skipped, seen; /* rows before the first key; keys */
   size_t first, last;   /* queries */
   size_t batch, place;  /* with a past: of the sequence; of its first row among all tokens */
@@ -57,6 +57,7 @@ struct work {
   const struct cache *cache;   /* the layer's, or NULL */
   const struct cache *encoded; /* its keys and values of an encoder, or NULL */
   int crosses;                 /* whether attention is over these */
+  const struct rotary *rotary;
   const struct chunk *chunk;
   struct taken *taken;
   struct rows input, output;

@@ -360,7 +360,8 @@ struct variant {
   size_t sharing;                                /* heads of each key head; 0: one */
   int gated, norm_first, rotary, biased, partly; /* partly: attention does not see all rows */
   int head_norms, ends, parallel;                /* head_norms: 2: over all heads at once */
-  int by_head, pairs, unrotated, softcap, factor;
+  size_t groups, copies; /* of a joint projection, 0 where it is none; of a key head, 0: one */
+  int values_first, pairs, unrotated, norms_rotated, softcap, factor;
   int follows;  /* a decoder's, with a past; 2: padding sees everything; 3: each sequence has its own */
   int relative; /* as in struct sight */
   int crosses;  /* attends to an encoder; 2: some of its tokens are hidden */
@@ -370,7 +371,7 @@ struct variant {
 
 struct test_layer {
   struct layer layer;
-  struct weight query, key, value, output, gate, up, down; /* by_head: query's columns are all three's */
+  struct weight query, key, value, output, gate, up, down; /* joint: query's columns are all three's */
   struct weight cross_query, cross_output;
 };
 
@@ -386,11 +387,12 @@ static struct test_layer make_layer(const struct variant *variant)
   const size_t width = s.heads * s.head_size, sharing = variant->sharing ? variant->sharing : 1;
   const size_t normed = variant->head_norms == 2 ? width : s.head_size;
   const struct norm none = {.kind = NORM_NONE};
-  struct test_layer made = {.query = make_weight(kind, variant->by_head ? 3 * width : width, s.hidden, 1),
-                            .output = make_weight(kind, s.hidden, width, 1),
-                            .up = make_weight(kind, s.wide, s.hidden, 1),
-                            .down = make_weight(kind, s.hidden, s.wide, 1)};
-  if (!variant->by_head) {
+  struct test_layer made = {
+      .query = make_weight(kind, variant->groups ? width + 2 * width / sharing : width, s.hidden, 1),
+      .output = make_weight(kind, s.hidden, width, 1),
+      .up = make_weight(kind, s.wide, s.hidden, 1),
+      .down = make_weight(kind, s.hidden, s.wide, 1)};
+  if (!variant->groups) {
     made.key = make_weight(kind, width / sharing, s.hidden, 0);
     made.value = make_weight(kind, width / sharing, s.hidden, 1);
   }
@@ -421,9 +423,13 @@ static struct test_layer make_layer(const struct variant *variant)
                               .scale = .3f,
                               .softcap = variant->softcap ? .5f : 0,
                               .added = variant->factor ? .3f : 1,
-                              .by_head = variant->by_head,
+                              .joint = variant->groups > 0,
+                              .groups = variant->groups ? variant->groups : 1,
+                              .values_first = variant->values_first,
+                              .copies = variant->copies ? variant->copies : 1,
                               .pairs = variant->pairs,
-                              .unrotated = variant->unrotated};
+                              .unrotated = variant->unrotated,
+                              .norms_rotated = variant->norms_rotated};
   if (variant->crosses) {
     made.cross_query = make_weight(kind, width, s.hidden, 1);
     made.cross_output = make_weight(kind, s.hidden, width, 1);
@@ -459,7 +465,7 @@ static struct call make_call(const struct variant *variant, size_t length, const
                                      .seen = variant->partly ? seen : NULL,
                                      .window = variant->window,
                                      .padding_sees_all = variant->partly && variant->relative},
-                       .bias = {variant->biased ? uniform_floats(s.heads * length * length, -1, 1) : NULL,
+                       .bias = {variant->biased ? uniform_floats(s.heads * length * length, -1, 1) : NULL, 0,
                                 length * length, length},
                        .rotary = {variant->rotary ? uniform_floats(angles * s.head_size, -1, 1) : NULL,
                                   variant->rotary ? uniform_floats(angles * s.head_size, -1, 1) : NULL,
@@ -511,12 +517,18 @@ static const int32_t (*places_after(const struct sequences *all, size_t past))[2
   return (const int32_t (*)[2])places;
 }
 
-/* The first number in the cache of a sequence of the call, and the tokens before it. */
-static size_t cached_at(const struct call *call, size_t s)
+/* Which of the cache's is a sequence of the call. */
+static size_t batch_of(const struct call *call, size_t s)
 {
   const size_t first = (size_t)call->sequences.first[s];
   const int32_t (*places)[2] = call->past.places;
-  return (places ? (size_t)places[first][0] : first / call->past.columns) * call->past.batch;
+  return places ? (size_t)places[first][0] : call->past.columns ? first / call->past.columns : 0;
+}
+
+/* The first number in the cache of a sequence of the call, and the tokens before it. */
+static size_t cached_at(const struct call *call, size_t s)
+{
+  return batch_of(call, s) * call->past.batch;
 }
 
 static size_t tokens_before(const struct call *call, size_t s)
@@ -562,10 +574,15 @@ static struct call following(const struct test_layer *test, const struct variant
   int32_t (*seen)[2] = guarded(SEQUENCES, sizeof *seen);
   call.sequences.skipped = call.sequences.seen = NULL;
   call.sequences.padding_sees_all = variant->partly && variant->follows == 2;
-  if (variant->biased)
-    call.bias = (struct bias){uniform_floats(layer->heads * length * total, -1, 1), length * total, total};
+  if (variant->biased) { /* of keys, or of queries and keys */
+    const size_t queries = variant->crosses ? length : 1;
+    call.bias = (struct bias){.numbers = uniform_floats(SEQUENCES * layer->heads * queries * total, -1, 1),
+                              .batch = layer->heads * queries * total,
+                              .head = queries * total,
+                              .query = variant->crosses ? total : 0};
+  }
   call.past = (struct past){.caches = cache,
-                            .batch = layer->key_heads * room * layer->head_size,
+                            .batch = layer->key_heads * layer->copies * room * layer->head_size,
                             .head = room * layer->head_size,
                             .token = layer->head_size,
                             .number = variant->attention == KIND_BF16 ? NUMBER_BF16 + below(2) : below(3),
@@ -584,13 +601,13 @@ static struct call following(const struct test_layer *test, const struct variant
     seen[s][0] = (int32_t)(padding ? past + padding : below(past + (tokens ? tokens : 1)));
     seen[s][1] = seen[s][0] + 1 + (int32_t)below(2 * (past + tokens));
   }
-  const size_t rows = SEQUENCES * layer->key_heads * room;
+  const size_t rows = SEQUENCES * layer->key_heads * layer->copies * room;
   for (int half = 0; half < 2; half++)
     *(half ? &cache->values : &cache->keys) = cache_of(layer->head_size, rows, room, past, call.past.number);
   if (call.past.number == NUMBER_I8) {
     call.past.token += sizeof(float);
     call.past.head = room * call.past.token;
-    call.past.batch = layer->key_heads * call.past.head;
+    call.past.batch = layer->key_heads * layer->copies * call.past.head;
   }
   if (variant->crosses)
     call.encoded = encoded_of(layer, variant, length);
@@ -618,23 +635,33 @@ static void reference_rotate(double *x, size_t size, const float *cosines, const
   }
 }
 
+/* Copies `count` numbers; returns what comes behind them. */
+static double *take(double *from, size_t count, double *to)
+{
+  memcpy(to, from, count * sizeof *to);
+  return from + count;
+}
+
 /* query, key and value of one row, beside each other. */
 static void reference_project(const struct test_layer *test, const struct call *call, size_t row, double *out)
 {
   const struct layer *layer = &test->layer;
   const size_t width = layer->heads * layer->head_size, keys = layer->key_heads * layer->head_size;
   const struct rotary *rotary = &call->rotary;
-  const size_t size = layer->head_size;
   double *x = malloc((layer->hidden + 3 * width) * sizeof *x), *apart = x + layer->hidden;
   CHECK(x != NULL);
   for (size_t i = 0; i < layer->hidden; i++)
     x[i] = call->input[row * layer->hidden + i];
   if (layer->norm_first)
     reference_norm(&layer->attention_norm, x, layer->hidden, x);
-  if (layer->by_head) {
+  if (layer->joint) {
     reference_linear(&test->query, x, apart);
-    for (size_t i = 0; i < 3 * width; i++) /* [head][which] becomes [which][head] */
-      out[i / size % 3 * width + i / size / 3 * size + i % size] = apart[i];
+    const size_t second = layer->values_first ? width + keys : width;
+    for (size_t g = 0; g < layer->groups; g++) {
+      apart = take(apart, width / layer->groups, out + g * (width / layer->groups));
+      apart = take(apart, keys / layer->groups, out + second + g * (keys / layer->groups));
+      apart = take(apart, keys / layer->groups, out + 2 * width + keys - second + g * (keys / layer->groups));
+    }
   } else {
     reference_linear(&test->query, x, out);
     reference_linear(&test->key, x, out + width);
@@ -647,11 +674,14 @@ static void reference_project(const struct test_layer *test, const struct call *
   for (size_t head = 0; head < layer->heads + layer->key_heads; head++) {
     double *numbers = out + head * layer->head_size;
     const struct norm *norm = head < layer->heads ? &layer->query_norm : &layer->key_norm;
-    if (norm->kind != NORM_NONE && !layer->wide_norms)
+    const int normed = norm->kind != NORM_NONE && !layer->wide_norms;
+    if (normed && !layer->norms_rotated)
       reference_norm(norm, numbers, layer->head_size, numbers);
     if (rotary->cosines != NULL && !layer->unrotated)
       reference_rotate(numbers, rotary->size, rotary->cosines + row % rotary->angles * rotary->size,
                        rotary->sines + row % rotary->angles * rotary->size, layer->pairs);
+    if (normed && layer->norms_rotated)
+      reference_norm(norm, numbers, layer->head_size, numbers);
   }
   free(x);
 }
@@ -751,9 +781,10 @@ static double *tokens_of(const struct test_layer *test, const struct call *call,
       if (t >= past)
         *token = own[(t - past) * stride + i];
       else
-        *token =
-            cached(&call->past, cache, cached_at(call, s) + i / size * call->past.head + t * call->past.token,
-                   i % size, size);
+        *token = cached(&call->past, cache,
+                        cached_at(call, s) + i / size * test->layer.copies * call->past.head +
+                            t * call->past.token,
+                        i % size, size);
     }
   return tokens;
 }
@@ -797,7 +828,8 @@ static void reference_sequence(const struct test_layer *test, const struct call 
         visible[k] = (char)(all || (follows ? k >= begin && k < end && k <= place && place - k <= sight.window
                                             : sees(&sight, q, k)));
         bias[k] = call->bias.numbers
-                      ? call->bias.numbers[head * call->bias.head + (column + q) * call->bias.query + k]
+                      ? call->bias.numbers[batch_of(call, s) * call->bias.batch + head * call->bias.head +
+                                           (column + q) * call->bias.query + k]
                       : 0;
         bias[k] += layer->scale * distance_score(buckets, head, size, q, k, query, key + k * keys + of_keys);
         bias[k] = all ? 0 : bias[k];
@@ -836,6 +868,23 @@ static double difference(const struct test_layer *test, const struct call *call,
   return sqrt(square / size);
 }
 
+/* Keys and values of the call are the same in all copies of a head. */
+static void check_copies(const struct layer *layer, const struct call *call)
+{
+  const struct past *past = &call->past;
+  for (size_t s = 0; s < call->sequences.count; s++)
+    for (size_t row = 0; row < (size_t)call->sequences.length[s]; row++)
+      for (size_t copy = 0; copy < layer->key_heads * layer->copies; copy++)
+        for (size_t half = 0; half < 2; half++) {
+          const void *numbers = half ? past->caches->values : past->caches->keys;
+          const size_t token = cached_at(call, s) + (tokens_before(call, s) + row) * past->token;
+          const size_t first = token + copy / layer->copies * layer->copies * past->head;
+          for (size_t i = 0; i < layer->head_size; i++)
+            CHECK(cached(call, numbers, token + copy * past->head, i, layer->head_size) ==
+                  cached(call, numbers, first, i, layer->head_size));
+        }
+}
+
 static int run_one(const struct layer *layer, const struct call *call, unsigned threads)
 {
   return layers_run(&layer, 1, call, threads);
@@ -859,6 +908,8 @@ static void test_layer(struct variant variant, size_t length, unsigned threads)
   if (variant.follows)
     call = following(&test, &variant, length, below(3) ? below(90) : below(1500));
   CHECK(run_one(&test.layer, &call, threads) == 0);
+  if (variant.follows)
+    check_copies(&test.layer, &call);
   const double far = difference(&test, &call, &buckets);
   if (far > tolerance_of(&variant, &call))
     fprintf(stderr, "kind %d, attention %d, length %zu: %g\n", (int)variant.kind, (int)variant.attention,
@@ -897,27 +948,33 @@ static void test_with_past(void)
   for (int i = 0; i < 90; i++) {
     const enum kind kind = (enum kind)(i % KINDS);
     const struct sizes sizes = odd[below(5)];
-    const int by_head = below(4) == 0;
-    const struct variant variant = {.kind = kind,
-                                    .attention =
-                                        kind == KIND_F32 || i % 4 == 0 || !DOT_BF16 ? KIND_F32 : KIND_BF16,
-                                    .sizes = sizes,
-                                    .sharing = !by_head && below(2) ? sizes.heads : 1,
-                                    .gated = (int)below(2),
-                                    .norm_first = 1,
-                                    .rotary = (int)below(3),
-                                    .partly = (int)below(2),
-                                    .head_norms = (int)below(by_head ? 2 : 3),
-                                    .ends = (int)below(4),
-                                    .parallel = (int)below(2),
-                                    .by_head = by_head,
-                                    .pairs = (int)below(2),
-                                    .unrotated = below(8) == 0,
-                                    .softcap = (int)below(2),
-                                    .factor = (int)below(2),
-                                    .follows = 1 + (int)below(3),
-                                    .window = below(2) ? SIZE_MAX : below(40),
-                                    .activation = (enum activation)below(ACT_TANH)};
+    const size_t sharing = below(2) ? sizes.heads : sizes.heads % 2 || below(2) ? 1 : 2;
+    const size_t key_heads = sizes.heads / sharing;
+    const size_t groups = below(3) ? 0 : below(2) ? key_heads : key_heads % 2 ? 1 : key_heads / 2;
+    const struct variant variant = {
+        .kind = kind,
+        .attention = kind == KIND_F32 || i % 4 == 0 || !DOT_BF16 ? KIND_F32 : KIND_BF16,
+        .sizes = sizes,
+        .sharing = sharing,
+        .groups = groups,
+        .copies = below(2) ? sharing : 1,
+        .values_first = groups && below(2),
+        .gated = (int)below(2),
+        .norm_first = 1,
+        .rotary = (int)below(3),
+        .biased = (int)below(2),
+        .partly = (int)below(2),
+        .head_norms = (int)below(groups ? 2 : 3),
+        .norms_rotated = (int)below(2),
+        .ends = (int)below(4),
+        .parallel = (int)below(2),
+        .pairs = (int)below(2),
+        .unrotated = below(8) == 0,
+        .softcap = (int)below(2),
+        .factor = (int)below(2),
+        .follows = 1 + (int)below(3),
+        .window = below(2) ? SIZE_MAX : below(40),
+        .activation = below(8) ? (enum activation)below(ACT_TANH) : ACT_RELU_SQUARED};
     available = 1 + (unsigned)below(4);
     test_layer(variant, below(2) ? 1 : 1 + below(40), 1 + (unsigned)below(4));
   }

@@ -28,8 +28,6 @@ from hfaccel.engine.layers.call import Call
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DETAILS = dict(return_dict_in_generate=True, output_logits=True, output_scores=True)
-# Their linear layers are of a class with a forward of its own.
-NOT_PACKED = ("Falcon", "Falcon, new", "Falcon, alibi")
 
 
 class Noise(LogitsProcessor):
@@ -59,7 +57,7 @@ def test_tokens_stand_far_apart(name):
 
 
 @needs_kernels
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in NOT_PACKED])
+@pytest.mark.parametrize("name", NAMES)
 def test_something_is_optimized(name):
     report = hfaccel.report(optimized(name))
     assert any(outcome.applied for outcome in report.outcomes)

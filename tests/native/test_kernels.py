@@ -196,7 +196,7 @@ def test_what_is_no_norm_is_refused(norm):
     "changes",
     [
         *({"head_size": value} for value in (0, -1, 1 << 62, 1 << 70, "1", None, 16.0)),
-        *({"activation": value} for value in (-1, 8, 99, "gelu")),
+        *({"activation": value} for value in (-1, 9, 99, "gelu")),
         *({"attention_kind": value} for value in (-1, 2, 3)),
         *({"norms": value} for value in (None, (), (NORM,), (NORM, PARTS[0]), (NORM,) * 3)),
         *({"attention": value} for value in (None, (), LAYER["attention"][1:], (None,) * 4)),
@@ -369,6 +369,7 @@ EMPTY = int32(0, 0, 0, 9)
     [
         {"rotary": rotary(size=WIDTH // HEADS + 2)},
         {"rotary": rotary(size=3)},
+        *({"rotary": each} for each in ((), (None, None), (1,), (rotary(size=3),))),
         {"past": 1},
         *({"caches": value} for value in ((), CACHES[:1], CACHES * 2, (0, CACHES[1]), ("1", 1), [*CACHES])),
         {"past": past(columns=3)},  # a sequence has four rows
@@ -400,7 +401,7 @@ def test_tokens_are_added_to_a_cache_and_see_those_before():
         *({name: -1} for name in ("rows", "activation")),
         *({name: 0} for name in ("input", "output")),
         *({name: value} for name in LINEAR for value in ("1", 0.5, None)),
-        {"activation": 8},
+        {"activation": 9},
     ],
 )
 def test_a_linear_layer_with_bad_arguments_is_refused(changes):

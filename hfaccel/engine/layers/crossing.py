@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from hfaccel.engine.calls.followed import read_spans
-from hfaccel.engine.kernels import Kind
 from hfaccel.engine.layers.caches import cache_problem
 from hfaccel.engine.layers.call import MASK, Mask, Sample
 from hfaccel.engine.layers.decoder import DecoderCall, Filled
@@ -121,8 +120,7 @@ class CrossCall(DecoderCall):
     def _encoded(self, layers: Sequence[NativeLayer], states: torch.Tensor) -> Encoded:
         layer = layers[0]
         size = head_size(layer.attention) or 1
-        shape = len(states), layer.key_width // size, size
-        dtype = torch.bfloat16 if layer.attention_kind is Kind.BFLOAT16 else torch.float32
+        shape, dtype = (len(states), layer.cached_heads, size), layer.attention_type
         indices = [layer.attention.layer_idx for layer in layers]
         if is_filled(self.pair, self.index):
             return from_cache(self.pair, indices, shape, dtype)

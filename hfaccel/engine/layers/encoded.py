@@ -30,8 +30,8 @@ class Encoded:
         """The kernels' object. `spans`: which tokens of each text are seen."""
         first = self.tensors[0]
         batch, head, token, _ = first.stride()
-        place = 0 if spans is None else spans.data_ptr()
-        return kernels().Past(columns, first.shape[2], batch, head, token, NUMBERS[first.dtype], place)
+        number, place = NUMBERS[first.dtype], 0 if spans is None else spans.data_ptr()
+        return kernels().Past(columns, first.shape[2], batch, head, token, number, place)
 
     def addresses(self) -> tuple[int, ...]:
         return tuple([tensor.data_ptr() for tensor in self.tensors])

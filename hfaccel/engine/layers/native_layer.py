@@ -19,14 +19,16 @@ from hfaccel.engine.layers.distances import BiasRow, Buckets
 from hfaccel.engine.layers.parts import (
     Parts,
     added_factor,
+    copies,
     head_size,
     is_rotated,
-    key_width,
+    key_heads,
+    layout,
     norms_are_wide,
+    query_heads,
     scale,
     softcap,
     split_gate_up,
-    split_qkv,
     window,
 )
 from hfaccel.engine.layers.seen import Seen
@@ -96,7 +98,8 @@ class NativeLayer:
 
     def _native(self, layer: nn.Module, parts: Parts) -> object:
         self.attention_kind = attention_kind(self._packed(self.linears[0]).kind)
-        self.key_width = key_width(parts, layer)
+        self.query_heads = query_heads(parts, layer)
+        self.cached_heads = key_heads(parts, layer) * copies(parts, layer)
 
         def norm(path: str) -> NativeNorm | None:
             return native_norm(attrgetter(path)(layer), self._float32) if path else None
@@ -118,6 +121,8 @@ class NativeLayer:
             parts.unrotated or not is_rotated(self.attention),
             softcap(self.attention),
             added_factor(layer),
+            layout(parts, layer),
+            parts.norms_rotated,
             self._cross(layer),
         )
 
@@ -132,8 +137,10 @@ class NativeLayer:
     @property
     def cache_type(self) -> torch.dtype:
         """In which numbers keys and values are kept."""
-        if self.keeps_bytes:
-            return torch.int8
+        return torch.int8 if self.keeps_bytes else self.attention_type
+
+    @property
+    def attention_type(self) -> torch.dtype:
         return torch.bfloat16 if self.attention_kind is Kind.BFLOAT16 else torch.float32
 
     def _packed(self, linear: nn.Linear) -> PackedWeight:
@@ -152,11 +159,8 @@ class NativeLayer:
     ) -> tuple[NativeMatrix, NativeMatrix | None, NativeMatrix | None]:
         """Of query, key and value; of query alone where that multiplies for all three."""
         parts = self.parts
-        if parts.by_head:
-            return self._part(layer, parts.qkv), None, None
         if parts.qkv:
-            query, key, value = (self._matrix(*piece) for piece in split_qkv(parts, layer))
-            return query, key, value
+            return self._part(layer, parts.qkv), None, None
         return self._part(layer, parts.query), self._part(layer, parts.key), self._part(layer, parts.value)
 
     def _wide_inputs(self, layer: nn.Module) -> tuple[NativeMatrix | None, NativeMatrix]:

@@ -100,16 +100,19 @@ class Rooms:
 
     def keep(self) -> None:
         """Show the tokens of the call in the cache."""
-        end, window = self.end + self.columns, _window(self.layers[0])
-        begin = self.begin if window < 0 else max(self.begin, end - window)
-        last = self.first + len(self.layers)
-        views = self.memory.tensor[self.first : last, :, :, :, begin:end].flatten(0, 1).unbind()
+        end, last = self.end + self.columns, self.first + len(self.layers)
         self.memory.ends[self.first : last] = [end] * len(self.layers)
+        shown: dict[int, Sequence[torch.Tensor]] = {}  # keys and values of all layers, by the first token
         for number, layer in enumerate(self.layers):
-            keys, values = views[2 * number : 2 * number + 2]
+            window = _window(layer)
+            begin = self.begin if window < 0 else max(self.begin, end - window)
+            if begin not in shown:
+                shown[begin] = (
+                    self.memory.tensor[self.first : last, :, :, :, begin:end].flatten(0, 1).unbind()
+                )
+            keys, values = shown[begin][2 * number : 2 * number + 2]
             hold(layer, keys, values)
-            shown = Shown(self.memory, self.first + number, begin, end, keys, values)
-            layer.__dict__[SHOWN] = shown
+            layer.__dict__[SHOWN] = Shown(self.memory, self.first + number, begin, end, keys, values)
             if window >= 0:
                 layer.cumulative_length += self.columns
 
@@ -158,11 +161,7 @@ def together_problem(cache: Any, indices: Sequence[int]) -> str:
     layers = [layer_of(cache, index) for index in indices]
     if _follow(layers):
         return ""
-    alike = {
-        (stock_class(layer), _window(layer), tokens_in(cache, i))
-        for i, layer in zip(indices, layers, strict=True)
-    }
-    if len(alike) > 1:
+    if len({tokens_in(cache, index) for index in indices}) > 1:
         return "the layers of the cache differ"
     return next(filter(None, (problem(cache, index) for index in indices)), "")
 

@@ -11,7 +11,7 @@ static int fits_encoder(const struct layer *layer)
 {
   const size_t width = layer->heads * layer->head_size;
   return layer->cross_query.columns == 0 ||
-         (layer->key_heads == layer->heads && !layer->parallel && !layer->by_head && layer->added == 1 &&
+         (layer->key_heads == layer->heads && !layer->parallel && layer->groups == 1 && layer->added == 1 &&
           layer->attention_end.kind == NORM_NONE && is_shaped(&layer->cross_query, width, layer->hidden) &&
           is_shaped(&layer->cross_output, layer->hidden, width) && layer->cross_query.exact == NULL);
 }
@@ -21,9 +21,11 @@ static int fits(const struct layer *layer)
 {
   const size_t hidden = layer->hidden, width = layer->heads * layer->head_size, wide = layer->up.columns;
   const size_t keys = layer->key_heads * layer->head_size;
-  const size_t joint = layer->by_head ? 3 * width : width, apart = layer->by_head ? 0 : keys;
-  return layer->key_heads > 0 && layer->heads % layer->key_heads == 0 &&
-         is_shaped(&layer->query, joint, hidden) &&
+  const size_t first = layer->joint ? width + 2 * keys : width, apart = layer->joint ? 0 : keys;
+  return layer->key_heads > 0 && layer->heads % layer->key_heads == 0 && layer->groups > 0 &&
+         layer->key_heads % layer->groups == 0 &&
+         (layer->joint || (layer->groups == 1 && !layer->values_first)) && layer->copies > 0 &&
+         is_shaped(&layer->query, first, hidden) &&
          (apart == 0 || (is_shaped(&layer->key, keys, hidden) && is_shaped(&layer->value, keys, hidden))) &&
          is_shaped(&layer->output, hidden, width) &&
          (layer->gate.columns == 0 || is_shaped(&layer->gate, wide, hidden)) &&
@@ -31,16 +33,16 @@ static int fits(const struct layer *layer)
          layer->query.exact == NULL && layer->key.exact == NULL && layer->value.exact == NULL &&
          layer->gate.exact == NULL && layer->up.exact == NULL &&
          (apart == 0 || (layer->query.kind == layer->key.kind && layer->query.kind == layer->value.kind)) &&
-         !(layer->by_head && layer->wide_norms) &&
+         !(layer->joint && layer->wide_norms) &&
          (layer->gate.columns == 0 || layer->gate.kind == layer->up.kind) && fits_encoder(layer) &&
          layer->head_size % kind_numbers(layer->attention) == 0;
 }
 
 /* Layer((query, key, value, output), (gate or None, up, down), (attention_norm, output_norm), head_size,
  *       norm_first, activation, attention_kind, scale[, (query_norm, key_norm, attention_end, output_end),
- *       parallel, wide_norms, pairs, unrotated, softcap, added, (cross_query, cross_output, cross_norm)]);
- * None for any of the norms, for key and value where query multiplies for all three, and for the cross ones
- */
+ *       parallel, wide_norms, pairs, unrotated, softcap, added, (groups, values_first, copies),
+ * norms_rotated, (cross_query, cross_output, cross_norm)]); None for any of the norms, for key and value
+ * where query multiplies for all three, and for the cross ones */
 int read_layer(PyObject *args, void *content)
 {
   struct layer *layer = content;
@@ -50,15 +52,17 @@ int read_layer(PyObject *args, void *content)
   layer->query_norm = layer->key_norm = layer->attention_end = layer->output_end = none;
   layer->cross_norm = none;
   layer->added = 1;
+  layer->groups = layer->copies = 1;
   if (!PyArg_ParseTuple(
-          args, "(O&O&O&O&)(O&O&O&)(O&O&)O&pO&if|(O&O&O&O&)ppppff(O&O&O&)", to_matrix, &layer->query,
+          args, "(O&O&O&O&)(O&O&O&)(O&O&)O&pO&if|(O&O&O&O&)ppppff(O&pO&)p(O&O&O&)", to_matrix, &layer->query,
           to_matrix_or_none, &layer->key, to_matrix_or_none, &layer->value, to_matrix, &layer->output,
           to_matrix_or_none, &layer->gate, to_matrix, &layer->up, to_matrix, &layer->down, to_norm_or_none,
           &layer->attention_norm, to_norm_or_none, &layer->output_norm, to_size, &layer->head_size,
           &layer->norm_first, to_activation, &layer->activation, &attention, &layer->scale, to_norm_or_none,
           &layer->query_norm, to_norm_or_none, &layer->key_norm, to_norm_or_none, &layer->attention_end,
           to_norm_or_none, &layer->output_end, &layer->parallel, &layer->wide_norms, &layer->pairs,
-          &layer->unrotated, &layer->softcap, &layer->added, to_matrix_or_none, &layer->cross_query,
+          &layer->unrotated, &layer->softcap, &layer->added, to_size, &layer->groups, &layer->values_first,
+          to_size, &layer->copies, &layer->norms_rotated, to_matrix_or_none, &layer->cross_query,
           to_matrix_or_none, &layer->cross_output, to_norm_or_none, &layer->cross_norm))
     return 0;
   if (layer->head_size == 0 || (attention != KIND_F32 && !operand_is_bf16((enum kind)attention))) {
@@ -68,9 +72,10 @@ int read_layer(PyObject *args, void *content)
   }
   layer->attention = (enum kind)attention;
   layer->hidden = layer->output.columns;
-  layer->by_head = layer->key.columns == 0 && layer->value.columns == 0;
-  layer->heads = layer->query.columns / layer->head_size / (layer->by_head ? 3 : 1);
-  layer->key_heads = layer->by_head ? layer->heads : layer->key.columns / layer->head_size;
+  layer->joint = layer->key.columns == 0 && layer->value.columns == 0;
+  layer->heads = layer->output.inputs / layer->head_size;
+  const size_t keys = layer->query.columns / layer->head_size - layer->heads; /* and values */
+  layer->key_heads = layer->joint ? keys / 2 : layer->key.columns / layer->head_size;
   return must_hold(
       fits(layer),
       "shapes and kinds of the matrices that fit each other and head_size, and whole words in a head,");
@@ -109,12 +114,12 @@ int read_sequences(PyObject *args, void *content)
                    "sequences one after another within the rows, which see rows of theirs,");
 }
 
-/* Bias(numbers, head, query) */
+/* Bias(numbers, head, query[, batch]) */
 int read_bias(PyObject *args, void *content)
 {
   struct bias *bias = content;
-  return PyArg_ParseTuple(args, "O&O&O&", to_address, &bias->numbers, to_size, &bias->head, to_size,
-                          &bias->query) &&
+  return PyArg_ParseTuple(args, "O&O&O&|O&", to_address, &bias->numbers, to_size, &bias->head, to_size,
+                          &bias->query, to_size, &bias->batch) &&
          must_hold(bias->numbers != NULL, "an address that is not 0");
 }
 
@@ -222,11 +227,27 @@ static int is_rotated(const struct layer *layer, const struct rotary *rotary)
   return rotary->cosines == NULL || (rotary->size % 2 == 0 && rotary->size <= layer->head_size);
 }
 
-static int are_rotated(const struct layer *const *layers, Py_ssize_t count, const struct rotary *rotary)
+static int are_rotated(const struct layer *const *layers, Py_ssize_t count, const struct call *call)
 {
   for (Py_ssize_t i = 0; i < count; i++)
-    if (!is_rotated(layers[i], rotary))
+    if (!is_rotated(layers[i], call->rotaries == NULL ? &call->rotary : call->rotaries + i))
       return 0;
+  return 1;
+}
+
+/* Rotary, None, or a tuple of these with one for each layer, which goes to `rotaries`. */
+static int take_rotaries(PyObject *given, Py_ssize_t count, struct call *call, struct rotary *rotaries)
+{
+  if (!PyTuple_Check(given))
+    return to_rotary_or_none(given, &call->rotary);
+  if (!must_hold(PyTuple_Size(given) == count, "rotary positions for each layer"))
+    return 0;
+  for (Py_ssize_t i = 0; i < count; i++) {
+    rotaries[i] = (struct rotary){0};
+    if (!to_rotary_or_none(PyTuple_GetItem(given, i), rotaries + i))
+      return 0;
+  }
+  call->rotaries = rotaries;
   return 1;
 }
 
@@ -279,26 +300,29 @@ static int take_encoded(PyObject *addresses, const struct layer *const *layers, 
 }
 
 /* run_layers(layers, threads, input, output, sequences, bias, rotary, relative[, past, caches[, encoded,
- * encoded's caches]]) -> None; None for any of the objects after sequences */
+ * encoded's caches]]) -> None; None for any of the objects after sequences. rotary may be a tuple with one
+ * for each layer */
 PyObject *run_layers(PyObject *module, PyObject *args)
 {
   PyObject *tuple;
   unsigned threads;
-  PyObject *addresses = NULL, *of_encoder = NULL;
+  PyObject *addresses = NULL, *of_encoder = NULL, *rotary;
   struct call call = {0};
-  if (!PyArg_ParseTuple(args, "O!O&O&O&O&O&O&O&|O&O!O&O!", &PyTuple_Type, &tuple, to_threads, &threads,
+  if (!PyArg_ParseTuple(args, "O!O&O&O&O&O&OO&|O&O!O&O!", &PyTuple_Type, &tuple, to_threads, &threads,
                         to_address, &call.input, to_address, &call.output, to_sequences, &call.sequences,
-                        to_bias_or_none, &call.bias, to_rotary_or_none, &call.rotary, to_relative_or_none,
-                        &call.relative, to_past_or_none, &call.past, &PyTuple_Type, &addresses,
-                        to_past_or_none, &call.encoded, &PyTuple_Type, &of_encoder))
+                        to_bias_or_none, &call.bias, &rotary, to_relative_or_none, &call.relative,
+                        to_past_or_none, &call.past, &PyTuple_Type, &addresses, to_past_or_none,
+                        &call.encoded, &PyTuple_Type, &of_encoder))
     return NULL;
   const struct layer *layers[MOST_LAYERS];
   struct cache caches[MOST_LAYERS], encoded[MOST_LAYERS];
+  struct rotary rotaries[MOST_LAYERS];
   const Py_ssize_t count = take_layers(tuple, layers);
   if (count < 0 || !must_hold(call.sequences.rows == 0 || (call.input != NULL && call.output != NULL),
                               "addresses that are not 0"))
     return NULL;
-  if (!must_hold(are_rotated(layers, count, &call.rotary), "an even size of rotary positions within a head"))
+  if (!take_rotaries(rotary, count, &call, rotaries) ||
+      !must_hold(are_rotated(layers, count, &call), "an even size of rotary positions within a head"))
     return NULL;
   if (call.past.columns > 0) {
     if (!must_hold(addresses != NULL, "caches beside the past") || !take_caches(addresses, caches, count) ||

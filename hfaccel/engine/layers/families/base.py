@@ -21,7 +21,6 @@ from hfaccel.engine.layers.parts import (
     outputs_of,
     scale,
     split_gate_up,
-    split_qkv,
 )
 from hfaccel.engine.norms import norm_kind
 from hfaccel.engine.weights.linear import is_linear
@@ -133,8 +132,9 @@ def _interface_problem(family: Family, attention: nn.Module) -> str:
             "its attention does not use transformers' attention interface, as the call of the family "
             f"{family.name} says (Call.configured)"
         )
-    config = getattr(attention, "config", None)  # a trial's numbers are too small to be clipped
-    return "its queries and keys are clipped" if getattr(config, "clip_qkv", None) is not None else ""
+    owners = attention, getattr(attention, "config", None)  # a trial's numbers are too small to be clipped
+    clips = any(getattr(owner, "clip_qkv", None) is not None for owner in owners)
+    return "its queries and keys are clipped" if clips else ""
 
 
 def _heads_problem(family: Family, layer: nn.Module, attention: nn.Module) -> str:
@@ -148,8 +148,7 @@ def _heads_problem(family: Family, layer: nn.Module, attention: nn.Module) -> st
 
 
 def _joint_problem(family: Family, layer: nn.Module) -> str:
-    joint = split_qkv(family, layer) if family.qkv and not family.by_head else []
-    joint += split_gate_up(family, layer) if family.gate_up else []
+    joint = split_gate_up(family, layer) if family.gate_up else []
     if any(rows.start % WIDEST_PANEL for _, rows in joint):
         return f"the width of a part of a joint projection is not a multiple of {WIDEST_PANEL}"
     return ""
@@ -167,7 +166,7 @@ def _head_norms_fit(family: Family, layer: nn.Module, size: int) -> bool:
 
 def _direction_problem(family: Family, layer: nn.Module, attention: nn.Module) -> str:
     """Why the layer's tokens do not see those that the family says."""
-    if getattr(attention, "is_causal", False) is not family.call.follows:
+    if getattr(attention, "is_causal", family.call.follows) is not family.call.follows:
         return "its attention is not causal" if family.call.follows else "it is a decoder's layer"
     is_other = getattr(layer, "is_decoder", False) and not family.cross_attention
     return "it is a decoder's layer" if is_other else ""
