@@ -59,9 +59,10 @@ class Rooms:
     def keep(self) -> None:
         """The tokens of the call are in the cache."""
         self.memory.writes += 1
-        end, window = self.end + self.columns, _window(self.layers[0])
-        begin = self.begin if window < 0 else max(self.begin, end - window)
+        end = self.end + self.columns
         for number, layer in enumerate(self.layers, self.first):
+            window = _window(layer)
+            begin = self.begin if window < 0 else max(self.begin, end - window)
             place = place_of(layer)
             if place is None or place.memory is not self.memory:
                 enter(layer, Place(self.memory, number, begin, end))
