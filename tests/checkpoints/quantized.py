@@ -126,6 +126,9 @@ class Int8Tensor(torch.Tensor):
         self.block_size = [1, group]
         vars(self).update(more)
 
+    def __tensor_flatten__(self):
+        return ["qdata", "scale", "zero_point"], ()
+
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.detach.default:

@@ -19,6 +19,7 @@ from hfaccel.engine.kernels import Kind
 from hfaccel.engine.weights.linear import PackedModule
 from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.errors import ModelError
+from hfaccel.saving.source import contents
 
 BYTES = SimpleNamespace(type="int", num_bits=8, dynamic=True)
 FORMATS = {
@@ -97,6 +98,21 @@ def _numbers_of(module):
     shifts = torch.arange(8) * 4
     numbers = (module.qweight.t()[..., None] >> shifts & 15).flatten(1)
     return numbers, module.scales.t()
+
+
+@pytest.mark.parametrize(
+    ("make", "part"),
+    [(Gptq, 0.7), (partial(Gptq, symmetric=False), 1.5), (partial(Gptq, bits=8, symmetric=False), 1.5)],
+)
+@torch.inference_mode()
+def test_rounding_scales_costs_no_more_than_computing_in_bfloat16(make, part):
+    """Of weights with zero points, half as much again at most: minima are rounded too."""
+    model = with_layers(llama(), make)
+    wanted = model(ids()).logits
+    values = hfaccel.restore(hfaccel.optimize(model))
+    of_scales = relative(values(ids()).logits, wanted)
+    of_bfloat16 = relative(model.bfloat16()(ids()).logits.float(), wanted)
+    assert 0 < of_scales < part * of_bfloat16
 
 
 def test_what_the_weights_take_up():
@@ -207,6 +223,42 @@ def test_the_life_of_the_result(tmp_path):
     assert type(stock.model.layers[0].mlp.down_proj.weight) is torch.nn.Parameter
     assert stock.model.layers[0].mlp.down_proj.weight.equal(values)
     assert relative(stock(ids()).logits, wanted) < 0.02
+
+
+def test_the_quantizer_is_forgotten():
+    """Or the result would be saved as what it is no more."""
+    model = with_layers(llama(), Gptq)
+    model.hf_quantizer, model.config.quantization_config = SimpleNamespace(), {"quant_method": "gptq"}
+    fast = hfaccel.optimize(model)
+    assert not hasattr(fast, "hf_quantizer") and not hasattr(fast.config, "quantization_config")
+    assert model.hf_quantizer and model.config.quantization_config
+
+
+def test_the_hook_that_expands_weights_is_taken_away():
+    model = with_layers(llama(), compressed)
+    model.ct_decompress_hook = model.register_forward_pre_hook(lambda *_: pytest.fail("expanded"))
+    fast = hfaccel.optimize(model)
+    fast(ids())
+    assert model._forward_pre_hooks and type(model.lm_head.weight) is torch.nn.Parameter
+
+
+def test_parts_of_different_kinds_are_not_fused():
+    def make(linear):
+        return Gptq(linear, bits=8 if linear.out_features == 64 else 4)
+
+    fast = hfaccel.optimize(with_layers(llama(), make))
+    reasons = [line.reason for line in hfaccel.report(fast).outcomes if line.subject == "LlamaDecoderLayer"]
+    assert "differ in kind" in reasons[0] and len(quantized_linears(fast)) == 14
+    with torch.inference_mode():
+        assert fast(ids()).logits.isfinite().all()
+
+
+def test_contents_of_quantized_tensors():
+    model = with_layers(llama(), torchao)
+    before = contents(model)
+    assert contents(with_layers(llama(), torchao)) == before
+    model.model.layers[1].mlp.up_proj.weight.qdata[3, 5] += 1
+    assert contents(model) != before
 
 
 def test_tokens():
