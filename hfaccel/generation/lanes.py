@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
+from hfaccel.engine.calls.regimes import kernels_needed
 from hfaccel.engine.layers.slots import Piece, Slots, SlotsRefused
 from hfaccel.upstream.of_transformers import cache_classes
 
@@ -82,24 +83,22 @@ class SlotLanes:
             "past_key_values": self.slots,
             "use_cache": True,
         }
-        kept = _ends(feeds)
+        with kernels_needed():
+            return self._logits(given, _ends(feeds))
+
+    def _logits(self, given: Mapping[str, object], kept: list[int]) -> torch.Tensor:
         if not kept:  # without the output layer, the largest of a small model
             self._model.base_model(**given)
             return torch.empty(0, 1)
-        if self._keeps:
-            return _logits(self._model(**given, logits_to_keep=torch.tensor(kept)))
-        return _logits(self._model(**given))[kept]
+        more = {"logits_to_keep": torch.tensor(kept)} if self._keeps else {}
+        logits: torch.Tensor = self._model(**given, **more).logits[0]
+        return logits if self._keeps else logits[kept]
 
 
 def _ends(feeds: Sequence[Feed]) -> list[int]:
     """The rows of a call of which logits are wanted."""
     ends = accumulate(len(feed.ids) for feed in feeds)
     return [end - 1 for feed, end in zip(feeds, ends, strict=True) if feed.wanted]
-
-
-def _logits(output: Any) -> torch.Tensor:
-    logits: torch.Tensor = output.logits[0]
-    return logits
 
 
 class OwnLanes:

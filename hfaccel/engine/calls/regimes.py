@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 
@@ -20,3 +23,20 @@ REGIMES = (Regime("few", 1, 16, 48), Regime("some", 1, 128, 256), Regime("many",
 
 def regime_of(rows: int) -> Regime:
     return next(regime for regime in REGIMES if rows <= regime.up_to)
+
+
+_thread = threading.local()
+
+
+def only_kernels() -> bool:
+    """Whether this thread is in a call that a layer's own forward cannot compute, however fast it is."""
+    return getattr(_thread, "depth", 0) > 0
+
+
+@contextmanager
+def kernels_needed() -> Iterator[None]:
+    _thread.depth = getattr(_thread, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _thread.depth -= 1

@@ -14,7 +14,7 @@ from torch import nn
 
 from hfaccel.engine.calls.fallback import AUTOCAST, COUNTED, GRADIENTS, SLOWER, TRAINS, fall_back
 from hfaccel.engine.calls.guards import is_hooked, outside_graphs, stock_reason
-from hfaccel.engine.calls.regimes import regime_of
+from hfaccel.engine.calls.regimes import only_kernels, regime_of
 from hfaccel.engine.calls.settings import setting_problem, settings_of
 from hfaccel.engine.calls.unpadding import UNPADS, is_computed
 from hfaccel.engine.layers.call import Call
@@ -52,7 +52,7 @@ def call_problem(module: nn.Module, hidden: torch.Tensor) -> str:
 
 def _slower_reason(module: nn.Module, hidden: torch.Tensor) -> str:
     slower = module.__dict__.get(SLOWER_REGIMES, ())
-    if not slower:
+    if not slower or only_kernels():
         return ""
     name = regime_of(hidden.numel() // hidden.shape[-1]).name
     return f"{SLOWER} with {name} rows" if name in slower else ""
