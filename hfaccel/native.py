@@ -143,7 +143,7 @@ class Kernels(Protocol):
         output: int,
         sequences: NativeSequences,
         bias: NativeBias | None,
-        rotary: NativeRotary | None,
+        rotary: NativeRotary | tuple[NativeRotary | None, ...] | None,  # a tuple: of each layer
         relative: NativeRelative | None,
         past: NativePast | None = ...,
         caches: tuple[int, ...] = ...,  # addresses of each layer's keys and values

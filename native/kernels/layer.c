@@ -187,9 +187,9 @@ static void place_heads(const struct work *work, char *row, const struct heads *
     if (of_each && !layer->norms_rotated)
       norm_row(heads->norm, buffer, size, buffer);
     if (cosines != NULL && layer->pairs)
-      rotate_pairs(buffer, cosines, sines, work->call->rotary.size);
+      rotate_pairs(buffer, cosines, sines, work->rotary->size);
     else if (cosines != NULL)
-      rotate_half(buffer, cosines, sines, work->call->rotary.size);
+      rotate_half(buffer, cosines, sines, work->rotary->size);
     if (of_each && layer->norms_rotated)
       norm_row(heads->norm, buffer, size, buffer);
     copy_numbers(buffer, 0, numbers, bf16, size);
@@ -238,7 +238,7 @@ static void remember(const struct work *work, size_t row, const char *qkv, float
 static void finish_row(const struct work *work, size_t row, float *buffer)
 {
   const struct layer *layer = work->layer;
-  const struct rotary *rotary = &work->call->rotary;
+  const struct rotary *rotary = work->rotary;
   const struct heads queries = {layer_query_at, layer->heads, &layer->query_norm};
   const struct heads keys = {layer_key_at, layer->key_heads, &layer->key_norm};
   char *qkv = work->memory->qkv + row * layer_qkv_bytes(layer);

@@ -96,7 +96,8 @@ struct call {
   struct sequences sequences;
   struct bias bias;
   struct rotary rotary;
-  struct relative relative; /* scores of distances, of all heads; reach: at least every length */
+  const struct rotary *rotaries; /* of each layer, in the place of `rotary`; NULL: all have that */
+  struct relative relative;      /* scores of distances, of all heads; reach: at least every length */
   struct past past;
   struct past encoded; /* an encoder's keys and values, where layers attend to those: `length` tokens of each
                         * text, of which `seen` are seen by all tokens */

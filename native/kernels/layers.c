@@ -52,6 +52,7 @@ static struct work turn(const struct stack *stack, const struct lot *lot, size_t
                        .call = call,
                        .cache = call->past.caches == NULL ? NULL : call->past.caches + i,
                        .encoded = call->encoded.caches == NULL ? NULL : call->encoded.caches + i,
+                       .rotary = call->rotaries == NULL ? &call->rotary : call->rotaries + i,
                        .chunk = lot->chunks + c,
                        .taken = lot->taken + c * stack->count + i,
                        .input = i == 0 ? (struct rows){(float *)call->input, index} : between,
@@ -139,7 +140,7 @@ static struct unit piece(const struct call *call, size_t s, size_t before, size_
   if (past->caches != NULL) {
     unit.batch = past->places == NULL ? row / past->columns : (size_t)past->places[row][0];
     unit.place = past->places == NULL ? past->length + row % past->columns : (size_t)past->places[row][1];
-    unit.before = past->places == NULL ? row % past->columns : before;
+    unit.before = row % past->columns;
     const size_t total = unit.place + length;
     const size_t end = past->seen == NULL ? total : smaller((size_t)past->seen[s][1], total);
     unit.skipped = past->seen == NULL ? 0 : (size_t)past->seen[s][0];

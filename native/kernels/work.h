@@ -57,6 +57,7 @@ struct work {
   const struct cache *cache;   /* the layer's, or NULL */
   const struct cache *encoded; /* its keys and values of an encoder, or NULL */
   int crosses;                 /* whether attention is over these */
+  const struct rotary *rotary;
   const struct chunk *chunk;
   struct taken *taken;
   struct rows input, output;

@@ -172,14 +172,42 @@ def test_layers_are_fused_and_give_the_same_tokens(name):
     assert not [each for each in hfaccel.report(fast).outcomes if "not fused" in each.reason]
 
 
+def layers_in_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many layers each call of the kernels has, from now on."""
+    counts: list[int] = []
+    run = Call.run
+    monkeypatch.setattr(Call, "run", lambda self, *args: counts.append(len(args[1])) or run(self, *args))
+    return counts
+
+
+@pytest.mark.parametrize("name", ["Gemma 2", "Gemma 3", "EXAONE 4", "Cohere 2"])
+def test_layers_run_in_one_call_until_a_window_hides_something(name, monkeypatch):
+    model = make_decoder(name)
+    fast = hfaccel.optimize(model)
+    counts, caches = layers_in_calls(monkeypatch), [None, None]
+    layers, ids = model.config.num_hidden_layers, torch.tensor([[0, 3, 4], [5, 6, 7]])
+    for past in range(3, 12):
+        mask = torch.ones(2, past, dtype=torch.long)
+        mask[0, 0] = 0  # padding
+        with torch.inference_mode():
+            results = [
+                each(ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+                for each, cache in zip((model, fast), caches, strict=True)
+            ]
+        expected, got = (result.logits for result in results)
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+        assert (counts == [layers]) is (past <= WINDOW["sliding_window"]), past
+        counts.clear()
+        caches, ids = [result.past_key_values for result in results], expected[:, -1:].argmax(-1)
+    assert not hfaccel.report(fast).stock_calls
+
+
 def test_layers_run_together_as_far_as_they_are_given_the_same(monkeypatch):
     fast = hfaccel.optimize(make_decoder("Gemma 3"))
-    calls = []
-    run = Call.run
-    monkeypatch.setattr(Call, "run", lambda self, *args: calls.append(len(args[1])) or run(self, *args))
+    counts = layers_in_calls(monkeypatch)
     with torch.inference_mode():
         fast(**inputs())
-    assert calls == [5, 1, 1]  # every sixth layer has no window
+    assert counts == [5, 1, 1]  # every sixth layer has no window
 
 
 @pytest.mark.parametrize(

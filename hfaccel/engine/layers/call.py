@@ -176,10 +176,19 @@ class Call:
             output.data_ptr(),
             self.sequences.native,
             None if self.bias is None else _native_bias(self.bias),
-            None if self.cosines is None or self.sines is None else _native_rotary(self.cosines, self.sines),
+            self.rotary(),
             self.relative,
             *past,
         )
+
+    def own_rotary(self) -> NativeRotary | None:
+        if self.cosines is None or self.sines is None:
+            return None
+        return _native_rotary(self.cosines, self.sines)
+
+    def rotary(self) -> NativeRotary | tuple[NativeRotary | None, ...] | None:
+        """Of all layers, or of each."""
+        return self.own_rotary()
 
     # For the trial of a layer
 

@@ -19,7 +19,7 @@ from hfaccel.engine.layers.rooms import Rooms, new_cache
 from hfaccel.engine.layers.slots import Keys, Slots
 from hfaccel.engine.layers.static_rooms import StaticRooms
 from hfaccel.engine.replacements import Arguments, Keywords
-from hfaccel.native import NativePast
+from hfaccel.native import NativePast, NativeRotary
 
 CACHE = "past_key_values"
 # Arguments that a layer hands on to attention, which leaves them unused. generate() passes its tokenizer.
@@ -52,7 +52,7 @@ class DecoderCall(Call):
     """Of a layer that takes hidden states, a causal mask, perhaps a cache and rotary positions, and gives
     hidden states."""
 
-    __slots__ = ("cache", "followed", "past", "places", "slots")
+    __slots__ = ("cache", "followed", "past", "places", "slots", "turns")
     unpads: ClassVar[bool] = False  # unless asked for: losses are computed from rows of padding too
     follows: ClassVar[bool] = True
     cache_name: ClassVar[str] = CACHE  # of the argument
@@ -66,6 +66,7 @@ class DecoderCall(Call):
         self.past = 0  # tokens in the cache
         self.places = 0  # of the cache that a mask has; 0: as many as there are tokens
         self.followed: Followed
+        self.turns: Sequence[DecoderCall] = ()  # of each layer, the call that has its rotary positions
 
     def read(self, hidden: torch.Tensor, args: Arguments, kwargs: Keywords, unpad: bool) -> str:
         if len(args) > len(self.ordered):
@@ -114,6 +115,10 @@ class DecoderCall(Call):
             return "padding follows other tokens"
         self.sequences = replace(self.sequences, padding_sees_all=True)
         return ""
+
+    def rotary(self) -> NativeRotary | tuple[NativeRotary | None, ...] | None:
+        found = {id(call): call.own_rotary() for call in self.turns}
+        return tuple(found[id(call)] for call in self.turns) if found else super().rotary()
 
     def give(self, result: torch.Tensor) -> object:
         return (result, None) if self.gives_pair else result

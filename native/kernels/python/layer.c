@@ -11,8 +11,8 @@ static int fits_encoder(const struct layer *layer)
 {
   const size_t width = layer->heads * layer->head_size;
   return layer->cross_query.columns == 0 ||
-         (layer->key_heads == layer->heads && !layer->parallel && !layer->joint &&
-          is_shaped(&layer->cross_query, width, layer->hidden) &&
+         (layer->key_heads == layer->heads && !layer->parallel && layer->groups == 1 && layer->added == 1 &&
+          layer->attention_end.kind == NORM_NONE && is_shaped(&layer->cross_query, width, layer->hidden) &&
           is_shaped(&layer->cross_output, layer->hidden, width) && layer->cross_query.exact == NULL);
 }
 
@@ -227,11 +227,27 @@ static int is_rotated(const struct layer *layer, const struct rotary *rotary)
   return rotary->cosines == NULL || (rotary->size % 2 == 0 && rotary->size <= layer->head_size);
 }
 
-static int are_rotated(const struct layer *const *layers, Py_ssize_t count, const struct rotary *rotary)
+static int are_rotated(const struct layer *const *layers, Py_ssize_t count, const struct call *call)
 {
   for (Py_ssize_t i = 0; i < count; i++)
-    if (!is_rotated(layers[i], rotary))
+    if (!is_rotated(layers[i], call->rotaries == NULL ? &call->rotary : call->rotaries + i))
       return 0;
+  return 1;
+}
+
+/* Rotary, None, or a tuple of these with one for each layer, which goes to `rotaries`. */
+static int take_rotaries(PyObject *given, Py_ssize_t count, struct call *call, struct rotary *rotaries)
+{
+  if (!PyTuple_Check(given))
+    return to_rotary_or_none(given, &call->rotary);
+  if (!must_hold(PyTuple_Size(given) == count, "rotary positions for each layer"))
+    return 0;
+  for (Py_ssize_t i = 0; i < count; i++) {
+    rotaries[i] = (struct rotary){0};
+    if (!to_rotary_or_none(PyTuple_GetItem(given, i), rotaries + i))
+      return 0;
+  }
+  call->rotaries = rotaries;
   return 1;
 }
 
@@ -274,8 +290,9 @@ static int take_encoded(PyObject *addresses, const struct layer *const *layers, 
       !must_hold(call->past.columns > 0 && call->past.columns == call->encoded.columns,
                  "as many columns of the past as beside an encoder") ||
       !must_hold(addresses != NULL, "caches beside an encoder") || !take_caches(addresses, caches, count) ||
-      !must_hold(show_tokens(&call->encoded, call->sequences.rows / call->past.columns),
-                 "texts of an encoder that show tokens of theirs") ||
+      !must_hold(
+          show_tokens(&call->encoded, (call->sequences.rows + call->past.columns - 1) / call->past.columns),
+          "texts of an encoder that show tokens of theirs") ||
       !must_hold(suit_cache(layers, count, &call->encoded), "a cache in bfloat16 where attention is"))
     return 0;
   call->encoded.caches = caches;
@@ -283,26 +300,29 @@ static int take_encoded(PyObject *addresses, const struct layer *const *layers, 
 }
 
 /* run_layers(layers, threads, input, output, sequences, bias, rotary, relative[, past, caches[, encoded,
- * encoded's caches]]) -> None; None for any of the objects after sequences */
+ * encoded's caches]]) -> None; None for any of the objects after sequences. rotary may be a tuple with one
+ * for each layer */
 PyObject *run_layers(PyObject *module, PyObject *args)
 {
   PyObject *tuple;
   unsigned threads;
-  PyObject *addresses = NULL, *of_encoder = NULL;
+  PyObject *addresses = NULL, *of_encoder = NULL, *rotary;
   struct call call = {0};
-  if (!PyArg_ParseTuple(args, "O!O&O&O&O&O&O&O&|O&O!O&O!", &PyTuple_Type, &tuple, to_threads, &threads,
+  if (!PyArg_ParseTuple(args, "O!O&O&O&O&O&OO&|O&O!O&O!", &PyTuple_Type, &tuple, to_threads, &threads,
                         to_address, &call.input, to_address, &call.output, to_sequences, &call.sequences,
-                        to_bias_or_none, &call.bias, to_rotary_or_none, &call.rotary, to_relative_or_none,
-                        &call.relative, to_past_or_none, &call.past, &PyTuple_Type, &addresses,
-                        to_past_or_none, &call.encoded, &PyTuple_Type, &of_encoder))
+                        to_bias_or_none, &call.bias, &rotary, to_relative_or_none, &call.relative,
+                        to_past_or_none, &call.past, &PyTuple_Type, &addresses, to_past_or_none,
+                        &call.encoded, &PyTuple_Type, &of_encoder))
     return NULL;
   const struct layer *layers[MOST_LAYERS];
   struct cache caches[MOST_LAYERS], encoded[MOST_LAYERS];
+  struct rotary rotaries[MOST_LAYERS];
   const Py_ssize_t count = take_layers(tuple, layers);
   if (count < 0 || !must_hold(call.sequences.rows == 0 || (call.input != NULL && call.output != NULL),
                               "addresses that are not 0"))
     return NULL;
-  if (!must_hold(are_rotated(layers, count, &call.rotary), "an even size of rotary positions within a head"))
+  if (!take_rotaries(rotary, count, &call, rotaries) ||
+      !must_hold(are_rotated(layers, count, &call), "an even size of rotary positions within a head"))
     return NULL;
   if (call.past.columns > 0) {
     if (!must_hold(addresses != NULL, "caches beside the past") || !take_caches(addresses, caches, count) ||
