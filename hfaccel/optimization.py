@@ -57,18 +57,19 @@ def optimize(
     weights too. With `inplace=True` the given model itself is changed. With a `dtype` or `quantization`
     that rounds, the result has weights of its own, and the given model keeps its values.
 
-    `dtype`: None multiplies in the checkpoint's type, torch.bfloat16 in bfloat16; residual stream, norms
-    and sums stay float32, and so do the results. `quantization`: "int8" multiplies in int8, weights
-    rounded per output channel, activations per token; layers that would lose too much, tried on `sample` or
-    else without data, stay in bfloat16. "int8-weight-only" and "int4-weight-only" round the weights of
-    linear layers in groups of 64 inputs, to 8.5 and 4.5 bits per weight, and activations to 8 bits with a
-    scale for each group: for generated text, which is limited by the bytes of the weights. No layer stays in
-    more bits. `unpad`: "auto" leaves padding out of the computation where nobody
-    can mistake it for results: in texts whose mask hides nothing but the padding token, behind the text; not
-    where answers to questions are sought, at every position, or results depend on padding. True leaves out
-    whatever the mask hides, for callers who read nothing there; False computes it. Hidden states of what is
-    left out are zero. `kv_cache`: "int8" keeps the keys and values of fused decoder layers in 8 bits, with a
-    factor for each token of each head; "auto" keeps them in the type of attention.
+    `dtype`: None multiplies in the checkpoint's type, torch.bfloat16 in bfloat16; residual stream, norms and
+    sums stay float32, and so do the results. `quantization`: "int8" multiplies in int8, weights rounded per
+    output channel, activations per token; layers that would lose too much, tried on `sample` or else without
+    data, stay in bfloat16. "int8-weight-only" and "int4-weight-only" round the weights of linear layers in
+    groups of 64 inputs, to 8.5 and 4.5 bits per weight, and activations to 8 bits with a scale for each
+    group: for generated text, which is limited by the bytes of the weights. No layer stays in more bits; a
+    `sample` tells "int4-weight-only" which inputs of a weight count. Linear layers that a checkpoint has
+    quantized keep its numbers (docs/generation.md). `unpad`: "auto" leaves padding out of the computation
+    where nobody can mistake it for results: in texts whose mask hides nothing but the padding token, behind
+    the text; not where answers to questions are sought, at every position, or results depend on padding. True
+    leaves out whatever the mask hides, for callers who read nothing there; False computes it. Hidden states
+    of what is left out are zero. `kv_cache`: "int8" keeps the keys and values of fused decoder layers in 8
+    bits, with a factor for each token of each head; "auto" keeps them in the type of attention.
     `backend`: "auto" or a name from `hfaccel.backends.BACKENDS`. With a `sample` of typical inputs (what a
     tokenizer returned as tensors, or several of those) "auto" measures all that are installed on this
     model for about `budget` seconds and remembers the fastest; without, it takes hfaccel's own engine.
@@ -122,7 +123,7 @@ def _optimize_model(
     result = (
         model
         if inplace
-        else _copy_tree(model, share_linears=not (options.rounds or engine.is_quantized(model)))
+        else _copy_tree(model, share_linears=not (options.rounds or engine.is_expanded_later(model)))
     )
     outcomes = backend.transform(result, options)
     if strict and not any(outcome.applied for outcome in outcomes):

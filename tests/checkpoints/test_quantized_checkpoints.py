@@ -16,6 +16,7 @@ from quantized import Awq, Gptq, IntxUnpackedToInt8Tensor, compressed, llama, to
 
 import hfaccel
 from hfaccel.engine.kernels import Kind
+from hfaccel.engine.weights.checkpoints import conversion
 from hfaccel.engine.weights.linear import PackedModule
 from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.errors import ModelError
@@ -129,6 +130,20 @@ def test_what_the_weights_take_up():
     ]
 
 
+def test_one_layer_after_another_is_given_up(monkeypatch):
+    model = with_layers(llama(), Gptq)
+    tensors = [weakref.ref(module.qweight) for module in model.modules() if isinstance(module, Gptq)]
+    alive, make = [], conversion._made
+
+    def made(*arguments):
+        alive.append(sum(each() is not None for each in tensors))
+        return make(*arguments)
+
+    monkeypatch.setattr(conversion, "_made", made)
+    hfaccel.optimize(model, inplace=True)
+    assert alive == [*range(14, 0, -1)]
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -158,6 +173,8 @@ def damaged(linear, what):
         (lambda module: setattr(module, "scales", module.scales[:-1]), "must be of the shape"),
         (lambda module: module.train(), "training"),
         (lambda module: module.register_forward_hook(print), "hooks"),
+        (lambda module: module.add_module("adapted", torch.nn.Linear(1, 1)), "parts of its own"),
+        (lambda module: setattr(module, "online_full_had", True), "online_full_had"),
     ],
 )
 def test_modules_that_cannot_be_read(what, reason):
@@ -181,6 +198,15 @@ def test_a_model_whose_quantizer_would_expand_it_is_left_alone(make, reason):
     (line,) = [line.reason for line in hfaccel.report(fast).outcomes if "torch" in line.subject]
     assert reason in line and "dequantize=True" in line
     assert not [each for each in fast.modules() if isinstance(each, PackedModule)]
+
+
+@pytest.mark.parametrize("make", [Gptq, torchao])
+def test_both_models_share_what_is_not_quantized(make):
+    model = with_layers(llama(), make)
+    before = [type(module) for module in model.model.layers.modules()]
+    fast = hfaccel.optimize(model)
+    assert fast.lm_head is model.lm_head and isinstance(fast.lm_head, PackedModule)
+    assert [type(module) for module in model.model.layers.modules()] == before
 
 
 def test_float16():

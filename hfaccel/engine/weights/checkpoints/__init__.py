@@ -49,4 +49,20 @@ def is_quantized(model: nn.Module) -> bool:
     return any(format_of(module) is not None for module in model.modules())
 
 
-__all__ = ["FORMATS", "Format", "Integers", "Rows", "Unreadable", "format_of", "is_quantized"]
+def is_expanded_later(model: nn.Module) -> bool:
+    """Whether the model's quantizer is going to replace its weights, at the first call: the model must then
+    share no packed weight with another."""
+    found = (format_of(module) for module in model.modules())
+    return any(each is not None and bool(each.otherwise) for each in found)
+
+
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Integers",
+    "Rows",
+    "Unreadable",
+    "format_of",
+    "is_expanded_later",
+    "is_quantized",
+]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfaccel.engine.weights.checkpoints.integers import Integers, Unreadable, integers, unpacked
+from hfaccel.engine.weights.checkpoints.integers import Integers, Unreadable, check_plain, integers, unpacked
 
 PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # in a word, of eight outputs one after another
 
@@ -20,6 +20,7 @@ def recognises(module: nn.Module) -> bool:
 
 def read(module: Any) -> Integers:
     """Raises Unreadable for what the kernels do not know."""
+    check_plain(module)
     columns, rows = module.in_features, module.out_features
     if module.bits != 4:
         raise Unreadable(f"its weight has {module.bits} bits; of AWQ the kernels read 4")

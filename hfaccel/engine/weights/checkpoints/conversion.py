@@ -12,7 +12,7 @@ from torch import nn
 
 from hfaccel.engine.calls.guards import COMPUTED
 from hfaccel.engine.kernels import kernels_problem
-from hfaccel.engine.weights.checkpoints import Format, Unreadable, format_of
+from hfaccel.engine.weights.checkpoints import Format, Unreadable, format_of, is_expanded_later
 from hfaccel.engine.weights.linear import PackedModule
 from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.engine.weights.repacking import ARENA, arena_for_one
@@ -36,7 +36,7 @@ def convert(model: nn.Module, huge_pages: bool) -> Converted:
     """Replace the quantized linear layers of the model, one after another: besides the model, memory holds
     one of them unpacked. The modules that were there stay as they are, for other models that have them."""
     found = {module: each for module in model.modules() if (each := format_of(module)) is not None}
-    converted = Converted(shares=not any(each.otherwise for each in found.values()))
+    converted = Converted(shares=not is_expanded_later(model))
     if not found:
         return converted
     dtype = _computed_in(model, found)
@@ -46,7 +46,9 @@ def convert(model: nn.Module, huge_pages: bool) -> Converted:
     made: Counter[str] = Counter()
     left: Counter[str] = Counter()
     places = _places(model, found)
-    for module, each in found.items():
+    while found:  # nothing here may keep a module that the model has lost
+        module, each = found.popitem()
+        parents = places.pop(module)
         linear, problem = _made(module, each, dtype, huge_pages)
         if linear is None:
             left[f"{each.name}: {problem}"] += 1
@@ -54,7 +56,7 @@ def convert(model: nn.Module, huge_pages: bool) -> Converted:
         weight: Any = linear.weight
         converted.weights.add(weight)
         made[f"{each.name}: computed from its own numbers, in {weight.kind.label}"] += 1
-        for parent, name in places[module]:
+        for parent, name in parents:
             setattr(parent, name, linear)
     converted.outcomes += [Outcome(SUBJECT, True, f"{reason} ({count})") for reason, count in made.items()]
     converted.outcomes += [Outcome(SUBJECT, False, f"{reason} ({count})") for reason, count in left.items()]
@@ -117,6 +119,8 @@ def _made(module: Any, each: Format, dtype: torch.dtype, huge_pages: bool) -> tu
 def _module_problem(module: nn.Module) -> str:
     if module.training:
         return "it is in training mode"
+    if any(True for _ in module.children()):
+        return "it has parts of its own, which its replacement would not have"
     if module._forward_hooks or module._forward_pre_hooks:
         return "it has hooks, which its replacement would not call"
     if any(not tensor.is_cpu for tensor in (*module.parameters(False), *module.buffers(False))):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfaccel.engine.weights.checkpoints.integers import Integers, Unreadable, integers, unpacked
+from hfaccel.engine.weights.checkpoints.integers import Integers, Unreadable, check_plain, integers, unpacked
 
 WORD = 32  # bits
 
@@ -19,6 +19,7 @@ def recognises(module: nn.Module) -> bool:
 
 def read(module: Any) -> Integers:
     """Raises Unreadable for what the kernels do not know."""
+    check_plain(module)
     bits, columns, rows = module.bits, module.in_features, module.out_features
     qweight, qzeros, scales = module.qweight, module.qzeros, module.scales
     if bits not in (4, 8):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -89,6 +90,13 @@ def integers(
             f"{wanted}, but are of {tuple(steps.shape)} and {tuple(zeros.shape)}"
         )
     return Integers(numbers, steps, zeros, bits, group)
+
+
+def check_plain(module: Any) -> None:
+    """Of a module of gptqmodel. Raises Unreadable if it does more than multiply."""
+    names = ("adapter", "online_full_had", "online_partial_had")
+    if found := [name for name in names if getattr(module, name, None)]:
+        raise Unreadable(f"it does more than multiply ({', '.join(found)})")
 
 
 def unpacked(words: torch.Tensor, bits: int) -> torch.Tensor:
