@@ -101,15 +101,14 @@ static struct head head_of_cache(const struct work *work, const struct unit *uni
   const size_t place = (unit->batch * past->batch + key_head * work->layer->copies * past->head +
                         unit->skipped * past->token) *
                        number_bytes(past->number);
+  if (head.bias != NULL)
+    head.bias += unit->batch * work->call->bias.batch;
   head.number = past->number;
   head.key = (const char *)work->cache->keys + place;
   head.value = (const char *)work->cache->values + place;
   head.key_stride = past->token;
   head.causal = 1;
   head.past = unit->place;
-  if (head.bias != NULL) /* rows of padding may come before the sequence */
-    head.bias += unit->batch * work->call->bias.batch +
-                 (size_t)work->chunk->index[unit->start] % past->columns * head.bias_stride;
   return head;
 }
 

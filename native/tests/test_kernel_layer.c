@@ -880,8 +880,8 @@ static void check_copies(const struct layer *layer, const struct call *call)
           const size_t token = cached_at(call, s) + (tokens_before(call, s) + row) * past->token;
           const size_t first = token + copy / layer->copies * layer->copies * past->head;
           for (size_t i = 0; i < layer->head_size; i++)
-            CHECK(cached(&call->past, numbers, token + copy * past->head, i, layer->head_size) ==
-                  cached(&call->past, numbers, first, i, layer->head_size));
+            CHECK(cached(past, numbers, token + copy * past->head, i, layer->head_size) ==
+                  cached(past, numbers, first, i, layer->head_size));
         }
 }
 

@@ -286,7 +286,8 @@ def test_beams_copy_what_changes_alone(both):
         both.same(both.caches)
         for number, wanted in enumerate((own, encoder)):
             changed = [
-                one is not other for one, other in zip(before[0][number], before[1][number], strict=True)
+                one.data_ptr() != other.data_ptr()
+                for one, other in zip(before[0][number], before[1][number], strict=True)
             ]
             assert changed == [wanted] * 6
 

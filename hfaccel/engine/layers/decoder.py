@@ -15,7 +15,6 @@ from hfaccel.engine.layers.caches import cache_problem, make_rooms, places_in, t
 from hfaccel.engine.layers.call import HIDDEN, Call, Mask, Sample, attentions_problem
 from hfaccel.engine.layers.native_layer import NativeLayer
 from hfaccel.engine.layers.parts import Parts, copies, head_size, key_heads, window
-from hfaccel.engine.layers.reordering import let_reorder
 from hfaccel.engine.layers.rooms import Rooms, new_cache
 from hfaccel.engine.layers.slots import Keys, Slots
 from hfaccel.engine.layers.static_rooms import StaticRooms
@@ -136,9 +135,6 @@ class DecoderCall(Call):
         past = self._past(rooms, rows.shape[1])
         self.call_kernels(layers, rows, output, past, rooms.addresses(), *self.beside(layers, rows.shape[1]))
         rooms.keep()
-        if isinstance(rooms, Rooms) and self.cache is not None:
-            for kept in rooms.layers:
-                let_reorder(kept)
 
     def beside(self, layers: Sequence[NativeLayer], columns: int) -> tuple[Any, ...]:
         """What the kernels need besides the past, for this number of columns."""

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from hfaccel.engine.kernels import NUMBERS, kernels
-from hfaccel.engine.layers.cache_in_bytes import stock_class
+from hfaccel.engine.layers.alike import numbers_of, repeat
 from hfaccel.engine.layers.native_layer import NativeLayer
-from hfaccel.engine.layers.reordering import let_reorder, numbers_of
+from hfaccel.engine.layers.roomed import stock_class
 from hfaccel.engine.layers.rooms import layer_of
 from hfaccel.native import NativePast
 from hfaccel.upstream.of_transformers import PAIRS, cache_classes
@@ -108,5 +108,6 @@ def keep(encoded: Encoded, pair: Any, indices: Sequence[int]) -> None:
         if not layer.is_initialized:
             layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values
-        let_reorder(layer, encoded.alike)
+        if encoded.alike is not None:
+            repeat(layer, encoded.alike)
         pair.is_updated[index] = True
