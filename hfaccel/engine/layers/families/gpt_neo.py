@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from hfaccel.engine.layers.call import Call, Sample
+from hfaccel.engine.layers.call import Call, Mask, Sample
 from hfaccel.engine.layers.decoder import EagerDecoderCall, additive
 from hfaccel.engine.layers.families.base import Family
 from hfaccel.engine.layers.parts import Parts
@@ -20,6 +20,11 @@ class OwnWindow(EagerDecoderCall):
     cache_name: ClassVar[str] = "layer_past"
     gives_pair: ClassVar[bool] = True
     own_window: ClassVar[bool] = True
+
+    def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
+        if self.places:  # the layer counts its window from the end of these
+            return "the cache is static"
+        return super().see(hidden, mask, unpad)
 
     @staticmethod
     def longest(layer: nn.Module, parts: Parts) -> float:
