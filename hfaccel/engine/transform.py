@@ -168,7 +168,7 @@ def _pack(
     """Pack the linear layers that are faster packed, and all linear layers of layers that are to be fused.
     Those that are `quantized` stay as their checkpoint has rounded them."""
     model, found = draft.model, layers_of(draft.model, layers)
-    decodes = all(family.call.follows for _, family in found)
+    decodes = not found or any(family.call.follows for _, family in found)
     first = [each for layer, family in found for each in family.linears(layer)]
     linears, left = find_linears(model, first, tied=decodes)
     verdict = Verdict()

@@ -140,7 +140,7 @@ static struct unit piece(const struct call *call, size_t s, size_t before, size_
   if (past->caches != NULL) {
     unit.batch = past->places == NULL ? row / past->columns : (size_t)past->places[row][0];
     unit.place = past->places == NULL ? past->length + row % past->columns : (size_t)past->places[row][1];
-    unit.before = past->places == NULL ? row % past->columns : before;
+    unit.before = row % past->columns;
     const size_t total = unit.place + length;
     const size_t end = past->seen == NULL ? total : smaller((size_t)past->seen[s][1], total);
     unit.skipped = past->seen == NULL ? 0 : (size_t)past->seen[s][0];

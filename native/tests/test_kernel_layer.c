@@ -364,6 +364,7 @@ struct variant {
   int values_first, pairs, unrotated, norms_rotated, softcap, factor;
   int follows;  /* a decoder's, with a past; 2: padding sees everything; 3: each sequence has its own */
   int relative; /* as in struct sight */
+  int crosses;  /* attends to an encoder; 2: some of its tokens are hidden */
   size_t window;
   enum activation activation;
 };
@@ -371,6 +372,7 @@ struct variant {
 struct test_layer {
   struct layer layer;
   struct weight query, key, value, output, gate, up, down; /* joint: query's columns are all three's */
+  struct weight cross_query, cross_output;
 };
 
 static struct norm make_norm(size_t columns)
@@ -428,6 +430,13 @@ static struct test_layer make_layer(const struct variant *variant)
                               .pairs = variant->pairs,
                               .unrotated = variant->unrotated,
                               .norms_rotated = variant->norms_rotated};
+  if (variant->crosses) {
+    made.cross_query = make_weight(kind, width, s.hidden, 1);
+    made.cross_output = make_weight(kind, s.hidden, width, 1);
+    made.layer.cross_query = made.cross_query.matrix;
+    made.layer.cross_output = made.cross_output.matrix;
+    made.layer.cross_norm = make_norm(s.hidden);
+  }
   return made;
 }
 
@@ -529,6 +538,30 @@ static size_t tokens_before(const struct call *call, size_t s)
   return places ? (size_t)places[first][1] : call->past.length + first % call->past.columns;
 }
 
+/* Keys and values of an encoder, of which nobody sees what is no number. */
+static struct past encoded_of(const struct layer *layer, const struct variant *variant, size_t columns)
+{
+  const size_t length = 1 + below(below(2) ? 30 : 700), tail = variant->crosses == 2 ? below(length) : 0;
+  const size_t rows = SEQUENCES * layer->heads * length, size = layer->head_size;
+  const enum number number = variant->attention == KIND_BF16 ? NUMBER_BF16 : (enum number)below(2);
+  struct cache *cache = guarded(1, sizeof *cache);
+  int32_t (*seen)[2] = guarded(SEQUENCES, sizeof *seen);
+  for (size_t s = 0; s < SEQUENCES; s++) {
+    seen[s][1] = (int32_t)(length - tail);
+    seen[s][0] = (int32_t)below(length - tail);
+  }
+  cache->keys = cache_of(size, rows, length, length - tail, number);
+  cache->values = cache_of(size, rows, length, length - tail, number);
+  return (struct past){.caches = cache,
+                       .batch = layer->heads * length * size,
+                       .head = length * size,
+                       .token = size,
+                       .number = number,
+                       .columns = columns,
+                       .length = length,
+                       .seen = variant->crosses == 2 ? (const int32_t (*)[2])seen : NULL};
+}
+
 /* The same as a decoder's call after `past` tokens: caches with random numbers, and with none where those of
  * the call go. */
 static struct call following(const struct test_layer *test, const struct variant *variant, size_t length,
@@ -541,10 +574,13 @@ static struct call following(const struct test_layer *test, const struct variant
   int32_t (*seen)[2] = guarded(SEQUENCES, sizeof *seen);
   call.sequences.skipped = call.sequences.seen = NULL;
   call.sequences.padding_sees_all = variant->partly && variant->follows == 2 ? 1 + (int)below(2) : 0;
-  if (variant->biased) /* of keys */
-    call.bias = (struct bias){.numbers = uniform_floats(SEQUENCES * layer->heads * total, -1, 1),
-                              .batch = layer->heads * total,
-                              .head = total};
+  if (variant->biased) { /* of keys, or of queries and keys */
+    const size_t queries = variant->crosses ? length : 1;
+    call.bias = (struct bias){.numbers = uniform_floats(SEQUENCES * layer->heads * queries * total, -1, 1),
+                              .batch = layer->heads * queries * total,
+                              .head = queries * total,
+                              .query = variant->crosses ? total : 0};
+  }
   call.past = (struct past){.caches = cache,
                             .batch = layer->key_heads * layer->copies * room * layer->head_size,
                             .head = room * layer->head_size,
@@ -573,15 +609,17 @@ static struct call following(const struct test_layer *test, const struct variant
     call.past.head = room * call.past.token;
     call.past.batch = layer->key_heads * layer->copies * call.past.head;
   }
+  if (variant->crosses)
+    call.encoded = encoded_of(layer, variant, length);
   return call;
 }
 
 /* Number `at` of a token. */
-static double cached(const struct call *call, const void *numbers, size_t token, size_t at, size_t size)
+static double cached(const struct past *past, const void *numbers, size_t token, size_t at, size_t size)
 {
-  if (call->past.number == NUMBER_F32)
+  if (past->number == NUMBER_F32)
     return (double)((const float *)numbers)[token + at];
-  if (call->past.number == NUMBER_BF16)
+  if (past->number == NUMBER_BF16)
     return bf16_to(((const uint16_t *)numbers)[token + at]);
   const int8_t *bytes = (const int8_t *)numbers + token;
   return bytes[at] * (double)row_factor(bytes, size, NUMBER_I8);
@@ -648,10 +686,53 @@ static void reference_project(const struct test_layer *test, const struct call *
   free(x);
 }
 
-/* Everything after attention, for one row. */
-static void reference_finish(const struct test_layer *test, const float *input, const double *context,
-                             double *out)
+/* The attention over an encoder for one row, which becomes what it was, its norm and what is added. */
+static void reference_cross(const struct test_layer *test, const struct call *call, size_t row, double *x)
 {
+  const struct layer *layer = &test->layer;
+  const struct past *encoded = &call->encoded;
+  const size_t text = row / encoded->columns, size = layer->head_size, width = layer->heads * size;
+  const size_t begin = encoded->seen ? (size_t)encoded->seen[text][0] : 0,
+               end = encoded->seen ? (size_t)encoded->seen[text][1] : encoded->length;
+  double *y = malloc((layer->hidden + 2 * width) * sizeof *y), *query = y + layer->hidden,
+         *context = query + width, *key = malloc(2 * (end - begin) * size * sizeof *key),
+         *value = key + (end - begin) * size, *bias = calloc(end - begin, sizeof *bias);
+  char *visible = malloc(end - begin);
+  CHECK(y != NULL && key != NULL && bias != NULL && visible != NULL);
+  memset(visible, 1, end - begin);
+  if (layer->norm_first)
+    reference_norm(&layer->cross_norm, x, layer->hidden, y);
+  else
+    memcpy(y, x, layer->hidden * sizeof *y);
+  reference_linear(&test->cross_query, y, query);
+  for (size_t head = 0; head < layer->heads; head++) {
+    const size_t at = text * encoded->batch + head * encoded->head;
+    for (size_t t = begin; t < end; t++)
+      for (size_t i = 0; i < size; i++) {
+        key[(t - begin) * size + i] =
+            cached(encoded, encoded->caches->keys, at + t * encoded->token, i, size);
+        value[(t - begin) * size + i] =
+            cached(encoded, encoded->caches->values, at + t * encoded->token, i, size);
+      }
+    reference_attention(query + head * size, key, value, size, end - begin, size, layer->scale,
+                        layer->softcap, visible, bias, context + head * size);
+  }
+  reference_linear(&test->cross_output, context, y);
+  for (size_t i = 0; i < layer->hidden; i++)
+    x[i] += y[i];
+  if (!layer->norm_first)
+    reference_norm(&layer->cross_norm, x, layer->hidden, x);
+  free(y);
+  free(key);
+  free(bias);
+  free(visible);
+}
+
+/* Everything after attention, for one row. */
+static void reference_finish(const struct test_layer *test, const struct call *call, size_t row,
+                             const double *context, double *out)
+{
+  const float *input = call->input + row * test->layer.hidden;
   const struct layer *layer = &test->layer;
   const size_t hidden = layer->hidden, wide = layer->up.columns;
   double *x = malloc((3 * hidden + 2 * wide) * sizeof *x), *y = x + hidden, *z = y + hidden, *up = z + hidden,
@@ -662,9 +743,14 @@ static void reference_finish(const struct test_layer *test, const float *input, 
     reference_norm(&layer->attention_end, x, hidden, x);
   for (size_t i = 0; i < hidden; i++)
     x[i] = input[i] + layer->added * x[i], z[i] = layer->parallel ? input[i] : x[i];
-  reference_norm(layer->norm_first ? &layer->output_norm : &layer->attention_norm, z, hidden, y);
   if (!layer->norm_first)
-    memcpy(x, y, hidden * sizeof *x);
+    reference_norm(&layer->attention_norm, x, hidden, x);
+  if (call->encoded.caches != NULL)
+    reference_cross(test, call, row, x);
+  if (layer->norm_first)
+    reference_norm(&layer->output_norm, layer->parallel ? z : x, hidden, y);
+  else
+    memcpy(y, x, hidden * sizeof *x);
   reference_linear(&test->up, y, up);
   if (layer->gate.columns)
     reference_linear(&test->gate, y, gate);
@@ -695,7 +781,7 @@ static double *tokens_of(const struct test_layer *test, const struct call *call,
       if (t >= past)
         *token = own[(t - past) * stride + i];
       else
-        *token = cached(call, cache,
+        *token = cached(&call->past, cache,
                         cached_at(call, s) + i / size * test->layer.copies * call->past.head +
                             t * call->past.token,
                         i % size, size);
@@ -712,6 +798,7 @@ static void reference_sequence(const struct test_layer *test, const struct call 
   const int follows = call->past.caches != NULL;
   /* padding before the sequence lies in the cache as well, where nothing sees it */
   const size_t past = follows ? tokens_before(call, s) : 0;
+  const size_t column = follows ? (size_t)call->sequences.first[s] % call->past.columns : 0;
   const size_t total = past + length, begin = call->past.seen ? (size_t)call->past.seen[s][0] : 0,
                end = call->past.seen ? (size_t)call->past.seen[s][1] : total;
   const struct sight sight = {length,
@@ -743,9 +830,10 @@ static void reference_sequence(const struct test_layer *test, const struct call 
           visible[k] = (char)(call->sequences.padding_sees_all == 1 || near);
         else
           visible[k] = (char)(follows ? k >= begin && k < end && near : sees(&sight, q, k));
-        bias[k] = call->bias.numbers ? call->bias.numbers[batch_of(call, s) * call->bias.batch +
-                                                          head * call->bias.head + q * call->bias.query + k]
-                                     : 0;
+        bias[k] = call->bias.numbers
+                      ? call->bias.numbers[batch_of(call, s) * call->bias.batch + head * call->bias.head +
+                                           (column + q) * call->bias.query + k]
+                      : 0;
         bias[k] += layer->scale * distance_score(buckets, head, size, q, k, query, key + k * keys + of_keys);
         bias[k] = all ? 0 : bias[k];
       }
@@ -756,7 +844,7 @@ static void reference_sequence(const struct test_layer *test, const struct call 
                           layer->softcap, visible, bias, context + head * size);
     }
     const size_t row = (size_t)call->sequences.first[s] + q;
-    reference_finish(test, call->input + row * layer->hidden, context, out + row * layer->hidden);
+    reference_finish(test, call, row, context, out + row * layer->hidden);
   }
   free(key);
   free(value);
@@ -795,8 +883,8 @@ static void check_copies(const struct layer *layer, const struct call *call)
           const size_t token = cached_at(call, s) + (tokens_before(call, s) + row) * past->token;
           const size_t first = token + copy / layer->copies * layer->copies * past->head;
           for (size_t i = 0; i < layer->head_size; i++)
-            CHECK(cached(call, numbers, token + copy * past->head, i, layer->head_size) ==
-                  cached(call, numbers, first, i, layer->head_size));
+            CHECK(cached(past, numbers, token + copy * past->head, i, layer->head_size) ==
+                  cached(past, numbers, first, i, layer->head_size));
         }
 }
 
@@ -809,7 +897,8 @@ static double tolerance_of(const struct variant *variant, const struct call *cal
 {
   if (variant->kind == KIND_F32 && call->past.number == NUMBER_I8)
     return 8e-3;
-  if (variant->kind == KIND_F32 && call->past.number == NUMBER_BF16)
+  const int bf16 = call->past.number == NUMBER_BF16 || call->encoded.number == NUMBER_BF16;
+  if (variant->kind == KIND_F32 && bf16)
     return 2e-3; /* of keys and values */
   return variant->kind == KIND_F32 ? 1e-5 : variant->kind == KIND_BF16 ? 1e-2 : 3e-2;
 }
@@ -889,6 +978,28 @@ static void test_with_past(void)
         .follows = 1 + (int)below(3),
         .window = below(2) ? SIZE_MAX : below(40),
         .activation = below(8) ? (enum activation)below(ACT_TANH) : ACT_RELU_SQUARED};
+    available = 1 + (unsigned)below(4);
+    test_layer(variant, below(2) ? 1 : 1 + below(40), 1 + (unsigned)below(4));
+  }
+}
+
+/* Decoders with an encoder, and with biases of their own tokens. */
+static void test_with_encoder(void)
+{
+  for (int i = 0; i < 60; i++) {
+    const enum kind kind = (enum kind)(i % KINDS);
+    const struct variant variant = {.kind = kind,
+                                    .attention =
+                                        kind == KIND_F32 || i % 4 == 0 || !DOT_BF16 ? KIND_F32 : KIND_BF16,
+                                    .sizes = odd[below(5)],
+                                    .gated = (int)below(2),
+                                    .norm_first = (int)below(2),
+                                    .biased = (int)below(2),
+                                    .partly = (int)below(2),
+                                    .follows = 1 + (int)below(2),
+                                    .crosses = (int)below(3),
+                                    .window = SIZE_MAX,
+                                    .activation = (enum activation)below(ACT_TANH)};
     available = 1 + (unsigned)below(4);
     test_layer(variant, below(2) ? 1 : 1 + below(40), 1 + (unsigned)below(4));
   }
@@ -1015,6 +1126,7 @@ void test_layers(void)
   scratch_allocate = used_memory;
   test_variants();
   test_with_past();
+  test_with_encoder();
   test_long_sequences();
   test_wide_attention();
   test_nothing_to_do();

@@ -70,9 +70,8 @@ class CrossCall(DecoderCall):
             return ""
         if name == self.cache_name and type(value) is PAIRS.value():
             self.pair, self.cache = value, value.self_attention_cache
-            return cache_problem(self.cache, self.index, self.layer.cache_type) or pair_problem(
-                value, self.index
-            )
+            own = cache_problem(self.cache, self.index, self.layer.cache_type)
+            return own or pair_problem(value, self.index)
         return super().take_argument(hidden, name, value)
 
     def complete(self, hidden: torch.Tensor) -> str:
@@ -81,7 +80,7 @@ class CrossCall(DecoderCall):
         return super().complete(hidden)
 
     def _states_problem(self, hidden: torch.Tensor, states: torch.Tensor) -> str:
-        if self.cache is not None and self.pair is None:
+        if self.slots is not None or (self.cache is not None and self.pair is None):
             return "there is no cache for the encoder's tokens"
         size = inputs_of(self.layer.of_encoder[0])
         if states.dim() != 3 or states.shape[0] != len(hidden) or states.shape[2] != size:

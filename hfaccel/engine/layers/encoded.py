@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from hfaccel.engine.kernels import NUMBERS, kernels
+from hfaccel.engine.layers.alike import numbers_of, repeat
 from hfaccel.engine.layers.native_layer import NativeLayer
+from hfaccel.engine.layers.roomed import stock_class
 from hfaccel.engine.layers.rooms import layer_of
 from hfaccel.native import NativePast
 from hfaccel.upstream.of_transformers import PAIRS, cache_classes
@@ -19,10 +21,10 @@ from hfaccel.upstream.of_transformers import PAIRS, cache_classes
 
 class Encoded:
     """Of some layers: (batch, heads, tokens, head size) of keys and of values for each, which all have the
-    same strides."""
+    same strides. `alike`: numbers of texts, the same for equal ones."""
 
-    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
-        self.tensors = tensors
+    def __init__(self, tensors: Sequence[torch.Tensor], alike: torch.Tensor | None = None) -> None:
+        self.tensors, self.alike = tensors, alike
 
     def native(self, columns: int, spans: torch.Tensor | None) -> NativePast:
         """The kernels' object. `spans`: which tokens of each text are seen."""
@@ -44,7 +46,7 @@ def pair_problem(pair: Any, index: int) -> str:
     if type(cache) is not whole or cache.offloading:
         return f"the cache of the encoder's tokens is a {type(cache).__name__}, or offloaded"
     layer = layer_of(cache, index)
-    if type(layer) is not plain:
+    if stock_class(layer) is not plain:
         return f"the layer of the encoder's cache is a {type(layer).__name__}"
     holds = layer.keys is not None and layer.keys.numel() > 0
     if holds is not is_filled(pair, index):
@@ -83,16 +85,19 @@ def from_cache(pair: Any, indices: Sequence[int], shape: Sequence[int], dtype: t
 def from_states(
     layers: Sequence[NativeLayer], states: torch.Tensor, shape: Sequence[int], dtype: torch.dtype
 ) -> Encoded:
-    """The layers' projections of an encoder's states (batch, tokens, their size)."""
+    """The layers' projections of an encoder's states (batch, tokens, their size). Texts that follow one
+    another may be equal, as for beams: they are projected once."""
     batch, heads, size = shape
-    tokens = states.shape[1]
+    tokens, alike = states.shape[1], numbers_of(states)
+    texts = states if alike[-1] + 1 == batch else states[alike.diff(prepend=alike[:1] - 1) > 0]
     with torch.inference_mode(False):
         memory = torch.empty((len(layers), 2, batch, heads, tokens, size), dtype=dtype)
     with torch.no_grad():
         for layer, halves in zip(layers, memory, strict=True):
             for linear, half in zip(layer.of_encoder, halves, strict=True):
-                half.copy_(linear(states).view(batch, tokens, heads, size).transpose(1, 2))
-    return Encoded(memory.flatten(0, 1).unbind())
+                made = linear(texts).view(len(texts), tokens, heads, size).transpose(1, 2)
+                half.copy_(made if texts is states else made[alike])
+    return Encoded(memory.flatten(0, 1).unbind(), alike)
 
 
 def keep(encoded: Encoded, pair: Any, indices: Sequence[int]) -> None:
@@ -103,4 +108,6 @@ def keep(encoded: Encoded, pair: Any, indices: Sequence[int]) -> None:
         if not layer.is_initialized:
             layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values
+        if encoded.alike is not None:
+            repeat(layer, encoded.alike)
         pair.is_updated[index] = True

@@ -18,7 +18,7 @@ from torch import nn
 from hfaccel.engine.calls.code import trust, trusted
 from hfaccel.engine.calls.guards import GLOBAL_HOOKS, has_hooks, is_hooked, outside_graphs
 from hfaccel.engine.calls.snapshot import Table
-from hfaccel.engine.calls.trials import difference, unwatched
+from hfaccel.engine.calls.trials import ROUNDED, TOLERANCE, difference, unwatched
 from hfaccel.engine.layers.checked import Checked
 from hfaccel.engine.layers.course import Course
 from hfaccel.engine.layers.layer import FusedLayer, call_problem
@@ -257,7 +257,8 @@ def _list_of_layers(module: nn.Module) -> str:
 def _trial(module: nn.Module, name: str) -> str:
     """Run the module's forward both ways on random input; "" where they agree."""
     layers: Any = module.get_submodule(name)
-    hidden, (mask, *_), _ = sample(layers[0], layers[0].hfaccel_family)
+    dtype = _rows_of(module)
+    hidden, (mask, *_), _ = sample(layers[0], layers[0].hfaccel_family, dtype=dtype)
     decodes = is_decoder(module, name)
     with torch.inference_mode(), unwatched(layers):
         try:
@@ -267,10 +268,17 @@ def _trial(module: nn.Module, name: str) -> str:
             )
         except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
             return f"{type(error).__name__}: {error}"
-    problem = difference(expected, got)
+    problem = difference(expected, got, TOLERANCE if dtype is torch.float32 else ROUNDED)
     if not problem:
         trust([module])
     return problem
+
+
+def _rows_of(module: nn.Module) -> torch.dtype:
+    """The type of the rows that the module's own forward takes: a LayerNorm takes those of its weight's type
+    alone."""
+    norms = (each.weight for each in module.modules() if isinstance(each, nn.LayerNorm))
+    return next((weight.dtype for weight in norms if weight is not None), torch.float32)
 
 
 def _encode(module: nn.Module, hidden: torch.Tensor, mask: torch.Tensor | None) -> object:

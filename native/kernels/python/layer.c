@@ -11,8 +11,8 @@ static int fits_encoder(const struct layer *layer)
 {
   const size_t width = layer->heads * layer->head_size;
   return layer->cross_query.columns == 0 ||
-         (layer->key_heads == layer->heads && !layer->parallel && layer->groups == 1 &&
-          is_shaped(&layer->cross_query, width, layer->hidden) &&
+         (layer->key_heads == layer->heads && !layer->parallel && layer->groups == 1 && layer->added == 1 &&
+          layer->attention_end.kind == NORM_NONE && is_shaped(&layer->cross_query, width, layer->hidden) &&
           is_shaped(&layer->cross_output, layer->hidden, width) && layer->cross_query.exact == NULL);
 }
 
@@ -290,8 +290,9 @@ static int take_encoded(PyObject *addresses, const struct layer *const *layers, 
       !must_hold(call->past.columns > 0 && call->past.columns == call->encoded.columns,
                  "as many columns of the past as beside an encoder") ||
       !must_hold(addresses != NULL, "caches beside an encoder") || !take_caches(addresses, caches, count) ||
-      !must_hold(show_tokens(&call->encoded, call->sequences.rows / call->past.columns),
-                 "texts of an encoder that show tokens of theirs") ||
+      !must_hold(
+          show_tokens(&call->encoded, (call->sequences.rows + call->past.columns - 1) / call->past.columns),
+          "texts of an encoder that show tokens of theirs") ||
       !must_hold(suit_cache(layers, count, &call->encoded), "a cache in bfloat16 where attention is"))
     return 0;
   call->encoded.caches = caches;
