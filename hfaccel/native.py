@@ -114,7 +114,7 @@ class Kernels(Protocol):
         skipped: int,
         seen: int,
         window: int,
-        padding_sees_all: bool,
+        padding_sees_all: int,
         /,
     ) -> NativeSequences: ...
     def Bias(self, numbers: int, head: int, query: int, batch: int = ..., /) -> NativeBias: ...

@@ -172,9 +172,10 @@ static void attend_many(const struct work *work, const struct member *member)
     char *out = context_of(work, unit->start + unit->first, number);
     attention_head(&head, unit->first, unit->last, out, stride,
                    work->memory->scratch + member->rank * work->memory->thread_words);
+    const size_t rows = work->cache == NULL ? unit->rows : unit->place + unit->rows;
     if (work->call->sequences.padding_sees_all && !work->crosses)
-      attention_mean(&head, work->cache == NULL ? unit->rows : unit->place + unit->rows, unit->first,
-                     unit->last, out, stride);
+      attention_mean(&head, work->call->sequences.padding_sees_all == 2 ? 0 : rows, unit->first, unit->last,
+                     out, stride);
   }
 }
 

@@ -236,15 +236,22 @@ void attention_head(const struct head *head, size_t first, size_t last, void *ou
 }
 
 /* The mean of LANES columns of all rows of a sequence. */
-static vec mean(const struct head *head, size_t rows, size_t column, vec_mask some)
+static vec mean(const struct head *head, struct span rows, size_t column, vec_mask some)
 {
   const size_t bytes = head->key_stride * number_bytes(head->number);
-  const char *value = (const char *)head->value - head->skipped * bytes;
+  const char *value = (const char *)head->value - head->skipped * bytes + rows.from * bytes;
   vec sum = vec_zero();
-  for (size_t row = 0; row < rows; row++, value += bytes)
+  for (size_t row = rows.from; row < rows.to; row++, value += bytes)
     sum = vec_fma(load_floats(value, column, some, head->number),
                   vec_of(row_factor(value, head->size, head->number)), sum);
-  return vec_div(sum, vec_of((float)rows));
+  return vec_div(sum, vec_of((float)(rows.to - rows.from)));
+}
+
+/* A row of padding and those before it that its window shows. */
+static struct span before(const struct head *head, size_t query)
+{
+  const size_t place = head->past + query;
+  return (struct span){place > head->window ? place - head->window : 0, place + 1};
 }
 
 void attention_mean(const struct head *head, size_t rows, size_t first, size_t last, void *out,
@@ -257,10 +264,12 @@ void attention_mean(const struct head *head, size_t rows, size_t first, size_t l
     return;
   for (size_t column = 0; column < head->size; column += LANES) {
     const vec_mask some = lanes((long)(head->size - column));
-    const vec x = mean(head, rows, column, some);
+    vec x = rows == 0 ? vec_zero() : mean(head, (struct span){0, rows}, column, some);
     for (size_t row = first; row < last; row++)
-      if (head->past + row < head->skipped || head->past + row >= end)
+      if (head->past + row < head->skipped || head->past + row >= end) {
+        x = rows == 0 ? mean(head, before(head, row), column, some) : x;
         store_floats((char *)out + (row - first) * out_stride * bytes, column, some, head->kind == KIND_BF16,
                      x);
+      }
   }
 }

@@ -39,6 +39,7 @@ size_t widened_scratch(enum kind kind, size_t length, size_t size);
 void attention_head(const struct head *head, size_t first, size_t last, void *out, size_t out_stride,
                     uint32_t *scratch);
 
-/* The same for queries that no query sees: the mean of all `rows` values of the sequence. */
+/* The same for queries that no query sees: the mean of all `rows` values of the sequence; with 0, of those up
+ * to the query's own that are in its window. */
 void attention_mean(const struct head *head, size_t rows, size_t first, size_t last, void *out,
                     size_t out_stride);

@@ -54,7 +54,8 @@ struct sequences {
   const int32_t *skipped, *seen; /* of each: rows before the first that attention sees, and how many it sees;
                                   * NULL: it sees all */
   size_t window;                 /* a token sees others at most this far away; SIZE_MAX: all */
-  int padding_sees_all;          /* evenly: rows that attention does not see (DeBERTa's stay in the batch) */
+  int padding_sees_all;          /* evenly: rows that attention does not see (DeBERTa's stay in the batch);
+                                  * 2: those up to itself in its window (GPT-Neo) */
 };
 
 /* What is added to the scores. */

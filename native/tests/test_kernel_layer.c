@@ -573,7 +573,7 @@ static struct call following(const struct test_layer *test, const struct variant
   struct cache *cache = guarded(1, sizeof *cache);
   int32_t (*seen)[2] = guarded(SEQUENCES, sizeof *seen);
   call.sequences.skipped = call.sequences.seen = NULL;
-  call.sequences.padding_sees_all = variant->partly && variant->follows == 2;
+  call.sequences.padding_sees_all = variant->partly && variant->follows == 2 ? 1 + (int)below(2) : 0;
   if (variant->biased) { /* of keys, or of queries and keys */
     const size_t queries = variant->crosses ? length : 1;
     call.bias = (struct bias){.numbers = uniform_floats(SEQUENCES * layer->heads * queries * total, -1, 1),
@@ -825,8 +825,11 @@ static void reference_sequence(const struct test_layer *test, const struct call 
       const size_t of_keys = head * layer->key_heads / layer->heads * size;
       for (size_t k = 0; k < total; k++) {
         const size_t place = past + q;
-        visible[k] = (char)(all || (follows ? k >= begin && k < end && k <= place && place - k <= sight.window
-                                            : sees(&sight, q, k)));
+        const int near = k <= place && place - k <= sight.window;
+        if (all)
+          visible[k] = (char)(call->sequences.padding_sees_all == 1 || near);
+        else
+          visible[k] = (char)(follows ? k >= begin && k < end && near : sees(&sight, q, k));
         bias[k] = call->bias.numbers
                       ? call->bias.numbers[batch_of(call, s) * call->bias.batch + head * call->bias.head +
                                            (column + q) * call->bias.query + k]

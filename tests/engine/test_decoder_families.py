@@ -43,6 +43,8 @@ OPT = {
     "init_std": 0.3,
 }
 XGLM = {"d_model": 64, "ffn_dim": 128, "num_layers": 2, "attention_heads": 4, "init_std": 0.3}
+NEO = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "window_size": 6, "initializer_range": 0.3}
+NEO |= {"attention_types": [[["global", "local"], 1]], "max_position_embeddings": 64}
 BLOOM = {"hidden_size": 96, "n_layer": 2, "n_head": 6, "initializer_range": 0.3}
 MPT = {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 64, "initializer_range": 0.3}
 FALCON = WIDE | {"num_attention_heads": 4}
@@ -98,6 +100,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "CodeGen": ("CodeGenConfig", GPT | {"rotary_dim": 8, "n_head": 8}, {"CodeGen"}),
     "BioGPT": ("BioGptConfig", ODD, {"OPT"}),
     "XGLM": ("XGLMConfig", XGLM, {"XGLM"}),
+    "GPT-Neo": ("GPTNeoConfig", NEO, {"GPT-Neo"}),
     "BLOOM": ("BloomConfig", BLOOM, {"BLOOM"}),
     "MPT": ("MptConfig", MPT, {"MPT"}),
     "Falcon": ("FalconConfig", FALCON, {"Falcon"}),
@@ -180,7 +183,7 @@ def layers_in_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("name", ["Gemma 2", "Gemma 3", "EXAONE 4", "Cohere 2"])
+@pytest.mark.parametrize("name", ["Gemma 2", "Gemma 3", "EXAONE 4", "Cohere 2", "GPT-Neo"])
 def test_layers_run_in_one_call_until_a_window_hides_something(name, monkeypatch):
     model = make_decoder(name)
     fast = hfaccel.optimize(model)

@@ -157,6 +157,8 @@ def _time_layer(layer: FusedLayer, regime: Regime, *, own_forward: bool = False)
     """None if the kernels would not run. `own_forward`: time the layer's own forward on packed weights
     instead of the kernels."""
     family = layer.hfaccel_family
+    if regime.length > family.call.longest(layer, family):
+        return None
     dtype = family.linears(layer)[0].weight.dtype
     hidden, (mask, *_), arguments = sample(layer, family, regime.batch, regime.length, dtype)
     stock = _stock_twin(layer)

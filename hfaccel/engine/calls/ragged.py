@@ -30,7 +30,8 @@ class Sequences:
     seen: torch.Tensor | None = None
     window: int = -1  # a token sees others at most this far away; -1: all
     causal: bool = False  # a token does not see later ones
-    padding_sees_all: bool = False  # with equal weights, if padding is computed (DeBERTa)
+    # With equal weights, if padding is computed (DeBERTa). 2: those before it in its window (GPT-Neo)
+    padding_sees_all: int = 0
 
     @cached_property
     def native(self) -> NativeSequences:
@@ -119,7 +120,7 @@ def _read_pairs(mask: torch.Tensor, batch: int, length: int, unpad: bool) -> Seq
     if not torch.equal(visible, real[:, :, None] & real[:, None, :]):
         return "the attention mask hides more than padding"
     found = _runs(real.expand(batch, length), -1, unpad)
-    return found if isinstance(found, str) else replace(found, padding_sees_all=True)
+    return found if isinstance(found, str) else replace(found, padding_sees_all=1)
 
 
 def _is_seen(visible: torch.Tensor, real: torch.Tensor, window: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -206,6 +207,11 @@ class Call:
                 each.repeat_interleave(2, -1) if parts.pairs else each.repeat(1, 1, 2) for each in halves
             )
         return [None, hides], arguments
+
+    @staticmethod
+    def longest(layer: nn.Module, parts: Parts) -> float:
+        """How many tokens the layer's own forward can take."""
+        return math.inf
 
     @classmethod
     def variants(cls, layer: nn.Module, parts: Parts, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:

@@ -14,7 +14,7 @@ from hfaccel.engine.kernels import kernels
 from hfaccel.engine.layers.caches import cache_problem, make_rooms, places_in, together_problem, tokens_in
 from hfaccel.engine.layers.call import HIDDEN, Call, Mask, Sample, attentions_problem
 from hfaccel.engine.layers.native_layer import NativeLayer
-from hfaccel.engine.layers.parts import Parts, copies, head_size, key_heads, window
+from hfaccel.engine.layers.parts import Parts, copies, head_size, key_heads, layer_index, window
 from hfaccel.engine.layers.rooms import Rooms, new_cache
 from hfaccel.engine.layers.slots import Keys, Slots
 from hfaccel.engine.layers.static_rooms import StaticRooms
@@ -44,7 +44,7 @@ class Filled:
         if self.tokens:
             keys_values = (torch.randn(shape, generator=generator) for _ in range(2))
             repeated = (each.repeat_interleave(copies(parts, layer), 1) for each in keys_values)
-            cache.update(*repeated, attention.layer_idx)
+            cache.update(*repeated, layer_index(attention))
         return cache
 
 
@@ -57,6 +57,7 @@ class DecoderCall(Call):
     follows: ClassVar[bool] = True
     cache_name: ClassVar[str] = CACHE  # of the argument
     ordered: ClassVar[tuple[str, ...]] = ()  # names of arguments that are passed by position
+    own_window: ClassVar[bool] = False  # the layer hides what is beyond its window, and not the mask
     gives_pair: ClassVar[bool] = False  # the layer returns hidden states and attention weights
 
     def __init__(self, layer: NativeLayer) -> None:
@@ -81,14 +82,14 @@ class DecoderCall(Call):
             return ""
         if name == self.cache_name:
             self.cache = value
-            return cache_problem(value, self.layer.attention.layer_idx, self.layer.cache_type)
+            return cache_problem(value, layer_index(self.layer.attention), self.layer.cache_type)
         if name in HANDED_ON:
             return ""
         return super().take_argument(hidden, name, value)
 
     def complete(self, hidden: torch.Tensor) -> str:
         if self.cache is not None:
-            index = self.layer.attention.layer_idx
+            index = layer_index(self.layer.attention)
             self.past, self.places = tokens_in(self.cache, index), places_in(self.cache, index)
         return super().complete(hidden)
 
@@ -97,7 +98,8 @@ class DecoderCall(Call):
             self.sequences = self.slots.sequences(self.layer.window)
             return self.slots.problem(hidden.shape)
         batch, columns, _ = hidden.shape
-        wanted = batch, columns, self.past, self.layer.window, unpad, self.places
+        shown = -1 if self.own_window else self.layer.window
+        wanted = batch, columns, self.past, shown, unpad, self.places
         if mask is None:
             found = read_followed(None, *wanted)
         else:
@@ -105,6 +107,8 @@ class DecoderCall(Call):
         if isinstance(found, str):
             return found
         self.followed, self.sequences = found, found.sequences
+        if self.own_window:
+            self.sequences = replace(self.sequences, window=self.layer.window)
         return ""
 
     def let_padding_see_all(self, unpad: bool) -> str:
@@ -113,7 +117,7 @@ class DecoderCall(Call):
             return ""
         if self.past:
             return "padding follows other tokens"
-        self.sequences = replace(self.sequences, padding_sees_all=True)
+        self.sequences = replace(self.sequences, padding_sees_all=2 if self.own_window else 1)
         return ""
 
     def rotary(self) -> NativeRotary | tuple[NativeRotary | None, ...] | None:
@@ -125,7 +129,7 @@ class DecoderCall(Call):
 
     def compute(self, layers: Sequence[NativeLayer], rows: torch.Tensor, output: torch.Tensor) -> None:
         if self.slots is not None:
-            indices = tuple(layer.attention.layer_idx for layer in layers)
+            indices = tuple(layer_index(layer.attention) for layer in layers)
             self.call_kernels(layers, rows, output, *self.slots.room(indices, _keys_of(layers[0])))
             return
         rooms = self._rooms(layers, rows.shape)
@@ -143,7 +147,7 @@ class DecoderCall(Call):
     def together_problem(self, layers: Sequence[NativeLayer]) -> str:
         if self.cache is None:
             return ""
-        indices = [layer.attention.layer_idx for layer in layers]
+        indices = [layer_index(layer.attention) for layer in layers]
         return together_problem(self.cache, indices, self.layer.cache_type)
 
     def _past(self, rooms: Rooms | StaticRooms, columns: int) -> NativePast:
@@ -155,7 +159,7 @@ class DecoderCall(Call):
         """For the tokens of this call."""
         heads, size, dtype = _keys_of(layers[0])
         cache = new_cache() if self.cache is None else self.cache
-        indices = [layer.attention.layer_idx for layer in layers]
+        indices = [layer_index(layer.attention) for layer in layers]
         return make_rooms(cache, indices, (shape[0], heads, shape[1], size), dtype)
 
     # For the trial of such a layer
@@ -178,7 +182,8 @@ class DecoderCall(Call):
         for mask in masks:
             yield mask, {}
             yield mask, {cls.cache_name: Filled(0)}
-        seen = seen_by(hides.shape[-1], Filled.TOKENS, window(layer.get_submodule(parts.attention)))
+        wanted = -1 if cls.own_window else window(layer.get_submodule(parts.attention))
+        seen = seen_by(hides.shape[-1], Filled.TOKENS, wanted)
         yield seen.expand(*hides.shape[:2], -1, -1), {cls.cache_name: Filled(Filled.TOKENS)}
 
     @classmethod

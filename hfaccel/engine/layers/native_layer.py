@@ -113,7 +113,7 @@ class NativeLayer:
             parts.norm_first,
             self._activation(layer),
             self.attention_kind,
-            scale(self.attention),
+            1.0 if parts.unscaled else scale(self.attention),
             tuple(map(norm, more)),
             parts.parallel,
             norms_are_wide(parts, layer),

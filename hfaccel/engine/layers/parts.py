@@ -48,6 +48,7 @@ class Parts:
     by_head: bool = False  # qkv gives key, value and their queries, queries first, then those of the next key
     groups: int = 1  # qkv gives queries, keys and values of the first part of the heads, then of the next
     values_first: bool = False  # of these, values come before keys
+    unscaled: bool = False  # scores are the products of queries and keys
     norms_rotated: bool = False  # query_norm and key_norm come after rotary positions
     pairs: bool = False  # rotary positions turn numbers 2i and 2i + 1 together
     parallel: bool = False  # the feed-forward takes the layer's input, as attention does
@@ -121,6 +122,12 @@ def outputs_of(linear: Any) -> int:
     return int(linear.out_features if isinstance(linear, nn.Linear) else linear.nf)
 
 
+def layer_index(attention: nn.Module) -> int:
+    """The layer's place in the list of layers, and in a cache."""
+    index = getattr(attention, "layer_idx", None)
+    return int(attention.layer_id if index is None else index)  # type: ignore[arg-type]
+
+
 def rotary_size(attention: nn.Module) -> int:
     """How many numbers of a head are rotated."""
     size = getattr(attention, "rotary_ndims", None)
@@ -174,6 +181,8 @@ def window(attention: nn.Module) -> int:
     owner = attention
     if not hasattr(attention, "sliding_window") and getattr(attention, "is_causal", False):
         owner = getattr(attention, "config", attention)
+    if getattr(attention, "attention_type", "") == "local":  # GPT-Neo's
+        return int(getattr(attention.config, "window_size", 0)) - 1
     if getattr(attention, "is_sliding", None) is False:  # a layer without, in a model with windows
         return -1
     wanted = getattr(owner, "sliding_window", None)

@@ -23,7 +23,7 @@ from hfaccel.engine.layers.checked import Checked
 from hfaccel.engine.layers.course import Course
 from hfaccel.engine.layers.layer import FusedLayer, call_problem
 from hfaccel.engine.layers.native_layer import NativeLayer
-from hfaccel.engine.layers.parts import window
+from hfaccel.engine.layers.parts import layer_index, window
 from hfaccel.engine.layers.trial import sample
 from hfaccel.engine.replacements import (
     Arguments,
@@ -169,7 +169,7 @@ def _kind(layer: nn.Module) -> Kind:
         return -1, None
     attention: Any = layer.get_submodule(layer.hfaccel_family.attention)
     types = getattr(getattr(attention, "config", None), "layer_types", None)
-    return window(attention), types[attention.layer_idx] if types else None
+    return window(attention), types[layer_index(attention)] if types else None
 
 
 def natives_of(layers: Sequence[nn.Module], hidden: torch.Tensor, apart: bool = False) -> list[NativeLayer]:

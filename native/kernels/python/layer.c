@@ -102,7 +102,7 @@ int read_sequences(PyObject *args, void *content)
 {
   struct sequences *all = content;
   Py_ssize_t window;
-  if (!PyArg_ParseTuple(args, "O&O&O&O&O&O&np", to_size, &all->rows, to_size, &all->count, to_address,
+  if (!PyArg_ParseTuple(args, "O&O&O&O&O&O&ni", to_size, &all->rows, to_size, &all->count, to_address,
                         &all->first, to_address, &all->length, to_address, &all->skipped, to_address,
                         &all->seen, &window, &all->padding_sees_all))
     return 0;

@@ -37,6 +37,8 @@ class Alibi(EagerDecoderCall):
 
     def complete(self, hidden: torch.Tensor) -> str:
         problem = super().complete(hidden)
+        if self.slots is not None:
+            return "there are biases of keys, which slots do not have"
         if problem or self.alibi is None:
             return problem or f"no {self.bias_name} was passed"
         return self.read_bias(hidden, self.alibi)

@@ -28,6 +28,8 @@ class Either(Alibi):
     def complete(self, hidden: torch.Tensor) -> str:
         problem = DecoderCall.complete(self, hidden)
         if self.alibi is not None:
+            if self.slots is not None:
+                return "there are biases of keys, which slots do not have"
             self.cosines = self.sines = None
         return problem
 
