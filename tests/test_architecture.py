@@ -27,6 +27,7 @@ FLOORS = (
     ("optimization", "comparison", "launcher", "serve"),
     ("reporting",),
     ("configuration", "information", "pipelines"),
+    ("generation",),
     ("selection",),
     ("backends",),
     ("export",),
@@ -357,7 +358,7 @@ def is_self(node):
 def own_names(tree):
     """What this file defines, or stores on `self` and `cls`."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.id

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import copy
 import functools
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -26,6 +27,8 @@ STOCK_CALLS = f"{PREFIX}stock_calls"  # attribute of a pipeline: reason -> calls
 OWN_LOOP = {
     "MaskGenerationPipeline": "its preprocessing runs the model",
 }
+
+GENERATES = "generation forms its own batches"
 
 _progress: ContextVar[bool] = ContextVar("hfaccel_progress", default=False)
 
@@ -49,6 +52,7 @@ class Setting:
 class Scheduled(Pipeline, Replacement):  # type: ignore[misc]
     """Stands in front of a pipeline's class. Pipeline comes first: the layouts of both must be equal."""
 
+    hfaccel_continues = False  # the task generates, and may have a loop of its own
     hfaccel_tokens = Setting(TOKENS)  # of one batch, padding included
     hfaccel_progress = Setting(False)  # the default of `progress`
 
@@ -73,14 +77,20 @@ class Scheduled(Pipeline, Replacement):  # type: ignore[misc]
         # Built in any case: transformers' iterator checks the arguments, and has the function that pads.
         stock = super().get_iterator(inputs, num_workers, batch_size, *parameters)
         reason = why_not(self) or _why_not_now(num_workers)
-        if reason:
-            self.hfaccel_count(reason)
-            results = stock
-        else:
+        start: Callable[[], Any] | str = reason
+        if not reason or reason == GENERATES:
             call = Call(self, collate_of(stock), batch_size, *parameters)
             start = functools.partial(begin, call, inputs, self.hfaccel_tokens, self.hfaccel_count)
-            results = Results(inputs, start)
+            if reason:
+                start = self.hfaccel_own_loop(inputs, call)
+        if isinstance(start, str):
+            self.hfaccel_count(start)
+        results = stock if isinstance(start, str) else Results(inputs, start)
         return Watched(results, inputs) if _progress.get() else results
+
+    def hfaccel_own_loop(self, inputs: object, call: Call) -> Callable[[], object] | str:
+        """Of a task that generates: what starts a loop over these inputs, or why transformers' loop runs."""
+        return GENERATES
 
     def hfaccel_count(self, reason: str) -> None:
         """Count a call that did not run as intended, for the report."""
@@ -110,7 +120,7 @@ def why_not(pipe: object) -> str:
         if kind.__name__ in OWN_LOOP:
             return OWN_LOOP[kind.__name__]
     if calls_generate(pipe) and pipe.model.can_generate() and pipe.task != "automatic-speech-recognition":
-        return "generation forms its own batches"
+        return GENERATES
     return ""
 
 

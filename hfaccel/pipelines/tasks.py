@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
-from transformers.pipelines import FeatureExtractionPipeline, ImageFeatureExtractionPipeline, Pipeline
+from transformers.pipelines import (
+    FeatureExtractionPipeline,
+    ImageFeatureExtractionPipeline,
+    Pipeline,
+    TextGenerationPipeline,
+)
 
+from hfaccel.pipelines.call import Call
 from hfaccel.pipelines.nested import untracked
 from hfaccel.pipelines.scheduled import Scheduled
+from hfaccel.replacement import PREFIX
 
 
 class FeatureExtraction(Scheduled):
@@ -39,6 +47,26 @@ class ImageFeatureExtraction(Scheduled):
         return _light(super().postprocess(*arguments, **settings))
 
 
+class TextGeneration(Scheduled):
+    """Lists of prompts, continued greedily: each call of the model computes a token for many of them."""
+
+    hfaccel_continues = True
+
+    def hfaccel_own_loop(self, inputs: object, call: Call) -> Callable[[], object] | str:
+        from hfaccel.pipelines.continuing import Continuing, model_problem
+
+        if not isinstance(inputs, list) or len(inputs) < 2:
+            return "one prompt, or a stream of them"
+        kept = self.__dict__.get(FOUND)
+        if kept is None or kept[0] is not self.model:
+            kept = self.__dict__[FOUND] = self.model, model_problem(self)
+        begin = partial(Continuing, call, inputs)
+        return kept[1] or begin().reason() or begin
+
+
+FOUND = f"{PREFIX}found"  # attribute of a pipeline: its model, and why that cannot continue prompts together
+
+
 def _light(result: object) -> object:
     return untracked(result) if isinstance(result, list) else result
 
@@ -47,6 +75,7 @@ def _light(result: object) -> object:
 IN_FRONT: dict[type[Pipeline], type[Scheduled]] = {
     FeatureExtractionPipeline: FeatureExtraction,
     ImageFeatureExtractionPipeline: ImageFeatureExtraction,
+    TextGenerationPipeline: TextGeneration,
 }
 
 

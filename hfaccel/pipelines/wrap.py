@@ -7,7 +7,7 @@ from typing import TypeVar
 from transformers.pipelines import Pipeline
 
 from hfaccel.outcome import Outcome
-from hfaccel.pipelines.scheduled import STOCK_CALLS, Scheduled, why_not
+from hfaccel.pipelines.scheduled import GENERATES, STOCK_CALLS, Scheduled, why_not
 from hfaccel.pipelines.tasks import scheduled_for
 from hfaccel.replacement import replace, undo
 from hfaccel.upstream import Need, problem
@@ -33,6 +33,8 @@ def outcome(pipe: object) -> Outcome:
     """The line of a report about this pipeline's loop."""
     subject = f"pipeline {getattr(pipe, 'task', '') or type(pipe).__name__}"
     reason = why_not(pipe)
+    if reason == GENERATES and getattr(pipe, "hfaccel_continues", False):
+        return Outcome(subject, True, "lists of prompts that are continued greedily share calls of the model")
     if reason:
         return Outcome(subject, False, f"transformers' own loop runs: {reason}")
     return Outcome(

@@ -55,6 +55,12 @@ size_t attend_scratch(const struct layer *layer, size_t longest, const struct ca
   return words + (is_relative(&call->relative) ? relative_scratch(&call->relative, longest) : 0);
 }
 
+static const float *bias_of(const struct call *call, const struct unit *unit, size_t number)
+{
+  const struct bias *bias = &call->bias;
+  return bias->numbers == NULL ? NULL : bias->numbers + number * bias->head + unit->before * bias->query;
+}
+
 /* Head `number` over a unit's sequence; keys and values as the layer has just made them. */
 static struct head head_of_rows(const struct work *work, const struct unit *unit, size_t number)
 {
@@ -78,7 +84,7 @@ static struct head head_of_rows(const struct work *work, const struct unit *unit
       .size = layer->head_size,
       .scale = layer->scale,
       .softcap = layer->softcap,
-      .bias = call->bias.numbers == NULL ? NULL : call->bias.numbers + number * call->bias.head,
+      .bias = bias_of(call, unit, number),
       .bias_stride = call->bias.query,
       .window = call->sequences.window,
       .relative = relative_of_head(&call->relative, number, kind_words(layer->attention, layer->head_size))};

@@ -9,7 +9,7 @@
 #include "work.h"
 
 enum {
-  CHUNK_ROWS = 1024, /* for each thread: what is computed before the next sequences are begun */
+  CHUNK_ROWS = 1024, /* for each thread: what is computed before the next rows are begun */
   QUERIES = 256      /* of one head: the unit of work in attention */
 };
 
@@ -82,7 +82,7 @@ static void run(void *context, const struct member *member)
 /* What the memory of a call depends on. */
 struct sizes {
   unsigned threads;     /* of a group */
-  size_t most;          /* rows of a chunk, unless one sequence has more */
+  size_t most;          /* rows of a chunk, unless one sequence has more and is not divided */
   size_t rows, longest; /* of all sequences */
   size_t qkv, context, parts, scratch;
 };
@@ -106,33 +106,42 @@ static struct sizes sizes_of(const struct stack *stack, unsigned threads)
   return sizes;
 }
 
-/* Rows of the chunk that begins with sequence s of a share, and the sequence after its last. */
-static size_t chunk_rows(const struct sequences *all, const struct share *share, size_t s, size_t most,
-                         size_t *next)
+/* Where a chunk begins: in a share, and in the sequence there. */
+struct cursor {
+  size_t sequence, row;
+};
+
+/* Moves on by the rows that a chunk with `rows` others takes of one sequence. 0 where these go to the next
+ * chunk. A sequence longer than a chunk is divided if its pieces find those before them in the cache. */
+static int take_piece(const struct call *call, const struct share *share, size_t rows, size_t most,
+                      struct cursor *at, size_t *taken)
 {
-  size_t rows = 0;
-  for (*next = s; *next < share->count; (*next)++) {
-    const size_t length = (size_t)all->length[share->sequences[*next]];
-    if (rows > 0 && rows + length > most)
-      break;
-    rows += length;
-  }
-  return rows;
+  if (at->sequence == share->count)
+    return 0;
+  const size_t left = (size_t)call->sequences.length[share->sequences[at->sequence]] - at->row;
+  const int divides = call->past.caches != NULL && !call->sequences.padding_sees_all;
+  if (rows > 0 && rows + left > most)
+    return 0;
+  *taken = divides ? smaller(left, most) : left;
+  *at =
+      *taken < left ? (struct cursor){at->sequence, at->row + *taken} : (struct cursor){at->sequence + 1, 0};
+  return 1;
 }
 
-/* All queries of a sequence. */
-static struct unit whole(const struct call *call, size_t s)
+/* Some queries of sequence s: `length` from row `before` on. */
+static struct unit piece(const struct call *call, size_t s, size_t before, size_t length)
 {
   const struct sequences *all = &call->sequences;
   const struct past *past = &call->past;
-  const size_t length = (size_t)all->length[s], row = (size_t)all->first[s];
-  struct unit unit = {.rows = length, .seen = length, .last = length};
+  const size_t row = (size_t)all->first[s] + before;
+  struct unit unit = {.rows = length, .before = before, .seen = length};
   if (past->caches != NULL) {
     unit.batch = past->places == NULL ? row / past->columns : (size_t)past->places[row][0];
     unit.place = past->places == NULL ? past->length + row % past->columns : (size_t)past->places[row][1];
     const size_t total = unit.place + length;
+    const size_t end = past->seen == NULL ? total : smaller((size_t)past->seen[s][1], total);
     unit.skipped = past->seen == NULL ? 0 : (size_t)past->seen[s][0];
-    unit.seen = (past->seen == NULL ? total : smaller((size_t)past->seen[s][1], total)) - unit.skipped;
+    unit.seen = end > unit.skipped ? end - unit.skipped : 0;
   } else if (all->seen != NULL) {
     unit.skipped = (size_t)all->skipped[s];
     unit.seen = (size_t)all->seen[s];
@@ -140,21 +149,27 @@ static struct unit whole(const struct call *call, size_t s)
   return unit;
 }
 
-static void fill_chunk(const struct call *call, const int32_t *sequences, size_t count, struct chunk *chunk,
-                       int32_t *index, struct unit *units)
+/* The chunk that begins at the cursor, which moves on to the next one; with `index` NULL its rows and units
+ * are only counted. */
+static struct chunk take_chunk(const struct call *call, const struct share *share, size_t most,
+                               struct cursor *at, int32_t *index, struct unit *units)
 {
-  *chunk = (struct chunk){.index = index, .units = units};
-  for (size_t i = 0; i < count; i++) {
-    struct unit unit = whole(call, (size_t)sequences[i]);
-    const size_t length = unit.rows;
-    unit.start = chunk->rows;
-    for (size_t first = 0; first < length; first += QUERIES) {
+  struct chunk chunk = {.index = index, .units = units};
+  size_t length;
+  for (struct cursor from = *at; take_piece(call, share, chunk.rows, most, at, &length); from = *at) {
+    const size_t s = (size_t)share->sequences[from.sequence];
+    struct unit unit = piece(call, s, from.row, length);
+    unit.start = chunk.rows;
+    for (size_t first = 0; first < length; first += QUERIES, chunk.unit_count++) {
       unit.first = first, unit.last = smaller(first + QUERIES, length);
-      units[chunk->unit_count++] = unit;
+      if (index != NULL)
+        units[chunk.unit_count] = unit;
     }
-    for (size_t row = 0; row < length; row++)
-      index[chunk->rows++] = call->sequences.first[sequences[i]] + (int32_t)row;
+    for (size_t row = 0; index != NULL && row < length; row++)
+      index[chunk.rows + row] = call->sequences.first[s] + (int32_t)(from.row + row);
+    chunk.rows += length;
   }
+  return chunk;
 }
 
 /* Places in memory at `base` of everything in a lot, and its content; with base NULL only the size is
@@ -162,15 +177,14 @@ static void fill_chunk(const struct call *call, const int32_t *sequences, size_t
 static void lay_out_lot(const struct stack *stack, const struct share *share, const struct sizes *sizes,
                         struct lot *lot, char *base, size_t *used)
 {
-  const struct sequences *all = &stack->call->sequences;
   size_t chunks = 0, highest = 0, units = 0, rows = 0;
-  for (size_t s = 0, next; s < share->count; s = next, chunks++) {
-    const size_t of_chunk = chunk_rows(all, share, s, sizes->most, &next);
-    highest = larger(highest, of_chunk);
-    rows += of_chunk;
+  struct cursor at = {0};
+  for (; at.sequence < share->count; chunks++) {
+    const struct chunk chunk = take_chunk(stack->call, share, sizes->most, &at, NULL, NULL);
+    highest = larger(highest, chunk.rows);
+    rows += chunk.rows;
+    units += chunk.unit_count;
   }
-  for (size_t i = 0; i < share->count; i++)
-    units += ((size_t)all->length[share->sequences[i]] + QUERIES - 1) / QUERIES;
   struct memory memory = {.thread_words = sizes->scratch};
   struct chunk *chunk = carve(base, used, chunks, sizeof *chunk);
   struct taken *taken = carve(base, used, stack->count * chunks, sizeof *taken);
@@ -188,9 +202,8 @@ static void lay_out_lot(const struct stack *stack, const struct share *share, co
   *lot = (struct lot){.chunks = chunk, .chunk_count = chunks, .taken = taken, .memory = memory};
   memset(taken, 0, stack->count * chunks * sizeof *taken);
   memset(memory.barriers, 0, sizes->threads * sizeof *memory.barriers);
-  for (size_t s = 0, next; s < share->count; s = next, chunk++) {
-    chunk_rows(all, share, s, sizes->most, &next);
-    fill_chunk(stack->call, share->sequences + s, next - s, chunk, index, unit);
+  for (at = (struct cursor){0}; at.sequence < share->count; chunk++) {
+    *chunk = take_chunk(stack->call, share, sizes->most, &at, index, unit);
     index += chunk->rows;
     unit += chunk->unit_count;
   }

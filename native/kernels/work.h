@@ -5,15 +5,19 @@
 #include "layer.h"
 #include "team.h"
 
-/* Some queries of one sequence. Rows are numbered without padding, from 0 in each chunk. */
+/* Some queries of one sequence, or of a piece of one. Rows are numbered without padding, from 0 in each
+ * chunk.
+ */
 struct unit {
-  size_t start, rows;   /* the sequence's first row, and how many it has */
+  size_t start, rows;   /* the piece's first row, and how many it has */
+  size_t before;        /* rows of the sequence before the piece */
   size_t skipped, seen; /* rows before the first key; keys */
   size_t first, last;   /* queries */
   size_t batch, place;  /* with a past: of the sequence; of its first row among all tokens */
 };
 
-/* Sequences that go through all layers together, so that what one layer gives is in the cache for the next.
+/* Sequences, or a piece of one, that go through all layers together, so that what one layer gives is in the
+ * cache for the next.
  */
 struct chunk {
   const int32_t *index; /* of each row: its row in the padded input */

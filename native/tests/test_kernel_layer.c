@@ -844,6 +844,13 @@ static void test_long_sequences(void)
   available = 2;
   test_layer(plain, 530, 2);
   test_layer(plain, 300, 1);
+  for (int i = 0; i < 4; i++) { /* more rows than a chunk, in pieces that follow one another in the cache */
+    struct variant variant = plain;
+    variant.follows = 1;
+    variant.partly = i % 2;
+    variant.window = i < 2 ? SIZE_MAX : 700;
+    test_layer(variant, 1200, 1);
+  }
 }
 
 /* Attention wider than the layer, in int8: its rows are converted in the layer's memory. */

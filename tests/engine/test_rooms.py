@@ -71,6 +71,18 @@ def test_tokens_one_by_one_and_in_lots(both, monkeypatch):
     both.check_stock_calls()
 
 
+@pytest.mark.parametrize("padding", [0, 3, 1500])
+def test_a_prompt_in_several_pieces(both, padding):
+    """The kernels compute 1,024 rows at a time, all layers of them."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, 100, (1, 2300), generator=generator)
+    mask = (torch.arange(2300) >= padding).long()[None]
+    with torch.inference_mode():
+        expected, got = (model(ids, attention_mask=mask).logits[:, padding:] for model in both.models)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+    both.check_stock_calls()
+
+
 def test_memory_is_used_again_until_it_is_full(both):
     both.step(IDS[:, :9])
     memory = both.caches[1].layers[0].keys.untyped_storage().data_ptr()

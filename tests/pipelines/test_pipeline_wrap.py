@@ -121,12 +121,12 @@ def test_the_report_tells_about_the_loop(fast):
     assert [line.applied for line in lines] == [True]
 
 
-def test_generation_keeps_its_loop_and_says_so():
+def test_sampling_keeps_its_loop_and_says_so():
     made = hfaccel.optimize(tiny.text_generation().pipe)
-    made(["the cat", "a dog"], max_new_tokens=2)
+    made(["the cat", "a dog"], max_new_tokens=2, do_sample=True)
     report = hfaccel.report(made)
-    assert ("pipeline text-generation", False) in [(o.subject, o.applied) for o in report.outcomes]
-    assert report.stock_calls["generation forms its own batches"] == 1
+    assert ("pipeline text-generation", True) in [(o.subject, o.applied) for o in report.outcomes]
+    assert report.stock_calls["do_sample=True: tokens are drawn at random"] == 1
 
 
 def test_worker_processes_are_transformers_own(fast):

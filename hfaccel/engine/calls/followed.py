@@ -9,6 +9,8 @@ import torch
 
 from hfaccel.engine.calls.ragged import HIDDEN, Sequences, whole
 
+COMPARED = 1 << 18  # numbers of a mask at once
+
 
 @dataclass(frozen=True, eq=False)
 class Followed:
@@ -82,11 +84,26 @@ def _limits(window: int, past: int) -> bool:
     return 0 <= window < past
 
 
-def seen_by(columns: int, past: int, window: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The places of keys and of queries, and (columns, past + columns) whether a query sees a key."""
-    key, query = torch.arange(past + columns), torch.arange(past, past + columns)
-    away = query[:, None] - key[None]
-    return key, query, (away >= 0) & ((away <= window) | (window < 0))
+def seen_by(columns: int, past: int, window: int, keys: int | None = None) -> torch.Tensor:
+    """(columns, keys) whether a query sees a key. `keys`: past + columns where nothing is said."""
+    query = torch.arange(past, past + columns)
+    away = query[:, None] - torch.arange(past + columns if keys is None else keys)
+    return (away >= 0) & ((away <= window) | (window < 0))
+
+
+def _is_causal(
+    visible: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor, past: int, window: int
+) -> bool:
+    """Whether each column sees what is before it, in its window and its text. Some columns are compared at a
+    time, because the mask of a long prompt is large."""
+    _, columns, keys = visible.shape
+    key, step = torch.arange(keys), max(1, COMPARED // keys)
+    between = ((key >= begins[:, None]) & (key < ends[:, None]))[:, None]
+    for first in range(0, columns, step):
+        some = visible[:, first : first + step]
+        if not torch.equal(some, seen_by(some.shape[1], past + first, window, keys) & between):
+            return False
+    return True
 
 
 def _read(
@@ -94,9 +111,7 @@ def _read(
 ) -> Followed | str:
     by_some = visible.any(1).int()  # (batch or 1, past + columns)
     begins, ends = by_some.argmax(1), past + columns - by_some.flip(1).argmax(1)
-    key, _, seen = seen_by(columns, past, window)
-    between = (key >= begins[:, None]) & (key < ends[:, None])
-    if not torch.equal(visible, seen[None] & between[:, None]):
+    if not _is_causal(visible, begins, ends, past, window):
         return "the attention mask hides more than what comes after a token and padding around the texts"
     hidden = (begins.expand(batch) - past).clamp(min=0)
     if not bool(by_some.any(1).all()):

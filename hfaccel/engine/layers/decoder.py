@@ -145,7 +145,7 @@ class DecoderCall(Call):
         """The mask hides padding, which here comes before the tokens."""
         batch, length = padding.shape
         wanted = window(layer.get_submodule(parts.attention))
-        causal = seen_by(length, 0, wanted)[2].expand(batch, 1, -1, -1)
+        causal = seen_by(length, 0, wanted).expand(batch, 1, -1, -1)
         hides = causal & ~padding.flip(1)[:, None, None, :]
         _, arguments = Call.sample(layer, parts, padding, generator)
         return [causal if 0 <= wanted < length else None, hides], arguments
@@ -158,7 +158,7 @@ class DecoderCall(Call):
         for mask in masks:
             yield mask, {}
             yield mask, {cls.cache_name: Filled(0)}
-        seen = seen_by(hides.shape[-1], Filled.TOKENS, window(layer.get_submodule(parts.attention)))[2]
+        seen = seen_by(hides.shape[-1], Filled.TOKENS, window(layer.get_submodule(parts.attention)))
         yield seen.expand(*hides.shape[:2], -1, -1), {cls.cache_name: Filled(Filled.TOKENS)}
 
     @classmethod

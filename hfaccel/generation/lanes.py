@@ -1,0 +1,178 @@
+"""Where requests are computed: in slots of one memory, all in one call; or each with a cache of its own, one
+after another, where a model's layers do not run in the kernels."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import torch
+
+from hfaccel.engine.layers.slots import Piece, Slots, SlotsRefused
+from hfaccel.upstream.of_transformers import cache_classes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Largest distance of a trial's logits from the model's own, as a share of their length: rounding in bfloat16
+# stays far below, tokens that see others than their own are far above.
+TOLERANCE = 0.05
+TRIAL = tuple(range(3, 15))  # tokens
+
+
+class Feed(NamedTuple):
+    """Tokens that a call computes for one request."""
+
+    slot: int
+    past: int  # tokens of the request that were computed before
+    ids: Sequence[int]
+    wanted: bool = True  # the logits of the last
+
+
+class Computed(NamedTuple):
+    logits: torch.Tensor  # (feeds that wanted some and did not fail, vocabulary), in their order
+    errors: Mapping[int, Exception]  # by the place of the feed
+
+
+class Lanes(Protocol):
+    count: int
+    reason: str  # why requests are computed one after another; "" where they are computed together
+    reuses: bool  # beginnings can be copied
+
+    def compute(self, feeds: Sequence[Feed]) -> Computed: ...
+    def copy(self, source: int, target: int, tokens: int) -> None: ...
+    def release(self, slot: int) -> None: ...
+
+
+class SlotLanes:
+    """All requests in one call."""
+
+    reason, reuses = "", True
+
+    def __init__(self, model: PreTrainedModel, count: int, tokens: int) -> None:
+        self.count, self._model = count, model
+        self.slots = Slots(count, tokens)
+        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    def compute(self, feeds: Sequence[Feed]) -> Computed:
+        try:
+            return Computed(self._call(feeds), {})
+        except SlotsRefused:
+            raise
+        except Exception as error:  # noqa: BLE001 - raised where the request was made
+            if len(feeds) == 1:
+                return Computed(torch.empty(0, 1), {0: error})
+        return _joined([self.compute([feed]) for feed in feeds])  # to find out whose error it is
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        self.slots.copy(source, target, tokens)
+
+    def release(self, slot: int) -> None:
+        """What the slot holds may be reused."""
+
+    @torch.inference_mode()
+    def _call(self, feeds: Sequence[Feed]) -> torch.Tensor:
+        positions = self.slots.begin([Piece(feed.slot, feed.past, len(feed.ids)) for feed in feeds])
+        given = {
+            "input_ids": torch.tensor([[token for feed in feeds for token in feed.ids]]),
+            "attention_mask": self.slots.mask,
+            "position_ids": positions,
+            "past_key_values": self.slots,
+            "use_cache": True,
+        }
+        kept = _ends(feeds)
+        if not kept:  # without the output layer, the largest of a small model
+            self._model.base_model(**given)
+            return torch.empty(0, 1)
+        if self._keeps:
+            return _logits(self._model(**given, logits_to_keep=torch.tensor(kept)))
+        return _logits(self._model(**given))[kept]
+
+
+def _ends(feeds: Sequence[Feed]) -> list[int]:
+    """The rows of a call of which logits are wanted."""
+    ends = accumulate(len(feed.ids) for feed in feeds)
+    return [end - 1 for feed, end in zip(feeds, ends, strict=True) if feed.wanted]
+
+
+def _logits(output: Any) -> torch.Tensor:
+    logits: torch.Tensor = output.logits[0]
+    return logits
+
+
+class OwnLanes:
+    """Each request alone, with a cache of transformers' own."""
+
+    reuses = False
+
+    def __init__(self, model: PreTrainedModel, count: int, reason: str) -> None:
+        self.count, self.reason, self._model = count, reason, model
+        self._caches: dict[int, Any] = {}
+
+    def compute(self, feeds: Sequence[Feed]) -> Computed:
+        return _joined([self._alone(feed) for feed in feeds])
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        raise NotImplementedError("caches of transformers are not copied")
+
+    def release(self, slot: int) -> None:
+        self._caches.pop(slot, None)
+
+    def _alone(self, feed: Feed) -> Computed:
+        try:
+            return Computed(self._call(feed)[:, -1][: 1 if feed.wanted else 0], {})
+        except Exception as error:  # noqa: BLE001 - raised where the request was made
+            return Computed(torch.empty(0, 1), {0: error})
+
+    @torch.inference_mode()
+    def _call(self, feed: Feed) -> torch.Tensor:
+        if not feed.past:
+            self._caches[feed.slot] = cache_classes()[0](config=self._model.config)
+        mask = torch.ones(1, feed.past + len(feed.ids), dtype=torch.long)
+        logits: torch.Tensor = self._model(
+            input_ids=torch.tensor([[*feed.ids]]),
+            attention_mask=mask,
+            past_key_values=self._caches[feed.slot],
+            use_cache=True,
+        ).logits
+        return logits
+
+
+def _joined(parts: Sequence[Computed]) -> Computed:
+    """Of one feed each."""
+    rows = [part.logits for part in parts if len(part.logits)]
+    errors = {place: part.errors[0] for place, part in enumerate(parts) if part.errors}
+    return Computed(torch.cat(rows) if rows else torch.empty(0, 1), errors)
+
+
+def make_lanes(model: PreTrainedModel, count: int, tokens: int) -> Lanes:
+    """Slots where a trial with them agrees with the model's own results."""
+    reason = slots_problem(model)
+    return OwnLanes(model, count, reason) if reason else SlotLanes(model, count, tokens)
+
+
+def slots_problem(model: PreTrainedModel) -> str:
+    """Why the model cannot compute with slots; "" where it can."""
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return "the model's forward takes no position_ids"
+    lanes = SlotLanes(model, 2, len(TRIAL))
+    try:
+        got = _trial(lanes)
+        with torch.inference_mode():
+            expected = model(input_ids=torch.tensor([TRIAL])).logits[0]
+    except Exception as error:  # noqa: BLE001 - whatever a foreign forward raises is the reason
+        return str(error) if isinstance(error, SlotsRefused) else f"{type(error).__name__}: {error}"
+    if lanes.slots.written != set(range(model.config.get_text_config().num_hidden_layers)):
+        return f"only the layers {sorted(lanes.slots.written)} keep their tokens in the cache"
+    far = (got - expected[[10, 2, 3, 11]].float()).norm() / expected.float().norm()
+    return "" if far <= TOLERANCE else f"a trial with slots differed by {far:.1e} from the model's own logits"
+
+
+def _trial(lanes: SlotLanes) -> torch.Tensor:
+    """Two texts, of which one comes in parts: logits after 11, 3, 4 and 12 tokens."""
+    lanes._call([Feed(1, 0, TRIAL[:5], wanted=False)])
+    first = lanes._call([Feed(1, 5, TRIAL[5:11]), Feed(0, 0, TRIAL[:3])])
+    second = lanes._call([Feed(0, 3, TRIAL[3:4]), Feed(1, 11, TRIAL[11:])])
+    return torch.cat([first, second]).float()
