@@ -24,9 +24,9 @@ class Parts:
     attention: str
     attention_output: str
     attention_norm: str
-    activation: str
-    down: str
     output_norm: str
+    activation: str = ""
+    down: str = ""
     query: str = ""
     key: str = ""
     value: str = ""
@@ -34,6 +34,8 @@ class Parts:
     up: str = ""
     gate: str = ""
     gate_up: str = ""
+    experts: str = ""  # a mixture in the place of activation, up and down
+    router: str = ""  # and what chooses them
     query_norm: str = ""  # over each head, before rotary positions
     key_norm: str = ""
     attention_end: str = ""  # norms of what attention and feed-forward add to the residual stream
@@ -49,7 +51,8 @@ class Parts:
     @property
     def projections(self) -> tuple[str, ...]:
         """Paths of the linear layers, in the order that their weights get in memory."""
-        return (*self.attention_inputs, self.attention_output, *self.wide_inputs, self.down)
+        down = (self.down,) if self.down else ()
+        return (*self.attention_inputs, self.attention_output, *self.wide_inputs, *down)
 
     @property
     def attention_inputs(self) -> tuple[str, ...]:
@@ -63,7 +66,8 @@ class Parts:
 
     def missing(self, layer: nn.Module) -> Iterator[str]:
         """The paths at which this layer has no part."""
-        paths = (*self.projections, self.attention, *self.norm_paths, self.activation)
+        others = filter(None, (self.activation, self.experts, self.router))
+        paths = (*self.projections, self.attention, *self.norm_paths, *others)
         return (path for path in paths if not _leads_somewhere(layer, path))
 
     def linears(self, layer: nn.Module) -> list[nn.Linear]:
