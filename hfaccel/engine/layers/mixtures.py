@@ -82,7 +82,7 @@ def native_mixture(parts: Parts, layer: nn.Module) -> NativeMixture:
 
 
 def mixture_memories(parts: Parts, layer: nn.Module) -> Iterator[tuple[Table, str, Any]]:
-    """Where the packed bytes of its experts, and the function that computes them, are named; and what is there."""
+    """Where its experts' packed bytes and the function that computes them are named, and what is there."""
     experts = attrgetter(parts.experts)(layer) if parts.experts else None
     if isinstance(experts, PackedExperts):
         for name in experts.hfaccel_packed():
