@@ -100,6 +100,10 @@ class Kernels(Protocol):
         unrotated: bool = ...,
         softcap: float = ...,
         added: float = ...,
+        layout: tuple[int, bool, int] = ...,  # groups, values_first, copies
+        norms_rotated: bool = ...,
+        # query, output and norm of the attention over an encoder
+        cross: tuple[NativeMatrix | None, NativeMatrix | None, NativeNorm | None] = ...,
         # experts, their router's weight, whether in bfloat16, how many of a token, whether they add up to 1
         mixture: tuple[NativeExperts, int, bool, int, bool] = ...,
         /,
@@ -116,7 +120,7 @@ class Kernels(Protocol):
         padding_sees_all: bool,
         /,
     ) -> NativeSequences: ...
-    def Bias(self, numbers: int, head: int, query: int, /) -> NativeBias: ...
+    def Bias(self, numbers: int, head: int, query: int, batch: int = ..., /) -> NativeBias: ...
     def Rotary(self, cosines: int, sines: int, angles: int, size: int, /) -> NativeRotary: ...
     def Past(
         self,
@@ -142,10 +146,12 @@ class Kernels(Protocol):
         output: int,
         sequences: NativeSequences,
         bias: NativeBias | None,
-        rotary: NativeRotary | None,
+        rotary: NativeRotary | tuple[NativeRotary | None, ...] | None,  # a tuple: of each layer
         relative: NativeRelative | None,
         past: NativePast | None = ...,
         caches: tuple[int, ...] = ...,  # addresses of each layer's keys and values
+        encoded: NativePast | None = ...,  # of an encoder's tokens
+        of_encoder: tuple[int, ...] = ...,  # addresses of each layer's keys and values of those
         /,
     ) -> None: ...
     def linear(

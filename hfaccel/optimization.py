@@ -119,7 +119,11 @@ def _optimize_model(
             raise HfaccelError("; ".join(outcome.reason for outcome in reasons))
         mark(model, Record("", reasons))
         return model
-    result = model if inplace else _copy_tree(model, share_linears=not options.rounds)
+    result = (
+        model
+        if inplace
+        else _copy_tree(model, share_linears=not (options.rounds or engine.is_quantized(model)))
+    )
     outcomes = backend.transform(result, options)
     if strict and not any(outcome.applied for outcome in outcomes):
         raise HfaccelError("nothing was applied: " + "; ".join(outcome.reason for outcome in outcomes))

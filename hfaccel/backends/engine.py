@@ -16,12 +16,12 @@ class TorchBackend(Backend):
         return engine.kernels_problem()
 
     def supports(self, model: nn.Module) -> str:
-        if not any(
+        if not engine.is_quantized(model) and not any(
             engine.is_linear(module) or isinstance(module, nn.Conv1d | nn.Conv2d)
             for module in model.modules()
         ):
             return "the model has no linear layer and no convolution"
-        return ""
+        return engine.checkpoint_problem(model)
 
     def transform(self, model: nn.Module, options: Options) -> tuple[Outcome, ...]:
         kind = _wanted(options)

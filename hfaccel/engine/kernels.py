@@ -21,11 +21,23 @@ class Kind(IntEnum):
     INT8 = 2
     INT8_WEIGHT_ONLY = 3  # in groups of GROUP inputs, each with a scale of its own
     INT4_WEIGHT_ONLY = 4
+    INT8_GROUPS_OF_32 = 5  # the same in smaller groups, for checkpoints that have such
+    INT4_GROUPS_OF_32 = 6
 
     @property
     def numbers(self) -> int:
         """How many fit in a word of 32 bits."""
-        return {Kind.INT8_WEIGHT_ONLY: 4, Kind.INT4_WEIGHT_ONLY: 8}.get(self, 1 << self)
+        return 32 // self.bits if self.is_grouped else 1 << self
+
+    @property
+    def bits(self) -> int:
+        """Of a number, in kinds in groups."""
+        return 4 if self in (Kind.INT4_WEIGHT_ONLY, Kind.INT4_GROUPS_OF_32) else 8
+
+    @property
+    def group(self) -> int:
+        """Inputs of a group, in kinds in groups."""
+        return GROUP if self <= Kind.INT4_WEIGHT_ONLY else SMALL_GROUP
 
     @property
     def is_grouped(self) -> bool:
@@ -33,7 +45,7 @@ class Kind(IntEnum):
 
     @property
     def label(self) -> str:
-        """The name of the precision that it stands for (hfaccel.precision)."""
+        """The name of the precision that it stands for (hfaccel.precision), if it is one."""
         return self.name.lower().replace("_", "-")
 
     @classmethod
@@ -42,7 +54,7 @@ class Kind(IntEnum):
         return cls[label.upper().replace("-", "_")]
 
 
-GROUP = 64  # inputs of a group
+GROUP, SMALL_GROUP = 64, 32  # inputs of a group
 # What a cache holds, as enum number in native/kernels/vector.h
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
@@ -58,6 +70,7 @@ class Activation(IntEnum):
     SILU = 5
     TANH = 6
     GELU_ROUGH = 7  # within 4e-4: for results that are rounded to 8 bits afterwards
+    RELU_SQUARED = 8
 
 
 # class name (of torch or transformers) -> what the kernels compute in its place
@@ -69,7 +82,9 @@ ACTIVATIONS = {
     "NewGELUActivation": Activation.GELU_TANH,
     "FastGELUActivation": Activation.GELU_TANH,
     "QuickGELUActivation": Activation.QUICK_GELU,
+    "BloomGelu": Activation.GELU_TANH,
     "ReLU": Activation.RELU,
+    "ReLUSquaredActivation": Activation.RELU_SQUARED,
     "SiLU": Activation.SILU,
     "SiLUActivation": Activation.SILU,
     "Tanh": Activation.TANH,

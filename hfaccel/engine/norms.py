@@ -22,15 +22,18 @@ class NormKind(IntEnum):
     RMS = 1
     NONE = 2
     RMS_ABOVE_ONE = 3  # Gemma's, which multiplies by 1 + weight
+    LAYER_ABOVE_ONE = 4  # Nemotron's
 
     @property
     def native(self) -> NormKind:
-        return NormKind.RMS if self is NormKind.RMS_ABOVE_ONE else self
+        return {NormKind.RMS_ABOVE_ONE: NormKind.RMS, NormKind.LAYER_ABOVE_ONE: NormKind.LAYER}.get(
+            self, self
+        )
 
     @property
     def plus(self) -> float:
         """What is added to the weight."""
-        return 1.0 if self is NormKind.RMS_ABOVE_ONE else 0.0
+        return 1.0 if self in (NormKind.RMS_ABOVE_ONE, NormKind.LAYER_ABOVE_ONE) else 0.0
 
 
 _kinds: dict[tuple[type, bool], NormKind | None] = {}
@@ -82,21 +85,23 @@ def native_norm(norm: nn.Module, float32: Callable[[Vector, float], Vector]) -> 
 def _may_be_norm(module: nn.Module) -> bool:
     """By its attributes. One without a weight and an epsilon has a constant in its code."""
     has_epsilon = any(isinstance(getattr(module, name, None), float) for name in EPSILONS)
-    if module._modules or not module._parameters.keys() <= {"weight"}:
+    if module._modules or not module._parameters.keys() <= {"weight", "bias"}:
         return False
     return has_epsilon or (not module._parameters and hasattr(module, "normalized_shape"))
 
 
 def _probed_kind(norm: nn.Module) -> NormKind | None:
     rows = _random_rows(norm) + 0.5
-    weight = torch.rand(_shape(norm), generator=torch.Generator().manual_seed(1))
-    got = _call(norm, rows, weight)
+    generator = torch.Generator().manual_seed(1)
+    weight, bias = (torch.rand(_shape(norm), generator=generator) for _ in range(2))
+    got = _call(norm, rows, weight, bias)
     centred = rows - rows.mean(-1, keepdim=True)
-    factor = weight if "weight" in norm._parameters else torch.ones(())
-    for kind in (NormKind.LAYER, NormKind.RMS, NormKind.RMS_ABOVE_ONE):
-        numbers = centred if kind is NormKind.LAYER else rows
+    factor = torch.ones(()) if norm._parameters.get("weight") is None else weight
+    added = torch.zeros(()) if norm._parameters.get("bias") is None else bias
+    for kind in (NormKind.LAYER, NormKind.RMS, NormKind.RMS_ABOVE_ONE, NormKind.LAYER_ABOVE_ONE):
+        numbers = centred if kind.native is NormKind.LAYER else rows
         sizes = numbers.square().mean(-1, keepdim=True).sqrt()
-        expected = numbers / sizes * (factor + kind.plus)
+        expected = numbers / sizes * (factor + kind.plus) + added
         if got is not None and got.shape == expected.shape and torch.allclose(got, expected, 1e-2, 1e-3):
             return kind
     return None
@@ -105,9 +110,11 @@ def _probed_kind(norm: nn.Module) -> NormKind | None:
 def _probed_epsilon(norm: nn.Module) -> float:
     """Of numbers so small that it decides their size."""
     rows = _random_rows(norm).double() * 1e-3
-    got = _call(norm, rows.float(), torch.ones(_shape(norm)))
+    kind = norm_kind(norm)
+    assert kind is not None
+    got = _call(norm, rows.float(), torch.full(_shape(norm), 1.0 - kind.plus), torch.zeros(_shape(norm)))
     assert got is not None
-    numbers = rows - rows.mean(-1, keepdim=True) if norm_kind(norm) is NormKind.LAYER else rows
+    numbers = rows - rows.mean(-1, keepdim=True) if kind.native is NormKind.LAYER else rows
     squares = numbers.square().mean(-1)
     found = squares / got.double().square().mean(-1) - squares
     return float(f"{found.mean().item():.3g}")
@@ -122,10 +129,12 @@ def _random_rows(norm: nn.Module) -> torch.Tensor:
     return torch.randn(3, *_shape(norm), generator=torch.Generator().manual_seed(0))
 
 
-def _call(norm: nn.Module, rows: torch.Tensor, weight: torch.Tensor) -> Vector:
-    """The result of the norm's forward with another weight; None where it cannot be called so."""
+def _call(norm: nn.Module, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> Vector:
+    """The result of the norm's forward with another weight and bias; None where it cannot be called so."""
     twin = object.__new__(type(norm))
-    twin.__dict__.update(vars(norm), _parameters=dict.fromkeys(norm._parameters, weight))
+    vectors = {"weight": weight, "bias": bias}
+    held = {name: None if own is None else vectors[name] for name, own in norm._parameters.items()}
+    twin.__dict__.update(vars(norm), _parameters=held)
     try:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             result = type(norm).forward(twin, rows.clone())

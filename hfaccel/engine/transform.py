@@ -7,14 +7,16 @@ plan. A loaded model gets the same steps, and nothing is tried.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import nn
 
 from hfaccel.engine.calibration.experts import is_too_lossy
+from hfaccel.engine.calibration.importance import measure_importance
 from hfaccel.engine.calibration.judging import judge_layers, judge_linears
 from hfaccel.engine.calibration.quantization import Verdict, reasons, try_int8
 from hfaccel.engine.calibration.smoothing import smooth_layers
@@ -30,7 +32,10 @@ from hfaccel.engine.models.outside import find_outside
 from hfaccel.engine.models.padding import find_padding
 from hfaccel.engine.models.shortcut import shorten
 from hfaccel.engine.plan import PLAN, ModelPlan, Step, apply_steps, keep, plan_of, steps_now
+from hfaccel.engine.weights.checkpoints import is_quantized
+from hfaccel.engine.weights.checkpoints.conversion import Converted, convert
 from hfaccel.engine.weights.linear import PackedModule, unpack_all
+from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.engine.weights.repacking import kind_of
 from hfaccel.engine.weights.selection import (
     arena_for,
@@ -39,6 +44,7 @@ from hfaccel.engine.weights.selection import (
     is_dense,
     pack_weights,
 )
+from hfaccel.errors import ModelError
 from hfaccel.memory import Arena, pack_
 from hfaccel.outcome import Outcome
 from hfaccel.replacement import Replacement, undo
@@ -80,15 +86,25 @@ def transform(
 
     `kind`: the numbers that linear layers and convolutions multiply; None: those of the checkpoint. `unpad`:
     whether padding is left out; "auto": in the calls that allow it (engine.models.padding). `samples`:
-    typical inputs, on which int8 is tried. `kv_cache`: "int8" keeps keys and values of decoders in 8 bits."""
+    typical inputs, on which int8 is tried; in int4-weight-only, they tell which inputs of a weight count.
+    `kv_cache`: "int8" keeps keys and values of decoders in 8 bits."""
     draft = Draft(model)
+    if kind is Kind.INT8 and is_quantized(model):
+        raise ModelError(
+            'quantization="int8" rounds weights, but those of this model are rounded already; '
+            'use "int8-weight-only" or "int4-weight-only", which leave them and round the others, or nothing'
+        )
+    quantized = convert(model, huge_pages)
+    draft.notes += quantized.outcomes
     layers, left = find_layers(model, unpad, kv_cache)
     fused = [layer for layer, _ in layers_of(model, layers)]
     convolutions = find_convolutions(model, fused, lambda weight: _kind_of(weight, _of_convolutions(kind)))
     draft.notes += left
-    arena = _pack(draft, layers, kind, huge_pages, samples)
+    arena = _pack(draft, layers, kind, huge_pages, samples, quantized)
     draft.add(find_tied_embeddings(model))
-    _fuse(draft, [step for step in layers if _is_packed(model, step)], unpad)
+    layers, left = _of_one_kind(model, [step for step in layers if _is_packed(model, step)])
+    draft.notes += left
+    _fuse(draft, layers, unpad)
     draft.add(*convolutions)
     draft.add(*find_embeddings(model))
     draft.add(*find_stacks(model))
@@ -147,23 +163,28 @@ def _pack(
     wanted: Kind | None,
     huge_pages: bool,
     samples: Sequence[Mapping[str, torch.Tensor]],
+    quantized: Converted,
 ) -> Arena:
-    """Pack the linear layers that are faster packed, and all linear layers of layers that are to be fused."""
+    """Pack the linear layers that are faster packed, and all linear layers of layers that are to be fused.
+    Those that are `quantized` stay as their checkpoint has rounded them."""
     model, found = draft.model, layers_of(draft.model, layers)
-    decodes = all(family.call.follows for _, family in found)
+    decodes = not found or any(family.call.follows for _, family in found)
     first = [each for layer, family in found for each in family.linears(layer)]
     linears, left = find_linears(model, first, tied=decodes)
     verdict = Verdict()
     if wanted is Kind.INT8:
         dense = [linear for linear in linears if is_dense(linear, Kind.INT8, True)]
         verdict = try_int8(model, found, dense, smooth_layers(model, found), samples)
-    steps = _of_weights(linears, wanted, verdict)
+    rounded_by_use = wanted is Kind.INT4_WEIGHT_ONLY and bool(samples)
+    importance = measure_importance(model, linears, samples) if rounded_by_use else None
+    steps = _of_weights(linears, wanted, verdict, quantized.weights)
     steps, slower = judge_linears(model, steps, [layer for layer, _ in found])
     experts, others = find_experts(model)
     of_experts = _of_experts(model, experts, wanted)
-    rounds = wanted not in (None, Kind.FLOAT32)  # values change: the given model keeps its own weights
+    # The given model keeps its own weights where values change, or where its quantizer changes weights later.
+    rounds = wanted not in (None, Kind.FLOAT32) or not quantized.shares
     arena = arena_for(model, steps, rounds, huge_pages, experts_bytes(model, of_experts, rounds))
-    problems = pack_weights(model, steps, arena, own=rounds, tried=verdict.packed)
+    problems = pack_weights(model, steps, arena, own=rounds, tried=verdict.packed, importance=importance)
     unpacked = pack_experts(model, of_experts, arena, own=rounds)
     draft.notes += [*left, *slower, *others]
     draft.notes += [Outcome("linear layer", False, f"not packed: {why}") for why in problems.values()]
@@ -181,12 +202,17 @@ def _of_convolutions(wanted: Kind | None) -> Kind | None:
     return None if wanted is not None and wanted.is_grouped else wanted
 
 
-def _of_weights(linears: Mapping[nn.Linear, str], wanted: Kind | None, verdict: Verdict) -> list[Step]:
+def _of_weights(
+    linears: Mapping[nn.Linear, str], wanted: Kind | None, verdict: Verdict, quantized: Set[torch.Tensor]
+) -> list[Step]:
     said = reasons(verdict, {path: linear.weight for linear, path in linears.items()})
     steps = []
     for linear, path in linears.items():
         weight = linear.weight
-        kind = verdict.kind(weight) if wanted is Kind.INT8 else _kind_of(weight, wanted)
+        if isinstance(weight, PackedWeight) and (wanted is None or weight in quantized):
+            kind = weight.kind
+        else:
+            kind = verdict.kind(weight) if wanted is Kind.INT8 else _kind_of(weight, wanted)
         reason = said.get(weight, f"packed in {kind.label}")
         error = verdict.errors.get(weight) if kind is Kind.INT8 else None
         steps.append(Step(path, "linear", {"kind": kind.label}, "linear layer", reason, error=error))
@@ -231,6 +257,24 @@ def _kv_cache(model: nn.Module, steps: list[Step]) -> Outcome:
 def _is_packed(model: nn.Module, step: Step) -> bool:
     ((layer, family),) = layers_of(model, [step])
     return is_packed(family, layer)
+
+
+def _of_one_kind(model: nn.Module, steps: list[Step]) -> tuple[list[Step], list[Outcome]]:
+    """The kernels round the inputs of query, key and value once, and those of gate and up: a checkpoint may
+    have quantized such parts in different kinds. Those layers are left alone."""
+    kept, left = [], []
+    for step, (layer, family) in zip(steps, layers_of(model, steps), strict=True):
+        kinds = [
+            {attrgetter(path)(layer).weight.kind for path in paths}
+            for paths in (family.attention_inputs, family.wide_inputs)
+        ]
+        if all(len(some) == 1 for some in kinds if some):
+            kept.append(step)
+        else:
+            left.append(
+                Outcome(type(layer).__name__, False, "not fused: parts with equal inputs differ in kind")
+            )
+    return kept, left
 
 
 def _rest_of(model: nn.Module) -> Outcome:

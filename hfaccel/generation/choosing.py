@@ -69,11 +69,24 @@ def choose_all(
     choosers: Sequence[Chooser], ids: Sequence[Sequence[int]], logits: torch.Tensor
 ) -> list[Choice | Exception]:
     """`logits`: (requests, vocabulary). A request whose settings fail gets the error alone."""
-    likeliest = logits.argmax(-1).tolist()  # once for all; those that sample are few, or slower anyway
+    likeliest = _likeliest(logits).tolist()  # once for all; those that sample are few, or slower anyway
     return [
         _choice(chooser, known, row, first)
         for chooser, known, row, first in zip(choosers, ids, logits, likeliest, strict=True)
     ]
+
+
+BLOCK = 64  # numbers
+
+
+def _likeliest(logits: torch.Tensor) -> torch.Tensor:
+    """argmax(-1): the block first, for torch finds a maximum by vectors, but its place number by number."""
+    rows, vocabulary = logits.shape
+    if vocabulary % BLOCK:
+        return logits.argmax(-1)
+    blocks = logits.view(rows, -1, BLOCK)
+    best = blocks.amax(-1).argmax(-1)
+    return best * BLOCK + blocks[torch.arange(rows), best].argmax(-1)
 
 
 def _choice(chooser: Chooser, ids: Sequence[int], logits: torch.Tensor, likeliest: int) -> Choice | Exception:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,10 +83,20 @@ def contents(model: nn.Module) -> str:
     """A hash of all values with their names; it does not depend on how they lie in memory."""
     found = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(names(model).items()):
-        values: Any = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(memoryview(values))
+        for part in _parts(tensor):
+            values: Any = part.detach().contiguous().view(-1).view(torch.uint8).numpy()
+            found.update(memoryview(values))
     return found.hexdigest()
+
+
+def _parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Those that hold the values: of a quantized tensor its numbers and scales."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _parts(getattr(tensor, name))
 
 
 def _difference(model: nn.Module, again: nn.Module) -> str:

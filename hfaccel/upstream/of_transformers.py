@@ -99,6 +99,23 @@ def cache_classes() -> tuple[type[Any], type[Any], type[Any]]:
     return CACHES.value(), module.DynamicLayer, module.DynamicSlidingWindowLayer
 
 
+def _is_pair_of_caches(pair_class: Callable[[Any, Any], Any]) -> bool:
+    cache_class = import_module(CACHE_MODULE).DynamicCache
+    own, of_encoder = cache_class(), cache_class()
+    pair = pair_class(own, of_encoder)
+    kept = pair.self_attention_cache is own and pair.cross_attention_cache is of_encoder
+    return kept and pair.is_updated == {}
+
+
+PAIRS = of_models(
+    CACHE_MODULE,
+    "EncoderDecoderCache",
+    "the caches of a decoder's own tokens and of an encoder's",
+    (Need.CACHES,),
+    _is_pair_of_caches,
+)
+
+
 def _counts_tokens(layer_class: Callable[..., Any]) -> bool:
     layer, states = layer_class(max_cache_len=5), import_module("torch").empty(2, 3, 0, 4)
     before = layer.is_initialized

@@ -16,10 +16,11 @@ static int has_few_queries(const struct call *call)
 }
 
 /* Into how many parts the keys of each head are divided. */
-static size_t parts_of_keys(const struct layer *layer, size_t units, const struct call *call,
-                            unsigned threads)
+static size_t parts_of_keys(const struct work *work, unsigned threads)
 {
-  const size_t heads = units * layer->key_heads, keys = call->past.length + call->past.columns;
+  const struct call *call = work->call;
+  const size_t heads = work->chunk->unit_count * work->layer->key_heads;
+  const size_t keys = work->crosses ? call->encoded.length : call->past.length + call->past.columns;
   const size_t wanted = heads == 0 ? 1 : (threads + heads - 1) / heads, most = keys / FEWEST_KEYS;
   return larger(smaller(wanted, most), 1);
 }
@@ -48,7 +49,7 @@ size_t attend_scratch(const struct layer *layer, size_t longest, const struct ca
 {
   if (has_few_queries(call))
     return part_floats(layer) + decode_scratch(layer->heads / layer->key_heads, layer->head_size);
-  const size_t keys = longest + call->past.length,
+  const size_t keys = larger(longest + call->past.length, call->encoded.length),
                words = attention_scratch(layer->attention, keys, layer->head_size);
   if (call->past.number == NUMBER_I8)
     return words + widened_scratch(layer->attention, keys, layer->head_size);
@@ -85,6 +86,7 @@ static struct head head_of_rows(const struct work *work, const struct unit *unit
       .scale = layer->scale,
       .softcap = layer->softcap,
       .bias = bias_of(call, unit, number),
+      .bias_head = call->bias.head,
       .bias_stride = call->bias.query,
       .window = call->sequences.window,
       .relative = relative_of_head(&call->relative, number, kind_words(layer->attention, layer->head_size))};
@@ -96,8 +98,11 @@ static struct head head_of_cache(const struct work *work, const struct unit *uni
   const struct past *past = &work->call->past;
   struct head head = head_of_rows(work, unit, number);
   const size_t key_head = number * work->layer->key_heads / work->layer->heads;
-  const size_t place = (unit->batch * past->batch + key_head * past->head + unit->skipped * past->token) *
+  const size_t place = (unit->batch * past->batch + key_head * work->layer->copies * past->head +
+                        unit->skipped * past->token) *
                        number_bytes(past->number);
+  if (head.bias != NULL)
+    head.bias += unit->batch * work->call->bias.batch;
   head.number = past->number;
   head.key = (const char *)work->cache->keys + place;
   head.value = (const char *)work->cache->values + place;
@@ -105,6 +110,44 @@ static struct head head_of_cache(const struct work *work, const struct unit *uni
   head.causal = 1;
   head.past = unit->place;
   return head;
+}
+
+/* The same with keys and values of an encoder, of which each query sees the same. */
+static struct head head_of_encoder(const struct work *work, const struct unit *unit, size_t number)
+{
+  const struct past *encoded = &work->call->encoded;
+  const int32_t *seen = encoded->seen == NULL ? NULL : encoded->seen[unit->batch];
+  const size_t begin = seen == NULL ? 0 : (size_t)seen[0],
+               end = seen == NULL ? encoded->length : (size_t)seen[1];
+  const size_t place = (unit->batch * encoded->batch + number * encoded->head + begin * encoded->token) *
+                       number_bytes(encoded->number);
+  struct head head = head_of_rows(work, unit, number);
+  head.number = encoded->number;
+  head.key = (const char *)work->encoded->keys + place;
+  head.value = (const char *)work->encoded->values + place;
+  head.key_stride = encoded->token;
+  head.length = end - begin;
+  head.skipped = 0;
+  head.window = SIZE_MAX;
+  head.bias = NULL;
+  return head;
+}
+
+static struct head head_of(const struct work *work, const struct unit *unit, size_t number)
+{
+  if (work->crosses)
+    return head_of_encoder(work, unit, number);
+  return work->cache == NULL ? head_of_rows(work, unit, number) : head_of_cache(work, unit, number);
+}
+
+static atomic_size_t *taken_heads(const struct work *work)
+{
+  return work->crosses ? &work->taken->cross_heads : &work->taken->heads;
+}
+
+static atomic_size_t *taken_merges(const struct work *work)
+{
+  return work->crosses ? &work->taken->cross_merges : &work->taken->merges;
 }
 
 static char *context_of(const struct work *work, size_t row, size_t number)
@@ -119,18 +162,17 @@ static void attend_many(const struct work *work, const struct member *member)
   const struct layer *layer = work->layer;
   const size_t stride = layer_context_words(layer) << layer->attention;
   size_t task;
-  while ((task = atomic_fetch_add(&work->taken->heads, 1)) < work->chunk->unit_count * layer->heads) {
+  while ((task = atomic_fetch_add(taken_heads(work), 1)) < work->chunk->unit_count * layer->heads) {
     const struct unit *unit = work->chunk->units + task / layer->heads;
     const size_t number = task % layer->heads;
-    struct head head =
-        work->cache == NULL ? head_of_rows(work, unit, number) : head_of_cache(work, unit, number);
+    struct head head = head_of(work, unit, number);
     const size_t end = unit->place + unit->last; /* none of these queries sees keys behind their own */
-    if (work->cache != NULL)
+    if (head.causal)
       head.length = end > unit->skipped ? smaller(head.length, end - unit->skipped) : 0;
     char *out = context_of(work, unit->start + unit->first, number);
     attention_head(&head, unit->first, unit->last, out, stride,
                    work->memory->scratch + member->rank * work->memory->thread_words);
-    if (work->call->sequences.padding_sees_all)
+    if (work->call->sequences.padding_sees_all && !work->crosses)
       attention_mean(&head, work->cache == NULL ? unit->rows : unit->place + unit->rows, unit->first,
                      unit->last, out, stride);
   }
@@ -141,15 +183,17 @@ static struct head heads_of_query(const struct work *work, const struct unit *un
                                   size_t query)
 {
   const struct layer *layer = work->layer;
-  struct head head = head_of_cache(work, unit, key_head * (layer->heads / layer->key_heads));
+  struct head head = head_of(work, unit, key_head * (layer->heads / layer->key_heads));
   head.query = (const char *)head.query + query * head.stride * number_bytes(layer->attention == KIND_BF16);
+  if (head.bias != NULL)
+    head.bias += query * head.bias_stride;
   return head;
 }
 
 /* The keys that a query sees: from the first of its window, or of all, up to its own; of padding, none. */
 static void keys_of_query(const struct head *head, size_t query, size_t *first, size_t *last)
 {
-  const size_t place = head->past + query, end = place + 1;
+  const size_t place = head->past + query, end = head->causal ? place + 1 : head->length;
   const size_t begin = place > head->window ? place - head->window : 0;
   *last = end > head->skipped ? smaller(end - head->skipped, head->length) : 0;
   *first = begin > head->skipped ? smaller(begin - head->skipped, *last) : 0;
@@ -159,11 +203,11 @@ static void attend_few(const struct work *work, const struct member *member)
 {
   const struct layer *layer = work->layer;
   const size_t queries = layer->heads / layer->key_heads;
-  const size_t parts = parts_of_keys(layer, work->chunk->unit_count, work->call, member->size);
+  const size_t parts = parts_of_keys(work, member->size);
   const size_t tasks = work->chunk->unit_count * layer->key_heads, floats = part_floats(layer);
   float *scratch = (float *)(work->memory->scratch + member->rank * work->memory->thread_words);
   size_t task, first, last, begin, end;
-  while ((task = atomic_fetch_add(&work->taken->heads, 1)) < tasks * parts) {
+  while ((task = atomic_fetch_add(taken_heads(work), 1)) < tasks * parts) {
     const size_t number = task / parts, key_head = number % layer->key_heads;
     const struct unit *unit = work->chunk->units + number / layer->key_heads;
     for (size_t query = unit->first; query < unit->last; query++) {
@@ -187,14 +231,14 @@ static void merge_parts(const struct work *work, const struct member *member)
 {
   const struct layer *layer = work->layer;
   const size_t queries = layer->heads / layer->key_heads;
-  const size_t parts = parts_of_keys(layer, work->chunk->unit_count, work->call, member->size);
+  const size_t parts = parts_of_keys(work, member->size);
   const size_t tasks = work->chunk->unit_count * layer->key_heads, floats = part_floats(layer);
   struct part each[parts];
   size_t task;
   if (parts == 1)
     return;
   team_wait(member);
-  while ((task = atomic_fetch_add(&work->taken->merges, 1)) < tasks) {
+  while ((task = atomic_fetch_add(taken_merges(work), 1)) < tasks) {
     const size_t key_head = task % layer->key_heads;
     const struct unit *unit = work->chunk->units + task / layer->key_heads;
     for (size_t query = unit->first; query < unit->last; query++) {

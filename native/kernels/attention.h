@@ -22,6 +22,7 @@ struct head {
   float softcap;            /* above 0: scaled scores become softcap tanh(score / softcap) before the bias */
   const float *bias;        /* added to the scaled scores, [query][token], or NULL */
   size_t bias_stride;       /* numbers from query to query */
+  size_t bias_head;         /* and to the next head */
   size_t window;            /* a query sees tokens at most this far away; SIZE_MAX: all */
   int causal;               /* a query sees no token after its own */
   size_t past;              /* tokens before the first query */

@@ -75,6 +75,15 @@ static void cap_block(float softcap, size_t count, float *scores)
   }
 }
 
+/* `bias`: of these keys. */
+static void bias_block(const float *bias, size_t count, float *scores)
+{
+  for (size_t k = 0; k < count; k += LANES) {
+    const vec_mask some = lanes((long)(count - k));
+    vec_store_some(scores + k, some, vec_add(vec_load_some(scores + k, some), vec_load_some(bias + k, some)));
+  }
+}
+
 /* e^x in a single float. */
 static float exponential(float x)
 {
@@ -168,6 +177,8 @@ INLINE void attend(const enum number number, const struct head *head, size_t que
     score_block(number, head, queries, key, count, query, scores);
     for (size_t q = 0; head->softcap > 0 && q < queries; q++)
       cap_block(head->softcap, count, scores + q * DECODE_KEYS);
+    for (size_t q = 0; head->bias != NULL && q < queries; q++)
+      bias_block(head->bias + q * head->bias_head + head->skipped + key, count, scores + q * DECODE_KEYS);
     for (size_t q = 0; q < queries; q++)
       soften(scores + q * DECODE_KEYS, count, stride, part->highest + q, part->sum + q,
              part->values + q * stride);

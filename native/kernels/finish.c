@@ -69,6 +69,7 @@ INLINE void finish_tile(const int int8, const struct matrix *matrix, const struc
     FINISH(ACT_SILU)
     FINISH(ACT_TANH)
     FINISH(ACT_GELU_ROUGH)
+    FINISH(ACT_RELU_SQUARED)
   case ACTIVATIONS:
     break;
   }

@@ -18,10 +18,10 @@
  * not rounded at all: their factor is 0, and what they add is computed apart, in float32.
  *
  * Groups (gemm_grouped.c): weights in 8 or 4 bits for work that is limited by the bytes of the weights. Each
- * column has a scale and a minimum for every GROUP inputs, w = scale q + minimum, both bfloat16, in one word
- * behind the group's words. Activations are signed bytes with one scale for each row and group, so that a
- * large number costs its own group precision and no other. The sums of a group are whole numbers below 2^24,
- * the same in every set to the bit. */
+ * column has a scale and a minimum for every GROUP or SMALL_GROUP inputs, w = scale q + minimum, both
+ * bfloat16, in one word behind the group's words. Activations are signed bytes with one scale for each row
+ * and group, so that a large number costs its own group precision and no other. The sums of a group are whole
+ * numbers below 2^24, the same in every set to the bit. */
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -35,31 +35,49 @@ enum { EXACT = 4 };                  /* inputs that are not rounded, where there
 enum { SPLIT = 3, SPLIT_ROWS = 64 }; /* parts of a float32 in bfloat16; from how many rows on that pays */
 enum { UNPACKED_ROWS = 32 };         /* from how many rows on a weight in groups is unpacked for AMX */
 
-enum kind { KIND_F32, KIND_BF16, KIND_I8, KIND_G8, KIND_G4, KINDS };
+enum kind { KIND_F32, KIND_BF16, KIND_I8, KIND_G8, KIND_G4, KIND_G8_SMALL, KIND_G4_SMALL, KINDS };
 
-enum { GROUP = 64, GROUP_WORDS = GROUP / 4 }; /* inputs; words of their activations */
+enum { GROUP = 64, SMALL_GROUP = 32 }; /* inputs */
 
 static inline int is_grouped(enum kind kind)
 {
-  return kind == KIND_G8 || kind == KIND_G4;
+  return kind >= KIND_G8;
+}
+
+/* Whether a byte of the weight holds two numbers. */
+static inline int is_halved(enum kind kind)
+{
+  return kind == KIND_G4 || kind == KIND_G4_SMALL;
+}
+
+/* Inputs of a group. */
+static inline size_t group_size(enum kind kind)
+{
+  return kind >= KIND_G8_SMALL ? SMALL_GROUP : GROUP;
+}
+
+/* Words of the activations of a group. */
+static inline size_t group_words(enum kind kind)
+{
+  return group_size(kind) / 4;
 }
 
 /* Numbers in a word of 32 bits. */
 static inline size_t kind_numbers(enum kind kind)
 {
-  return kind == KIND_G8 ? 4 : kind == KIND_G4 ? 8 : (size_t)1 << kind;
+  return is_halved(kind) ? 8 : is_grouped(kind) ? 4 : (size_t)1 << kind;
 }
 
-static inline size_t group_count(size_t inputs)
+static inline size_t group_count(enum kind kind, size_t inputs)
 {
-  return (inputs + GROUP - 1) / GROUP;
+  return (inputs + group_size(kind) - 1) / group_size(kind);
 }
 
 /* Words of a column with so many numbers: those of groups and, behind each, its scale and minimum. */
 static inline size_t kind_words(enum kind kind, size_t numbers)
 {
   if (is_grouped(kind))
-    return group_count(numbers) * (GROUP / kind_numbers(kind) + 1);
+    return group_count(kind, numbers) * (group_size(kind) / kind_numbers(kind) + 1);
   return (numbers + kind_numbers(kind) - 1) / kind_numbers(kind);
 }
 
@@ -114,7 +132,7 @@ struct matrix {
 static inline size_t operand_words(const struct matrix *matrix)
 {
   if (is_grouped(matrix->kind))
-    return group_count(matrix->inputs) * (GROUP_WORDS + 2);
+    return group_count(matrix->kind, matrix->inputs) * (group_words(matrix->kind) + 2);
   return matrix->words * words_per_word(matrix->kind) + (matrix->exact == NULL ? 0 : EXACT);
 }
 
@@ -170,7 +188,7 @@ static inline int is_unpacked(const struct matrix *matrix, size_t rows)
 /* Words of a row of bfloat16 for that: whole groups are whole steps of AMX. */
 static inline size_t unpacked_words(const struct matrix *matrix)
 {
-  return kind_words(KIND_BF16, group_count(matrix->inputs) * GROUP);
+  return kind_words(KIND_BF16, group_count(matrix->kind, matrix->inputs) * group_size(matrix->kind));
 }
 
 /* The upper half of each number, and of what is left, and that: no bit is lost. */

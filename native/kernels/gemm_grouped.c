@@ -39,14 +39,15 @@ INLINE struct unpacked unpack(const int whole, const uint32_t *panel)
 INLINE void multiply_group(const enum kind kind, const size_t rows, const uint32_t *a, size_t stride,
                            const uint32_t *panel, vec_ints sums[GROUPED_ROWS][VECTORS])
 {
-  const int whole = kind == KIND_G8 && WHOLE_BYTES, halves = kind == KIND_G8 && !WHOLE_BYTES;
-  const size_t step = kind == KIND_G4 ? 2 : 1; /* words of activations for one of the weight */
+  const int halved = is_halved(kind), whole = !halved && WHOLE_BYTES, halves = !halved && !WHOLE_BYTES;
+  const size_t step = halved ? 2 : 1; /* words of activations for one of the weight */
+  const size_t end = group_words(kind);
   vec_ints lower[GROUPED_ROWS][VECTORS], upper[GROUPED_ROWS][VECTORS];
 #pragma GCC unroll 8
   for (size_t r = 0; r < rows; r++)
     for (size_t v = 0; v < VECTORS; v++)
       sums[r][v] = lower[r][v] = upper[r][v] = vec_as_ints(vec_zero());
-  for (size_t begin = 0; begin < GROUP_WORDS; begin += PAIRED) {
+  for (size_t begin = 0; begin < end; begin += PAIRED) {
 #pragma GCC unroll 2
     for (size_t k = begin; k < begin + PAIRED; k += step, panel += PANEL) {
       for (size_t line = 0; line < LINES; line++)
@@ -55,14 +56,15 @@ INLINE void multiply_group(const enum kind kind, const size_t rows, const uint32
 #pragma GCC unroll 8
       for (size_t r = 0; r < rows; r++) {
         multiply_unsigned(lower[r], a + r * stride + k, word.lower);
-        if (kind == KIND_G4)
+        if (halved)
           multiply_unsigned(lower[r], a + r * stride + k + 1, word.upper);
         if (halves)
           multiply_unsigned(upper[r], a + r * stride + k, word.upper);
       }
     }
+    const int adds = IN_PAIRS || begin + PAIRED == end;
 #pragma GCC unroll 8
-    for (size_t r = 0; (IN_PAIRS || begin + PAIRED == GROUP_WORDS) && r < rows; r++)
+    for (size_t r = 0; adds && r < rows; r++)
 #pragma GCC unroll 4
       for (size_t v = 0; v < VECTORS; v++) {
         add_up(&sums[r][v], &lower[r][v], 1);
@@ -92,14 +94,14 @@ static struct ahead share_of(const uint32_t *next_panel, size_t words, size_t gr
 INLINE void tile(const enum kind kind, const size_t rows, const uint32_t *a, size_t stride,
                  const uint32_t *panel, size_t groups, float *out, struct ahead ahead)
 {
-  const size_t words = GROUP / kind_numbers(kind);
-  const float *scales = (const float *)(a + groups * GROUP_WORDS), *totals = scales + groups;
+  const size_t words = group_size(kind) / kind_numbers(kind);
+  const float *scales = (const float *)(a + groups * group_words(kind)), *totals = scales + groups;
   vec sums[GROUPED_ROWS][VECTORS];
 #pragma GCC unroll 8
   for (size_t r = 0; r < rows; r++)
     for (size_t v = 0; v < VECTORS; v++)
       sums[r][v] = vec_zero();
-  for (size_t g = 0; g < groups; g++, a += GROUP_WORDS, panel += (words + 1) * PANEL) {
+  for (size_t g = 0; g < groups; g++, a += group_words(kind), panel += (words + 1) * PANEL) {
     vec_ints products[GROUPED_ROWS][VECTORS];
     for (size_t line = 0; line < ahead.lines; line++, ahead.next += 64)
       PREFETCH(ahead.next, FAR);
@@ -142,12 +144,17 @@ INLINE void tile(const enum kind kind, const size_t rows, const uint32_t *a, siz
 // clang-format on
 TILE(tile_g8, KIND_G8)
 TILE(tile_g4, KIND_G4)
+TILE(tile_g8_small, KIND_G8_SMALL)
+TILE(tile_g4_small, KIND_G4_SMALL)
+
+static void (*const tiles_of[])(size_t, const uint32_t *, size_t, const uint32_t *, size_t, float *,
+                                struct ahead) = {tile_g8, tile_g4, tile_g8_small, tile_g4_small};
 
 void gemm_grouped(const struct matrix *matrix, const struct operand *operand, size_t rows, size_t first,
                   size_t last, const struct result *result)
 {
   const struct tiles tiles = tiles_begin(matrix->kind, rows);
-  const size_t groups = group_count(matrix->inputs);
+  const size_t groups = group_count(matrix->kind, matrix->inputs);
   float sums[GROUPED_ROWS * PANEL] __attribute__((aligned(64)));
   for (size_t p = first; p < last; p++)
     for (size_t t = 0; t < tiles.count; t++) {
@@ -157,8 +164,7 @@ void gemm_grouped(const struct matrix *matrix, const struct operand *operand, si
       const uint32_t *panel = matrix->panels + p * matrix->words * PANEL;
       expect(result, begin, end, p * PANEL);
       const struct ahead ahead = share_of(panel + matrix->words * PANEL, matrix->words, groups, &tiles, t);
-      (matrix->kind == KIND_G8 ? tile_g8 : tile_g4)(end - begin, a, operand->stride, panel, groups, sums,
-                                                    ahead);
+      tiles_of[matrix->kind - KIND_G8](end - begin, a, operand->stride, panel, groups, sums, ahead);
       finish_rows(matrix, operand, result, &done, begin, end, sums);
     }
 }

@@ -56,8 +56,10 @@ static int has_end(const struct layer *layer, const struct norm *norm)
 static struct block divide(const struct layer *layer, char *base, size_t *used)
 {
   const size_t rows = larger(most_rows(layer), FEW_ROWS);
-  const size_t narrow =
+  size_t narrow =
       larger(larger(operand_room(&layer->query), operand_room(&layer->output)), operand_room(&layer->up));
+  if (layer_crosses(layer))
+    narrow = larger(larger(operand_room(&layer->cross_query), operand_room(&layer->cross_output)), narrow);
   const size_t wide = operand_stride(layer->up.columns);
   struct block block;
   const size_t row = (layer->wide_norms ? layer->heads : 1) * layer->head_size;
@@ -162,24 +164,35 @@ static void norm_heads(const struct layer *layer, char *heads, size_t count, con
   copy_numbers(buffer, 0, heads, bf16, count * layer->head_size);
 }
 
+/* Queries, or keys: where each head is in a row, their number, and their norm. */
+struct heads {
+  size_t (*at)(const struct layer *layer, size_t head);
+  size_t count;
+  const struct norm *norm;
+};
+
 /* Norm and rotary positions of a row's queries or keys. */
-static void place_heads(const struct work *work, char *heads, size_t count, const struct norm *norm,
-                        const float *cosines, const float *sines, float *buffer)
+static void place_heads(const struct work *work, char *row, const struct heads *heads, const float *cosines,
+                        const float *sines, float *buffer)
 {
   const struct layer *layer = work->layer;
-  const int bf16 = layer->attention == KIND_BF16;
-  const size_t size = layer->head_size, step = size * number_bytes(bf16) * (layer->by_head ? 3 : 1);
-  if (layer->wide_norms && norm->kind != NORM_NONE)
-    norm_heads(layer, heads, count, norm, buffer);
-  for (size_t head = 0; head < count; head++, heads += step) {
-    copy_numbers(heads, bf16, buffer, 0, size);
-    if (!layer->wide_norms && norm->kind != NORM_NONE)
-      norm_row(norm, buffer, size, buffer);
+  const int bf16 = layer->attention == KIND_BF16, has_norm = heads->norm->kind != NORM_NONE;
+  const int of_each = has_norm && !layer->wide_norms;
+  const size_t size = layer->head_size;
+  if (has_norm && layer->wide_norms)
+    norm_heads(layer, row + heads->at(layer, 0) * number_bytes(bf16), heads->count, heads->norm, buffer);
+  for (size_t head = 0; head < heads->count; head++) {
+    char *numbers = row + heads->at(layer, head) * number_bytes(bf16);
+    copy_numbers(numbers, bf16, buffer, 0, size);
+    if (of_each && !layer->norms_rotated)
+      norm_row(heads->norm, buffer, size, buffer);
     if (cosines != NULL && layer->pairs)
-      rotate_pairs(buffer, cosines, sines, work->call->rotary.size);
+      rotate_pairs(buffer, cosines, sines, work->rotary->size);
     else if (cosines != NULL)
-      rotate_half(buffer, cosines, sines, work->call->rotary.size);
-    copy_numbers(buffer, 0, heads, bf16, size);
+      rotate_half(buffer, cosines, sines, work->rotary->size);
+    if (of_each && layer->norms_rotated)
+      norm_row(heads->norm, buffer, size, buffer);
+    copy_numbers(buffer, 0, numbers, bf16, size);
   }
 }
 
@@ -213,8 +226,8 @@ static void remember(const struct work *work, size_t row, const char *qkv, float
   const int bf16 = layer->attention == KIND_BF16;
   const size_t bytes = number_bytes(bf16), to_bytes = number_bytes(past->number);
   const size_t first = place_in_cache(past, (size_t)work->chunk->index[row]);
-  for (size_t head = 0; head < layer->key_heads; head++) {
-    const size_t place = (first + head * past->head) * to_bytes;
+  for (size_t copy = 0; copy < layer->key_heads * layer->copies; copy++) {
+    const size_t head = copy / layer->copies, place = (first + copy * past->head) * to_bytes;
     remember_head(work, qkv + layer_key_at(layer, head) * bytes, (char *)work->cache->keys + place, buffer);
     remember_head(work, qkv + layer_value_at(layer, head) * bytes, (char *)work->cache->values + place,
                   buffer);
@@ -225,20 +238,21 @@ static void remember(const struct work *work, size_t row, const char *qkv, float
 static void finish_row(const struct work *work, size_t row, float *buffer)
 {
   const struct layer *layer = work->layer;
-  const struct rotary *rotary = &work->call->rotary;
-  char *queries = work->memory->qkv + row * layer_qkv_bytes(layer);
-  char *keys = queries + layer_key_at(layer, 0) * number_bytes(layer->attention == KIND_BF16);
+  const struct rotary *rotary = work->rotary;
+  const struct heads queries = {layer_query_at, layer->heads, &layer->query_norm};
+  const struct heads keys = {layer_key_at, layer->key_heads, &layer->key_norm};
+  char *qkv = work->memory->qkv + row * layer_qkv_bytes(layer);
   const float *cosines = layer->unrotated ? NULL : rotary->cosines, *sines = rotary->sines;
   if (cosines != NULL) {
     const size_t angle = (size_t)work->chunk->index[row] % rotary->angles * rotary->size;
     cosines += angle, sines += angle;
   }
   if (cosines != NULL || layer->query_norm.kind != NORM_NONE || layer->key_norm.kind != NORM_NONE) {
-    place_heads(work, queries, layer->heads, &layer->query_norm, cosines, sines, buffer);
-    place_heads(work, keys, layer->key_heads, &layer->key_norm, cosines, sines, buffer);
+    place_heads(work, qkv, &queries, cosines, sines, buffer);
+    place_heads(work, qkv, &keys, cosines, sines, buffer);
   }
   if (work->cache != NULL)
-    remember(work, row, queries, buffer);
+    remember(work, row, qkv, buffer);
 }
 
 static void project(const struct work *work, const struct place *place)
@@ -246,7 +260,7 @@ static void project(const struct work *work, const struct place *place)
   const struct layer *layer = work->layer;
   const struct matrix *matrices[] = {&layer->query, &layer->key, &layer->value};
   const size_t numbers = layer_qkv_numbers(layer), bytes = number_bytes(layer->attention == KIND_BF16);
-  const size_t count = layer->by_head ? 1 : 3;
+  const size_t count = layer->joint ? 1 : 3;
   const struct block *block = &place->block;
   struct blocks blocks = blocks_of(work, place, &work->taken->projections);
   size_t first, last, begin, end;
@@ -276,23 +290,31 @@ static void project(const struct work *work, const struct place *place)
 
 /* Phase 3 (attend.c is the second): everything after attention */
 
-/* Norm where it is due, and the rows from `first` on as the operand of gate and up. */
+/* Norm where it is due, and the rows from `first` on as the operand of `matrix`. `after`, `before`: the norm
+ * of what attention has given, and of what comes next; a layer has one of them. */
 static struct operand norm_and_convert(const struct work *work, const struct place *place, size_t first,
-                                       size_t rows)
+                                       size_t rows, const struct norm *after, const struct norm *before,
+                                       const struct matrix *matrix)
 {
   const struct layer *layer = work->layer;
   const struct block *block = &place->block;
-  const struct operand operand = operand_of(&layer->up, rows, block->narrow, block->scales, block->shifts);
+  const struct operand operand = operand_of(matrix, rows, block->narrow, block->scales, block->shifts);
   size_t begin, end;
   team_share(&place->crew.self, rows, &begin, &end);
   for (size_t row = begin; row < end; row++) {
     float *x = block->x + row * layer->hidden, *y = layer->norm_first ? place->row : x;
     const float *from = layer->parallel ? row_of(work, &work->input, first + row) : x;
-    norm_row(layer->norm_first ? &layer->output_norm : &layer->attention_norm, from, layer->hidden, y);
-    fill_row(&layer->up, &operand, row, y, 0, layer->hidden);
+    norm_row(layer->norm_first ? before : after, from, layer->hidden, y);
+    fill_row(matrix, &operand, row, y, 0, layer->hidden);
   }
   team_wait(&place->crew.self);
   return operand;
+}
+
+/* Of the attention that has given the context. */
+static const struct matrix *output_of(const struct work *work)
+{
+  return work->crosses ? &work->layer->cross_output : &work->layer->output;
 }
 
 static struct operand operand_of_context(const struct work *work, const struct place *place, size_t first,
@@ -302,16 +324,16 @@ static struct operand operand_of_context(const struct work *work, const struct p
   const struct block *block = &place->block;
   const size_t width = layer->heads * layer->head_size, stride = layer_context_words(layer);
   uint32_t *context = work->memory->context + first * stride;
-  const struct operand operand =
-      operand_of(&layer->output, rows, block->narrow, block->scales, block->shifts);
+  const struct matrix *output = output_of(work);
+  const struct operand operand = operand_of(output, rows, block->narrow, block->scales, block->shifts);
   const int as_it_is =
-      layer->attention == KIND_F32 ? operand_is_f32(layer->output.kind) : operand_is_bf16(layer->output.kind);
-  if (as_it_is && width % kind_numbers(layer->output.kind) == 0 && !operand.part)
+      layer->attention == KIND_F32 ? operand_is_f32(output->kind) : operand_is_bf16(output->kind);
+  if (as_it_is && width % kind_numbers(output->kind) == 0 && !operand.part)
     return (struct operand){.words = context, .stride = stride};
   size_t begin, end;
   team_share(&place->crew.self, rows, &begin, &end);
   for (size_t row = begin; row < end; row++)
-    fill_row(&layer->output, &operand, row, context + row * stride, layer->attention == KIND_BF16, width);
+    fill_row(output, &operand, row, context + row * stride, layer->attention == KIND_BF16, width);
   team_wait(&place->crew.self);
   return operand;
 }
@@ -343,11 +365,11 @@ static void copy_input(const struct work *work, const struct place *place, size_
     memcpy(place->block.x + row * hidden, row_of(work, &work->input, first + row), hidden * sizeof(float));
 }
 
-/* x = the layer's input + attention's output projection */
+/* x = attention's input + attention's output projection */
 static void add_attention(const struct work *work, const struct place *place, size_t first, size_t rows)
 {
   const struct layer *layer = work->layer;
-  const struct matrix *output = &layer->output;
+  const struct matrix *output = output_of(work);
   const struct operand operand = operand_of_context(work, place, first, rows);
   struct result result = {.rows = place->block.x,
                           .stride = layer->hidden,
@@ -453,6 +475,30 @@ static void mix(const struct work *work, const struct place *place, const struct
   }
 }
 
+/* Between the two attentions of a layer: what the first gives is added, and becomes queries of the second. */
+static void cross(const struct work *work, const struct place *place)
+{
+  const struct layer *layer = work->layer;
+  const struct matrix *query = &layer->cross_query;
+  const size_t numbers = layer_qkv_numbers(layer), bytes = number_bytes(layer->attention == KIND_BF16);
+  struct blocks blocks = blocks_of(work, place, &work->taken->crossings);
+  size_t first, last, begin, end;
+  while (crew_next(&blocks, &first, &last)) {
+    const size_t rows = last - first;
+    const struct result result = {.rows = work->memory->qkv + first * numbers * bytes,
+                                  .stride = numbers,
+                                  .bf16 = layer->attention == KIND_BF16};
+    add_attention(work, place, first, rows);
+    const struct operand operand =
+        norm_and_convert(work, place, first, rows, &layer->attention_norm, &layer->cross_norm, query);
+    multiply(&place->crew.self, 1, &query, &operand, rows, &result);
+    team_share(&place->crew.self, rows, &begin, &end);
+    memcpy(work->memory->between + (first + begin) * layer->hidden, place->block.x + begin * layer->hidden,
+           (end - begin) * layer->hidden * sizeof(float));
+    team_wait(&place->crew.self);
+  }
+}
+
 static void feed_forward(const struct work *work, const struct place *place)
 {
   const struct layer *layer = work->layer;
@@ -464,7 +510,9 @@ static void feed_forward(const struct work *work, const struct place *place)
     const size_t rows = last - first;
     float *x = place->block.x;
     add_attention(work, place, first, rows);
-    const struct operand narrow = norm_and_convert(work, place, first, rows);
+    const struct operand narrow = norm_and_convert(
+        work, place, first, rows, work->crosses ? &layer->cross_norm : &layer->attention_norm,
+        &layer->output_norm, &layer->up);
     const struct operand operand = widen(layer, place, &narrow, rows);
     const int ends = has_end(layer, &layer->output_end);
     struct result result = {.rows = x, .stride = hidden, .addend = x, .addend_stride = hidden};
@@ -493,19 +541,39 @@ size_t layer_qkv_numbers(const struct layer *layer)
   return (layer->heads + 2 * layer->key_heads) * layer->head_size;
 }
 
+/* Heads of queries in a group, and of keys. */
+static size_t group_queries(const struct layer *layer)
+{
+  return layer->heads / layer->groups;
+}
+
+static size_t group_keys(const struct layer *layer)
+{
+  return layer->key_heads / layer->groups;
+}
+
+/* The first number of a head of which a group has `of_group`, behind `before` heads of other kinds. */
+static size_t place_in_group(const struct layer *layer, size_t head, size_t of_group, size_t before)
+{
+  const size_t width = group_queries(layer) + 2 * group_keys(layer);
+  return (head / of_group * width + before + head % of_group) * layer->head_size;
+}
+
 size_t layer_query_at(const struct layer *layer, size_t head)
 {
-  return head * (layer->by_head ? 3 : 1) * layer->head_size;
+  return place_in_group(layer, head, group_queries(layer), 0);
 }
 
 size_t layer_key_at(const struct layer *layer, size_t head)
 {
-  return (layer->by_head ? 3 * head + 1 : layer->heads + head) * layer->head_size;
+  const size_t keys = group_keys(layer);
+  return place_in_group(layer, head, keys, group_queries(layer) + (layer->values_first ? keys : 0));
 }
 
 size_t layer_value_at(const struct layer *layer, size_t head)
 {
-  return (layer->by_head ? 3 * head + 2 : layer->heads + layer->key_heads + head) * layer->head_size;
+  const size_t keys = group_keys(layer);
+  return place_in_group(layer, head, keys, group_queries(layer) + (layer->values_first ? 0 : keys));
 }
 
 size_t layer_qkv_bytes(const struct layer *layer)
@@ -523,12 +591,20 @@ size_t layer_scratch(const struct layer *layer, size_t longest, const struct cal
 void layer_turn(const struct work *work, const struct member *member)
 {
   const struct place place = place_of(work, member);
+  struct work last = *work;
   project(work, &place);
   team_wait(member);
   attend(work, member);
   team_wait(member);
+  if (work->encoded != NULL) {
+    cross(work, &place);
+    team_wait(member);
+    last.crosses = 1, last.input = (struct rows){work->memory->between, NULL};
+    attend(&last, member);
+    team_wait(member);
+  }
   if (is_mixture(&work->layer->mixture))
-    mix(work, &place, member);
+    mix(&last, &place, member);
   else
-    feed_forward(work, &place);
+    feed_forward(&last, &place);
 }

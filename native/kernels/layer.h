@@ -29,11 +29,24 @@ struct layer {
   float scale;                /* of the scores before softmax */
   float softcap;              /* above 0: scaled scores become softcap tanh(score / softcap) (Gemma 2) */
   float added;                /* the factor of what is added to the residual stream: 1, except in Granite */
-  int by_head;   /* query multiplies for all three: a row is [head][query, key, value]; key and value have no
-                  * columns (GPT-NeoX) */
-  int pairs;     /* rotary positions turn neighbours, not numbers half of `size` apart (Cohere) */
-  int unrotated; /* rotary positions of a call are not for this layer (SmolLM3) */
+  int joint;                  /* query multiplies for all three; key and value have no columns (GPT-NeoX) */
+  size_t groups;    /* of a joint row: [group][its queries, its keys, its values]; 1 where not joint */
+  int values_first; /* a group's values come before its keys (CodeGen) */
+  size_t copies;    /* how often each head of keys and values is in the cache (Falcon: once for each query) */
+  int pairs;        /* rotary positions turn neighbours, not numbers half of `size` apart (Cohere) */
+  int unrotated;    /* rotary positions of a call are not for this layer (SmolLM3) */
+  int norms_rotated; /* the norms of queries and keys come after rotary positions (HunYuan) */
+  struct matrix cross_query,
+      cross_output; /* of the attention over an encoder's keys and values, between
+                     * self-attention and feed-forward; columns is 0 where there is none */
+  struct norm cross_norm;
 };
+
+/* Whether the layer attends to an encoder's keys and values. */
+static inline int layer_crosses(const struct layer *layer)
+{
+  return layer->cross_query.columns > 0;
+}
 
 /* Rows that belong together, numbered as in the padded (batch x length) input. */
 struct sequences {
@@ -48,8 +61,9 @@ struct sequences {
 
 /* What is added to the scores. */
 struct bias {
-  const float *numbers; /* [head][query][key], or NULL */
-  size_t head, query;   /* numbers from head to head, from query to query */
+  const float *numbers; /* [batch][head][query][key], or NULL */
+  size_t batch, head,
+      query; /* numbers from one to the next; 0: all have the same. Without a past, batch: 0 */
 };
 
 /* Rotary positions. */
@@ -60,7 +74,7 @@ struct rotary {
 
 /* A layer's keys and values of the tokens before those of a call, with room for these. */
 struct cache {
-  void *keys, *values; /* [batch][key head][token][head_size, and of bytes their factor] */
+  void *keys, *values; /* [batch][key head][copy][token][head_size, and of bytes their factor] */
 };
 
 /* The tokens of a call follow others, and see none after their own. */
@@ -84,8 +98,11 @@ struct call {
   struct sequences sequences;
   struct bias bias;
   struct rotary rotary;
-  struct relative relative; /* scores of distances, of all heads; reach: at least every length */
+  const struct rotary *rotaries; /* of each layer, in the place of `rotary`; NULL: all have that */
+  struct relative relative;      /* scores of distances, of all heads; reach: at least every length */
   struct past past;
+  struct past encoded; /* an encoder's keys and values, where layers attend to those: `length` tokens of each
+                        * text, of which `seen` are seen by all tokens */
 };
 
 /* `count` layers of one hidden size, at least one, each of which takes what the one before it gives.

@@ -51,6 +51,8 @@ static struct work turn(const struct stack *stack, const struct lot *lot, size_t
   return (struct work){.layer = stack->layers[i],
                        .call = call,
                        .cache = call->past.caches == NULL ? NULL : call->past.caches + i,
+                       .encoded = call->encoded.caches == NULL ? NULL : call->encoded.caches + i,
+                       .rotary = call->rotaries == NULL ? &call->rotary : call->rotaries + i,
                        .chunk = lot->chunks + c,
                        .taken = lot->taken + c * stack->count + i,
                        .input = i == 0 ? (struct rows){(float *)call->input, index} : between,
@@ -140,6 +142,7 @@ static struct unit piece(const struct call *call, size_t s, size_t before, size_
   if (past->caches != NULL) {
     unit.batch = past->places == NULL ? row / past->columns : (size_t)past->places[row][0];
     unit.place = past->places == NULL ? past->length + row % past->columns : (size_t)past->places[row][1];
+    unit.before = row % past->columns;
     const size_t total = unit.place + length;
     const size_t end = past->seen == NULL ? total : smaller((size_t)past->seen[s][1], total);
     unit.skipped = past->seen == NULL ? 0 : (size_t)past->seen[s][0];
@@ -205,8 +208,8 @@ static void lay_out_lot(const struct stack *stack, const struct share *share, co
   memory.barriers = carve(base, used, sizes->threads, sizeof *memory.barriers);
   memory.qkv = carve(base, used, highest, sizes->qkv);
   memory.context = carve(base, used, highest * sizes->context, sizeof *memory.context);
-  memory.between =
-      carve(base, used, stack->count > 1 ? highest * stack->layers[0]->hidden : 0, sizeof(float));
+  const int between = stack->count > 1 || stack->call->encoded.caches != NULL;
+  memory.between = carve(base, used, between ? highest * stack->layers[0]->hidden : 0, sizeof(float));
   memory.normed = carve(base, used, sizes->mixed ? highest * stack->layers[0]->hidden : 0, sizeof(float));
   memory.mixture = carve(base, used, sizes->mixed ? most_room(stack, highest) : 0, 1);
   memory.parts = carve(base, used, sizes->parts, sizeof *memory.parts);
@@ -241,11 +244,10 @@ static size_t lay_out(struct stack *stack, const struct division *division, cons
 static double multiplications(const struct layer *layer)
 {
   const double columns = (double)(layer->query.columns + layer->key.columns + layer->value.columns +
-                                  layer->gate.columns + layer->up.columns);
-  const struct mixture *mixture = &layer->mixture;
-  const double mixed = (double)(mixture->chosen * 3 * mixture->experts.inner);
-  return (columns + (double)layer->output.columns + (double)layer->up.columns + mixed) *
-         (double)layer->hidden;
+                                  layer->gate.columns + layer->up.columns + layer->cross_query.columns);
+  const double outputs = (double)(layer->output.columns + layer->up.columns + layer->cross_output.columns);
+  const double mixed = (double)(layer->mixture.chosen * 3 * layer->mixture.experts.inner);
+  return (columns + outputs + mixed) * (double)layer->hidden;
 }
 
 static int divided_run(struct stack *stack, const struct division *division, unsigned threads)

@@ -110,13 +110,13 @@ static void quantize_row(const float *factors, const void *x, int bf16, size_t c
   }
 }
 
-/* GROUP numbers as signed bytes, and their scale and its product with their sum. */
-static void quantize_group(const void *x, int bf16, size_t begin, size_t columns, int8_t *out, float *scale,
-                           float *total)
+/* `size` numbers as signed bytes, and their scale and its product with their sum. */
+INLINE void quantize_group(const size_t size, const void *x, int bf16, size_t begin, size_t columns,
+                           int8_t *out, float *scale, float *total)
 {
-  enum { PARTS = GROUP / LANES };
-  vec numbers[PARTS], highest = vec_zero(), sum = vec_zero(), nan = vec_zero();
-  for (size_t j = 0; j < PARTS; j++) {
+  const size_t parts = size / LANES;
+  vec numbers[GROUP / LANES], highest = vec_zero(), sum = vec_zero(), nan = vec_zero();
+  for (size_t j = 0; j < parts; j++) {
     const size_t i = begin + j * LANES;
     numbers[j] = load_floats(x, i, lanes((long)columns - (long)i), bf16);
     highest = vec_max(highest, vec_max(numbers[j], vec_sub(vec_zero(), numbers[j])));
@@ -124,7 +124,7 @@ static void quantize_group(const void *x, int bf16, size_t begin, size_t columns
   }
   const float range = vec_highest(highest) / 127.f, step = range >= FLT_MIN ? range : 1.f;
   const vec factor = vec_of(1.f / step);
-  for (size_t j = 0; j < PARTS; j++) {
+  for (size_t j = 0; j < parts; j++) {
     const vec whole = vec_round(vec_mul(numbers[j], factor));
     sum = vec_add(sum, whole);
     signed_bytes_store(out + j * LANES, whole);
@@ -133,13 +133,16 @@ static void quantize_group(const void *x, int bf16, size_t begin, size_t columns
   *total = *scale * vec_sum(sum);
 }
 
-static void quantize_groups(const void *x, int bf16, size_t columns, uint32_t *words)
+static void quantize_groups(enum kind kind, const void *x, int bf16, size_t columns, uint32_t *words)
 {
-  const size_t groups = group_count(columns);
-  float *scales = (float *)(words + groups * GROUP_WORDS);
+  const size_t groups = group_count(kind, columns), size = group_size(kind);
+  int8_t *out = (int8_t *)words;
+  float *scales = (float *)(out + groups * size), *totals = scales + groups;
   for (size_t g = 0; g < groups; g++)
-    quantize_group(x, bf16, g * GROUP, columns, (int8_t *)(words + g * GROUP_WORDS), scales + g,
-                   scales + groups + g);
+    if (size == GROUP)
+      quantize_group(GROUP, x, bf16, g * size, columns, out + g * size, scales + g, totals + g);
+    else
+      quantize_group(SMALL_GROUP, x, bf16, g * size, columns, out + g * size, scales + g, totals + g);
 }
 
 void convert_row(const struct matrix *matrix, const void *x, int bf16, size_t columns, uint32_t *words,
@@ -147,7 +150,7 @@ void convert_row(const struct matrix *matrix, const void *x, int bf16, size_t co
 {
   const enum kind kind = matrix->kind;
   if (is_grouped(kind)) {
-    quantize_groups(x, bf16, columns, words);
+    quantize_groups(kind, x, bf16, columns, words);
     return;
   }
   if (kind == KIND_I8) {
@@ -175,9 +178,9 @@ static void split_row(const void *x, int bf16, size_t columns, uint32_t *words, 
 }
 
 /* A row of bfloat16, padded with zeros up to a whole group. */
-static void round_row(const void *x, int bf16, size_t columns, uint32_t *words)
+static void round_row(enum kind kind, const void *x, int bf16, size_t columns, uint32_t *words)
 {
-  for (size_t i = 0; i < group_count(columns) * GROUP; i += LANES)
+  for (size_t i = 0; i < group_count(kind, columns) * group_size(kind); i += LANES)
     vec_store_bf16((uint16_t *)words + i, lanes(LANES),
                    load_floats(x, i, lanes((long)columns - (long)i), bf16));
 }
@@ -189,7 +192,7 @@ void fill_row(const struct matrix *matrix, const struct operand *operand, size_t
   if (operand->part)
     split_row(x, bf16, columns, words, operand->part);
   else if (operand->unpacked)
-    round_row(x, bf16, columns, words);
+    round_row(matrix->kind, x, bf16, columns, words);
   else
     convert_row(matrix, x, bf16, columns, words, operand->scales + row, operand->shifts + row);
 }

@@ -151,6 +151,7 @@ enum activation {
   ACT_TANH,
   ACT_GELU_ROUGH, /* GELU within 4e-4 of max(|x|, 1), a quarter of the work: for results rounded to 8 bits
                      after */
+  ACT_RELU_SQUARED,
   ACTIVATIONS
 };
 
@@ -191,6 +192,10 @@ INLINE vec activate(enum activation activation, vec x)
     return times_sigmoid(x, 1.702f);
   case ACT_RELU:
     return vec_max(vec_zero(), x);
+  case ACT_RELU_SQUARED: {
+    const vec positive = vec_max(vec_zero(), x);
+    return vec_mul(positive, positive);
+  }
   case ACT_SILU:
     return times_sigmoid(x, 1.f);
   case ACT_TANH:

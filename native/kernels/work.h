@@ -9,8 +9,8 @@
  * chunk.
  */
 struct unit {
-  size_t start, rows;   /* the piece's first row, and how many it has */
-  size_t before;        /* rows of the sequence before the piece */
+  size_t start, rows; /* the piece's first row, and how many it has */
+  size_t before;      /* rows of the sequence before the piece, those of padding too where there is a past */
   size_t skipped, seen; /* rows before the first key; keys */
   size_t first, last;   /* queries */
   size_t batch, place;  /* with a past: of the sequence; of its first row among all tokens */
@@ -29,6 +29,7 @@ struct chunk {
 /* What threads have taken of one layer's work on one chunk. */
 struct taken {
   atomic_size_t projections, heads, merges, blocks;
+  atomic_size_t crossings, cross_heads, cross_merges; /* of the attention over an encoder */
 };
 
 /* Rows of layer->hidden floats. */
@@ -41,7 +42,8 @@ struct rows {
 struct memory {
   char *qkv;         /* [rows][query, key, value] in the type of attention */
   uint32_t *context; /* [rows][context_stride]: what attention gives */
-  float *between;    /* [rows][hidden]: what a layer gives to the next, which writes it over */
+  float *between;    /* [rows][hidden]: what a layer gives to the next, which writes it over, if only with
+                      * what self-attention adds */
   float *normed;     /* [rows][hidden]: what a mixture is given, and then gives; and its memory */
   char *mixture;
   float *parts;      /* of attention, where threads share the keys of a head (attend.c) */
@@ -54,7 +56,10 @@ struct memory {
 struct work {
   const struct layer *layer;
   const struct call *call;
-  const struct cache *cache; /* the layer's, or NULL */
+  const struct cache *cache;   /* the layer's, or NULL */
+  const struct cache *encoded; /* its keys and values of an encoder, or NULL */
+  int crosses;                 /* whether attention is over these */
+  const struct rotary *rotary;
   const struct chunk *chunk;
   struct taken *taken;
   struct rows input, output;

@@ -91,7 +91,7 @@ static double quantize_column(struct weight *weight, size_t column, float *scale
 static void quantize_numbers(enum kind kind, double *numbers, size_t count, uint32_t *words)
 {
   const size_t per_word = kind_numbers(kind), order[] = {0, 2, 4, 6, 1, 3, 5, 7}; /* of nibbles in a word */
-  const double most = kind == KIND_G8 ? 255 : 15;
+  const double most = is_halved(kind) ? 15 : 255;
   double lowest = numbers[0], highest = numbers[0];
   for (size_t k = 0; k < count; k++) {
     lowest = fmin(lowest, numbers[k]);
@@ -101,11 +101,11 @@ static void quantize_numbers(enum kind kind, double *numbers, size_t count, uint
   for (size_t k = 0; k < count; k++) {
     const double number = (numbers[k] - bf16_to(least)) / bf16_to(scale);
     const uint32_t q = (uint32_t)lrint(fmax(0, fmin(most, number)));
-    const size_t place = kind == KIND_G8 ? k % 4 * 8 : order[k % 8] * 4;
+    const size_t place = is_halved(kind) ? order[k % 8] * 4 : k % 4 * 8;
     words[k / per_word] |= q << place;
     numbers[k] = (double)bf16_to(scale) * q + bf16_to(least);
   }
-  words[GROUP / per_word] = (uint32_t)least << 16 | scale;
+  words[group_size(kind) / per_word] = (uint32_t)least << 16 | scale;
 }
 
 struct weight make_weight(enum kind kind, size_t columns, size_t in_features, int with_bias)
@@ -134,9 +134,10 @@ struct weight make_weight(enum kind kind, size_t columns, size_t in_features, in
     }
     if (kind == KIND_I8)
       quantize_column(&weight, column, scales, sums, (int8_t *)row);
-    for (size_t k = 0; is_grouped(kind) && k < in_features; k += GROUP)
-      quantize_numbers(kind, numbers + k, in_features - k < GROUP ? in_features - k : GROUP,
-                       row + k / GROUP * (GROUP / kind_numbers(kind) + 1));
+    const size_t size = group_size(kind);
+    for (size_t k = 0; is_grouped(kind) && k < in_features; k += size)
+      quantize_numbers(kind, numbers + k, in_features - k < size ? in_features - k : size,
+                       row + k / size * (size / kind_numbers(kind) + 1));
     for (size_t word = 0; word < words; word++)
       packed[(column / PANEL * words + word) * PANEL + column % PANEL] = row[word];
   }
@@ -179,11 +180,11 @@ struct rows make_rows(enum kind kind, size_t rows, size_t in_features, size_t st
     const float *x = uniform_floats(in_features, -1.5, 2);
     convert_row(&matrix, x, 0, in_features, converted + row * stride, scales + row, shifts + row);
     const float *of_groups =
-        (const float *)(converted + row * stride) + group_count(in_features) * GROUP_WORDS;
+        (const float *)(converted + row * stride) + group_count(kind, in_features) * group_words(kind);
     for (size_t k = 0; k < in_features; k++) {
       const double x = operand_number(kind, converted + row * stride, k);
       result.numbers[row * in_features + k] = kind == KIND_I8    ? scales[row] * x - shifts[row]
-                                              : is_grouped(kind) ? of_groups[k / GROUP] * x
+                                              : is_grouped(kind) ? of_groups[k / group_size(kind)] * x
                                                                  : x;
     }
   }
@@ -208,6 +209,8 @@ double reference_activation(enum activation activation, double x)
     return x / (1 + exp(-x));
   case ACT_TANH:
     return tanh(x);
+  case ACT_RELU_SQUARED:
+    return x < 0 ? 0 : x * x;
   default:
     return x;
   }

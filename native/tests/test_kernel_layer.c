@@ -360,16 +360,19 @@ struct variant {
   size_t sharing;                                /* heads of each key head; 0: one */
   int gated, norm_first, rotary, biased, partly; /* partly: attention does not see all rows */
   int head_norms, ends, parallel;                /* head_norms: 2: over all heads at once */
-  int by_head, pairs, unrotated, softcap, factor;
+  size_t groups, copies; /* of a joint projection, 0 where it is none; of a key head, 0: one */
+  int values_first, pairs, unrotated, norms_rotated, softcap, factor;
   int follows;  /* a decoder's, with a past; 2: padding sees everything; 3: each sequence has its own */
   int relative; /* as in struct sight */
+  int crosses;  /* attends to an encoder; 2: some of its tokens are hidden */
   size_t window;
   enum activation activation;
 };
 
 struct test_layer {
   struct layer layer;
-  struct weight query, key, value, output, gate, up, down; /* by_head: query's columns are all three's */
+  struct weight query, key, value, output, gate, up, down; /* joint: query's columns are all three's */
+  struct weight cross_query, cross_output;
 };
 
 static struct norm make_norm(size_t columns)
@@ -384,11 +387,12 @@ static struct test_layer make_layer(const struct variant *variant)
   const size_t width = s.heads * s.head_size, sharing = variant->sharing ? variant->sharing : 1;
   const size_t normed = variant->head_norms == 2 ? width : s.head_size;
   const struct norm none = {.kind = NORM_NONE};
-  struct test_layer made = {.query = make_weight(kind, variant->by_head ? 3 * width : width, s.hidden, 1),
-                            .output = make_weight(kind, s.hidden, width, 1),
-                            .up = make_weight(kind, s.wide, s.hidden, 1),
-                            .down = make_weight(kind, s.hidden, s.wide, 1)};
-  if (!variant->by_head) {
+  struct test_layer made = {
+      .query = make_weight(kind, variant->groups ? width + 2 * width / sharing : width, s.hidden, 1),
+      .output = make_weight(kind, s.hidden, width, 1),
+      .up = make_weight(kind, s.wide, s.hidden, 1),
+      .down = make_weight(kind, s.hidden, s.wide, 1)};
+  if (!variant->groups) {
     made.key = make_weight(kind, width / sharing, s.hidden, 0);
     made.value = make_weight(kind, width / sharing, s.hidden, 1);
   }
@@ -419,9 +423,20 @@ static struct test_layer make_layer(const struct variant *variant)
                               .scale = .3f,
                               .softcap = variant->softcap ? .5f : 0,
                               .added = variant->factor ? .3f : 1,
-                              .by_head = variant->by_head,
+                              .joint = variant->groups > 0,
+                              .groups = variant->groups ? variant->groups : 1,
+                              .values_first = variant->values_first,
+                              .copies = variant->copies ? variant->copies : 1,
                               .pairs = variant->pairs,
-                              .unrotated = variant->unrotated};
+                              .unrotated = variant->unrotated,
+                              .norms_rotated = variant->norms_rotated};
+  if (variant->crosses) {
+    made.cross_query = make_weight(kind, width, s.hidden, 1);
+    made.cross_output = make_weight(kind, s.hidden, width, 1);
+    made.layer.cross_query = made.cross_query.matrix;
+    made.layer.cross_output = made.cross_output.matrix;
+    made.layer.cross_norm = make_norm(s.hidden);
+  }
   return made;
 }
 
@@ -450,7 +465,7 @@ static struct call make_call(const struct variant *variant, size_t length, const
                                      .seen = variant->partly ? seen : NULL,
                                      .window = variant->window,
                                      .padding_sees_all = variant->partly && variant->relative},
-                       .bias = {variant->biased ? uniform_floats(s.heads * length * length, -1, 1) : NULL,
+                       .bias = {variant->biased ? uniform_floats(s.heads * length * length, -1, 1) : NULL, 0,
                                 length * length, length},
                        .rotary = {variant->rotary ? uniform_floats(angles * s.head_size, -1, 1) : NULL,
                                   variant->rotary ? uniform_floats(angles * s.head_size, -1, 1) : NULL,
@@ -502,12 +517,18 @@ static const int32_t (*places_after(const struct sequences *all, size_t past))[2
   return (const int32_t (*)[2])places;
 }
 
-/* The first number in the cache of a sequence of the call, and the tokens before it. */
-static size_t cached_at(const struct call *call, size_t s)
+/* Which of the cache's is a sequence of the call. */
+static size_t batch_of(const struct call *call, size_t s)
 {
   const size_t first = (size_t)call->sequences.first[s];
   const int32_t (*places)[2] = call->past.places;
-  return (places ? (size_t)places[first][0] : first / call->past.columns) * call->past.batch;
+  return places ? (size_t)places[first][0] : call->past.columns ? first / call->past.columns : 0;
+}
+
+/* The first number in the cache of a sequence of the call, and the tokens before it. */
+static size_t cached_at(const struct call *call, size_t s)
+{
+  return batch_of(call, s) * call->past.batch;
 }
 
 static size_t tokens_before(const struct call *call, size_t s)
@@ -515,6 +536,30 @@ static size_t tokens_before(const struct call *call, size_t s)
   const size_t first = (size_t)call->sequences.first[s];
   const int32_t (*places)[2] = call->past.places;
   return places ? (size_t)places[first][1] : call->past.length + first % call->past.columns;
+}
+
+/* Keys and values of an encoder, of which nobody sees what is no number. */
+static struct past encoded_of(const struct layer *layer, const struct variant *variant, size_t columns)
+{
+  const size_t length = 1 + below(below(2) ? 30 : 700), tail = variant->crosses == 2 ? below(length) : 0;
+  const size_t rows = SEQUENCES * layer->heads * length, size = layer->head_size;
+  const enum number number = variant->attention == KIND_BF16 ? NUMBER_BF16 : (enum number)below(2);
+  struct cache *cache = guarded(1, sizeof *cache);
+  int32_t (*seen)[2] = guarded(SEQUENCES, sizeof *seen);
+  for (size_t s = 0; s < SEQUENCES; s++) {
+    seen[s][1] = (int32_t)(length - tail);
+    seen[s][0] = (int32_t)below(length - tail);
+  }
+  cache->keys = cache_of(size, rows, length, length - tail, number);
+  cache->values = cache_of(size, rows, length, length - tail, number);
+  return (struct past){.caches = cache,
+                       .batch = layer->heads * length * size,
+                       .head = length * size,
+                       .token = size,
+                       .number = number,
+                       .columns = columns,
+                       .length = length,
+                       .seen = variant->crosses == 2 ? (const int32_t (*)[2])seen : NULL};
 }
 
 /* The same as a decoder's call after `past` tokens: caches with random numbers, and with none where those of
@@ -529,9 +574,15 @@ static struct call following(const struct test_layer *test, const struct variant
   int32_t (*seen)[2] = guarded(SEQUENCES, sizeof *seen);
   call.sequences.skipped = call.sequences.seen = NULL;
   call.sequences.padding_sees_all = variant->partly && variant->follows == 2;
-  call.bias.numbers = NULL;
+  if (variant->biased) { /* of keys, or of queries and keys */
+    const size_t queries = variant->crosses ? length : 1;
+    call.bias = (struct bias){.numbers = uniform_floats(SEQUENCES * layer->heads * queries * total, -1, 1),
+                              .batch = layer->heads * queries * total,
+                              .head = queries * total,
+                              .query = variant->crosses ? total : 0};
+  }
   call.past = (struct past){.caches = cache,
-                            .batch = layer->key_heads * room * layer->head_size,
+                            .batch = layer->key_heads * layer->copies * room * layer->head_size,
                             .head = room * layer->head_size,
                             .token = layer->head_size,
                             .number = variant->attention == KIND_BF16 ? NUMBER_BF16 + below(2) : below(3),
@@ -550,23 +601,25 @@ static struct call following(const struct test_layer *test, const struct variant
     seen[s][0] = (int32_t)(padding ? past + padding : below(past + (tokens ? tokens : 1)));
     seen[s][1] = seen[s][0] + 1 + (int32_t)below(2 * (past + tokens));
   }
-  const size_t rows = SEQUENCES * layer->key_heads * room;
+  const size_t rows = SEQUENCES * layer->key_heads * layer->copies * room;
   for (int half = 0; half < 2; half++)
     *(half ? &cache->values : &cache->keys) = cache_of(layer->head_size, rows, room, past, call.past.number);
   if (call.past.number == NUMBER_I8) {
     call.past.token += sizeof(float);
     call.past.head = room * call.past.token;
-    call.past.batch = layer->key_heads * call.past.head;
+    call.past.batch = layer->key_heads * layer->copies * call.past.head;
   }
+  if (variant->crosses)
+    call.encoded = encoded_of(layer, variant, length);
   return call;
 }
 
 /* Number `at` of a token. */
-static double cached(const struct call *call, const void *numbers, size_t token, size_t at, size_t size)
+static double cached(const struct past *past, const void *numbers, size_t token, size_t at, size_t size)
 {
-  if (call->past.number == NUMBER_F32)
+  if (past->number == NUMBER_F32)
     return (double)((const float *)numbers)[token + at];
-  if (call->past.number == NUMBER_BF16)
+  if (past->number == NUMBER_BF16)
     return bf16_to(((const uint16_t *)numbers)[token + at]);
   const int8_t *bytes = (const int8_t *)numbers + token;
   return bytes[at] * (double)row_factor(bytes, size, NUMBER_I8);
@@ -582,23 +635,33 @@ static void reference_rotate(double *x, size_t size, const float *cosines, const
   }
 }
 
+/* Copies `count` numbers; returns what comes behind them. */
+static double *take(double *from, size_t count, double *to)
+{
+  memcpy(to, from, count * sizeof *to);
+  return from + count;
+}
+
 /* query, key and value of one row, beside each other. */
 static void reference_project(const struct test_layer *test, const struct call *call, size_t row, double *out)
 {
   const struct layer *layer = &test->layer;
   const size_t width = layer->heads * layer->head_size, keys = layer->key_heads * layer->head_size;
   const struct rotary *rotary = &call->rotary;
-  const size_t size = layer->head_size;
   double *x = malloc((layer->hidden + 3 * width) * sizeof *x), *apart = x + layer->hidden;
   CHECK(x != NULL);
   for (size_t i = 0; i < layer->hidden; i++)
     x[i] = call->input[row * layer->hidden + i];
   if (layer->norm_first)
     reference_norm(&layer->attention_norm, x, layer->hidden, x);
-  if (layer->by_head) {
+  if (layer->joint) {
     reference_linear(&test->query, x, apart);
-    for (size_t i = 0; i < 3 * width; i++) /* [head][which] becomes [which][head] */
-      out[i / size % 3 * width + i / size / 3 * size + i % size] = apart[i];
+    const size_t second = layer->values_first ? width + keys : width;
+    for (size_t g = 0; g < layer->groups; g++) {
+      apart = take(apart, width / layer->groups, out + g * (width / layer->groups));
+      apart = take(apart, keys / layer->groups, out + second + g * (keys / layer->groups));
+      apart = take(apart, keys / layer->groups, out + 2 * width + keys - second + g * (keys / layer->groups));
+    }
   } else {
     reference_linear(&test->query, x, out);
     reference_linear(&test->key, x, out + width);
@@ -611,19 +674,65 @@ static void reference_project(const struct test_layer *test, const struct call *
   for (size_t head = 0; head < layer->heads + layer->key_heads; head++) {
     double *numbers = out + head * layer->head_size;
     const struct norm *norm = head < layer->heads ? &layer->query_norm : &layer->key_norm;
-    if (norm->kind != NORM_NONE && !layer->wide_norms)
+    const int normed = norm->kind != NORM_NONE && !layer->wide_norms;
+    if (normed && !layer->norms_rotated)
       reference_norm(norm, numbers, layer->head_size, numbers);
     if (rotary->cosines != NULL && !layer->unrotated)
       reference_rotate(numbers, rotary->size, rotary->cosines + row % rotary->angles * rotary->size,
                        rotary->sines + row % rotary->angles * rotary->size, layer->pairs);
+    if (normed && layer->norms_rotated)
+      reference_norm(norm, numbers, layer->head_size, numbers);
   }
   free(x);
 }
 
-/* Everything after attention, for one row. */
-static void reference_finish(const struct test_layer *test, const float *input, const double *context,
-                             double *out)
+/* The attention over an encoder for one row, which becomes what it was, its norm and what is added. */
+static void reference_cross(const struct test_layer *test, const struct call *call, size_t row, double *x)
 {
+  const struct layer *layer = &test->layer;
+  const struct past *encoded = &call->encoded;
+  const size_t text = row / encoded->columns, size = layer->head_size, width = layer->heads * size;
+  const size_t begin = encoded->seen ? (size_t)encoded->seen[text][0] : 0,
+               end = encoded->seen ? (size_t)encoded->seen[text][1] : encoded->length;
+  double *y = malloc((layer->hidden + 2 * width) * sizeof *y), *query = y + layer->hidden,
+         *context = query + width, *key = malloc(2 * (end - begin) * size * sizeof *key),
+         *value = key + (end - begin) * size, *bias = calloc(end - begin, sizeof *bias);
+  char *visible = malloc(end - begin);
+  CHECK(y != NULL && key != NULL && bias != NULL && visible != NULL);
+  memset(visible, 1, end - begin);
+  if (layer->norm_first)
+    reference_norm(&layer->cross_norm, x, layer->hidden, y);
+  else
+    memcpy(y, x, layer->hidden * sizeof *y);
+  reference_linear(&test->cross_query, y, query);
+  for (size_t head = 0; head < layer->heads; head++) {
+    const size_t at = text * encoded->batch + head * encoded->head;
+    for (size_t t = begin; t < end; t++)
+      for (size_t i = 0; i < size; i++) {
+        key[(t - begin) * size + i] =
+            cached(encoded, encoded->caches->keys, at + t * encoded->token, i, size);
+        value[(t - begin) * size + i] =
+            cached(encoded, encoded->caches->values, at + t * encoded->token, i, size);
+      }
+    reference_attention(query + head * size, key, value, size, end - begin, size, layer->scale,
+                        layer->softcap, visible, bias, context + head * size);
+  }
+  reference_linear(&test->cross_output, context, y);
+  for (size_t i = 0; i < layer->hidden; i++)
+    x[i] += y[i];
+  if (!layer->norm_first)
+    reference_norm(&layer->cross_norm, x, layer->hidden, x);
+  free(y);
+  free(key);
+  free(bias);
+  free(visible);
+}
+
+/* Everything after attention, for one row. */
+static void reference_finish(const struct test_layer *test, const struct call *call, size_t row,
+                             const double *context, double *out)
+{
+  const float *input = call->input + row * test->layer.hidden;
   const struct layer *layer = &test->layer;
   const size_t hidden = layer->hidden, wide = layer->up.columns;
   double *x = malloc((3 * hidden + 2 * wide) * sizeof *x), *y = x + hidden, *z = y + hidden, *up = z + hidden,
@@ -634,9 +743,14 @@ static void reference_finish(const struct test_layer *test, const float *input, 
     reference_norm(&layer->attention_end, x, hidden, x);
   for (size_t i = 0; i < hidden; i++)
     x[i] = input[i] + layer->added * x[i], z[i] = layer->parallel ? input[i] : x[i];
-  reference_norm(layer->norm_first ? &layer->output_norm : &layer->attention_norm, z, hidden, y);
   if (!layer->norm_first)
-    memcpy(x, y, hidden * sizeof *x);
+    reference_norm(&layer->attention_norm, x, hidden, x);
+  if (call->encoded.caches != NULL)
+    reference_cross(test, call, row, x);
+  if (layer->norm_first)
+    reference_norm(&layer->output_norm, layer->parallel ? z : x, hidden, y);
+  else
+    memcpy(y, x, hidden * sizeof *x);
   reference_linear(&test->up, y, up);
   if (layer->gate.columns)
     reference_linear(&test->gate, y, gate);
@@ -667,7 +781,9 @@ static double *tokens_of(const struct test_layer *test, const struct call *call,
       if (t >= past)
         *token = own[(t - past) * stride + i];
       else
-        *token = cached(call, cache, cached_at(call, s) + i / size * call->past.head + t * call->past.token,
+        *token = cached(&call->past, cache,
+                        cached_at(call, s) + i / size * test->layer.copies * call->past.head +
+                            t * call->past.token,
                         i % size, size);
     }
   return tokens;
@@ -682,6 +798,7 @@ static void reference_sequence(const struct test_layer *test, const struct call 
   const int follows = call->past.caches != NULL;
   /* padding before the sequence lies in the cache as well, where nothing sees it */
   const size_t past = follows ? tokens_before(call, s) : 0;
+  const size_t column = follows ? (size_t)call->sequences.first[s] % call->past.columns : 0;
   const size_t total = past + length, begin = call->past.seen ? (size_t)call->past.seen[s][0] : 0,
                end = call->past.seen ? (size_t)call->past.seen[s][1] : total;
   const struct sight sight = {length,
@@ -710,8 +827,10 @@ static void reference_sequence(const struct test_layer *test, const struct call 
         const size_t place = past + q;
         visible[k] = (char)(all || (follows ? k >= begin && k < end && k <= place && place - k <= sight.window
                                             : sees(&sight, q, k)));
-        bias[k] =
-            call->bias.numbers ? call->bias.numbers[head * call->bias.head + q * call->bias.query + k] : 0;
+        bias[k] = call->bias.numbers
+                      ? call->bias.numbers[batch_of(call, s) * call->bias.batch + head * call->bias.head +
+                                           (column + q) * call->bias.query + k]
+                      : 0;
         bias[k] += layer->scale * distance_score(buckets, head, size, q, k, query, key + k * keys + of_keys);
         bias[k] = all ? 0 : bias[k];
       }
@@ -722,7 +841,7 @@ static void reference_sequence(const struct test_layer *test, const struct call 
                           layer->softcap, visible, bias, context + head * size);
     }
     const size_t row = (size_t)call->sequences.first[s] + q;
-    reference_finish(test, call->input + row * layer->hidden, context, out + row * layer->hidden);
+    reference_finish(test, call, row, context, out + row * layer->hidden);
   }
   free(key);
   free(value);
@@ -749,6 +868,23 @@ static double difference(const struct test_layer *test, const struct call *call,
   return sqrt(square / size);
 }
 
+/* Keys and values of the call are the same in all copies of a head. */
+static void check_copies(const struct layer *layer, const struct call *call)
+{
+  const struct past *past = &call->past;
+  for (size_t s = 0; s < call->sequences.count; s++)
+    for (size_t row = 0; row < (size_t)call->sequences.length[s]; row++)
+      for (size_t copy = 0; copy < layer->key_heads * layer->copies; copy++)
+        for (size_t half = 0; half < 2; half++) {
+          const void *numbers = half ? past->caches->values : past->caches->keys;
+          const size_t token = cached_at(call, s) + (tokens_before(call, s) + row) * past->token;
+          const size_t first = token + copy / layer->copies * layer->copies * past->head;
+          for (size_t i = 0; i < layer->head_size; i++)
+            CHECK(cached(past, numbers, token + copy * past->head, i, layer->head_size) ==
+                  cached(past, numbers, first, i, layer->head_size));
+        }
+}
+
 static int run_one(const struct layer *layer, const struct call *call, unsigned threads)
 {
   return layers_run(&layer, 1, call, threads);
@@ -758,7 +894,8 @@ static double tolerance_of(const struct variant *variant, const struct call *cal
 {
   if (variant->kind == KIND_F32 && call->past.number == NUMBER_I8)
     return 8e-3;
-  if (variant->kind == KIND_F32 && call->past.number == NUMBER_BF16)
+  const int bf16 = call->past.number == NUMBER_BF16 || call->encoded.number == NUMBER_BF16;
+  if (variant->kind == KIND_F32 && bf16)
     return 2e-3; /* of keys and values */
   return variant->kind == KIND_F32 ? 1e-5 : variant->kind == KIND_BF16 ? 1e-2 : 3e-2;
 }
@@ -771,6 +908,8 @@ static void test_layer(struct variant variant, size_t length, unsigned threads)
   if (variant.follows)
     call = following(&test, &variant, length, below(3) ? below(90) : below(1500));
   CHECK(run_one(&test.layer, &call, threads) == 0);
+  if (variant.follows)
+    check_copies(&test.layer, &call);
   const double far = difference(&test, &call, &buckets);
   if (far > tolerance_of(&variant, &call))
     fprintf(stderr, "kind %d, attention %d, length %zu: %g\n", (int)variant.kind, (int)variant.attention,
@@ -809,26 +948,54 @@ static void test_with_past(void)
   for (int i = 0; i < 90; i++) {
     const enum kind kind = (enum kind)(i % KINDS);
     const struct sizes sizes = odd[below(5)];
-    const int by_head = below(4) == 0;
+    const size_t sharing = below(2) ? sizes.heads : sizes.heads % 2 || below(2) ? 1 : 2;
+    const size_t key_heads = sizes.heads / sharing;
+    const size_t groups = below(3) ? 0 : below(2) ? key_heads : key_heads % 2 ? 1 : key_heads / 2;
+    const struct variant variant = {
+        .kind = kind,
+        .attention = kind == KIND_F32 || i % 4 == 0 || !DOT_BF16 ? KIND_F32 : KIND_BF16,
+        .sizes = sizes,
+        .sharing = sharing,
+        .groups = groups,
+        .copies = below(2) ? sharing : 1,
+        .values_first = groups && below(2),
+        .gated = (int)below(2),
+        .norm_first = 1,
+        .rotary = (int)below(3),
+        .biased = (int)below(2),
+        .partly = (int)below(2),
+        .head_norms = (int)below(groups ? 2 : 3),
+        .norms_rotated = (int)below(2),
+        .ends = (int)below(4),
+        .parallel = (int)below(2),
+        .pairs = (int)below(2),
+        .unrotated = below(8) == 0,
+        .softcap = (int)below(2),
+        .factor = (int)below(2),
+        .follows = 1 + (int)below(3),
+        .window = below(2) ? SIZE_MAX : below(40),
+        .activation = below(8) ? (enum activation)below(ACT_TANH) : ACT_RELU_SQUARED};
+    available = 1 + (unsigned)below(4);
+    test_layer(variant, below(2) ? 1 : 1 + below(40), 1 + (unsigned)below(4));
+  }
+}
+
+/* Decoders with an encoder, and with biases of their own tokens. */
+static void test_with_encoder(void)
+{
+  for (int i = 0; i < 60; i++) {
+    const enum kind kind = (enum kind)(i % KINDS);
     const struct variant variant = {.kind = kind,
                                     .attention =
                                         kind == KIND_F32 || i % 4 == 0 || !DOT_BF16 ? KIND_F32 : KIND_BF16,
-                                    .sizes = sizes,
-                                    .sharing = !by_head && below(2) ? sizes.heads : 1,
+                                    .sizes = odd[below(5)],
                                     .gated = (int)below(2),
-                                    .norm_first = 1,
-                                    .rotary = (int)below(3),
+                                    .norm_first = (int)below(2),
+                                    .biased = (int)below(2),
                                     .partly = (int)below(2),
-                                    .head_norms = (int)below(by_head ? 2 : 3),
-                                    .ends = (int)below(4),
-                                    .parallel = (int)below(2),
-                                    .by_head = by_head,
-                                    .pairs = (int)below(2),
-                                    .unrotated = below(8) == 0,
-                                    .softcap = (int)below(2),
-                                    .factor = (int)below(2),
-                                    .follows = 1 + (int)below(3),
-                                    .window = below(2) ? SIZE_MAX : below(40),
+                                    .follows = 1 + (int)below(2),
+                                    .crosses = (int)below(3),
+                                    .window = SIZE_MAX,
                                     .activation = (enum activation)below(ACT_TANH)};
     available = 1 + (unsigned)below(4);
     test_layer(variant, below(2) ? 1 : 1 + below(40), 1 + (unsigned)below(4));
@@ -956,6 +1123,7 @@ void test_layers(void)
   scratch_allocate = used_memory;
   test_variants();
   test_with_past();
+  test_with_encoder();
   test_long_sequences();
   test_wide_attention();
   test_nothing_to_do();

@@ -12,7 +12,8 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MistralCon
 import hfaccel
 from hfaccel.engine.kernels import kernels_problem
 from hfaccel.engine.layers import rooms
-from hfaccel.engine.layers.cache_in_bytes import FACTOR, held, is_in_bytes, narrowed, widened
+from hfaccel.engine.layers.cache_in_bytes import FACTOR, narrowed, widened
+from hfaccel.engine.layers.roomed import held, place_of
 from hfaccel.errors import ModelError, UsageError
 
 if kernels_problem():
@@ -65,6 +66,10 @@ class Both:
 @pytest.fixture(params=[llama, mistral])
 def both(request):
     return Both(request.param())
+
+
+def is_in_bytes(layer):
+    return place_of(layer) is not None and held(layer)[0].dtype is torch.int8
 
 
 def in_bytes(cache):

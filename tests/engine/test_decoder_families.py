@@ -42,6 +42,10 @@ OPT = {
     "max_position_embeddings": 64,
     "init_std": 0.3,
 }
+XGLM = {"d_model": 64, "ffn_dim": 128, "num_layers": 2, "attention_heads": 4, "init_std": 0.3}
+BLOOM = {"hidden_size": 96, "n_layer": 2, "n_head": 6, "initializer_range": 0.3}
+MPT = {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 64, "initializer_range": 0.3}
+FALCON = WIDE | {"num_attention_heads": 4}
 GRANITE = {"residual_multiplier": 0.3, "attention_multiplier": 0.2}
 
 # name -> class of the config, its values, and the families of the layers
@@ -82,6 +86,36 @@ MODELS: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "GLM": ("GlmConfig", HEADS_OF_32, {"GLM"}),
     "GLM-4": ("Glm4Config", HEADS_OF_32, {"GLM-4"}),
     "EXAONE 4": ("Exaone4Config", GROUPED | WINDOW, {"OLMo 2", "EXAONE 4 without positions"}),
+    "Arcee": ("ArceeConfig", GROUPED, {"Arcee"}),
+    "Nemotron": ("NemotronConfig", GROUPED, {"Arcee"}),
+    "HunYuan": ("HunYuanDenseV1Config", HEADS_OF_32, {"HunYuan"}),
+    "HyperCLOVA X": ("HyperCLOVAXConfig", GROUPED | {"use_post_norm": True}, {"HyperCLOVA X"}),
+    "VaultGemma": ("VaultGemmaConfig", HEADS_OF_32 | WINDOW | SOFT, {"VaultGemma"}),
+    "Persimmon": ("PersimmonConfig", ODD | {"qk_layernorm": True}, {"Persimmon with norms"}),
+    "Persimmon without norms": ("PersimmonConfig", ODD | {"qk_layernorm": False}, {"Persimmon"}),
+    "GPT-BigCode": ("GPTBigCodeConfig", GPT, {"GPT-BigCode"}),
+    "GPT-BigCode with many keys": ("GPTBigCodeConfig", GPT | {"multi_query": False}, {"GPT-BigCode"}),
+    "CodeGen": ("CodeGenConfig", GPT | {"rotary_dim": 8, "n_head": 8}, {"CodeGen"}),
+    "BioGPT": ("BioGptConfig", ODD, {"OPT"}),
+    "XGLM": ("XGLMConfig", XGLM, {"XGLM"}),
+    "BLOOM": ("BloomConfig", BLOOM, {"BLOOM"}),
+    "MPT": ("MptConfig", MPT, {"MPT"}),
+    "Falcon": ("FalconConfig", FALCON, {"Falcon"}),
+    "Falcon with two norms": (
+        "FalconConfig",
+        FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2},
+        {"Falcon with two norms"},
+    ),
+    "Falcon with groups and one norm": (
+        "FalconConfig",
+        FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+        {"Falcon"},
+    ),
+    "Falcon with ALiBi": (
+        "FalconConfig",
+        FALCON | {"alibi": True, "parallel_attn": False, "multi_query": False, "bias": True},
+        {"Falcon in sequence"},
+    ),
     "Granite": ("GraniteConfig", GROUPED | GRANITE, {"Llama"}),
     "SmolLM3": ("SmolLM3Config", GROUPED | {"num_hidden_layers": 5}, {"Llama"}),
 }
@@ -138,17 +172,58 @@ def test_layers_are_fused_and_give_the_same_tokens(name):
     assert not [each for each in hfaccel.report(fast).outcomes if "not fused" in each.reason]
 
 
+def layers_in_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many layers each call of the kernels has, from now on."""
+    counts: list[int] = []
+    run = Call.run
+    monkeypatch.setattr(Call, "run", lambda self, *args: counts.append(len(args[1])) or run(self, *args))
+    return counts
+
+
+@pytest.mark.parametrize("name", ["Gemma 2", "Gemma 3", "EXAONE 4", "Cohere 2"])
+def test_layers_run_in_one_call_until_a_window_hides_something(name, monkeypatch):
+    model = make_decoder(name)
+    fast = hfaccel.optimize(model)
+    counts, caches = layers_in_calls(monkeypatch), [None, None]
+    layers, ids = model.config.num_hidden_layers, torch.tensor([[0, 3, 4], [5, 6, 7]])
+    for past in range(3, 12):
+        mask = torch.ones(2, past, dtype=torch.long)
+        mask[0, 0] = 0  # padding
+        with torch.inference_mode():
+            results = [
+                each(ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+                for each, cache in zip((model, fast), caches, strict=True)
+            ]
+        expected, got = (result.logits for result in results)
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+        assert (counts == [layers]) is (past <= WINDOW["sliding_window"]), past
+        counts.clear()
+        caches, ids = [result.past_key_values for result in results], expected[:, -1:].argmax(-1)
+    assert not hfaccel.report(fast).stock_calls
+
+
 def test_layers_run_together_as_far_as_they_are_given_the_same(monkeypatch):
     fast = hfaccel.optimize(make_decoder("Gemma 3"))
-    calls = []
-    run = Call.run
-    monkeypatch.setattr(Call, "run", lambda self, *args: calls.append(len(args[1])) or run(self, *args))
+    counts = layers_in_calls(monkeypatch)
     with torch.inference_mode():
         fast(**inputs())
-    assert calls == [5, 1, 1]  # every sixth layer has no window
+    assert counts == [5, 1, 1]  # every sixth layer has no window
 
 
-@pytest.mark.parametrize("name", ["Gemma 2", "GPT-NeoX", "GPT-2", "Cohere", "OLMo 2", "Granite"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Gemma 2",
+        "GPT-NeoX",
+        "GPT-2",
+        "Cohere",
+        "OLMo 2",
+        "Granite",
+        "BLOOM",
+        "Falcon with two norms",
+        "CodeGen",
+    ],
+)
 @pytest.mark.parametrize("precision", [{"dtype": torch.bfloat16}, {"quantization": "int8"}], ids=str)
 def test_other_precisions_are_close(name, precision):
     model = make_decoder(name)

@@ -14,17 +14,18 @@ from torch import nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import hfaccel
-from hfaccel.engine.kernels import GROUP, Activation, Kind, kernels
+from hfaccel.engine.kernels import Activation, Kind, kernels
 from hfaccel.engine.weights import groups
 from hfaccel.engine.weights.linear import linear
 from hfaccel.engine.weights.packed import PackedWeight, TransposedWeight
 from hfaccel.errors import UsageError
 from hfaccel.precision import QUANTIZED, Precision
 
-GROUPED = (Kind.INT8_WEIGHT_ONLY, Kind.INT4_WEIGHT_ONLY)
-BITS = {Kind.INT8_WEIGHT_ONLY: 8.5, Kind.INT4_WEIGHT_ONLY: 4.5}
-ROUNDED = {Kind.INT8_WEIGHT_ONLY: 0.004, Kind.INT4_WEIGHT_ONLY: 0.068}  # share of uniform weights' spread
-NORMAL = {Kind.INT8_WEIGHT_ONLY: 0.0055, Kind.INT4_WEIGHT_ONLY: 0.086}  # ... of normally distributed ones
+ASKED = (Kind.INT8_WEIGHT_ONLY, Kind.INT4_WEIGHT_ONLY)  # those that optimize() knows
+GROUPED = (*ASKED, Kind.INT8_GROUPS_OF_32, Kind.INT4_GROUPS_OF_32)
+BITS = dict(zip(GROUPED, (8.5, 4.5, 9, 5), strict=True))
+ROUNDED = {8: 0.004, 4: 0.068}  # share of uniform weights' spread
+NORMAL = {8: 0.0055, 4: 0.086}  # ... of normally distributed ones
 SMALL = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4, "num_hidden_layers": 2}
 
 pytestmark = needs_kernels
@@ -43,8 +44,8 @@ def llama(**more):
 def test_what_rounding_loses(kind):
     torch.manual_seed(0)
     even, normal = torch.rand(256, 1024) - 0.5, torch.randn(256, 1024)
-    assert relative(PackedWeight.pack(even, None, kind).unpack(), even) < ROUNDED[kind]
-    assert relative(PackedWeight.pack(normal, None, kind).unpack(), normal) < NORMAL[kind]
+    assert relative(PackedWeight.pack(even, None, kind).unpack(), even) < ROUNDED[kind.bits]
+    assert relative(PackedWeight.pack(normal, None, kind).unpack(), normal) < NORMAL[kind.bits]
 
 
 @pytest.mark.parametrize("kind", GROUPED)
@@ -56,7 +57,7 @@ def test_what_a_weight_takes_up(kind):
 @pytest.mark.parametrize("kind", GROUPED)
 def test_groups_of_one_value(kind):
     """Zeros stay zero, and a constant is as near as bfloat16 comes to it."""
-    values = torch.zeros(64, 3 * GROUP + 5)
+    values = torch.zeros(64, 3 * kind.group + 5)
     values[1], values[2], values[3, 70] = 0.3, -7e4, 1.0
     got = PackedWeight.pack(values, None, kind).unpack()
     torch.testing.assert_close(got[1:], values[1:], rtol=2**-8, atol=2**-8)
@@ -65,10 +66,14 @@ def test_groups_of_one_value(kind):
 
 @pytest.mark.parametrize("kind", GROUPED)
 def test_values_that_are_no_numbers(kind):
-    values = torch.randn(64, 2 * GROUP)
+    values = torch.randn(64, 2 * kind.group)
     values[3, 7] = torch.nan
     got = PackedWeight.pack(values, None, kind).unpack()
-    assert got[3, :GROUP].isnan().any() and got[3, GROUP:].isfinite().all() and got[4:].isfinite().all()
+    assert (
+        got[3, : kind.group].isnan().any()
+        and got[3, kind.group :].isfinite().all()
+        and got[4:].isfinite().all()
+    )
 
 
 @pytest.mark.parametrize("kind", GROUPED)
@@ -96,7 +101,7 @@ def test_a_product_of_any_shape(kind, shape, count, seed):
     dense, rows, bias = torch.randn(shape), torch.randn(count, shape[1]), torch.randn(shape[0])
     packed = PackedWeight.pack(dense, None, kind)
     values = packed.unpack()
-    assert relative(values, dense) < 3 * NORMAL[kind]
+    assert relative(values, dense) < 3 * NORMAL[kind.bits]
     wanted = nn.functional.gelu(nn.functional.linear(rows, values, bias))
     got = linear(rows, packed, bias, Activation.GELU)
     size = rows.norm(dim=1, keepdim=True) * values.norm(dim=1)
@@ -108,9 +113,9 @@ def test_a_product_of_any_shape(kind, shape, count, seed):
 @pytest.mark.parametrize("kind", GROUPED)
 def test_an_outlier_costs_its_own_group_alone(kind):
     torch.manual_seed(0)
-    packed = PackedWeight.pack(torch.randn(64, 4 * GROUP), None, kind)
-    rows = torch.randn(3, 4 * GROUP)
-    rows[:, :GROUP] = 0
+    packed = PackedWeight.pack(torch.randn(64, 4 * kind.group), None, kind)
+    rows = torch.randn(3, 4 * kind.group)
+    rows[:, : kind.group] = 0
     spiked = rows.clone()
     spiked[:, 3] = 127.0 * 64  # whole steps: without any rounding
     added = linear(spiked, packed, None) - linear(rows, packed, None)
@@ -138,7 +143,7 @@ def test_copies_are_equal(kind, dtype, cls):
         assert copied.memory.equal(weight.memory)
 
 
-@pytest.mark.parametrize("kind", GROUPED)
+@pytest.mark.parametrize("kind", ASKED)
 def test_training_and_back(kind):
     fast = hfaccel.optimize(llama(), quantization=kind.label)
     layer = fast.model.layers[0].mlp.up_proj

@@ -8,6 +8,7 @@ from torch import nn
 from transformers.models.cohere.modeling_cohere import CohereLayerNorm
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.nemotron.modeling_nemotron import NemotronLayerNorm1P
 from transformers.models.olmo.modeling_olmo import OlmoLayerNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
@@ -21,6 +22,7 @@ KINDS = [
     (GemmaRMSNorm(8), NormKind.RMS_ABOVE_ONE),
     (CohereLayerNorm(8), NormKind.LAYER),
     (OlmoLayerNorm(8), NormKind.LAYER),
+    (NemotronLayerNorm1P(8), NormKind.LAYER_ABOVE_ONE),
     (nn.Linear(8, 8), None),
     (nn.Embedding(8, 8), None),
     (nn.Dropout(), None),

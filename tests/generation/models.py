@@ -177,6 +177,9 @@ ENCODER_DECODER: dict[str, tuple[str, dict[str, Any]]] = {
     "ViT and GPT-2": ("VisionEncoderDecoderModel", {}),
 }
 NAMES = [*CAUSAL, *ENCODER_DECODER]
+# Their decoders' layers run in the kernels.
+CROSSING = ["T5", "T5, gated", "T5, tied", "mT5", "UMT5", "BART", "BART, tied", "mBART", "Marian", "Pegasus"]
+CROSSING += ["M2M100", "BlenderbotSmall", "Whisper"]
 
 # What rarer arguments and caches are tried on: plain, with a window, both, without rotary positions, with
 # experts and sinks; and with an encoder.

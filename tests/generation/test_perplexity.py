@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -46,6 +48,39 @@ def perplexity(model, rows):
 
 def test_the_model_has_learned(trained, texts):
     assert perplexity(trained, texts[1]) < 12  # 256 before
+
+
+def with_uneven_inputs(model):
+    """The same function: what norms give is larger in some channels, and the weights that read them are
+    smaller there, as in models with outliers."""
+    model = copy.deepcopy(model)
+    factors = torch.ones(SIZES["hidden_size"])
+    factors[::16] = 8.0
+    with torch.no_grad():
+        for layer in model.model.layers:
+            attention, ffn = layer.self_attn, layer.mlp
+            for norm, readers in (
+                (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
+                (layer.post_attention_layernorm, (ffn.gate_proj, ffn.up_proj)),
+            ):
+                norm.weight *= factors
+                for reader in readers:
+                    reader.weight /= factors
+    return model
+
+
+@pytest.mark.parametrize(("change", "part"), [(copy.copy, 1.5), (with_uneven_inputs, 0.7)])
+def test_what_a_sample_does_for_int4(trained, texts, change, part):
+    """Where inputs are alike it does little; where some are larger, their weights are rounded with care."""
+    model, sample = change(trained), {"input_ids": texts[0][:32]}
+    wanted = perplexity(model, texts[1])
+    without, sampled = (
+        perplexity(
+            hfaccel.optimize(model, quantization="int4-weight-only", backend="torch", sample=given), texts[1]
+        )
+        for given in (None, sample)
+    )
+    assert sampled - wanted < part * (without - wanted)
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,27 @@ import copy
 import pytest
 import torch
 from conftest import needs_kernels
-from models import CAUSAL, DECODERS, MARGIN, NAMES, NEW, NO_END, VARIED, optimized, prompt, stock
+from models import (
+    CAUSAL,
+    CROSSING,
+    DECODERS,
+    MARGIN,
+    NAMES,
+    NEW,
+    NO_END,
+    VARIED,
+    optimized,
+    prompt,
+    stock,
+)
 from same import assert_both, assert_equal, assert_same, generate
 from transformers import LogitsProcessor
 
 import hfaccel
+from hfaccel.engine.layers.call import Call
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DETAILS = dict(return_dict_in_generate=True, output_logits=True, output_scores=True)
-# Their linear layers are of a class with a forward of its own.
-NOT_PACKED = ("Falcon", "Falcon, new", "Falcon, alibi")
 
 
 class Noise(LogitsProcessor):
@@ -46,10 +57,31 @@ def test_tokens_stand_far_apart(name):
 
 
 @needs_kernels
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in NOT_PACKED])
+@pytest.mark.parametrize("name", NAMES)
 def test_something_is_optimized(name):
     report = hfaccel.report(optimized(name))
     assert any(outcome.applied for outcome in report.outcomes)
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", CROSSING)
+def test_decoder_layers_run_in_the_kernels(name, monkeypatch):
+    """Both in one call for each step, except UMT5's, which have a bias each."""
+    model, steps = optimized(name), []
+    before = dict(hfaccel.report(model).stock_calls)
+    call_kernels = Call.call_kernels
+
+    def note(call, layers, *args):
+        if call.follows:
+            steps.append((len(layers), len(args)))
+        call_kernels(call, layers, *args)
+
+    monkeypatch.setattr(Call, "call_kernels", note)
+    generate(model, name, num_beams=2, max_new_tokens=3, eos_token_id=NO_END)
+    assert dict(hfaccel.report(model).stock_calls) == before
+    assert {layers for layers, _ in steps} == {1 if name == "UMT5" else 2}
+    assert {given for _, given in steps} == {6}  # rows, output, past, its caches, the encoder's, their caches
+    assert len(steps) == (6 if name == "UMT5" else 3)
 
 
 @pytest.mark.parametrize("name", NAMES)

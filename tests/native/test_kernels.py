@@ -196,7 +196,7 @@ def test_what_is_no_norm_is_refused(norm):
     "changes",
     [
         *({"head_size": value} for value in (0, -1, 1 << 62, 1 << 70, "1", None, 16.0)),
-        *({"activation": value} for value in (-1, 8, 99, "gelu")),
+        *({"activation": value} for value in (-1, 9, 99, "gelu")),
         *({"attention_kind": value} for value in (-1, 2, 3)),
         *({"norms": value} for value in (None, (), (NORM,), (NORM, PARTS[0]), (NORM,) * 3)),
         *({"attention": value} for value in (None, (), LAYER["attention"][1:], (None,) * 4)),
@@ -296,6 +296,70 @@ def test_a_run_with_bad_arguments_is_refused(changes):
 
 
 NONE = int32(0, 0)
+ENCODED = torch.randn(2, 2, HEADS, 3, WIDTH // HEADS)  # three tokens of each of two texts
+
+
+def crossing_layer(**changes):
+    """One that attends to an encoder, too."""
+    names = ["query", "output", "norm"]
+    parts = {**dict(zip(names, (PARTS[0], PARTS[3], NORM), strict=True)), **changes}
+    more = ((None,) * 4, False, False, False, False, 0.0, changes.pop("added", 1.0))
+    own = {name: value for name, value in changes.items() if name in LAYER}
+    return _kernels.Layer(*{**LAYER, **own}.values(), *more, tuple(parts[name] for name in names))
+
+
+def encoded(**changes):
+    strides = dict(zip(("batch", "head", "token"), ENCODED.stride()[1:4], strict=True))
+    return past(**{"length": 3, **strides, **changes})
+
+
+def cross(**changes):
+    """A call of such a layer."""
+    places = ENCODED[0].data_ptr(), ENCODED[1].data_ptr()
+    given = {"layers": (crossing_layer(),), "past": past(), "caches": CACHES}
+    return run(**{**given, "encoded": encoded(), "of_encoder": places, **changes})
+
+
+def test_an_encoder_is_seen():
+    cross()
+    before = OUT.clone()
+    ENCODED[:, 0] *= 2
+    cross()
+    assert not torch.allclose(OUT[:4], before[:4]) and OUT[4:].equal(before[4:])
+    hidden = int32(0, 3, 2, 3)
+    cross(encoded=encoded(seen=hidden.data_ptr()))
+    once = OUT.clone()
+    ENCODED[:, 1, :, :2] = 9
+    cross(encoded=encoded(seen=hidden.data_ptr()))
+    assert OUT.equal(once)
+
+
+BEYOND, NOTHING = int32(0, 3, 1, 4), int32(0, 3, 2, 2)  # the first token that is seen, and one behind those
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layers": (layer(),)},  # without weights for it
+        {"encoded": 1},
+        {"encoded": encoded(columns=3)},
+        {"encoded": encoded(length=0)},
+        {"encoded": encoded(seen=BEYOND.data_ptr())},
+        {"encoded": encoded(seen=NOTHING.data_ptr())},
+        *({"of_encoder": value} for value in ((), CACHES[:1], (0, CACHES[1]), ("1", 1))),
+    ],
+)
+def test_an_encoder_that_does_not_fit_is_refused(changes):
+    with pytest.raises(REFUSED):
+        cross(**changes)
+
+
+@pytest.mark.parametrize("changes", [{"query": PARTS[4]}, {"output": PARTS[6]}, {"added": 0.5}])
+def test_weights_that_do_not_fit_an_encoder_are_refused(changes):
+    with pytest.raises(REFUSED):
+        crossing_layer(**changes)
+
+
 LATE, BEFORE = int32(0, 9, 3, 9), int32(-1, 9, 0, 9)  # the first token that is seen, and one behind those
 EMPTY = int32(0, 0, 0, 9)
 
@@ -305,6 +369,7 @@ EMPTY = int32(0, 0, 0, 9)
     [
         {"rotary": rotary(size=WIDTH // HEADS + 2)},
         {"rotary": rotary(size=3)},
+        *({"rotary": each} for each in ((), (None, None), (1,), (rotary(size=3),))),
         {"past": 1},
         *({"caches": value} for value in ((), CACHES[:1], CACHES * 2, (0, CACHES[1]), ("1", 1), [*CACHES])),
         {"past": past(columns=3)},  # a sequence has four rows
@@ -336,7 +401,7 @@ def test_tokens_are_added_to_a_cache_and_see_those_before():
         *({name: -1} for name in ("rows", "activation")),
         *({name: 0} for name in ("input", "output")),
         *({name: value} for name in LINEAR for value in ("1", 0.5, None)),
-        {"activation": 8},
+        {"activation": 9},
     ],
 )
 def test_a_linear_layer_with_bad_arguments_is_refused(changes):
@@ -485,6 +550,7 @@ LEAK_TESTS = {
     "Relative": relative,
     "Past": past,
     "run_layers after others": lambda: follow(threads=1),
+    "run_layers beside an encoder": lambda: cross(threads=1),
     "caches that are refused": lambda: refused(follow, caches=(1,)),
     "Embedding": embedding,
     "run_layers": lambda: run(threads=1),

@@ -72,7 +72,8 @@ def norms_before(
             if family.norm_first:
                 yield module, family, attention_norm, output_norm
             else:
-                yield module, family, before, attention_norm
+                of_cross = attrgetter(family.cross_norm)(module) if family.cross_norm else None
+                yield module, family, before, of_cross or attention_norm
             before = output_norm
         elif isinstance(module, nn.LayerNorm):
             before = module

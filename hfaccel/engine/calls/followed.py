@@ -70,6 +70,35 @@ def _visible(mask: torch.Tensor, batch: int, columns: int, total: int, places: i
     return visible[..., :total]
 
 
+def read_spans(mask: torch.Tensor, batch: int, columns: int, length: int) -> torch.Tensor | str | None:
+    """(batch, 2) of int32: the first token of each text that all rows see, and the first behind those; None:
+    all are. Or why `mask` says more than that.
+
+    `mask`: (batch or 1, 1, columns or 1, length), True or 0 where a token is seen."""
+    shape = tuple(mask.shape)
+    if (
+        len(shape) != 4
+        or shape[0] not in (1, batch)
+        or shape[1:] not in {(1, columns, length), (1, 1, length)}
+    ):
+        return f"the encoder's attention mask has the shape {shape}"
+    visible = mask[:, 0]
+    if mask.dtype is not torch.bool:
+        visible = visible == 0
+        if not bool((visible | (mask[:, 0] <= HIDDEN)).all()):
+            return "the encoder's attention mask adds to the scores"
+    if bool(visible.all()):
+        return None
+    first = visible[:, 0]
+    if not bool(first.any(1).all()):
+        return "a text of the encoder is all padding"
+    begins, ends = first.int().argmax(1), length - first.flip(1).int().argmax(1)
+    if not bool((visible == first[:, None]).all()) or not torch.equal(ends - begins, first.sum(1)):
+        return "the encoder's attention mask hides more than padding around the texts"
+    with torch.inference_mode(False):
+        return torch.stack([begins.expand(batch), ends.expand(batch)], 1).int()
+
+
 @lru_cache(maxsize=64)
 def _all_seen(batch: int, columns: int) -> Followed:
     """Each token sees itself and all before it."""

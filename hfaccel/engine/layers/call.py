@@ -35,7 +35,10 @@ def hides_later(length: int) -> torch.Tensor:
 
 
 def _native_bias(bias: torch.Tensor) -> NativeBias:
-    return kernels().Bias(bias.data_ptr(), 0 if len(bias) == 1 else bias.stride(0), bias.stride(1))
+    batched = bias if bias.dim() == 4 else bias[None]
+    alike = zip(batched.shape, batched.stride(), strict=True)
+    batch, head, query, _ = (0 if size == 1 else stride for size, stride in alike)
+    return kernels().Bias(bias.data_ptr(), head, query, batch)
 
 
 def _native_rotary(cosines: torch.Tensor, sines: torch.Tensor) -> NativeRotary:
@@ -61,7 +64,8 @@ class Call:
     def __init__(self, layer: NativeLayer) -> None:
         self.layer = layer
         self.sequences: Sequences
-        self.bias: torch.Tensor | None = None  # (heads or 1, length, length), float32
+        # Float32: (heads or 1, length, length); where tokens follow others, (batch or 1, heads, 1, keys)
+        self.bias: torch.Tensor | None = None
         self.causal = False  # is_causal was passed
         self.cosines: torch.Tensor | None = None
         self.sines: torch.Tensor | None = None
@@ -172,10 +176,19 @@ class Call:
             output.data_ptr(),
             self.sequences.native,
             None if self.bias is None else _native_bias(self.bias),
-            None if self.cosines is None or self.sines is None else _native_rotary(self.cosines, self.sines),
+            self.rotary(),
             self.relative,
             *past,
         )
+
+    def own_rotary(self) -> NativeRotary | None:
+        if self.cosines is None or self.sines is None:
+            return None
+        return _native_rotary(self.cosines, self.sines)
+
+    def rotary(self) -> NativeRotary | tuple[NativeRotary | None, ...] | None:
+        """Of all layers, or of each."""
+        return self.own_rotary()
 
     # For the trial of a layer
 

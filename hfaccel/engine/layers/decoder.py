@@ -14,12 +14,12 @@ from hfaccel.engine.kernels import kernels
 from hfaccel.engine.layers.caches import cache_problem, make_rooms, places_in, together_problem, tokens_in
 from hfaccel.engine.layers.call import HIDDEN, Call, Mask, Sample, attentions_problem
 from hfaccel.engine.layers.native_layer import NativeLayer
-from hfaccel.engine.layers.parts import Parts, head_size, key_width, window
+from hfaccel.engine.layers.parts import Parts, copies, head_size, key_heads, window
 from hfaccel.engine.layers.rooms import Rooms, new_cache
 from hfaccel.engine.layers.slots import Keys, Slots
 from hfaccel.engine.layers.static_rooms import StaticRooms
 from hfaccel.engine.replacements import Arguments, Keywords
-from hfaccel.native import NativePast
+from hfaccel.native import NativePast, NativeRotary
 
 CACHE = "past_key_values"
 # Arguments that a layer hands on to attention, which leaves them unused. generate() passes its tokenizer.
@@ -38,11 +38,13 @@ class Filled:
     def make(self, layer: nn.Module, parts: Parts, batch: int) -> Any:
         attention = layer.get_submodule(parts.attention)
         size = head_size(attention) or 1
-        shape = batch, key_width(parts, layer) // size, self.tokens, size
+        shape = batch, key_heads(parts, layer), self.tokens, size
         generator = torch.Generator().manual_seed(0)
         cache = new_cache()
         if self.tokens:
-            cache.update(*(torch.randn(shape, generator=generator) for _ in range(2)), attention.layer_idx)
+            keys_values = (torch.randn(shape, generator=generator) for _ in range(2))
+            repeated = (each.repeat_interleave(copies(parts, layer), 1) for each in keys_values)
+            cache.update(*repeated, attention.layer_idx)
         return cache
 
 
@@ -50,7 +52,7 @@ class DecoderCall(Call):
     """Of a layer that takes hidden states, a causal mask, perhaps a cache and rotary positions, and gives
     hidden states."""
 
-    __slots__ = ("cache", "followed", "past", "places", "slots")
+    __slots__ = ("cache", "followed", "past", "places", "slots", "turns")
     unpads: ClassVar[bool] = False  # unless asked for: losses are computed from rows of padding too
     follows: ClassVar[bool] = True
     cache_name: ClassVar[str] = CACHE  # of the argument
@@ -64,6 +66,7 @@ class DecoderCall(Call):
         self.past = 0  # tokens in the cache
         self.places = 0  # of the cache that a mask has; 0: as many as there are tokens
         self.followed: Followed
+        self.turns: Sequence[DecoderCall] = ()  # of each layer, the call that has its rotary positions
 
     def read(self, hidden: torch.Tensor, args: Arguments, kwargs: Keywords, unpad: bool) -> str:
         if len(args) > len(self.ordered):
@@ -104,6 +107,19 @@ class DecoderCall(Call):
         self.followed, self.sequences = found, found.sequences
         return ""
 
+    def let_padding_see_all(self, unpad: bool) -> str:
+        """Where a mask is added to scores, those of padding are all the lowest number."""
+        if unpad or not self.followed.has_padding(self.past):
+            return ""
+        if self.past:
+            return "padding follows other tokens"
+        self.sequences = replace(self.sequences, padding_sees_all=True)
+        return ""
+
+    def rotary(self) -> NativeRotary | tuple[NativeRotary | None, ...] | None:
+        found = {id(call): call.own_rotary() for call in self.turns}
+        return tuple(found[id(call)] for call in self.turns) if found else super().rotary()
+
     def give(self, result: torch.Tensor) -> object:
         return (result, None) if self.gives_pair else result
 
@@ -117,8 +133,12 @@ class DecoderCall(Call):
             output.zero_()
             rooms.clear()
         past = self._past(rooms, rows.shape[1])
-        self.call_kernels(layers, rows, output, past, rooms.addresses())
+        self.call_kernels(layers, rows, output, past, rooms.addresses(), *self.beside(layers, rows.shape[1]))
         rooms.keep()
+
+    def beside(self, layers: Sequence[NativeLayer], columns: int) -> tuple[Any, ...]:
+        """What the kernels need besides the past, for this number of columns."""
+        return ()
 
     def together_problem(self, layers: Sequence[NativeLayer]) -> str:
         if self.cache is None:
@@ -180,10 +200,27 @@ class DecoderCall(Call):
     def unread(padding: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(padding)
 
+    @staticmethod
+    def of_model(layer: nn.Module, parts: Parts, hidden: torch.Tensor) -> Keywords:
+        """What the model is given besides hidden states in the trial of all its layers."""
+        return {}
+
+    @staticmethod
+    def handed_on(result: object, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
+        """The arguments of the layer after one that was given these, from its result."""
+        return args, kwargs
+
 
 def _keys_of(layer: NativeLayer) -> Keys:
     size = head_size(layer.attention) or 1
-    return Keys(layer.key_width // size, size, layer.cache_type)
+    return Keys(layer.cached_heads, size, layer.cache_type)
+
+
+def additive(masks: list[Mask]) -> list[Mask]:
+    """Masks (batch, 1, length, length) that are added to scores, for those of a DecoderCall's sample."""
+    assert masks[-1] is not None
+    causal = torch.ones_like(masks[-1]).tril()
+    return [torch.where(causal if mask is None else mask, 0.0, HIDDEN) for mask in masks]
 
 
 class EagerDecoderCall(DecoderCall):
@@ -202,16 +239,15 @@ class EagerDecoderCall(DecoderCall):
             return "no attention mask was passed that is added to the scores"
         if problem := super().see(hidden, mask, unpad):
             return problem
-        if not unpad and self.followed.has_padding(self.past):  # whose scores are all the lowest number
-            if self.past:
-                return "padding follows other tokens"
-            self.sequences = replace(self.sequences, padding_sees_all=True)
-        return ""
+        return self.let_padding_see_all(unpad)
+
+    @staticmethod
+    def sample(layer: nn.Module, parts: Parts, padding: torch.Tensor, generator: torch.Generator) -> Sample:
+        masks, arguments = DecoderCall.sample(layer, parts, padding, generator)
+        return additive(masks), arguments
 
     @classmethod
     def variants(cls, layer: nn.Module, parts: Parts, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:
-        hides = masks[-1]
-        assert hides is not None
-        causal = torch.ones_like(hides).tril()
         for mask, more in super().variants(layer, parts, masks):
-            yield torch.where(causal if mask is None else mask, 0.0, HIDDEN), more
+            assert mask is not None
+            yield mask if mask.is_floating_point() else torch.where(mask, 0.0, HIDDEN), more

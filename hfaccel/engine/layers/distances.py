@@ -8,6 +8,7 @@ short text. So they are projected once, and again when an embedding or a weight 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch import nn
 from hfaccel.engine.kernels import Kind, kernels, panel
 from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.native import NativeRelative
+
+LEAST_REACH = 128  # tokens
 
 
 def bucket_index(relative: torch.Tensor, length: int, span: int) -> torch.Tensor | str:
@@ -118,3 +121,33 @@ def _panels(rows: torch.Tensor, head_size: int, kind: Kind) -> torch.Tensor:
     heads = nn.functional.pad(heads, (0, 0, 0, -len(rows) % panel())).contiguous()
     words = heads.view(torch.int32)
     return words.view(len(words), -1, panel(), words.shape[-1]).transpose(2, 3).contiguous()
+
+
+@dataclass(frozen=True, eq=False)
+class BiasRow:
+    """Of a decoder whose scores get a bias for their distance: (heads, reach), from the farthest key to the
+    query itself. It was computed from the parameter of `stamp`."""
+
+    row: torch.Tensor
+    stamp: Stamp
+
+    @property
+    def reach(self) -> int:
+        return self.row.shape[1]
+
+    def bias(self, columns: int, total: int) -> torch.Tensor:
+        """(heads, columns, total) for the last queries of `total` tokens. A key behind a query counts as the
+        query itself: nobody sees that key."""
+        if columns == 1:
+            return self.row[:, None, self.reach - total :]
+        behind = self.row[:, -1:].expand(-1, columns - 1)
+        whole = torch.cat([self.row[:, self.reach - total :], behind], 1)
+        return whole.unfold(1, total, 1).flip(1).contiguous()
+
+
+def made_row(compute_bias: Callable[..., torch.Tensor], parameter: torch.Tensor, total: int) -> BiasRow:
+    """For texts of `total` tokens, and of some more. `compute_bias`: the attention's own."""
+    reach = max(2 * total, LEAST_REACH)
+    with torch.inference_mode(False), torch.no_grad():
+        row = compute_bias(1, reach, past_seen_tokens=reach - 1)[0, :, 0]
+        return BiasRow(row.float().contiguous(), Stamp.of(parameter))

@@ -15,19 +15,21 @@ from hfaccel.engine.calls.guards import GLOBAL_HOOKS, has_foreign
 from hfaccel.engine.calls.settings import Setting, setting_problem
 from hfaccel.engine.calls.snapshot import Held, Place, Snapshot, Table, place
 from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, kernels, multiplies
-from hfaccel.engine.layers.distances import Buckets
+from hfaccel.engine.layers.distances import BiasRow, Buckets
 from hfaccel.engine.layers.mixtures import mixture_memories, mixture_vectors, native_mixture
 from hfaccel.engine.layers.parts import (
     Parts,
     added_factor,
+    copies,
     head_size,
     is_rotated,
-    key_width,
+    key_heads,
+    layout,
     norms_are_wide,
+    query_heads,
     scale,
     softcap,
     split_gate_up,
-    split_qkv,
     window,
 )
 from hfaccel.engine.layers.seen import Seen
@@ -67,6 +69,8 @@ class NativeLayer:
             hooks for _, _, child in self.links for hooks in (child._forward_hooks, child._forward_pre_hooks)
         ]
         self.linears = parts.linears(layer)
+        of_encoder = (parts.cross_key, parts.cross_value)  # what multiplies an encoder's states
+        self.of_encoder = [attrgetter(path)(layer) for path in of_encoder if path]
         # A part may have been wrapped since (by peft, for one): then it has no packed weight.
         weights = [linear._parameters.get("weight") for linear in self.linears]
         self.memories = [getattr(weight, "memory", None) for weight in weights]
@@ -83,6 +87,7 @@ class NativeLayer:
         self.epsilons = [(norm, epsilon(norm)) for norm in parts.norms(layer)]
         self.snapshot: Snapshot | None = None  # of the last time that nothing kept the kernels from running
         self.buckets: Buckets | None = None  # of the last call, where distances have scores
+        self.bias_row: BiasRow | None = None  # the same, where a decoder's distances have biases
         self.kept: dict[int, torch.Tensor] = {}
         self.kept_weights: dict[int, PackedWeight] = {}  # by the id of what it was rounded from
         self.attention_kind = Kind.FLOAT32
@@ -96,7 +101,8 @@ class NativeLayer:
 
     def _native(self, layer: nn.Module, parts: Parts) -> object:
         self.attention_kind = attention_kind(self._packed(self.linears[0]).kind)
-        self.key_width = key_width(parts, layer)
+        self.query_heads = query_heads(parts, layer)
+        self.cached_heads = key_heads(parts, layer) * copies(parts, layer)
 
         def norm(path: str) -> NativeNorm | None:
             return native_norm(attrgetter(path)(layer), self._float32) if path else None
@@ -118,14 +124,27 @@ class NativeLayer:
             parts.unrotated or not is_rotated(self.attention),
             softcap(self.attention),
             added_factor(layer),
+            layout(parts, layer),
+            parts.norms_rotated,
+            self._cross(layer),
             *((native_mixture(parts, layer),) if parts.experts else ()),
         )
+
+    def _cross(self, layer: nn.Module) -> tuple[NativeMatrix | None, NativeMatrix | None, NativeNorm | None]:
+        """What attention over an encoder's states needs besides their keys and values."""
+        parts = self.parts
+        if not parts.cross_attention:
+            return None, None, None
+        norm = native_norm(attrgetter(parts.cross_norm)(layer), self._float32)
+        return self._part(layer, parts.cross_query), self._part(layer, parts.cross_output), norm
 
     @property
     def cache_type(self) -> torch.dtype:
         """In which numbers keys and values are kept."""
-        if self.keeps_bytes:
-            return torch.int8
+        return torch.int8 if self.keeps_bytes else self.attention_type
+
+    @property
+    def attention_type(self) -> torch.dtype:
         return torch.bfloat16 if self.attention_kind is Kind.BFLOAT16 else torch.float32
 
     def _packed(self, linear: nn.Linear) -> PackedWeight:
@@ -144,11 +163,8 @@ class NativeLayer:
     ) -> tuple[NativeMatrix, NativeMatrix | None, NativeMatrix | None]:
         """Of query, key and value; of query alone where that multiplies for all three."""
         parts = self.parts
-        if parts.by_head:
-            return self._part(layer, parts.qkv), None, None
         if parts.qkv:
-            query, key, value = (self._matrix(*piece) for piece in split_qkv(parts, layer))
-            return query, key, value
+            return self._part(layer, parts.qkv), None, None
         return self._part(layer, parts.query), self._part(layer, parts.key), self._part(layer, parts.value)
 
     def _feed_forward(

@@ -36,12 +36,21 @@ class Parts:
     gate_up: str = ""
     experts: str = ""  # a mixture in the place of activation, up and down
     router: str = ""  # and what chooses them
-    query_norm: str = ""  # over each head, before rotary positions
+    query_norm: str = ""  # over each head
     key_norm: str = ""
     attention_end: str = ""  # norms of what attention and feed-forward add to the residual stream
     output_end: str = ""
+    cross_attention: str = ""  # over an encoder's states, between self-attention and feed-forward
+    cross_query: str = ""
+    cross_key: str = ""
+    cross_value: str = ""
+    cross_output: str = ""
+    cross_norm: str = ""  # its place is that of the other norms
     norm_first: bool = False
-    by_head: bool = False  # qkv gives the query, key and value of a head, then those of the next
+    by_head: bool = False  # qkv gives key, value and their queries, queries first, then those of the next key
+    groups: int = 1  # qkv gives queries, keys and values of the first part of the heads, then of the next
+    values_first: bool = False  # of these, values come before keys
+    norms_rotated: bool = False  # query_norm and key_norm come after rotary positions
     pairs: bool = False  # rotary positions turn numbers 2i and 2i + 1 together
     parallel: bool = False  # the feed-forward takes the layer's input, as attention does
     rotary: bool = False  # the forward takes position_embeddings
@@ -51,8 +60,17 @@ class Parts:
     @property
     def projections(self) -> tuple[str, ...]:
         """Paths of the linear layers, in the order that their weights get in memory."""
-        down = (self.down,) if self.down else ()
-        return (*self.attention_inputs, self.attention_output, *self.wide_inputs, *down)
+        return (
+            *self.attention_inputs,
+            self.attention_output,
+            *self.cross_projections,
+            *self.wide_inputs,
+            *filter(None, (self.down,)),
+        )
+
+    @property
+    def cross_projections(self) -> tuple[str, ...]:
+        return tuple(filter(None, (self.cross_query, self.cross_key, self.cross_value, self.cross_output)))
 
     @property
     def attention_inputs(self) -> tuple[str, ...]:
@@ -66,8 +84,8 @@ class Parts:
 
     def missing(self, layer: nn.Module) -> Iterator[str]:
         """The paths at which this layer has no part."""
-        others = filter(None, (self.activation, self.experts, self.router))
-        paths = (*self.projections, self.attention, *self.norm_paths, *others)
+        modules = (self.attention, self.cross_attention, self.activation, self.experts, self.router)
+        paths = filter(None, (*self.projections, *self.norm_paths, *modules))
         return (path for path in paths if not _leads_somewhere(layer, path))
 
     def linears(self, layer: nn.Module) -> list[nn.Linear]:
@@ -76,7 +94,7 @@ class Parts:
     @property
     def norm_paths(self) -> tuple[str, ...]:
         more = (self.query_norm, self.key_norm, self.attention_end, self.output_end)
-        return tuple(filter(None, (self.attention_norm, self.output_norm, *more)))
+        return tuple(filter(None, (self.attention_norm, self.cross_norm, self.output_norm, *more)))
 
     def norms(self, layer: nn.Module) -> list[nn.Module]:
         return [attrgetter(path)(layer) for path in self.norm_paths]
@@ -144,7 +162,7 @@ def head_size(attention: nn.Module) -> int | None:
 
 def scale(attention: nn.Module) -> float:
     """The factor of scores before softmax."""
-    for name in ("scaling", "scale"):
+    for name in ("scaling", "scale", "softmax_scale", "inv_norm_factor"):
         value = getattr(attention, name, None)
         if isinstance(value, int | float):
             return float(value)
@@ -170,22 +188,29 @@ def split(linear: nn.Linear, *rows: int) -> list[tuple[nn.Linear, slice]]:
     return [(linear, slice(*piece)) for piece in pairwise(ends)]
 
 
-def split_qkv(parts: Parts, layer: nn.Module) -> list[tuple[nn.Linear, slice]]:
-    """The joint projection's rows for queries, keys and values. Keys and values may have fewer heads."""
-    joint: nn.Linear = attrgetter(parts.qkv)(layer)
-    queries = inputs_of(attrgetter(parts.attention_output)(layer))
-    keys = (outputs_of(joint) - queries) // 2
-    return split(joint, queries, keys, keys)
+def query_heads(parts: Parts, layer: nn.Module) -> int:
+    size = head_size(attrgetter(parts.attention)(layer)) or 1
+    return inputs_of(attrgetter(parts.attention_output)(layer)) // size
 
 
-def key_width(parts: Parts, layer: nn.Module) -> int:
-    """Numbers of a token's keys, and of its values."""
+def key_heads(parts: Parts, layer: nn.Module) -> int:
+    """How many heads of keys, and of values, the layer computes."""
+    size = head_size(attrgetter(parts.attention)(layer)) or 1
     if not parts.qkv:
-        return outputs_of(attrgetter(parts.key)(layer))
-    if parts.by_head:
-        return inputs_of(attrgetter(parts.attention_output)(layer))
-    rows = split_qkv(parts, layer)[1][1]
-    return int(rows.stop - rows.start)
+        return outputs_of(attrgetter(parts.key)(layer)) // size
+    return (outputs_of(attrgetter(parts.qkv)(layer)) // size - query_heads(parts, layer)) // 2
+
+
+def copies(parts: Parts, layer: nn.Module) -> int:
+    """How often the layer puts each head of keys into its cache: Falcon's, once for each query."""
+    repeats = getattr(attrgetter(parts.attention)(layer), "new_decoder_architecture", False)
+    return query_heads(parts, layer) // key_heads(parts, layer) if repeats else 1
+
+
+def layout(parts: Parts, layer: nn.Module) -> tuple[int, bool, int]:
+    """How heads lie in the row of a joint projection, and how often in the cache (native/kernels/layer.h)."""
+    groups = key_heads(parts, layer) if parts.by_head else parts.groups
+    return groups, parts.values_first, copies(parts, layer)
 
 
 def split_gate_up(parts: Parts, layer: nn.Module) -> list[tuple[nn.Linear, slice]]:

@@ -1,9 +1,8 @@
 """Room for the keys and values of decoder layers, in which they grow without being copied.
 
 transformers appends to a cache by torch.cat, which copies all of it for each token and layer. Here the layers
-of a cache are given views of larger memory, and the next tokens are written behind them. A view is never
-written to: what a program holds of a cache stays as it is. Whoever changes a cache (by reordering, cropping
-or appending) puts other tensors there; the next call copies these into new room.
+of a cache lie in larger memory, and the next tokens are written behind them. Whoever changes a cache (by
+cropping, repeating or appending) puts other tensors there; the next call copies these into new room.
 """
 
 from __future__ import annotations
@@ -14,50 +13,11 @@ from typing import Any
 import torch
 
 from hfaccel.engine.kernels import NUMBERS
-from hfaccel.engine.layers.cache_in_bytes import held, hold, narrowed, row_size, stock_class, widened
-from hfaccel.replacement import PREFIX
+from hfaccel.engine.layers.cache_in_bytes import narrowed, row_size, widened
+from hfaccel.engine.layers.roomed import Memory, Place, enter, held, place_of, stock_class, tokens_of
 from hfaccel.upstream.of_transformers import cache_classes
 
-SHOWN = PREFIX + "shown"  # attribute of a cache's layer: what it shows of which memory
 LEAST = 64  # tokens
-
-
-class Memory:
-    """(layers, 2, batch, heads, tokens, head size): keys and values. In bytes, a factor is behind the numbers
-    of a head. `ends`: how many tokens of each layer are written."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
-        self.ends = [0] * len(tensor)
-        self.address = tensor.data_ptr()
-        self.bytes = [stride * tensor.element_size() for stride in tensor.stride()]
-
-
-class Shown:
-    """Which tokens of a memory a cache's layer shows, and the views that it was given."""
-
-    __slots__ = ("begin", "end", "keys", "memory", "number", "values")
-
-    def __init__(
-        self, memory: Memory, number: int, begin: int, end: int, keys: torch.Tensor, values: torch.Tensor
-    ) -> None:
-        self.memory, self.number, self.begin, self.end = memory, number, begin, end
-        self.keys, self.values = keys, values
-
-    def is_last(self, layer: Any) -> bool:
-        """Whether the layer still shows this, and nothing was written behind it."""
-        keys, values = held(layer)
-        return keys is self.keys and values is self.values and self.memory.ends[self.number] == self.end
-
-    def __deepcopy__(self, memo: object) -> None:
-        """A copied cache has tensors of its own, which are given room when it grows."""
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _nothing, ()
-
-
-def _nothing() -> None:
-    return None
 
 
 class Rooms:
@@ -97,17 +57,17 @@ class Rooms:
         self.memory.tensor[layers, :, :, :, self.end : self.end + self.columns] = 0
 
     def keep(self) -> None:
-        """Show the tokens of the call in the cache."""
-        end, window = self.end + self.columns, _window(self.layers[0])
-        begin = self.begin if window < 0 else max(self.begin, end - window)
-        last = self.first + len(self.layers)
-        views = self.memory.tensor[self.first : last, :, :, :, begin:end].flatten(0, 1).unbind()
-        self.memory.ends[self.first : last] = [end] * len(self.layers)
-        for number, layer in enumerate(self.layers):
-            keys, values = views[2 * number : 2 * number + 2]
-            hold(layer, keys, values)
-            shown = Shown(self.memory, self.first + number, begin, end, keys, values)
-            layer.__dict__[SHOWN] = shown
+        """The tokens of the call are in the cache."""
+        self.memory.writes += 1
+        end = self.end + self.columns
+        for number, layer in enumerate(self.layers, self.first):
+            window = _window(layer)
+            begin = self.begin if window < 0 else max(self.begin, end - window)
+            place = place_of(layer)
+            if place is None or place.memory is not self.memory:
+                enter(layer, Place(self.memory, number, begin, end))
+            else:
+                place.begin, place.end = begin, end
             if window >= 0:
                 layer.cumulative_length += self.columns
 
@@ -139,8 +99,7 @@ def problem(cache: Any, index: int) -> str:
 
 def tokens_in(cache: Any, index: int) -> int:
     """How many tokens the cache's layer shows."""
-    keys, _ = held(layer_of(cache, index))
-    return 0 if keys is None or keys.numel() == 0 else int(keys.shape[2])
+    return tokens_of(layer_of(cache, index))
 
 
 def layer_of(cache: Any, index: int) -> Any:
@@ -156,11 +115,7 @@ def together_problem(cache: Any, indices: Sequence[int]) -> str:
     layers = [layer_of(cache, index) for index in indices]
     if _follow(layers):
         return ""
-    alike = {
-        (stock_class(layer), _window(layer), tokens_in(cache, i))
-        for i, layer in zip(indices, layers, strict=True)
-    }
-    if len(alike) > 1:
+    if len({tokens_in(cache, index) for index in indices}) > 1:
         return "the layers of the cache differ"
     return next(filter(None, (problem(cache, index) for index in indices)), "")
 
@@ -170,7 +125,7 @@ def make_rooms(
 ) -> Rooms:
     """As hfaccel.engine.layers.caches.make_rooms."""
     layers = [layer_of(cache, index) for index in indices]
-    first: Shown | None = layers[0].__dict__.get(SHOWN)
+    first = place_of(layers[0])
     if first is not None and _has_room(first, shape, dtype) and _follow(layers):
         return Rooms(layers, first.memory, first.number, first.begin, first.end, shape[2])
     past = tokens_in(cache, indices[0])
@@ -178,24 +133,25 @@ def make_rooms(
     return Rooms(layers, memory, 0, 0, past, shape[2])
 
 
-def _has_room(shown: Shown, shape: tuple[int, int, int, int], dtype: torch.dtype) -> bool:
+def _has_room(place: Place, shape: tuple[int, int, int, int], dtype: torch.dtype) -> bool:
     batch, heads, columns, size = shape
-    memory = shown.memory.tensor
+    memory = place.memory.tensor
     _, _, *of_layer, tokens, row = memory.shape
     fits = (*of_layer, row) == (batch, heads, row_size(size, dtype))
-    return memory.dtype is dtype and fits and shown.end + columns <= tokens
+    return memory.dtype is dtype and fits and place.end + columns <= tokens
 
 
 def _follow(layers: Sequence[Any]) -> bool:
     """Whether the layers show, one after another, the same tokens of one memory."""
-    first: Shown | None = layers[0].__dict__.get(SHOWN)
+    first = place_of(layers[0])
     if first is None:
         return False
+    memory, begin, end = first.memory, first.begin, first.end
     for number, layer in enumerate(layers, first.number):
-        shown: Shown | None = layer.__dict__.get(SHOWN)
-        if shown is None or shown.memory is not first.memory or shown.number != number:
+        place = place_of(layer)
+        if place is None or place.memory is not memory or place.number != number:
             return False
-        if shown.begin != first.begin or shown.end != first.end or not shown.is_last(layer):
+        if place.begin != begin or place.end != end:
             return False
     return True
 
@@ -211,7 +167,7 @@ def _grown(layers: Sequence[Any], past: int, shape: Sequence[int], dtype: torch.
             if not layer.is_initialized:
                 layer.lazy_initialization(like, like)
             _copy(layer, new, (batch, heads, past, size))
-    return Memory(tensor)
+    return Memory(tensor, like.dtype)
 
 
 def _copy(layer: Any, new: torch.Tensor, shape: tuple[int, int, int, int]) -> None:

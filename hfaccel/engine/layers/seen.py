@@ -18,6 +18,7 @@ class Seen:
     def __init__(self) -> None:
         self.masks: LastSeen[Sequences | str] = LastSeen()
         self.followed: LastSeen[Followed | str] = LastSeen()
+        self.spans: LastSeen[torch.Tensor | str | None] = LastSeen()
         self.distances: LastSeen[torch.Tensor | str] = LastSeen()
         self.embeddings: LastSeen[torch.Tensor] = LastSeen()
 

@@ -18,13 +18,22 @@ from torch import nn
 from hfaccel.engine.calls.code import trust, trusted
 from hfaccel.engine.calls.guards import GLOBAL_HOOKS, has_hooks, is_hooked, outside_graphs
 from hfaccel.engine.calls.snapshot import Table
-from hfaccel.engine.calls.trials import difference, unwatched
+from hfaccel.engine.calls.trials import ROUNDED, TOLERANCE, difference, unwatched
 from hfaccel.engine.layers.checked import Checked
+from hfaccel.engine.layers.course import Course
 from hfaccel.engine.layers.layer import FusedLayer, call_problem
 from hfaccel.engine.layers.native_layer import NativeLayer
 from hfaccel.engine.layers.parts import window
 from hfaccel.engine.layers.trial import sample
-from hfaccel.engine.replacements import Find, ModuleReplacement, Paths, Settings, register
+from hfaccel.engine.replacements import (
+    Arguments,
+    Find,
+    Keywords,
+    ModuleReplacement,
+    Paths,
+    Settings,
+    register,
+)
 from hfaccel.replacement import replace, shadow
 
 # What a forward that collects these in its own loop would collect from one layer only.
@@ -85,22 +94,23 @@ class FusedDecoder(FusedStack):
 
 class Together:
     """Called as one layer, it is several that follow one another. `kept`: attributes of the decoder. (An
-    encoder's shortcut would end if it got another attribute.)"""
+    encoder's shortcut would end if it got another attribute.) `apart`: they are given different masks."""
 
-    def __init__(self, layers: Iterable[nn.Module], kept: Table | None = None) -> None:
-        self.layers, self.kept = list(layers), kept
+    def __init__(self, layers: Iterable[nn.Module], kept: Table | None = None, apart: bool = False) -> None:
+        self.layers, self.kept, self.apart = list(layers), kept, apart
 
     def natives(self, hidden: torch.Tensor) -> Sequence[NativeLayer]:
         """As `natives_of`, which is asked again where something has changed."""
         if self.kept is None or torch.is_autocast_enabled("cpu"):
-            return natives_of(self.layers, hidden)
-        found: dict[nn.Module, Checked] = self.kept.setdefault(CHECKED, {})
-        checked = found.get(self.layers[0])
+            return natives_of(self.layers, hidden, self.apart)
+        found: dict[tuple[nn.Module, int], Checked] = self.kept.setdefault(CHECKED, {})
+        key = self.layers[0], len(self.layers)
+        checked = found.get(key)
         if checked is not None and checked.holds(self.layers):
             return () if call_problem(self.layers[0], hidden) else checked.natives
-        natives = natives_of(self.layers, hidden)
+        natives = natives_of(self.layers, hidden, self.apart)
         if natives and not any(map(has_hooks, self.layers)):
-            found[self.layers[0]] = Checked(self.layers, natives)
+            found[key] = Checked(self.layers, natives)
         return natives
 
     def __call__(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> object:
@@ -115,26 +125,34 @@ class Together:
         for layer in self.layers:  # each finds its own reason
             hidden_states = result[0] if isinstance(result, tuple) else result
             result = layer(hidden_states, *args, **kwargs)
+            args, kwargs = handed_on(layer, result, args, kwargs)
         return result
 
 
-def _passed_on(hidden_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
-    """The place of a layer that a Together before it has computed."""
-    return hidden_states
+def handed_on(
+    layer: nn.Module, result: object, args: Arguments, kwargs: Keywords
+) -> tuple[Arguments, Keywords]:
+    """The arguments of the next layer."""
+    if not isinstance(layer, FusedLayer) or not layer.hfaccel_family.call.follows:
+        return args, kwargs
+    call: Any = layer.hfaccel_family.call
+    given: tuple[Arguments, Keywords] = call.handed_on(result, args, kwargs)
+    return given
 
 
 def stand_ins(module: nn.Module, layers: nn.ModuleList) -> list[object]:
     """One Together for all layers. Where the model gives layers different masks or rotary positions, by
-    their place in the list, there is one stand-in in each place, and one Together for each run of layers that
-    are given the same."""
+    their place in the list, there is one stand-in in each place."""
     runs = _runs_of(module, list(layers))
     kept = vars(module) if isinstance(module, FusedDecoder) else None
     if len(runs) == 1:
         return [Together(layers, kept)]
-    return [each for run in runs for each in (Together(run, kept), *[_passed_on] * (len(run) - 1))]
+    kinds, whole = [kind for kind, _ in runs], Together(layers, kept, apart=True)
+    return Course([Together(run, kept) for _, run in runs], whole, kinds).stand_ins()
 
 
-Runs = list[list[nn.Module]]
+Kind = tuple[int, object]  # what decides which mask and rotary positions a decoder's layer is given
+Runs = list[tuple[Kind, list[nn.Module]]]
 _runs: WeakKeyDictionary[nn.Module, tuple[list[nn.Module], Runs]] = WeakKeyDictionary()
 
 
@@ -142,12 +160,11 @@ def _runs_of(module: nn.Module, layers: list[nn.Module]) -> Runs:
     """The runs of layers that are given the same; found anew when the list has changed."""
     known = _runs.get(module)
     if known is None or known[0] != layers:
-        known = _runs[module] = layers, [list(run) for _, run in groupby(layers, key=_given)]
+        known = _runs[module] = layers, [(kind, list(run)) for kind, run in groupby(layers, key=_kind)]
     return known[1]
 
 
-def _given(layer: nn.Module) -> tuple[int, object]:
-    """What decides which mask and rotary positions a decoder's layer is given."""
+def _kind(layer: nn.Module) -> Kind:
     if not isinstance(layer, FusedLayer) or not layer.hfaccel_family.call.follows:
         return -1, None
     attention: Any = layer.get_submodule(layer.hfaccel_family.attention)
@@ -155,29 +172,35 @@ def _given(layer: nn.Module) -> tuple[int, object]:
     return window(attention), types[attention.layer_idx] if types else None
 
 
-def natives_of(layers: Sequence[nn.Module], hidden: torch.Tensor) -> list[NativeLayer]:
-    """What the kernels need of each layer; [] where the layers cannot run together."""
+def natives_of(layers: Sequence[nn.Module], hidden: torch.Tensor, apart: bool = False) -> list[NativeLayer]:
+    """What the kernels need of each layer; [] where the layers cannot run together. `apart`: those of a
+    decoder, which are given different masks."""
     natives: list[NativeLayer] = []
     first = layers[0] if layers else None
     if not isinstance(first, FusedLayer) or call_problem(first, hidden):
         return []
     casts = torch.is_autocast_enabled("cpu")
     for layer in layers:
-        if not isinstance(layer, FusedLayer) or layer.hfaccel_family is not first.hfaccel_family:
+        if not isinstance(layer, FusedLayer) or not _run_alike(layer, first, apart):
             return []
         if layer.training or "forward" in vars(layer) or is_hooked(layer):
             return []
         if casts and not layer.runs_under_autocast(hidden):
             return []
         native = layer.checked_native(casts)
-        if isinstance(native, str) or (natives and not _alike(native, natives[0])):
+        if isinstance(native, str) or (natives and not _alike(native, natives[0], apart)):
             return []
         natives.append(native)
     return natives if all(code.holds() for code in {each.code for each in natives}) else []
 
 
-def _alike(one: NativeLayer, other: NativeLayer) -> bool:
-    return one.window == other.window and one.keeps_bytes == other.keeps_bytes
+def _run_alike(one: FusedLayer, other: FusedLayer, apart: bool) -> bool:
+    family, wanted = one.hfaccel_family, other.hfaccel_family
+    return family is wanted or (apart and wanted.call.follows and family.call is wanted.call)
+
+
+def _alike(one: NativeLayer, other: NativeLayer, apart: bool) -> bool:
+    return (apart or one.window == other.window) and one.keeps_bytes == other.keeps_bytes
 
 
 def _collects(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> bool:
@@ -234,20 +257,28 @@ def _list_of_layers(module: nn.Module) -> str:
 def _trial(module: nn.Module, name: str) -> str:
     """Run the module's forward both ways on random input; "" where they agree."""
     layers: Any = module.get_submodule(name)
-    hidden, (mask, *_), _ = sample(layers[0], layers[0].hfaccel_family)
+    dtype = _rows_of(module)
+    hidden, (mask, *_), _ = sample(layers[0], layers[0].hfaccel_family, dtype=dtype)
     decodes = is_decoder(module, name)
     with torch.inference_mode(), unwatched(layers):
         try:
             expected, got = (
-                _decode(each, hidden) if decodes else _encode(each, hidden, mask)
+                _decode(each, hidden, layers[0]) if decodes else _encode(each, hidden, mask)
                 for each in (module, together(module, name))
             )
         except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
             return f"{type(error).__name__}: {error}"
-    problem = difference(expected, got)
+    problem = difference(expected, got, TOLERANCE if dtype is torch.float32 else ROUNDED)
     if not problem:
         trust([module])
     return problem
+
+
+def _rows_of(module: nn.Module) -> torch.dtype:
+    """The type of the rows that the module's own forward takes: a LayerNorm takes those of its weight's type
+    alone."""
+    norms = (each.weight for each in module.modules() if isinstance(each, nn.LayerNorm))
+    return next((weight.dtype for weight in norms if weight is not None), torch.float32)
 
 
 def _encode(module: nn.Module, hidden: torch.Tensor, mask: torch.Tensor | None) -> object:
@@ -255,10 +286,12 @@ def _encode(module: nn.Module, hidden: torch.Tensor, mask: torch.Tensor | None) 
     return module.forward(hidden.clone(), *given)[0]
 
 
-def _decode(module: nn.Module, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _decode(module: nn.Module, hidden: torch.Tensor, layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Some tokens, and one more that follows them."""
     forward = type(module).forward
-    first: Any = forward(module, inputs_embeds=hidden[:, :-1], use_cache=True)
+    family = layer.hfaccel_family
+    given = {"use_cache": True, **family.call.of_model(layer, family, hidden)}
+    first: Any = forward(module, inputs_embeds=hidden[:, :-1], **given)
     past = first.past_key_values
-    second: Any = forward(module, inputs_embeds=hidden[:, -1:], past_key_values=past, use_cache=True)
+    second: Any = forward(module, inputs_embeds=hidden[:, -1:], past_key_values=past, **given)
     return first.last_hidden_state, second.last_hidden_state

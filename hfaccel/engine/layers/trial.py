@@ -14,6 +14,7 @@ from hfaccel.engine.calls.code import trust, trust_again
 from hfaccel.engine.calls.fallback import stock_calls_of
 from hfaccel.engine.calls.kinds import indices_of, kind_of
 from hfaccel.engine.calls.trials import difference, without_padding
+from hfaccel.engine.kernels import Kind
 from hfaccel.engine.layers.call import MASK
 from hfaccel.engine.layers.families import Family, candidates, fusing_problem
 from hfaccel.engine.layers.layer import FusedLayer, fuse
@@ -156,8 +157,9 @@ def _in_float32(layer: nn.Module) -> nn.Module:
     """New modules around the same parameters and buffers; those with fewer bits are copied to float32."""
     shared = {id(tensor): tensor for tensor in (*layer.parameters(), *layer.buffers())}
     for key, tensor in shared.items():
-        if tensor.is_floating_point() and tensor.dtype is not torch.float32:
-            whole = tensor.detach().float()
+        rounds = isinstance(tensor, PackedWeight) and tensor.kind is not Kind.FLOAT32
+        if rounds or (tensor.is_floating_point() and tensor.dtype is not torch.float32):
+            whole = (tensor.unpack() if isinstance(tensor, PackedWeight) else tensor.detach()).float()
             shared[key] = nn.Parameter(whole, False) if isinstance(tensor, nn.Parameter) else whole
     return copy.deepcopy(layer, shared)
 

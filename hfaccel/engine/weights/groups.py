@@ -1,8 +1,8 @@
 """Weights in groups of 8 or 4 bits: rounding, and the words in which the kernels read them
 (native/kernels/gemm.h).
 
-A row is divided into groups of GROUP inputs. Each group has a step and a minimum, and stands for
-`step * number + minimum`; both are bfloat16 and lie in one word behind the words of the group's numbers.
+A row is divided into groups of 64 or 32 inputs (`Kind.group`). Each group has a step and a minimum, and
+stands for `step * number + minimum`; both are bfloat16 and lie in one word behind the words of its numbers.
 """
 
 from __future__ import annotations
@@ -12,17 +12,15 @@ from dataclasses import dataclass
 from functools import reduce
 
 import torch
+from torch import nn
 
-from hfaccel.engine.kernels import GROUP, Kind
+from hfaccel.engine.kernels import Kind
 
 CHUNK = 1 << 18  # numbers that are rounded at a time: intermediate results stay in the cache
 # Parts of a group's range that are tried. With 4 bits it pays to clip the few largest weights, so that all
 # others get finer steps; with 8 bits it never does, but rounding a step to bfloat16 may shorten the range.
-RANGES = {
-    Kind.INT8_WEIGHT_ONLY: (1.0, 1.006),
-    Kind.INT4_WEIGHT_ONLY: (0.93, 0.85),
-}
-FITS = {Kind.INT8_WEIGHT_ONLY: 0, Kind.INT4_WEIGHT_ONLY: 2}  # rounds of least squares after that
+RANGES = {8: (1.0, 1.006), 4: (0.93, 0.85)}  # by bits
+FITS = {8: 0, 4: 2}  # rounds of least squares after that
 FINEST = 2.0**-8  # of the largest weight: a group's range counts as this wide at least
 TINY = 1e-30
 
@@ -37,14 +35,26 @@ def round_groups(
     as `table_of` gives them; values that were rounded with them stay as they are. `importance`: (columns,),
     how much the square of an error counts, for example the mean square of the input."""
     columns = values.shape[1]
-    groups = -(-columns // GROUP)
-    words = torch.empty((len(values), groups, GROUP // kind.numbers + 1), dtype=torch.int32)
-    weights = None if importance is None else _grouped(importance.float()[None])[0]
-    for rows in _chunks(len(values), groups * GROUP):
-        numbers = _grouped(values[rows].float())
+    groups = -(-columns // kind.group)
+    words = torch.empty((len(values), groups, kind.group // kind.numbers + 1), dtype=torch.int32)
+    weights = None if importance is None else _grouped(importance.float()[None], kind.group)[0]
+    for rows in _chunks(len(values), groups * kind.group):
+        numbers = _grouped(values[rows].float(), kind.group)
         scale = _found(numbers, kind, weights) if table is None else _from_table(table[rows])
         words[rows, :, -1] = scale.words
         words[rows, :, :-1] = _to_words(scale.round(numbers, kind), kind)
+    return words.flatten(1)
+
+
+def words_of(numbers: torch.Tensor, steps: torch.Tensor, minima: torch.Tensor, kind: Kind) -> torch.Tensor:
+    """(rows, words) of int32: the (rows, columns) whole numbers, of uint8, as they are. `steps`, `minima`:
+    (rows, groups), which become bfloat16."""
+    columns = numbers.shape[1]
+    words = torch.empty((len(numbers), steps.shape[1], kind.group // kind.numbers + 1), dtype=torch.int32)
+    scale = _Scale(steps[..., None], minima[..., None])
+    words[..., -1] = scale.words
+    whole = nn.functional.pad(numbers, (0, -columns % kind.group)).unflatten(1, (-1, kind.group))
+    words[..., :-1] = _to_words(whole, kind)
     return words.flatten(1)
 
 
@@ -53,7 +63,7 @@ def values_of(words: torch.Tensor, kind: Kind, columns: int, dtype: torch.dtype)
     result = torch.empty((len(words), columns), dtype=dtype)
     table = table_of(words, kind)
     groups = table.shape[1]
-    for rows in _chunks(len(words), groups * GROUP):
+    for rows in _chunks(len(words), groups * kind.group):
         scale = _from_table(table[rows])
         numbers = _from_words(words[rows].unflatten(1, (groups, -1))[..., :-1], kind)
         values = torch.addcmul(scale.minimum, numbers, scale.step)
@@ -63,7 +73,7 @@ def values_of(words: torch.Tensor, kind: Kind, columns: int, dtype: torch.dtype)
 
 def table_of(words: torch.Tensor, kind: Kind) -> torch.Tensor:
     """(rows, groups) of int32: the steps, and in the upper halves the minima, of (rows, words)."""
-    each = GROUP // kind.numbers + 1
+    each = kind.group // kind.numbers + 1
     return words[:, each - 1 :: each].contiguous()
 
 
@@ -80,7 +90,7 @@ class _Scale:
         return torch.cat([self.step, self.minimum], -1).bfloat16().view(torch.int32).squeeze(-1)
 
     def round(self, numbers: torch.Tensor, kind: Kind) -> torch.Tensor:
-        """(rows, groups, GROUP): whole numbers from 0 on."""
+        """(rows, groups, inputs): whole numbers from 0 on."""
         return ((numbers - self.minimum) / self.step).round_().clamp_(0, _most(kind))
 
     def error(self, numbers: torch.Tensor, kind: Kind, weights: torch.Tensor | None) -> torch.Tensor:
@@ -113,9 +123,11 @@ def _found(numbers: torch.Tensor, kind: Kind, weights: torch.Tensor | None) -> _
         fewer = tried.error(numbers, kind, weights) < best.error(numbers, kind, weights)
         return tried.where(fewer, best)
 
-    ranges = (scale(width * (part / _most(kind)), lowest + width * ((1 - part) / 2)) for part in RANGES[kind])
+    ranges = (
+        scale(width * (part / _most(kind)), lowest + width * ((1 - part) / 2)) for part in RANGES[kind.bits]
+    )
     best = reduce(better, ranges)
-    for _ in range(FITS[kind]):
+    for _ in range(FITS[kind.bits]):
         best = better(best, scale(*_fitted(best.round(numbers, kind), numbers, weights)))
     return best
 
@@ -124,7 +136,11 @@ def _fitted(
     rounded: torch.Tensor, numbers: torch.Tensor, weights: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The step and minimum with which these rounded numbers come closest: least squares."""
-    share = torch.full((GROUP,), 1 / GROUP) if weights is None else weights / weights.sum(-1, keepdim=True)
+    share = (
+        torch.full(numbers.shape[-1:], 1 / numbers.shape[-1])
+        if weights is None
+        else weights / weights.sum(-1, keepdim=True)
+    )
     mean_rounded, mean = ((part * share).sum(-1, keepdim=True) for part in (rounded, numbers))
     centred = (rounded - mean_rounded) * share
     variance = (centred * rounded).sum(-1, keepdim=True).clamp_(min=TINY)
@@ -133,32 +149,32 @@ def _fitted(
 
 
 def _most(kind: Kind) -> int:
-    return 255 if kind is Kind.INT8_WEIGHT_ONLY else 15
+    return (1 << kind.bits) - 1
 
 
-def _grouped(values: torch.Tensor) -> torch.Tensor:
-    """(rows, groups, GROUP). The last group is filled with its last value, which widens no range."""
+def _grouped(values: torch.Tensor, size: int) -> torch.Tensor:
+    """(rows, groups, size). The last group is filled with its last value, which widens no range."""
     rows, columns = values.shape
-    padding = -columns % GROUP
+    padding = -columns % size
     if padding:
         values = torch.cat([values, values[:, -1:].expand(rows, padding)], 1)
-    return values.reshape(rows, -1, GROUP)
+    return values.reshape(rows, -1, size)
 
 
 def _to_words(rounded: torch.Tensor, kind: Kind) -> torch.Tensor:
     """(rows, groups, words) of int32. Of eight inputs in 4 bits each, the first four are the lower halves of
     a word's bytes."""
     numbers = rounded.to(torch.uint8)
-    if kind is Kind.INT4_WEIGHT_ONLY:
+    if kind.bits == 4:
         halves = numbers.unflatten(-1, (-1, 2, 4))
         numbers = (halves[..., 0, :] | halves[..., 1, :] << 4).flatten(-2)
     return numbers.contiguous().view(torch.int32)
 
 
 def _from_words(words: torch.Tensor, kind: Kind) -> torch.Tensor:
-    """(rows, groups, GROUP) of uint8."""
+    """(rows, groups, inputs) of uint8."""
     numbers = words.contiguous().view(torch.uint8)
-    if kind is Kind.INT4_WEIGHT_ONLY:
+    if kind.bits == 4:
         numbers = numbers.unflatten(-1, (-1, 4))
         numbers = torch.stack([numbers & 15, numbers >> 4], -2).flatten(-3)
     return numbers

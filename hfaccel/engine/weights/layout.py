@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from hfaccel.engine.kernels import GROUP, Kind, kernels, panel
+from hfaccel.engine.kernels import Kind, kernels, panel
 from hfaccel.engine.weights.groups import round_groups, table_of, values_of
 from hfaccel.native import NativeMatrix
 
@@ -32,7 +32,7 @@ class Layout:
     def words(self) -> int:
         """Of one row: of groups, with the scales behind each."""
         if self.kind.is_grouped:
-            return -(-self.columns // GROUP) * (GROUP // self.kind.numbers + 1)
+            return -(-self.columns // self.kind.group) * (self.kind.group // self.kind.numbers + 1)
         return -(-self.columns // self.kind.numbers)
 
     @property
@@ -94,16 +94,24 @@ class Layout:
 
 
 def write(
-    layout: Layout, dense: torch.Tensor, memory: torch.Tensor, table: torch.Tensor | None = None
+    layout: Layout,
+    dense: torch.Tensor,
+    memory: torch.Tensor,
+    table: torch.Tensor | None = None,
+    importance: torch.Tensor | None = None,
 ) -> None:
     """Pack the (rows, columns) weight into `memory`. `table`: of groups, the scales to round with
-    (group_scales); None: those with the least error."""
-    grouped = layout.kind.is_grouped
-    words = round_groups(dense.detach(), layout.kind, table) if grouped else _words(layout, dense, memory)
-    _write_words(layout, words, memory)
+    (group_scales); None: those with the least error. `importance`: of groups, how much the square of the
+    error of each column counts."""
+    if layout.kind.is_grouped:
+        words = round_groups(dense.detach(), layout.kind, table, importance)
+    else:
+        words = _words(layout, dense, memory)
+    write_words(layout, words, memory)
 
 
-def _write_words(layout: Layout, words: torch.Tensor, memory: torch.Tensor) -> None:
+def write_words(layout: Layout, words: torch.Tensor, memory: torch.Tensor) -> None:
+    """Lay (rows, words) of int32 out in `memory`."""
     panels, size = layout.panels_of(memory), layout.panel
     whole = layout.rows // size
     panels[:whole].copy_(words[: whole * size].view(whole, size, layout.words))
@@ -127,7 +135,7 @@ def laid_out_anew(layout: Layout, memory: torch.Tensor) -> torch.Tensor:
     """The same numbers, to the bit, in the layout of the kernels in use."""
     here = replace(layout, panel=panel())
     result = torch.zeros(here.nbytes, dtype=torch.uint8)
-    _write_words(here, _read_words(layout, memory), result)
+    write_words(here, _read_words(layout, memory), result)
     if layout.kind is Kind.INT8:
         here.numbers_of_rows(result).copy_(layout.numbers_of_rows(memory))
         here.factors(result).copy_(layout.factors(memory))

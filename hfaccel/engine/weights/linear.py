@@ -126,13 +126,19 @@ class PackedModule(PackedHolder):
         return result
 
 
+# What multiplies as nn.Linear does, by module and name of the class -> the class of its packed weight.
+_LINEAR: dict[tuple[str, str], type[PackedWeight]] = {
+    # GPT-2's, whose weight is (in_features, out_features)
+    ("transformers.pytorch_utils", "Conv1D"): TransposedWeight,
+    # which rounds between product and bias in bfloat16
+    ("transformers.models.falcon.modeling_falcon", "FalconLinear"): PackedWeight,
+}
+
+
 def packed_class(module: nn.Module) -> type[PackedWeight] | None:
     """The class of this layer's weight when packed; None if this is no plain linear layer."""
     cls = original(type(module))
-    if cls is nn.Linear:
-        return PackedWeight
-    is_conv1d = (cls.__module__, cls.__name__) == ("transformers.pytorch_utils", "Conv1D")
-    return TransposedWeight if is_conv1d else None  # GPT-2's, whose weight is (in_features, out_features)
+    return PackedWeight if cls is nn.Linear else _LINEAR.get((cls.__module__, cls.__name__))
 
 
 def weight_class(module: nn.Module) -> type[PackedWeight]:
@@ -169,6 +175,8 @@ class _Linear(torch.autograd.Function):
 
 def weight_problem(weight: torch.Tensor) -> str:
     """Why a parameter cannot be packed; "" where it can."""
+    if type(weight).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        return "" if isinstance(weight, PackedWeight) else f"its weight is a {type(weight).__name__}"
     dtype = str(weight.dtype).removeprefix("torch.")
     problems = {
         f"its weight is on {weight.device.type}": not weight.is_cpu,
@@ -182,9 +190,11 @@ def weight_problem(weight: torch.Tensor) -> str:
 
 def linear_problem(module: Any, narrowest: int = MIN_WIDTH) -> str:
     """Why this layer is not packed; "" where it is. `narrowest`: what is worth it."""
-    weight = module.weight
+    weight = getattr(module, "weight", None)
     if isinstance(module, PackedModule) and type(weight) is module.hfaccel_key:
         return ""  # by an earlier call, for another tree of modules that shares this layer
+    if weight is None:
+        return "it has no weight: a quantizer keeps its numbers in another form"
     plain = packed_class(module) is not None and not isinstance(module, PackedModule)
     problems = {
         f"is a {type(module).__name__}, not a plain nn.Linear": not plain,

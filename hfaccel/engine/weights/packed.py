@@ -90,26 +90,33 @@ class PackedWeight(ReadsDense, nn.Parameter):
         arena: Arena | None = None,
         kind: Kind = Kind.FLOAT32,
         factors: torch.Tensor | None = None,
+        importance: torch.Tensor | None = None,
     ) -> PackedWeight:
         """Pack a dense weight into `arena`, or into memory of its own. `factors`: (in_features,), for int8:
         factors of activations before rounding. An input with factor 0, and its weights, are not rounded. For
-        kinds in groups: the scales of a weight that was rounded before (`_factors`)."""
+        kinds in groups: the scales of a weight that was rounded before (`_factors`). `importance`:
+        (in_features,), for kinds in groups: how much the squared error of each input's weights counts."""
         layout = cls.layout_of(kind, weight.shape)
         with torch.inference_mode(False):  # its version says when values were changed
             room = Arena(layout.nbytes, pages="default") if arena is None else arena
             memory = room.take((layout.nbytes,), torch.uint8)
         with torch.no_grad():
-            cls.fill(layout, memory, weight, factors)
+            cls.fill(layout, memory, weight, factors, importance)
         return cls(memory, kind, tuple(weight.shape), weight.dtype, weight.requires_grad)
 
     @classmethod
     def fill(
-        cls, layout: Layout, memory: torch.Tensor, values: torch.Tensor, factors: torch.Tensor | None
+        cls,
+        layout: Layout,
+        memory: torch.Tensor,
+        values: torch.Tensor,
+        factors: torch.Tensor | None,
+        importance: torch.Tensor | None = None,
     ) -> None:
         """Write the values into new memory."""
         if layout.kind is Kind.INT8:
             layout.factors(memory).copy_(torch.ones(()) if factors is None else factors)
-        write(layout, cls.turn(values), memory, factors if layout.kind.is_grouped else None)
+        write(layout, cls.turn(values), memory, factors if layout.kind.is_grouped else None, importance)
 
     @classmethod
     def held(cls, layout: Layout, memory: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -63,7 +63,7 @@ def pack_again(module: nn.Module, cls: type[PackedWeight], *, exactly: bool, nam
     if weight is None or not _can_be_packed(weight):
         return
     kind = kind_of(weight.dtype) if was.kind is None else was.kind
-    arena = _arena(padded(cls.layout_of(kind, weight.shape).nbytes))
+    arena = arena_for_one(padded(cls.layout_of(kind, weight.shape).nbytes))
     packed = cls.pack(weight, arena, kind, was.factors)
     setattr(packed.memory, ARENA, arena)
     if exactly and was.kind is not None and not _is_near(packed, weight):
@@ -86,8 +86,8 @@ def _is_near(packed: PackedWeight, weight: torch.Tensor) -> bool:
     return torch.allclose(packed.unpack(), weight.detach(), rtol=1e-6, atol=0)
 
 
-def _arena(size: int) -> Arena:
-    """An arena with room for a weight, if possible the last one: `eval()` packs all weights of a model."""
+def arena_for_one(size: int) -> Arena:
+    """An arena with room for a weight, if possible the last one: others of the model follow."""
     if size >= LARGE:
         return _new_arena(size)
     last: Callable[[], Arena | None] = getattr(_thread, "last", lambda: None)

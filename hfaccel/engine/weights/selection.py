@@ -40,7 +40,8 @@ def find_linears(
 def holders(model: nn.Module) -> list[nn.Module]:
     """The linear layers of the model, and the embeddings that are tied to one."""
     linears = [module for module in model.modules() if is_linear(module) and module is not model]
-    weights = {module.weight for module in linears if isinstance(module.weight, torch.Tensor)}
+    found = (getattr(module, "weight", None) for module in linears)
+    weights = {weight for weight in found if isinstance(weight, torch.Tensor)}
     tied = (each for each in model.modules() if isinstance(each, nn.Embedding) and each.weight in weights)
     return [*linears, *tied]
 
@@ -68,10 +69,11 @@ def pack_weights(
     *,
     own: bool,
     tried: Mapping[torch.Tensor, PackedWeight] | None = None,
+    importance: Mapping[torch.Tensor, torch.Tensor] | None = None,
 ) -> dict[str, str]:
     """Pack the weights of these linear layers into `arena`; the paths of those that could not be, and why.
     `own`: not in the parameter's place, so that the model that was given keeps its values. `tried`: what is
-    packed already, in memory of its own."""
+    packed already, in memory of its own. `importance`: by weight, how much each input counts in rounding."""
     packed: dict[torch.Tensor, PackedWeight] = {}
     problems = {}
     for step in steps:
@@ -80,16 +82,23 @@ def pack_weights(
         weight = module.weight
         if own and is_dense(module, kind, True):
             if weight not in packed:
-                packed[weight] = _packed(module, arena, kind, (tried or {}).get(weight))
+                counts = (importance or {}).get(weight)
+                packed[weight] = _packed(module, arena, kind, (tried or {}).get(weight), counts)
             module.weight = packed[weight]
         if problem := pack(module, arena, kind):
             problems[step.path] = problem
     return problems
 
 
-def _packed(module: nn.Linear, arena: Arena, kind: Kind, tried: PackedWeight | None) -> PackedWeight:
+def _packed(
+    module: nn.Linear,
+    arena: Arena,
+    kind: Kind,
+    tried: PackedWeight | None,
+    importance: torch.Tensor | None,
+) -> PackedWeight:
     if tried is None:
-        return weight_class(module).pack(module.weight, arena, kind)
+        return weight_class(module).pack(module.weight, arena, kind, importance=importance)
     return tried.over(arena.take(tried.memory.shape, torch.uint8).copy_(tried.memory))
 
 

@@ -74,12 +74,17 @@ class StackedWeight(PackedWeight):
 
     @classmethod
     def fill(
-        cls, layout: Layout, memory: torch.Tensor, values: torch.Tensor, factors: torch.Tensor | None
+        cls,
+        layout: Layout,
+        memory: torch.Tensor,
+        values: torch.Tensor,
+        factors: torch.Tensor | None,
+        importance: torch.Tensor | None = None,
     ) -> None:
         assert isinstance(layout, Stack)
         for number, matrix in enumerate(cls.matrices(values)):
             of_one = None if factors is None else factors[number]
-            PackedWeight.fill(layout.each, layout.part(memory, number), matrix, of_one)
+            PackedWeight.fill(layout.each, layout.part(memory, number), matrix, of_one, importance)
 
     @classmethod
     def held(cls, layout: Layout, memory: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -6,14 +6,26 @@ static int is_shaped(const struct matrix *matrix, size_t columns, size_t inputs)
   return matrix->columns == columns && matrix->inputs == inputs;
 }
 
+/* Whether there is no attention over an encoder, or one with as many heads as self-attention. */
+static int fits_encoder(const struct layer *layer)
+{
+  const size_t width = layer->heads * layer->head_size;
+  return layer->cross_query.columns == 0 ||
+         (layer->key_heads == layer->heads && !layer->parallel && layer->groups == 1 && layer->added == 1 &&
+          layer->attention_end.kind == NORM_NONE && is_shaped(&layer->cross_query, width, layer->hidden) &&
+          is_shaped(&layer->cross_output, layer->hidden, width) && layer->cross_query.exact == NULL);
+}
+
 /* Whether each part takes what the one before it gives. */
 static int fits(const struct layer *layer)
 {
   const size_t hidden = layer->hidden, width = layer->heads * layer->head_size, wide = layer->up.columns;
   const size_t keys = layer->key_heads * layer->head_size;
-  const size_t joint = layer->by_head ? 3 * width : width, apart = layer->by_head ? 0 : keys;
-  return layer->key_heads > 0 && layer->heads % layer->key_heads == 0 &&
-         is_shaped(&layer->query, joint, hidden) &&
+  const size_t first = layer->joint ? width + 2 * keys : width, apart = layer->joint ? 0 : keys;
+  return layer->key_heads > 0 && layer->heads % layer->key_heads == 0 && layer->groups > 0 &&
+         layer->key_heads % layer->groups == 0 &&
+         (layer->joint || (layer->groups == 1 && !layer->values_first)) && layer->copies > 0 &&
+         is_shaped(&layer->query, first, hidden) &&
          (apart == 0 || (is_shaped(&layer->key, keys, hidden) && is_shaped(&layer->value, keys, hidden))) &&
          is_shaped(&layer->output, hidden, width) &&
          (layer->gate.columns == 0 || is_shaped(&layer->gate, wide, hidden)) &&
@@ -24,16 +36,17 @@ static int fits(const struct layer *layer)
          layer->query.exact == NULL && layer->key.exact == NULL && layer->value.exact == NULL &&
          layer->gate.exact == NULL && layer->up.exact == NULL &&
          (apart == 0 || (layer->query.kind == layer->key.kind && layer->query.kind == layer->value.kind)) &&
-         !(layer->by_head && layer->wide_norms) &&
-         (layer->gate.columns == 0 || layer->gate.kind == layer->up.kind) &&
+         !(layer->joint && layer->wide_norms) &&
+         (layer->gate.columns == 0 || layer->gate.kind == layer->up.kind) && fits_encoder(layer) &&
          layer->head_size % kind_numbers(layer->attention) == 0;
 }
 
 /* Layer((query, key, value, output), (gate or None, up, down), (attention_norm, output_norm), head_size,
  *       norm_first, activation, attention_kind, scale[, (query_norm, key_norm, attention_end, output_end),
- *       parallel, wide_norms, pairs, unrotated, softcap, added,
- *       (experts, router, bf16, chosen, normalised)]); None for any of the norms, and for key and
- *       value where query multiplies for all three */
+ *       parallel, wide_norms, pairs, unrotated, softcap, added, (groups, values_first, copies),
+ *       norms_rotated, (cross_query, cross_output, cross_norm), (experts, router, bf16, chosen,
+ * normalised)]); None for any of the norms, for key and value where query multiplies for all three, for the
+ * cross ones, and for gate, up and down of a mixture */
 int read_layer(PyObject *args, void *content)
 {
   struct layer *layer = content;
@@ -42,18 +55,22 @@ int read_layer(PyObject *args, void *content)
   int attention;
   layer->attention_norm = layer->output_norm = none;
   layer->query_norm = layer->key_norm = layer->attention_end = layer->output_end = none;
+  layer->cross_norm = none;
   layer->added = 1;
-  if (!PyArg_ParseTuple(args, "(O&O&O&O&)(O&O&O&)(O&O&)O&pO&if|(O&O&O&O&)ppppff(O&O&pO&p)", to_matrix,
-                        &layer->query, to_matrix_or_none, &layer->key, to_matrix_or_none, &layer->value,
-                        to_matrix, &layer->output, to_matrix_or_none, &layer->gate, to_matrix_or_none,
-                        &layer->up, to_matrix_or_none, &layer->down, to_norm_or_none, &layer->attention_norm,
-                        to_norm_or_none, &layer->output_norm, to_size, &layer->head_size, &layer->norm_first,
-                        to_activation, &layer->activation, &attention, &layer->scale, to_norm_or_none,
-                        &layer->query_norm, to_norm_or_none, &layer->key_norm, to_norm_or_none,
-                        &layer->attention_end, to_norm_or_none, &layer->output_end, &layer->parallel,
-                        &layer->wide_norms, &layer->pairs, &layer->unrotated, &layer->softcap, &layer->added,
-                        to_experts_or_none, &mixture->experts, to_address, &mixture->router, &mixture->bf16,
-                        to_size, &mixture->chosen, &mixture->normalised))
+  layer->groups = layer->copies = 1;
+  if (!PyArg_ParseTuple(
+          args, "(O&O&O&O&)(O&O&O&)(O&O&)O&pO&if|(O&O&O&O&)ppppff(O&pO&)p(O&O&O&)(O&O&pO&p)", to_matrix,
+          &layer->query, to_matrix_or_none, &layer->key, to_matrix_or_none, &layer->value, to_matrix,
+          &layer->output, to_matrix_or_none, &layer->gate, to_matrix_or_none, &layer->up, to_matrix_or_none,
+          &layer->down, to_norm_or_none, &layer->attention_norm, to_norm_or_none, &layer->output_norm,
+          to_size, &layer->head_size, &layer->norm_first, to_activation, &layer->activation, &attention,
+          &layer->scale, to_norm_or_none, &layer->query_norm, to_norm_or_none, &layer->key_norm,
+          to_norm_or_none, &layer->attention_end, to_norm_or_none, &layer->output_end, &layer->parallel,
+          &layer->wide_norms, &layer->pairs, &layer->unrotated, &layer->softcap, &layer->added, to_size,
+          &layer->groups, &layer->values_first, to_size, &layer->copies, &layer->norms_rotated,
+          to_matrix_or_none, &layer->cross_query, to_matrix_or_none, &layer->cross_output, to_norm_or_none,
+          &layer->cross_norm, to_experts_or_none, &mixture->experts, to_address, &mixture->router,
+          &mixture->bf16, to_size, &mixture->chosen, &mixture->normalised))
     return 0;
   if (layer->head_size == 0 || (attention != KIND_F32 && !operand_is_bf16((enum kind)attention))) {
     PyErr_Format(PyExc_ValueError, "head_size above 0 and attention in %s must hold, but got %zu and %d",
@@ -66,9 +83,10 @@ int read_layer(PyObject *args, void *content)
     return 0;
   layer->attention = (enum kind)attention;
   layer->hidden = layer->output.columns;
-  layer->by_head = layer->key.columns == 0 && layer->value.columns == 0;
-  layer->heads = layer->query.columns / layer->head_size / (layer->by_head ? 3 : 1);
-  layer->key_heads = layer->by_head ? layer->heads : layer->key.columns / layer->head_size;
+  layer->joint = layer->key.columns == 0 && layer->value.columns == 0;
+  layer->heads = layer->output.inputs / layer->head_size;
+  const size_t keys = layer->query.columns / layer->head_size - layer->heads; /* and values */
+  layer->key_heads = layer->joint ? keys / 2 : layer->key.columns / layer->head_size;
   return must_hold(
       fits(layer),
       "shapes and kinds of the matrices that fit each other and head_size, and whole words in a head,");
@@ -107,12 +125,12 @@ int read_sequences(PyObject *args, void *content)
                    "sequences one after another within the rows, which see rows of theirs,");
 }
 
-/* Bias(numbers, head, query) */
+/* Bias(numbers, head, query[, batch]) */
 int read_bias(PyObject *args, void *content)
 {
   struct bias *bias = content;
-  return PyArg_ParseTuple(args, "O&O&O&", to_address, &bias->numbers, to_size, &bias->head, to_size,
-                          &bias->query) &&
+  return PyArg_ParseTuple(args, "O&O&O&|O&", to_address, &bias->numbers, to_size, &bias->head, to_size,
+                          &bias->query, to_size, &bias->batch) &&
          must_hold(bias->numbers != NULL, "an address that is not 0");
 }
 
@@ -220,11 +238,27 @@ static int is_rotated(const struct layer *layer, const struct rotary *rotary)
   return rotary->cosines == NULL || (rotary->size % 2 == 0 && rotary->size <= layer->head_size);
 }
 
-static int are_rotated(const struct layer *const *layers, Py_ssize_t count, const struct rotary *rotary)
+static int are_rotated(const struct layer *const *layers, Py_ssize_t count, const struct call *call)
 {
   for (Py_ssize_t i = 0; i < count; i++)
-    if (!is_rotated(layers[i], rotary))
+    if (!is_rotated(layers[i], call->rotaries == NULL ? &call->rotary : call->rotaries + i))
       return 0;
+  return 1;
+}
+
+/* Rotary, None, or a tuple of these with one for each layer, which goes to `rotaries`. */
+static int take_rotaries(PyObject *given, Py_ssize_t count, struct call *call, struct rotary *rotaries)
+{
+  if (!PyTuple_Check(given))
+    return to_rotary_or_none(given, &call->rotary);
+  if (!must_hold(PyTuple_Size(given) == count, "rotary positions for each layer"))
+    return 0;
+  for (Py_ssize_t i = 0; i < count; i++) {
+    rotaries[i] = (struct rotary){0};
+    if (!to_rotary_or_none(PyTuple_GetItem(given, i), rotaries + i))
+      return 0;
+  }
+  call->rotaries = rotaries;
   return 1;
 }
 
@@ -237,26 +271,69 @@ static int suit_cache(const struct layer *const *layers, Py_ssize_t count, const
   return 1;
 }
 
-/* run_layers(layers, threads, input, output, sequences, bias, rotary, relative[, past, caches]) -> None; None
- * for any of the objects after sequences */
+/* Whether all layers can attend to an encoder. */
+static int can_cross(const struct layer *const *layers, Py_ssize_t count)
+{
+  for (Py_ssize_t i = 0; i < count; i++)
+    if (!layer_crosses(layers[i]))
+      return 0;
+  return 1;
+}
+
+/* Whether each text of an encoder shows tokens of its own. `texts`: addresses of their spans are known for
+ * as many. */
+static int show_tokens(const struct past *encoded, size_t texts)
+{
+  for (size_t t = 0; encoded->seen != NULL && t < texts; t++)
+    if (encoded->seen[t][0] < 0 || encoded->seen[t][0] >= encoded->seen[t][1] ||
+        (size_t)encoded->seen[t][1] > encoded->length)
+      return 0;
+  return encoded->length > 0;
+}
+
+/* What layers attend to besides their own tokens, if they do. */
+static int take_encoded(PyObject *addresses, const struct layer *const *layers, Py_ssize_t count,
+                        struct call *call, struct cache *caches)
+{
+  if (call->encoded.columns == 0)
+    return 1;
+  if (!must_hold(can_cross(layers, count), "layers with weights for an encoder's keys") ||
+      !must_hold(call->past.columns > 0 && call->past.columns == call->encoded.columns,
+                 "as many columns of the past as beside an encoder") ||
+      !must_hold(addresses != NULL, "caches beside an encoder") || !take_caches(addresses, caches, count) ||
+      !must_hold(
+          show_tokens(&call->encoded, (call->sequences.rows + call->past.columns - 1) / call->past.columns),
+          "texts of an encoder that show tokens of theirs") ||
+      !must_hold(suit_cache(layers, count, &call->encoded), "a cache in bfloat16 where attention is"))
+    return 0;
+  call->encoded.caches = caches;
+  return 1;
+}
+
+/* run_layers(layers, threads, input, output, sequences, bias, rotary, relative[, past, caches[, encoded,
+ * encoded's caches]]) -> None; None for any of the objects after sequences. rotary may be a tuple with one
+ * for each layer */
 PyObject *run_layers(PyObject *module, PyObject *args)
 {
   PyObject *tuple;
   unsigned threads;
-  PyObject *addresses = NULL;
+  PyObject *addresses = NULL, *of_encoder = NULL, *rotary;
   struct call call = {0};
-  if (!PyArg_ParseTuple(args, "O!O&O&O&O&O&O&O&|O&O!", &PyTuple_Type, &tuple, to_threads, &threads,
+  if (!PyArg_ParseTuple(args, "O!O&O&O&O&O&OO&|O&O!O&O!", &PyTuple_Type, &tuple, to_threads, &threads,
                         to_address, &call.input, to_address, &call.output, to_sequences, &call.sequences,
-                        to_bias_or_none, &call.bias, to_rotary_or_none, &call.rotary, to_relative_or_none,
-                        &call.relative, to_past_or_none, &call.past, &PyTuple_Type, &addresses))
+                        to_bias_or_none, &call.bias, &rotary, to_relative_or_none, &call.relative,
+                        to_past_or_none, &call.past, &PyTuple_Type, &addresses, to_past_or_none,
+                        &call.encoded, &PyTuple_Type, &of_encoder))
     return NULL;
   const struct layer *layers[MOST_LAYERS];
-  struct cache caches[MOST_LAYERS];
+  struct cache caches[MOST_LAYERS], encoded[MOST_LAYERS];
+  struct rotary rotaries[MOST_LAYERS];
   const Py_ssize_t count = take_layers(tuple, layers);
   if (count < 0 || !must_hold(call.sequences.rows == 0 || (call.input != NULL && call.output != NULL),
                               "addresses that are not 0"))
     return NULL;
-  if (!must_hold(are_rotated(layers, count, &call.rotary), "an even size of rotary positions within a head"))
+  if (!take_rotaries(rotary, count, &call, rotaries) ||
+      !must_hold(are_rotated(layers, count, &call), "an even size of rotary positions within a head"))
     return NULL;
   if (call.past.columns > 0) {
     if (!must_hold(addresses != NULL, "caches beside the past") || !take_caches(addresses, caches, count) ||
@@ -267,6 +344,8 @@ PyObject *run_layers(PyObject *module, PyObject *args)
       return NULL;
     call.past.caches = caches;
   }
+  if (!take_encoded(of_encoder, layers, count, &call, encoded))
+    return NULL;
   int error;
   Py_BEGIN_ALLOW_THREADS;
   error = layers_run(layers, (size_t)count, &call, threads);

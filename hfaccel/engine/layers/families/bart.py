@@ -1,9 +1,10 @@
-"""The encoders of Whisper, BART and other models from fairseq."""
+"""BART, Whisper and other models from fairseq: encoders, and decoders with attention over these."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from hfaccel.engine.layers.crossing import CrossCall
 from hfaccel.engine.layers.families.base import Family
 
 WHISPER = Family(
@@ -20,4 +21,20 @@ WHISPER = Family(
     output_norm="final_layer_norm",
     norm_first=True,
 )
-FAMILIES = (WHISPER, replace(WHISPER, name="BART", norm_first=False))
+DECODER = replace(
+    WHISPER,
+    name="Whisper decoder",
+    call=CrossCall,
+    cross_attention="encoder_attn",
+    cross_query="encoder_attn.q_proj",
+    cross_key="encoder_attn.k_proj",
+    cross_value="encoder_attn.v_proj",
+    cross_output="encoder_attn.out_proj",
+    cross_norm="encoder_attn_layer_norm",
+)
+FAMILIES = (
+    WHISPER,
+    replace(WHISPER, name="BART", norm_first=False),
+    DECODER,
+    replace(DECODER, name="BART decoder", norm_first=False),
+)

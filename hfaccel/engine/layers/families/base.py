@@ -20,8 +20,8 @@ from hfaccel.engine.layers.parts import (
     inputs_of,
     norms_are_wide,
     outputs_of,
+    scale,
     split_gate_up,
-    split_qkv,
 )
 from hfaccel.engine.norms import norm_kind
 from hfaccel.engine.weights.linear import is_linear
@@ -110,6 +110,7 @@ def fusing_problem(family: Family, layer: nn.Module) -> str:
         or _interface_problem(family, attention)
         or _heads_problem(family, layer, attention)
         or _joint_problem(family, layer)
+        or _cross_problem(family, layer, attention)
     )
 
 
@@ -134,8 +135,9 @@ def _interface_problem(family: Family, attention: nn.Module) -> str:
             "its attention does not use transformers' attention interface, as the call of the family "
             f"{family.name} says (Call.configured)"
         )
-    config = getattr(attention, "config", None)  # a trial's numbers are too small to be clipped
-    return "its queries and keys are clipped" if getattr(config, "clip_qkv", None) is not None else ""
+    owners = attention, getattr(attention, "config", None)  # a trial's numbers are too small to be clipped
+    clips = any(getattr(owner, "clip_qkv", None) is not None for owner in owners)
+    return "its queries and keys are clipped" if clips else ""
 
 
 def _heads_problem(family: Family, layer: nn.Module, attention: nn.Module) -> str:
@@ -149,8 +151,7 @@ def _heads_problem(family: Family, layer: nn.Module, attention: nn.Module) -> st
 
 
 def _joint_problem(family: Family, layer: nn.Module) -> str:
-    joint = split_qkv(family, layer) if family.qkv and not family.by_head else []
-    joint += split_gate_up(family, layer) if family.gate_up else []
+    joint = split_gate_up(family, layer) if family.gate_up else []
     if any(rows.start % WIDEST_PANEL for _, rows in joint):
         return f"the width of a part of a joint projection is not a multiple of {WIDEST_PANEL}"
     return ""
@@ -168,6 +169,15 @@ def _head_norms_fit(family: Family, layer: nn.Module, size: int) -> bool:
 
 def _direction_problem(family: Family, layer: nn.Module, attention: nn.Module) -> str:
     """Why the layer's tokens do not see those that the family says."""
-    if getattr(attention, "is_causal", False) is not family.call.follows:
+    if getattr(attention, "is_causal", family.call.follows) is not family.call.follows:
         return "its attention is not causal" if family.call.follows else "it is a decoder's layer"
-    return "it is a decoder's layer" if getattr(layer, "is_decoder", False) else ""
+    is_other = getattr(layer, "is_decoder", False) and not family.cross_attention
+    return "it is a decoder's layer" if is_other else ""
+
+
+def _cross_problem(family: Family, layer: nn.Module, attention: nn.Module) -> str:
+    if not family.cross_attention:
+        return ""
+    cross = attrgetter(family.cross_attention)(layer)
+    alike = head_size(cross) == head_size(attention) and scale(cross) == scale(attention)
+    return "" if alike else "its two attentions have heads of different sizes or scales"

@@ -16,18 +16,17 @@ class Ordered(DecoderCall):
     ordered: ClassVar[tuple[str, ...]] = (CACHE, MASK, "encoder_hidden_states")
 
 
-FAMILIES = (
-    Family(
-        name="GPT-2",
-        attention="attn",
-        qkv="attn.c_attn",
-        attention_output="attn.c_proj",
-        attention_norm="ln_1",
-        up="mlp.c_fc",
-        activation="mlp.act",
-        down="mlp.c_proj",
-        output_norm="ln_2",
-        norm_first=True,
-        call=Ordered,
-    ),
+GPT2 = Family(
+    name="GPT-2",
+    attention="attn",
+    qkv="attn.c_attn",
+    attention_output="attn.c_proj",
+    attention_norm="ln_1",
+    up="mlp.c_fc",
+    activation="mlp.act",
+    down="mlp.c_proj",
+    output_norm="ln_2",
+    norm_first=True,
+    call=Ordered,
 )
+FAMILIES = (GPT2,)

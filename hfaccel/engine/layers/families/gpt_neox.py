@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: a joint projection, head by head, and mostly a parallel feed-forward."""
+"""GPT-NeoX, Pythia and Persimmon: a joint projection, head by head, and mostly a parallel feed-forward."""
 
 from __future__ import annotations
 
@@ -32,4 +32,23 @@ NEOX = Family(
     rotary=True,
     call=LayerPast,
 )
-FAMILIES = (NEOX, replace(NEOX, name="GPT-NeoX in sequence", parallel=False))
+PERSIMMON = replace(
+    NEOX,
+    name="Persimmon",
+    attention="self_attn",
+    qkv="self_attn.query_key_value",
+    attention_output="self_attn.dense",
+    parallel=False,
+    call=DecoderCall,
+)
+FAMILIES = (
+    NEOX,
+    replace(NEOX, name="GPT-NeoX in sequence", parallel=False),
+    replace(
+        PERSIMMON,
+        name="Persimmon with norms",
+        query_norm="self_attn.q_layernorm",
+        key_norm="self_attn.k_layernorm",
+    ),
+    PERSIMMON,
+)

@@ -1,5 +1,6 @@
 """Llama and the many decoders built like it: grouped-query attention, rotary positions, RMS norms and a gated
-feed-forward. Also Gemma, Granite, OLMo, SmolLM3, GLM, and Starcoder2, whose feed-forward has no gate."""
+feed-forward. Also Gemma, Granite, OLMo, SmolLM3, GLM, HunYuan, and Starcoder2, Arcee and Nemotron, whose
+feed-forward has no gate."""
 
 from __future__ import annotations
 
@@ -97,6 +98,14 @@ FAMILIES = (
     OLMO2,
     replace(OLMO2, name="EXAONE 4 without positions", unrotated=True),
     QWEN3,
+    replace(
+        LLAMA,
+        name="HunYuan",
+        query_norm="self_attn.query_layernorm",
+        key_norm="self_attn.key_layernorm",
+        norms_rotated=True,
+    ),
+    replace(LLAMA, name="HyperCLOVA X", attention_end="post_norm1", output_end="post_norm2"),
     LLAMA,
     QWEN3_MOE,
     MIXTRAL,
@@ -119,4 +128,6 @@ FAMILIES = (
         activation="mlp.activation_fn",
     ),
     replace(LLAMA, name="Starcoder2", gate="", up="mlp.c_fc", activation="mlp.act", down="mlp.c_proj"),
+    replace(LLAMA, name="Arcee", gate=""),
+    replace(LLAMA, name="VaultGemma", output_norm="pre_feedforward_layernorm", call=EagerDecoderCall),
 )

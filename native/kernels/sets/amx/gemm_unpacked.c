@@ -22,17 +22,17 @@ static void unpack_bytes(__m512i bytes, __m512 scale, __m512 minimum, uint32_t *
   }
 }
 
-/* out[GROUP / 2][PANEL] */
+/* out[group_size(kind) / 2][PANEL] */
 static void unpack_group(enum kind kind, const uint32_t *panel, uint32_t *out)
 {
-  const size_t words = GROUP / kind_numbers(kind), parts = kind == KIND_G4 ? 2 : 1;
+  const size_t words = group_size(kind) / kind_numbers(kind), parts = is_halved(kind) ? 2 : 1;
   for (size_t column = 0; column < PANEL; column += LANES) {
     const vec scale = group_scale(panel + words * PANEL + column);
     const vec minimum = group_minimum(panel + words * PANEL + column);
     for (size_t k = 0; k < words; k++) {
       const __m512i word = vec_as_ints(vec_load(panel + k * PANEL + column));
       for (size_t part = 0; part < parts; part++)
-        unpack_bytes(kind == KIND_G8 ? word : nibbles(word, part == 1), scale, minimum,
+        unpack_bytes(is_halved(kind) ? nibbles(word, part == 1) : word, scale, minimum,
                      out + 2 * (k * parts + part) * PANEL + column);
     }
   }
@@ -44,19 +44,20 @@ static void multiply_panel(const struct matrix *matrix, const struct operand *op
                            float sums[MOST_TILES][AMX_ROWS * PANEL])
 {
   uint32_t words[PIECE_WORDS * PANEL] __attribute__((aligned(64)));
-  const size_t groups = group_count(matrix->inputs), step = matrix->words / groups * PANEL;
+  const size_t groups = group_count(matrix->kind, matrix->inputs), step = matrix->words / groups * PANEL;
+  const size_t pairs = group_size(matrix->kind) / 2; /* words of bfloat16 of a group */
   struct amx_ahead nothing = {NULL, 0};
   for (size_t g = 0; g < groups; g += PIECE) {
     const size_t count = groups - g < PIECE ? groups - g : PIECE;
     for (size_t i = 0; i < count; i++)
-      unpack_group(matrix->kind, panel + (g + i) * step, words + i * GROUP / 2 * PANEL);
+      unpack_group(matrix->kind, panel + (g + i) * step, words + i * pairs * PANEL);
     for (size_t t = 0; t < tiles->count; t++) {
-      const uint32_t *a = operand->words + tile_at(tiles, t).begin * operand->stride + g * GROUP / 2;
+      const uint32_t *a = operand->words + tile_at(tiles, t).begin * operand->stride + g * pairs;
       if (g == 0)
         amx_clear();
       else
         amx_load(tiles->height, sums[t], PANEL);
-      amx_multiply(0, tiles->height, a, operand->stride, words, count * GROUP / 2, &nothing);
+      amx_multiply(0, tiles->height, a, operand->stride, words, count * pairs, &nothing);
       amx_store(tiles->height, sums[t], PANEL);
     }
   }
