@@ -24,7 +24,7 @@ import generation_checks
 from environments import genai_environment, llama_environment
 from generation_bars import judged, ratio
 from generation_engines import BANDWIDTH, CELLS, ENGINES, not_offered
-from generation_models import CONFIGURATIONS, build
+from generation_models import CONFIGURATIONS, MIXTURES, build
 from hfaccel.bench import Side
 from hfaccel.host import read_host
 from hfaccel.tables import render
@@ -144,7 +144,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=5, help="turns that count, after one that does not")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of every engine")
     models = list(CONFIGURATIONS)
-    parser.add_argument("--models", nargs="+", choices=models, default=models)
+    usual = [model for model in models if model not in MIXTURES]
+    parser.add_argument("--models", nargs="+", choices=models, default=usual)
     parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES))
     parser.add_argument("--setup", action="store_true", help="install the peers, and that is all")
     parser.add_argument("--dry", action="store_true", help="write no file of results")

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from generation_models import MIXTURES
+
 Row = dict[str, Any]
 
 # How many times less time than eager, in bfloat16 where the CPU multiplies it, otherwise in float32.
@@ -27,7 +29,7 @@ RIVALS = {
 def judged(rows: Sequence[Row], base: str) -> list[Row]:
     """Rows for report.check. An engine that was not measured counts against no bar."""
     result: list[Row] = []
-    for case in dict.fromkeys(row["case"] for row in rows):
+    for case in dict.fromkeys(row["case"] for row in rows if row["case"] not in MIXTURES):
         measured = {row["engine"]: row for row in rows if row["case"] == case and "seconds" in row}
         result += [*_speeds(case, measured, base), *_shares(case, measured), *_rivalries(case, measured)]
     return result

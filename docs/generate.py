@@ -85,7 +85,8 @@ def _row(name: str, family: Family) -> str:
 
 
 def _projections(family: Family) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return family.attention_inputs, (*family.wide_inputs, family.down)
+    wide = (family.router, family.experts) if family.experts else (*family.wide_inputs, family.down)
+    return family.attention_inputs, wide
 
 
 # In docs/troubleshooting.md all from this heading on is generated.

@@ -85,7 +85,8 @@ class Kernels(Protocol):
         self,
         # query, key, value, output
         attention: tuple[NativeMatrix, NativeMatrix | None, NativeMatrix | None, NativeMatrix],
-        feed_forward: tuple[NativeMatrix | None, NativeMatrix, NativeMatrix],  # gate, up, down
+        # gate, up, down; none of a mixture
+        feed_forward: tuple[NativeMatrix | None, NativeMatrix | None, NativeMatrix | None],
         norms: tuple[NativeNorm | None, NativeNorm | None],  # of attention, of the output
         head_size: int,
         norm_first: bool,
@@ -103,6 +104,8 @@ class Kernels(Protocol):
         norms_rotated: bool = ...,
         # query, output and norm of the attention over an encoder
         cross: tuple[NativeMatrix | None, NativeMatrix | None, NativeNorm | None] = ...,
+        # experts, their router's weight, whether in bfloat16, how many of a token, whether they add up to 1
+        mixture: tuple[NativeExperts, int, bool, int, bool] = ...,
         /,
     ) -> object: ...
     def Sequences(

@@ -37,6 +37,21 @@ def verdicts(*rows, base="eager bf16"):
 # Bars
 
 
+def test_a_mixture_has_no_bar_and_is_measured_when_it_is_named():
+    (case,) = models.MIXTURES
+    assert not bars.judged([row("hfaccel bf16", case=case), row("eager bf16", case=case)], "eager bf16")
+    assert case not in generation.parse([]).models and generation.parse(["--models", case]).models == [case]
+
+
+def test_of_experts_those_count_that_a_token_reads(monkeypatch):
+    whole = models.CONFIGURATIONS["qwen3-moe-0.4b"]
+    small = dict(hidden_size=16, moe_intermediate_size=8, vocab_size=50, num_hidden_layers=1, num_experts=8)
+    monkeypatch.setitem(models.CONFIGURATIONS, "small", lambda: whole(**small, head_dim=16))
+    module = models.build("small")
+    dense = sum(weight.numel() for _, weight in models.matrices(module))
+    assert models.count_weights(module) == dense + 4 * 3 * 16 * 8
+
+
 def test_ratios_are_taken_within_a_turn():
     assert bars.ratio([4.0, 9.0, 2.0], [2.0, 3.0, 2.0]) == 2.0
     assert bars.ratio([4.0, 9.0], [2.0, 3.0]) == 2.5

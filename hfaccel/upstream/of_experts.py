@@ -14,7 +14,7 @@ MODULE = "transformers.integrations.moe"
 CHOICE = "_experts_implementation"  # how a config names the function
 OWN = "eager"  # the name of the forward that the module's class has
 PARALLEL = "_is_expert_parallel"  # whether other processes have some of the experts
-GATE = "_apply_gate"
+GATE = "_apply_gate"  # a method of experts, by which those functions make one of gate and up
 
 
 def _marks(decorate: Any) -> bool:
@@ -52,11 +52,6 @@ def chosen_function(experts: Any) -> object:
 def is_elsewhere(experts: nn.Module) -> bool:
     """Whether other processes have some of the experts."""
     return bool(getattr(experts, PARALLEL))
-
-
-def gate_of(cls: type[nn.Module]) -> object:
-    """The function of experts of this class that makes one of gate and up."""
-    return getattr(cls, GATE)
 
 
 def has_form(module: nn.Module) -> bool:

@@ -8,7 +8,6 @@
 #include "linear.h"
 #include "rows.h"
 #include "scratch.h"
-#include "team.h"
 
 size_t experts_bytes = 128 << 20;
 enum { SHARES = 16 }; /* for each thread: parts of the work, which differ in their rows */
@@ -21,8 +20,9 @@ struct block {
 
 /* The work on some of the tokens, and what it is done in. A pair is a token and one of its experts. */
 struct job {
-  const struct experts *experts;
-  const struct experts_call *call;
+  struct experts experts;
+  struct experts_call call;
+  size_t most;                 /* tokens at a time */
   size_t first, tokens, pairs; /* the first token */
   size_t active;               /* experts with rows */
   struct block *blocks;
@@ -42,8 +42,8 @@ struct job {
 /* Memory for `tokens`; if base is NULL, only the size is counted. */
 static size_t divide(struct job *job, size_t tokens, char *base)
 {
-  const struct experts *experts = job->experts;
-  const size_t pairs = tokens * job->call->chosen, active = smaller(pairs, experts->count);
+  const struct experts *experts = &job->experts;
+  const size_t pairs = tokens * job->call.chosen, active = smaller(pairs, experts->count);
   const size_t biases = experts->up_bias.numbers == NULL ? 0 : active;
   const size_t wide = larger(experts->hidden, 2 * experts->inner);
   size_t used = 0;
@@ -64,12 +64,12 @@ static size_t divide(struct job *job, size_t tokens, char *base)
 /* Which pairs each expert has: a counting sort, in which a token's pairs keep their order. */
 static void sort(struct job *job)
 {
-  const size_t chosen = job->call->chosen;
-  const int64_t *index = job->call->index + job->first * chosen;
-  memset(job->ends, 0, (job->experts->count + 1) * sizeof *job->ends);
+  const size_t chosen = job->call.chosen;
+  const int64_t *index = job->call.index + job->first * chosen;
+  memset(job->ends, 0, (job->experts.count + 1) * sizeof *job->ends);
   for (size_t i = 0; i < job->pairs; i++)
     job->ends[index[i] + 1]++;
-  for (size_t e = 0; e < job->experts->count; e++)
+  for (size_t e = 0; e < job->experts.count; e++)
     job->ends[e + 1] += job->ends[e];
   for (size_t i = 0; i < job->pairs; i++) { /* begins become ends */
     const size_t place = job->ends[index[i]]++;
@@ -80,9 +80,9 @@ static void sort(struct job *job)
 
 static void cut(struct job *job)
 {
-  const size_t most = linear_block(&job->experts->up);
+  const size_t most = linear_block(&job->experts.up);
   job->active = job->count = 0;
-  for (size_t e = 0, begin = 0; e < job->experts->count; begin = job->ends[e++]) {
+  for (size_t e = 0, begin = 0; e < job->experts.count; begin = job->ends[e++]) {
     const size_t rows = job->ends[e] - begin, parts = (rows + most - 1) / most;
     for (size_t part = 0; part < parts; part++) {
       const size_t first = rows * part / parts, last = rows * (part + 1) / parts;
@@ -110,7 +110,7 @@ enum which { GATE, UP, DOWN };
 
 static struct matrix matrix_of(const struct job *job, const struct block *block, enum which which)
 {
-  const struct experts *experts = job->experts;
+  const struct experts *experts = &job->experts;
   const size_t inner = experts->inner,
                bytes = block->expert * (which == DOWN ? experts->down_step : experts->up_step);
   const struct matrix *first = which == GATE ? &experts->gate : which == UP ? &experts->up : &experts->down;
@@ -128,7 +128,7 @@ static struct operand operand_at(const struct job *job, const struct matrix *mat
 /* The biases of the expert that a block belongs to, as floats: of gate, up and down. */
 static void fill_biases(const struct job *job, const struct block *block)
 {
-  const struct experts *experts = job->experts;
+  const struct experts *experts = &job->experts;
   const struct expert_bias *wide = &experts->up_bias, *narrow = &experts->down_bias;
   const size_t inner = experts->inner, numbers = inner * (experts->gated ? 2 : 1);
   float *biases = job->biases + block->number * (2 * inner + experts->hidden);
@@ -181,8 +181,8 @@ static void each_row(struct job *job, const struct member *self,
 static void gather(struct job *job, const struct block *block, const struct matrix *matrix,
                    const struct operand *operand, size_t pair)
 {
-  const struct experts_call *call = job->call;
-  const size_t hidden = job->experts->hidden, token = job->first + job->tokens_of[pair];
+  const struct experts_call *call = &job->call;
+  const size_t hidden = job->experts.hidden, token = job->first + job->tokens_of[pair];
   const char *input = (const char *)call->input + token * hidden * number_bytes(call->bf16);
   fill_row(matrix, operand, pair - block->first, input, call->bf16, hidden);
 }
@@ -191,16 +191,16 @@ static void gather(struct job *job, const struct block *block, const struct matr
 static void convert(struct job *job, const struct block *block, const struct matrix *matrix,
                     const struct operand *operand, size_t pair)
 {
-  const size_t inner = job->experts->inner;
-  float *row = (job->experts->gated ? job->gate : job->up) + pair * inner;
-  if (job->experts->limit > 0)
-    limit_row(job->experts, row, job->up + pair * inner);
+  const size_t inner = job->experts.inner;
+  float *row = (job->experts.gated ? job->gate : job->up) + pair * inner;
+  if (job->experts.limit > 0)
+    limit_row(&job->experts, row, job->up + pair * inner);
   fill_row(matrix, operand, pair - block->first, row, 0, inner);
 }
 
 static void multiply_up(struct job *job, const struct block *block, size_t first, size_t last)
 {
-  const struct experts *experts = job->experts;
+  const struct experts *experts = &job->experts;
   const struct matrix up = matrix_of(job, block, UP);
   const struct operand operand = operand_at(job, &up, block);
   const size_t inner = experts->inner, start = block->first * inner;
@@ -224,7 +224,7 @@ static void multiply_down(struct job *job, const struct block *block, size_t fir
 {
   const struct matrix down = matrix_of(job, block, DOWN);
   const struct operand operand = operand_at(job, &down, block);
-  const size_t hidden = job->experts->hidden;
+  const size_t hidden = job->experts.hidden;
   const struct result result = {.rows = job->results + block->first * hidden, .stride = hidden};
   gemm(&down, &operand, block->rows, first, last, &result);
 }
@@ -249,8 +249,8 @@ static void each_part(struct job *job, const struct member *self, const struct m
 /* The sum of what its experts have given for a token, each times its weight. */
 static void add_up(const struct job *job, size_t token)
 {
-  const struct experts_call *call = job->call;
-  const size_t hidden = job->experts->hidden, chosen = call->chosen;
+  const struct experts_call *call = &job->call;
+  const size_t hidden = job->experts.hidden, chosen = call->chosen;
   const uint32_t *places = job->places + token * chosen;
   const size_t row = job->first + token;
   char *output = (char *)call->output + row * hidden * number_bytes(call->bf16);
@@ -266,20 +266,29 @@ static void add_up(const struct job *job, size_t token)
   }
 }
 
-static void run(void *context, const struct member *self)
+/* The next tokens. For one thread. */
+static void begin(struct job *job)
 {
-  struct job *job = context;
+  job->tokens = smaller(job->most, job->call.rows - job->first);
+  job->pairs = job->tokens * job->call.chosen;
+  job->next_up = job->next_down = 0;
+  sort(job);
+  cut(job);
+}
+
+static void compute(struct job *job, const struct member *self)
+{
   size_t begin, end;
-  for (size_t b = self->rank; job->experts->up_bias.numbers != NULL && b < job->count; b += self->size)
+  for (size_t b = self->rank; job->experts.up_bias.numbers != NULL && b < job->count; b += self->size)
     if (b == 0 || job->blocks[b - 1].expert != job->blocks[b].expert)
       fill_biases(job, &job->blocks[b]);
   each_row(job, self, gather, UP);
   team_wait(self);
-  each_part(job, self, &job->experts->up, &job->next_up, multiply_up);
+  each_part(job, self, &job->experts.up, &job->next_up, multiply_up);
   team_wait(self);
   each_row(job, self, convert, DOWN);
   team_wait(self);
-  each_part(job, self, &job->experts->down, &job->next_down, multiply_down);
+  each_part(job, self, &job->experts.down, &job->next_down, multiply_down);
   team_wait(self);
   team_share(self, job->tokens, &begin, &end);
   for (size_t token = begin; token < end; token++)
@@ -289,31 +298,61 @@ static void run(void *context, const struct member *self)
 /* Tokens that are computed together. */
 static size_t together(struct job *job)
 {
-  const size_t of_one = divide(job, 1, NULL);
-  const size_t most = larger(1, experts_bytes / of_one), parts = (job->call->rows + most - 1) / most;
-  return parts == 0 ? 0 : (job->call->rows + parts - 1) / parts;
+  const size_t most = larger(1, experts_bytes / divide(job, 1, NULL));
+  const size_t parts = (job->call.rows + most - 1) / most;
+  return parts == 0 ? 0 : (job->call.rows + parts - 1) / parts;
+}
+
+enum { HEAD = (sizeof(struct job) + 63) / 64 * 64 };
+
+size_t experts_room(const struct experts *experts, const struct experts_call *call)
+{
+  struct job job = {.experts = *experts, .call = *call};
+  return HEAD + divide(&job, together(&job), NULL);
+}
+
+struct job *experts_begin(const struct experts *experts, const struct experts_call *call, char *memory)
+{
+  struct job *job = (struct job *)memory;
+  memset(job, 0, sizeof *job);
+  job->experts = *experts, job->call = *call;
+  job->most = together(job);
+  divide(job, job->most, memory + HEAD);
+  begin(job);
+  return job;
+}
+
+void experts_share(struct job *job, const struct member *self)
+{
+  const size_t rows = job->call.rows;
+  for (size_t last = job->tokens; compute(job, self), last < rows; last = job->first + job->tokens) {
+    team_wait(self);
+    if (self->rank == 0) {
+      job->first += job->tokens;
+      begin(job);
+    }
+    team_wait(self);
+  }
+}
+
+static void run(void *context, const struct member *self)
+{
+  experts_share(context, self);
 }
 
 int experts_run(const struct experts *experts, const struct experts_call *call, unsigned threads)
 {
-  struct job job = {.experts = experts, .call = call};
   for (size_t i = 0; i < call->rows * call->chosen; i++)
     if (call->index[i] < 0 || (size_t)call->index[i] >= experts->count)
       return EDOM;
-  const size_t tokens = together(&job);
-  char *memory = scratch_allocate(64, larger(64, divide(&job, tokens, NULL)));
+  if (call->rows == 0)
+    return 0;
+  char *memory = scratch_allocate(64, experts_room(experts, call));
   if (memory == NULL)
     return ENOMEM;
-  divide(&job, tokens, memory);
-  for (; job.first < call->rows; job.first += job.tokens) {
-    job.tokens = smaller(tokens, call->rows - job.first);
-    job.pairs = job.tokens * call->chosen;
-    sort(&job);
-    cut(&job);
-    job.next_up = job.next_down = 0;
-    const double each = (double)experts->inner * (double)experts->hidden * (experts->gated ? 3 : 2);
-    team_run(team_size(threads, (double)job.pairs * each), run, &job);
-  }
+  struct job *job = experts_begin(experts, call, memory);
+  const double each = (double)experts->inner * (double)experts->hidden * (experts->gated ? 3 : 2);
+  team_run(team_size(threads, (double)job->pairs * each), run, job);
   free(memory);
   return 0;
 }

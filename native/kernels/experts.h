@@ -4,6 +4,7 @@
  * of the first, moved. Those of experts that no token has chosen are not read. */
 #pragma once
 #include "gemm.h"
+#include "team.h"
 
 /* (experts, columns) of float32 or bfloat16; NULL for none. */
 struct expert_bias {
@@ -40,6 +41,14 @@ struct experts_call {
 /* Bytes of the intermediate results of tokens that are computed together. Fewer tokens would read the weights
  * more often. Tests make them few. */
 extern size_t experts_bytes;
+
+/* For threads that run already: experts_begin by one of them, and when all know that, experts_share by all
+ * with its result, which lies in `memory` of experts_room bytes. Rows of `output` may be those of `input`.
+ * Every index must be one of an expert. Threads wait for each other within, and not at the end. */
+struct job;
+size_t experts_room(const struct experts *experts, const struct experts_call *call);
+struct job *experts_begin(const struct experts *experts, const struct experts_call *call, char *memory);
+void experts_share(struct job *job, const struct member *self);
 
 /* 0; ENOMEM without memory; EDOM for an index of no expert, and then the output is untouched. */
 int experts_run(const struct experts *experts, const struct experts_call *call, unsigned threads);

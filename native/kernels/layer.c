@@ -43,7 +43,7 @@ static size_t row_bytes(const struct layer *layer)
 static size_t most_rows(const struct layer *layer)
 {
   const size_t tile = is_split(&layer->up, SIZE_MAX) ? AMX_ROWS : tile_rows(layer->up.kind);
-  const size_t rows = block_bytes / row_bytes(layer) / tile * tile;
+  const size_t rows = block_bytes / larger(1, row_bytes(layer)) / tile * tile;
   return smaller(larger(rows, larger(2 * tile, crew_rows(&layer->up))), 8 * tile);
 }
 
@@ -434,6 +434,47 @@ static struct operand widen(const struct layer *layer, const struct place *place
   return operand;
 }
 
+/* The residual stream after attention goes out, and its norm to the mixture. */
+static void hand_over(const struct work *work, const struct place *place, size_t first, size_t rows)
+{
+  const struct layer *layer = work->layer;
+  const size_t hidden = layer->hidden;
+  size_t begin, end;
+  team_share(&place->crew.self, rows, &begin, &end);
+  for (size_t row = begin; row < end; row++) {
+    const float *x = place->block.x + row * hidden;
+    norm_row(&layer->output_norm, x, hidden, work->memory->normed + (first + row) * hidden);
+    memcpy(row_of(work, &work->output, first + row), x, hidden * sizeof *x);
+  }
+}
+
+/* A mixture in the place of the feed-forward, for all rows together. */
+static void mix(const struct work *work, const struct place *place, const struct member *member)
+{
+  const struct layer *layer = work->layer;
+  const size_t hidden = layer->hidden, rows = work->chunk->rows;
+  struct blocks blocks = blocks_of(work, place, &work->taken->blocks);
+  size_t first, last, begin, end;
+  while (crew_next(&blocks, &first, &last)) {
+    add_attention(work, place, first, last - first);
+    hand_over(work, place, first, last - first);
+    team_wait(&place->crew.self);
+  }
+  team_wait(member);
+  mixture_run(&layer->mixture, work->memory->normed, rows, work->memory->mixture, member);
+  team_wait(member);
+  team_share(member, rows, &begin, &end);
+  for (size_t row = begin; row < end; row++) {
+    float *out = row_of(work, &work->output, row);
+    const float *added = work->memory->normed + row * hidden;
+    for (size_t i = 0; i < hidden; i += LANES) {
+      const vec_mask some = lanes((long)(hidden - i));
+      const vec x = vec_mul(vec_load_some(added + i, some), vec_of(layer->added));
+      vec_store_some(out + i, some, vec_add(vec_load_some(out + i, some), x));
+    }
+  }
+}
+
 /* Between the two attentions of a layer: what the first gives is added, and becomes queries of the second. */
 static void cross(const struct work *work, const struct place *place)
 {
@@ -562,5 +603,8 @@ void layer_turn(const struct work *work, const struct member *member)
     attend(&last, member);
     team_wait(member);
   }
-  feed_forward(&last, &place);
+  if (is_mixture(&work->layer->mixture))
+    mix(&last, &place, member);
+  else
+    feed_forward(&last, &place);
 }

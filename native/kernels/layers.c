@@ -87,6 +87,7 @@ struct sizes {
   size_t most;          /* rows of a chunk, unless one sequence has more and is not divided */
   size_t rows, longest; /* of all sequences */
   size_t qkv, context, parts, scratch;
+  int mixed; /* whether a layer has a mixture */
 };
 
 static struct sizes sizes_of(const struct stack *stack, unsigned threads)
@@ -101,6 +102,7 @@ static struct sizes sizes_of(const struct stack *stack, unsigned threads)
     const struct layer *layer = stack->layers[i];
     sizes.qkv = larger(sizes.qkv, layer_qkv_bytes(layer));
     sizes.context = larger(sizes.context, layer_context_words(layer));
+    sizes.mixed |= is_mixture(&layer->mixture);
     sizes.parts = larger(sizes.parts, attend_parts(layer, stack->call, threads));
     sizes.scratch = larger(sizes.scratch, layer_scratch(layer, sizes.longest, stack->call));
   }
@@ -175,6 +177,16 @@ static struct chunk take_chunk(const struct call *call, const struct share *shar
   return chunk;
 }
 
+/* Bytes of the largest mixture's memory. */
+static size_t most_room(const struct stack *stack, size_t rows)
+{
+  size_t most = 0;
+  for (size_t i = 0; i < stack->count; i++)
+    if (is_mixture(&stack->layers[i]->mixture))
+      most = larger(most, mixture_room(&stack->layers[i]->mixture, rows));
+  return most;
+}
+
 /* Places in memory at `base` of everything in a lot, and its content; with base NULL only the size is
  * counted. */
 static void lay_out_lot(const struct stack *stack, const struct share *share, const struct sizes *sizes,
@@ -198,6 +210,8 @@ static void lay_out_lot(const struct stack *stack, const struct share *share, co
   memory.context = carve(base, used, highest * sizes->context, sizeof *memory.context);
   const int between = stack->count > 1 || stack->call->encoded.caches != NULL;
   memory.between = carve(base, used, between ? highest * stack->layers[0]->hidden : 0, sizeof(float));
+  memory.normed = carve(base, used, sizes->mixed ? highest * stack->layers[0]->hidden : 0, sizeof(float));
+  memory.mixture = carve(base, used, sizes->mixed ? most_room(stack, highest) : 0, 1);
   memory.parts = carve(base, used, sizes->parts, sizeof *memory.parts);
   memory.scratch = carve(base, used, sizes->threads * sizes->scratch, sizeof *memory.scratch);
   if (base == NULL)
@@ -232,7 +246,8 @@ static double multiplications(const struct layer *layer)
   const double columns = (double)(layer->query.columns + layer->key.columns + layer->value.columns +
                                   layer->gate.columns + layer->up.columns + layer->cross_query.columns);
   const double outputs = (double)(layer->output.columns + layer->up.columns + layer->cross_output.columns);
-  return (columns + outputs) * (double)layer->hidden;
+  const double mixed = (double)(layer->mixture.chosen * 3 * layer->mixture.experts.inner);
+  return (columns + outputs + mixed) * (double)layer->hidden;
 }
 
 static int divided_run(struct stack *stack, const struct division *division, unsigned threads)

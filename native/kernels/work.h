@@ -44,6 +44,8 @@ struct memory {
   uint32_t *context; /* [rows][context_stride]: what attention gives */
   float *between;    /* [rows][hidden]: what a layer gives to the next, which writes it over, if only with
                       * what self-attention adds */
+  float *normed;     /* [rows][hidden]: what a mixture is given, and then gives; and its memory */
+  char *mixture;
   float *parts;      /* of attention, where threads share the keys of a head (attend.c) */
   uint32_t *scratch; /* of each thread of the group, thread_words each: its block, or its head */
   size_t thread_words;

@@ -1,4 +1,4 @@
-/* experts.h. */
+/* experts.h and mixture.h. */
 #include <errno.h>
 #include <math.h>
 #include <string.h>
@@ -7,12 +7,14 @@
 
 #include "kernel_reference.h"
 #include "kernels/experts.h"
+#include "kernels/mixture.h"
 #include "kernels/scratch.h"
+#include "kernels/team.h"
 
 enum { COUNT = 5, MOST_ROWS = 300 };
 
 /* Of all experts, each in pages of its own, and the numbers that they then stand for. */
-struct mixture {
+struct made_experts {
   struct experts experts;
   struct weight gate[COUNT], up[COUNT], down[COUNT];
   double *biases[COUNT]; /* of gate, of up, of down */
@@ -81,7 +83,7 @@ static double *make_biases(const struct form *form, size_t e, uint16_t *wide, ui
   return biases;
 }
 
-static void make_mixture(const struct form *form, struct mixture *made)
+static void make_experts(const struct form *form, struct made_experts *made)
 {
   const size_t halves = form->gated ? 2 : 1;
   uint16_t *wide = guarded(COUNT * halves * form->inner, sizeof *wide);
@@ -117,7 +119,7 @@ static void make_mixture(const struct form *form, struct mixture *made)
   }
 }
 
-static void release(struct mixture *made)
+static void release(struct made_experts *made)
 {
   CHECK(munmap(made->wide, COUNT * made->experts.up_step) == 0);
   CHECK(munmap(made->narrow, COUNT * made->experts.down_step) == 0);
@@ -125,8 +127,8 @@ static void release(struct mixture *made)
 }
 
 /* What an expert gives for a row. */
-static void reference_expert(const struct form *form, const struct mixture *made, size_t e, const double *x,
-                             double *out)
+static void reference_expert(const struct form *form, const struct made_experts *made, size_t e,
+                             const double *x, double *out)
 {
   double gate[form->inner], up[form->inner];
   const double *biases = made->biases[e];
@@ -180,7 +182,7 @@ static struct tokens make_tokens(const struct form *form, size_t rows, size_t ch
   return tokens;
 }
 
-static void check_row(const struct form *form, const struct mixture *made, const struct tokens *tokens,
+static void check_row(const struct form *form, const struct made_experts *made, const struct tokens *tokens,
                       size_t row)
 {
   static const double bounds[KINDS] = {5e-6, 6e-3, 4e-2, 4e-2,
@@ -205,8 +207,8 @@ static void check_row(const struct form *form, const struct mixture *made, const
 /* Experts that are chosen by no token cannot be read. */
 static void test_form(const struct form *form, size_t rows, size_t chosen, unsigned threads)
 {
-  struct mixture made;
-  make_mixture(form, &made);
+  struct made_experts made;
+  make_experts(form, &made);
   const size_t cold = below(COUNT);
   const struct experts *experts = &made.experts;
   CHECK(mprotect(made.wide + cold * experts->up_step, experts->up_step, PROT_NONE) == 0);
@@ -221,6 +223,84 @@ static void test_form(const struct form *form, size_t rows, size_t chosen, unsig
   release(&made);
 }
 
+/* A router before them */
+
+static const struct form routed = {KIND_F32, 37, 20, 1, 0, 0, 0};
+
+/* The share of softmax that each expert has for a row, or 0 for those that are not among the `chosen`. */
+static void reference_router(const struct mixture *mixture, const double *router, const double *row,
+                             double *shares)
+{
+  double scores[COUNT], of_chosen = 0, whole = 0;
+  for (size_t e = 0; e < COUNT; e++) {
+    scores[e] = shares[e] = 0;
+    for (size_t i = 0; i < routed.hidden; i++)
+      scores[e] += router[e * routed.hidden + i] * row[i];
+    whole += exp(scores[e]);
+  }
+  for (size_t e = 0; e < COUNT; e++) {
+    size_t higher = 0;
+    for (size_t other = 0; other < COUNT; other++)
+      higher += scores[other] > scores[e];
+    shares[e] = higher < mixture->chosen ? exp(scores[e]) : 0;
+    of_chosen += shares[e];
+  }
+  for (size_t e = 0; e < COUNT; e++)
+    shares[e] /= mixture->normalised ? of_chosen : whole;
+}
+
+struct mixing {
+  const struct mixture *mixture;
+  float *rows;
+  size_t count;
+  char *memory;
+};
+
+static void mix(void *context, const struct member *self)
+{
+  const struct mixing *mixing = context;
+  mixture_run(mixing->mixture, mixing->rows, mixing->count, mixing->memory, self);
+}
+
+static void test_mixture(size_t count, size_t chosen, int normalised, unsigned threads)
+{
+  const size_t hidden = routed.hidden;
+  struct made_experts made;
+  make_experts(&routed, &made);
+  const enum kind kind = below(2) ? KIND_BF16 : KIND_F32;
+  double *router = guarded(COUNT * hidden, sizeof *router),
+         *numbers = guarded(count * hidden, sizeof *numbers);
+  for (size_t i = 0; i < COUNT * hidden; i++)
+    router[i] = uniform(-1, 1);
+  for (size_t i = 0; i < count * hidden; i++)
+    numbers[i] = uniform(-1, 1);
+  const struct mixture mixture = {.experts = made.experts,
+                                  .router = numbers_of(kind, COUNT * hidden, router),
+                                  .bf16 = kind == KIND_BF16,
+                                  .normalised = normalised,
+                                  .chosen = chosen};
+  const size_t bytes = experts_bytes;
+  experts_bytes = below(2) ? bytes : 1 << 14;
+  struct mixing mixing = {&mixture, numbers_of(KIND_F32, count * hidden, numbers), count, NULL};
+  mixing.memory = aligned_alloc(64, (mixture_room(&mixture, count) + 63) / 64 * 64);
+  team_run(threads, mix, &mixing);
+  free(mixing.memory);
+  experts_bytes = bytes;
+  for (size_t row = 0; row < count; row += 1 + below(count / 8 + 1)) {
+    double shares[COUNT], of_one[hidden], wanted[hidden];
+    memset(wanted, 0, sizeof wanted);
+    reference_router(&mixture, router, numbers + row * hidden, shares);
+    for (size_t e = 0; e < COUNT; e++) {
+      reference_expert(&routed, &made, e, numbers + row * hidden, of_one);
+      for (size_t i = 0; i < hidden; i++)
+        wanted[i] += shares[e] * of_one[i];
+    }
+    for (size_t i = 0; i < hidden; i++)
+      CHECK(fabs(mixing.rows[row * hidden + i] - wanted[i]) < 1e-5);
+  }
+  release(&made);
+}
+
 static void *none(size_t alignment, size_t size)
 {
   return NULL;
@@ -229,8 +309,8 @@ static void *none(size_t alignment, size_t size)
 static void test_what_is_refused(void)
 {
   const struct form form = {KIND_F32, 8, 8, 1, 0, 0, 0};
-  struct mixture made;
-  make_mixture(&form, &made);
+  struct made_experts made;
+  make_experts(&form, &made);
   struct tokens tokens = make_tokens(&form, 2, 2, 0, 0);
   int64_t *index = (int64_t *)tokens.call.index;
   for (int64_t wrong = -1; wrong <= COUNT; wrong += COUNT + 1) {
@@ -262,4 +342,8 @@ void test_experts(void)
       test_form(&(struct form){kind, hidden, inner, (int)below(2), 1, 0, 0}, rows[r], chosen, threads);
     }
   test_what_is_refused();
+  for (size_t count = 1; count < 200; count += 1 + 2 * count)
+    for (size_t chosen = 1; chosen <= COUNT; chosen++)
+      for (int normalised = 0; normalised < 2; normalised++)
+        test_mixture(count, chosen, normalised, 1 + (unsigned)below(4));
 }

@@ -154,7 +154,7 @@ CHANGES = {
     "a submodule has a hook": lambda fast: fast.act_fn.register_forward_hook(lambda *given: None),
     "an attribute of the experts was changed": lambda fast: setattr(fast, "act_fn", nn.Tanh()),
     "the experts implementation is": _other_function,
-    "how gate and up become one was replaced": _own_class,
+    "Qwen3MoeExperts._apply_gate was replaced": _own_class,
     "a weight is not packed": lambda fast: setattr(
         fast, "down_proj", nn.Parameter(fast.down_proj.unpack().double().float())
     ),

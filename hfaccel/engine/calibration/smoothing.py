@@ -87,14 +87,16 @@ def smooth_layers(
     factors: dict[torch.Tensor, torch.Tensor] = {}
     for layer, family, of_attention, of_wide in norms_before(model, layers):
         for norm, paths in ((of_attention, family.attention_inputs), (of_wide, family.wide_inputs)):
+            if not paths:  # experts are not smoothed
+                continue
             weights: list[torch.Tensor] = [attrgetter(path)(layer).weight for path in paths]
             # Only the last weight (of query, key and value: the value) decides: its errors appear in the
             # result, while softmax evens out errors in scores.
             found = smoothing(norm, weights[-1:])
             if found is not None:
                 factors.update(dict.fromkeys(weights, found))
-        down = attrgetter(family.down)(layer)
+        down = attrgetter(family.down)(layer) if family.down else None
         found = exceptions(down.weight) if isinstance(down, nn.Linear) else None
-        if found is not None:
+        if found is not None and down is not None:
             factors[down.weight] = found
     return factors

@@ -9,16 +9,19 @@ functions a forward may call is read from the names in its code.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 
 from torch import nn
 
 from hfaccel.engine.calls.snapshot import Held, Table, columns, comparison
 from hfaccel.replacement import original
+from hfaccel.upstream.of_experts import GATE
 from hfaccel.upstream.of_torch import CALL
 from hfaccel.upstream.of_transformers import INTERFACE
 
 ENTRIES = ("__call__", CALL, "forward")
+CALLED_ELSEWHERE = (GATE,)  # methods that functions of transformers' tables call
 IMPLEMENTATION = "sdpa"  # the attention of layers that are fused
 WATCHED = ("torch", "transformers")  # packages whose modules are searched
 KINDS = (FunctionType, BuiltinFunctionType, type)  # other callables may be models, which must not stay alive
@@ -100,7 +103,7 @@ class _Reached:
         self.of_tables: dict[tuple[int, str], Held] = {}
         self.seen: set[tuple[int, FunctionType]] = set()
         for cls in classes:
-            for name in ENTRIES:
+            for name in (*ENTRIES, *filter(partial(hasattr, cls), CALLED_ELSEWHERE)):
                 self._of_class(cls, name, getattr(cls, name))
 
     def _of_class(self, cls: type, name: str, function: object) -> None:

@@ -22,7 +22,7 @@ from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.engine.weights.repacking import kind_of
 from hfaccel.native import NativeExperts
 from hfaccel.replacement import replace, shadow
-from hfaccel.upstream.of_experts import chosen_function, gate_of, is_elsewhere
+from hfaccel.upstream.of_experts import chosen_function, is_elsewhere
 
 NATIVE = "_hfaccel_native"  # attribute: the native object, by the places of what it was made of
 FORMULA = "_hfaccel_formula"  # attribute: the formula that was tried
@@ -39,14 +39,12 @@ class PackedExperts(PackedHolder):
     hfaccel_prefix = "Packed"
     hfaccel_own = (COUNTED, NATIVE)
     hfaccel_code: ClassVar[Code]  # of the module's own class
-    hfaccel_gate: ClassVar[object]  # the same
     hfaccel_key: ClassVar[tuple[Form, str]]
 
     def __init_subclass__(cls, **settings: object) -> None:
         super().__init_subclass__(**settings)
         if "hfaccel_original" in vars(cls):
             cls.hfaccel_code = code_of([cls.hfaccel_original])
-            cls.hfaccel_gate = gate_of(cls)
 
     @classmethod
     def hfaccel_packed(cls) -> Mapping[str, type[PackedWeight]]:
@@ -114,14 +112,14 @@ def run(
     output = torch.empty_like(rows)
     computed = kernels().experts(
         torch.get_num_threads(),
-        _native(module),
+        native_experts(module),
         (rows.data_ptr(), output.data_ptr(), len(rows), rows.dtype is torch.bfloat16),
         (index.data_ptr(), weights.data_ptr(), index.shape[1], weights.dtype is torch.bfloat16),
     )
     return output if computed else None
 
 
-def _native(module: PackedExperts) -> NativeExperts:
+def native_experts(module: PackedExperts) -> NativeExperts:
     up, down = (module._parameters[name] for name in module.hfaccel_packed())
     biases = _biases(module)
     memories: list[torch.Tensor] = [up.memory, down.memory, *biases]  # type: ignore[union-attr]
@@ -174,8 +172,6 @@ def _problem(module: PackedExperts) -> str:
         return "a submodule has a hook"
     if form_of(module) != form or FORMULAS[name](module) != formula or is_elsewhere(module):
         return "an attribute of the experts was changed"
-    if gate_of(type(module)) is not type(module).hfaccel_gate:
-        return "how gate and up become one was replaced"
     if not module.hfaccel_code.holds():
         return module.hfaccel_code.problem()
     if not is_known(module):

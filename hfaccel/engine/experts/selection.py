@@ -80,10 +80,15 @@ def tried(module: nn.Module) -> tuple[str, str]:
     return "", f"{type(module).__name__} computes something else than is known"
 
 
+def pack_copy(experts: nn.Module, formula: str) -> None:
+    """Give these experts packed weights of their own."""
+    for parameter, cls in form_of(experts).weights.items():
+        experts._parameters[parameter] = cls.pack(experts._parameters[parameter])  # type: ignore[arg-type]
+    PackedExperts.hfaccel_apply(experts, {"formula": formula}, experts.get_submodule)
+
+
 def _agrees(twin: nn.Module, name: str, given: Any, wanted: torch.Tensor) -> bool:
-    for parameter, cls in form_of(twin).weights.items():
-        twin._parameters[parameter] = cls.pack(twin._parameters[parameter])  # type: ignore[arg-type]
-    PackedExperts.hfaccel_apply(twin, {"formula": name}, twin.get_submodule)
+    pack_copy(twin, name)
     assert isinstance(twin, PackedExperts)
     got = run(twin, *given)
     return got is not None and torch.allclose(got, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())

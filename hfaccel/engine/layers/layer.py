@@ -19,6 +19,7 @@ from hfaccel.engine.calls.settings import setting_problem, settings_of
 from hfaccel.engine.calls.unpadding import UNPADS, is_computed
 from hfaccel.engine.layers.call import Call
 from hfaccel.engine.layers.families import Family, family_of
+from hfaccel.engine.layers.mixtures import has_packed_mixture
 from hfaccel.engine.layers.native_layer import CACHE, SETTINGS, NativeLayer
 from hfaccel.engine.layers.seen import Seen, seen_by
 from hfaccel.engine.replacements import Find, ModuleReplacement, Paths, Settings, register
@@ -110,7 +111,7 @@ class FusedLayer(ModuleReplacement):
 
     def runs_under_autocast(self, hidden: torch.Tensor) -> bool:
         """Whether the kernels may run there: stock gave float32, as where the residual stream is that."""
-        if hidden.dtype is not torch.float32 or not is_bfloat16():
+        if hidden.dtype is not torch.float32 or not is_bfloat16() or self.hfaccel_family.experts:
             return False
         return self.__dict__.get(AUTOCAST_GIVES) is torch.float32 and all(
             isinstance(weight, PackedWeight) and not (is_rounded(weight) and weight.memory.is_inference())
@@ -218,4 +219,5 @@ def run_stock(layer: nn.Module, regimes: tuple[str, ...]) -> None:
 
 def is_packed(family: Family, layer: nn.Module) -> bool:
     """Whether all of the layer's weights are."""
-    return all(isinstance(linear.weight, PackedWeight) for linear in family.linears(layer))
+    linears = all(isinstance(linear.weight, PackedWeight) for linear in family.linears(layer))
+    return linears and has_packed_mixture(family, layer)

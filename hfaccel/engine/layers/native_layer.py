@@ -16,6 +16,7 @@ from hfaccel.engine.calls.settings import Setting, setting_problem
 from hfaccel.engine.calls.snapshot import Held, Place, Snapshot, Table, place
 from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, kernels, multiplies
 from hfaccel.engine.layers.distances import BiasRow, Buckets
+from hfaccel.engine.layers.mixtures import mixture_memories, mixture_vectors, native_mixture
 from hfaccel.engine.layers.parts import (
     Parts,
     added_factor,
@@ -79,7 +80,9 @@ class NativeLayer:
         self.copied += _raised(parts.norms(layer))
         self.versions = [memory._version for memory in self.copied]
         self.rounds = rounds
-        self.vectors = [(table, name, table.get(name)) for table, name in parts.vectors(layer)]
+        vectors = (*parts.vectors(layer), *mixture_vectors(parts, layer))
+        self.vectors = [(table, name, table.get(name)) for table, name in vectors]
+        self.of_experts = list(mixture_memories(parts, layer))
         self.places = [place(vector) for _, _, vector in self.vectors]
         self.epsilons = [(norm, epsilon(norm)) for norm in parts.norms(layer)]
         self.snapshot: Snapshot | None = None  # of the last time that nothing kept the kernels from running
@@ -107,7 +110,7 @@ class NativeLayer:
         more = (parts.query_norm, parts.key_norm, parts.attention_end, parts.output_end)
         return kernels().Layer(
             (*self._attention_inputs(layer), self._part(layer, parts.attention_output)),
-            (*self._wide_inputs(layer), self._part(layer, parts.down)),
+            self._feed_forward(layer),
             (norm(parts.attention_norm), norm(parts.output_norm)),
             head_size(self.attention) or 1,
             parts.norm_first,
@@ -124,6 +127,7 @@ class NativeLayer:
             layout(parts, layer),
             parts.norms_rotated,
             self._cross(layer),
+            *((native_mixture(parts, layer),) if parts.experts else ()),
         )
 
     def _cross(self, layer: nn.Module) -> tuple[NativeMatrix | None, NativeMatrix | None, NativeNorm | None]:
@@ -163,6 +167,14 @@ class NativeLayer:
             return self._part(layer, parts.qkv), None, None
         return self._part(layer, parts.query), self._part(layer, parts.key), self._part(layer, parts.value)
 
+    def _feed_forward(
+        self, layer: nn.Module
+    ) -> tuple[NativeMatrix | None, NativeMatrix | None, NativeMatrix | None]:
+        """Of gate, up and down; none of a mixture."""
+        if self.parts.experts:
+            return None, None, None
+        return (*self._wide_inputs(layer), self._part(layer, self.parts.down))
+
     def _wide_inputs(self, layer: nn.Module) -> tuple[NativeMatrix | None, NativeMatrix]:
         """Of gate and up."""
         parts = self.parts
@@ -172,6 +184,8 @@ class NativeLayer:
         return self._part(layer, parts.gate) if parts.gate else None, self._part(layer, parts.up)
 
     def _activation(self, layer: nn.Module) -> Activation:
+        if self.parts.experts:
+            return Activation.NONE
         activation = ACTIVATIONS[type(attrgetter(self.parts.activation)(layer)).__name__]
         is_rough = activation is Activation.GELU and self._packed(self.linears[-1]).kind is Kind.INT8
         return Activation.GELU_ROUGH if is_rough else activation
@@ -202,6 +216,8 @@ class NativeLayer:
         for linear, memory in zip(self.linears, self.memories, strict=True):
             if getattr(linear._parameters.get("weight"), "memory", None) is not memory:
                 return True  # share_memory() moves it, .to() and training pack it anew
+        if any(table.get(name) is not value for table, name, value in self.of_experts):
+            return True
         if [memory._version for memory in self.copied] != self.versions:
             return True
         return any(epsilon(norm) != before for norm, before in self.epsilons)
@@ -220,6 +236,7 @@ class NativeLayer:
         """Where `is_stale` and `problem` look."""
         yield from self.links
         yield from self.vectors
+        yield from self.of_experts
         for child in self.modules:
             yield vars(child), "training", False
             if "forward" in vars(child):

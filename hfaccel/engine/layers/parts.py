@@ -24,9 +24,9 @@ class Parts:
     attention: str
     attention_output: str
     attention_norm: str
-    activation: str
-    down: str
     output_norm: str
+    activation: str = ""
+    down: str = ""
     query: str = ""
     key: str = ""
     value: str = ""
@@ -34,6 +34,8 @@ class Parts:
     up: str = ""
     gate: str = ""
     gate_up: str = ""
+    experts: str = ""  # a mixture in the place of activation, up and down
+    router: str = ""  # and what chooses them
     query_norm: str = ""  # over each head
     key_norm: str = ""
     attention_end: str = ""  # norms of what attention and feed-forward add to the residual stream
@@ -64,7 +66,7 @@ class Parts:
             self.attention_output,
             *self.cross_projections,
             *self.wide_inputs,
-            self.down,
+            *filter(None, (self.down,)),
         )
 
     @property
@@ -83,8 +85,8 @@ class Parts:
 
     def missing(self, layer: nn.Module) -> Iterator[str]:
         """The paths at which this layer has no part."""
-        parts = (*self.projections, self.attention, self.cross_attention, *self.norm_paths, self.activation)
-        paths = filter(None, parts)
+        modules = (self.attention, self.cross_attention, self.activation, self.experts, self.router)
+        paths = filter(None, (*self.projections, *self.norm_paths, *modules))
         return (path for path in paths if not _leads_somewhere(layer, path))
 
     def linears(self, layer: nn.Module) -> list[nn.Linear]:

@@ -18,6 +18,7 @@ from hfaccel.engine.kernels import Kind
 from hfaccel.engine.layers.call import MASK
 from hfaccel.engine.layers.families import Family, candidates, fusing_problem
 from hfaccel.engine.layers.layer import FusedLayer, fuse
+from hfaccel.engine.layers.mixtures import pack_mixture
 from hfaccel.engine.layers.parts import inputs_of
 from hfaccel.engine.replacements import Keywords
 from hfaccel.engine.weights.linear import MIN_WIDTH, is_linear, linear_problem, pack, weight_class
@@ -82,7 +83,10 @@ def trial(layer: nn.Module, family: Family) -> str:
 
     During the trial, memory holds packed weights of one layer besides the model.
     """
-    stock, fused = _in_float32(layer), _fused(layer, family)
+    stock, fused = _in_float32(layer), _in_float32(layer)
+    if problem := pack_mixture(family, fused):
+        return problem
+    _fuse(fused, family)
     problems = (_compare(stock, fused, family, *shape) for shape in SHAPES)
     return next(filter(None, problems), "")
 
@@ -140,15 +144,13 @@ class Unreadable:
     __eq__ = __bool__ = __repr__ = _read
 
 
-def _fused(layer: nn.Module, family: Family) -> nn.Module:
-    """A fused copy."""
-    fused = _in_float32(layer)
+def _fuse(fused: nn.Module, family: Family) -> None:
+    """Fuse a copy."""
     for linear in family.linears(fused):
         if not isinstance(linear.weight, PackedWeight):
             linear.weight = weight_class(linear).pack(linear.weight)  # not in place: the parameter is shared
             pack(linear)
     fuse(fused, family)
-    return fused
 
 
 def _in_float32(layer: nn.Module) -> nn.Module:

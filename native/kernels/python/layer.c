@@ -29,7 +29,10 @@ static int fits(const struct layer *layer)
          (apart == 0 || (is_shaped(&layer->key, keys, hidden) && is_shaped(&layer->value, keys, hidden))) &&
          is_shaped(&layer->output, hidden, width) &&
          (layer->gate.columns == 0 || is_shaped(&layer->gate, wide, hidden)) &&
-         is_shaped(&layer->up, wide, hidden) && is_shaped(&layer->down, hidden, wide) &&
+         (is_mixture(&layer->mixture)
+              ? wide == 0 && layer->mixture.experts.hidden == hidden && layer->norm_first &&
+                    !layer->parallel && layer->output_end.kind == NORM_NONE
+              : is_shaped(&layer->up, wide, hidden) && is_shaped(&layer->down, hidden, wide)) &&
          layer->query.exact == NULL && layer->key.exact == NULL && layer->value.exact == NULL &&
          layer->gate.exact == NULL && layer->up.exact == NULL &&
          (apart == 0 || (layer->query.kind == layer->key.kind && layer->query.kind == layer->value.kind)) &&
@@ -41,11 +44,13 @@ static int fits(const struct layer *layer)
 /* Layer((query, key, value, output), (gate or None, up, down), (attention_norm, output_norm), head_size,
  *       norm_first, activation, attention_kind, scale[, (query_norm, key_norm, attention_end, output_end),
  *       parallel, wide_norms, pairs, unrotated, softcap, added, (groups, values_first, copies),
- * norms_rotated, (cross_query, cross_output, cross_norm)]); None for any of the norms, for key and value
- * where query multiplies for all three, and for the cross ones */
+ *       norms_rotated, (cross_query, cross_output, cross_norm), (experts, router, bf16, chosen,
+ * normalised)]); None for any of the norms, for key and value where query multiplies for all three, for the
+ * cross ones, and for gate, up and down of a mixture */
 int read_layer(PyObject *args, void *content)
 {
   struct layer *layer = content;
+  struct mixture *mixture = &layer->mixture;
   const struct norm none = {.kind = NORM_NONE};
   int attention;
   layer->attention_norm = layer->output_norm = none;
@@ -54,22 +59,28 @@ int read_layer(PyObject *args, void *content)
   layer->added = 1;
   layer->groups = layer->copies = 1;
   if (!PyArg_ParseTuple(
-          args, "(O&O&O&O&)(O&O&O&)(O&O&)O&pO&if|(O&O&O&O&)ppppff(O&pO&)p(O&O&O&)", to_matrix, &layer->query,
-          to_matrix_or_none, &layer->key, to_matrix_or_none, &layer->value, to_matrix, &layer->output,
-          to_matrix_or_none, &layer->gate, to_matrix, &layer->up, to_matrix, &layer->down, to_norm_or_none,
-          &layer->attention_norm, to_norm_or_none, &layer->output_norm, to_size, &layer->head_size,
-          &layer->norm_first, to_activation, &layer->activation, &attention, &layer->scale, to_norm_or_none,
-          &layer->query_norm, to_norm_or_none, &layer->key_norm, to_norm_or_none, &layer->attention_end,
-          to_norm_or_none, &layer->output_end, &layer->parallel, &layer->wide_norms, &layer->pairs,
-          &layer->unrotated, &layer->softcap, &layer->added, to_size, &layer->groups, &layer->values_first,
-          to_size, &layer->copies, &layer->norms_rotated, to_matrix_or_none, &layer->cross_query,
-          to_matrix_or_none, &layer->cross_output, to_norm_or_none, &layer->cross_norm))
+          args, "(O&O&O&O&)(O&O&O&)(O&O&)O&pO&if|(O&O&O&O&)ppppff(O&pO&)p(O&O&O&)(O&O&pO&p)", to_matrix,
+          &layer->query, to_matrix_or_none, &layer->key, to_matrix_or_none, &layer->value, to_matrix,
+          &layer->output, to_matrix_or_none, &layer->gate, to_matrix_or_none, &layer->up, to_matrix_or_none,
+          &layer->down, to_norm_or_none, &layer->attention_norm, to_norm_or_none, &layer->output_norm,
+          to_size, &layer->head_size, &layer->norm_first, to_activation, &layer->activation, &attention,
+          &layer->scale, to_norm_or_none, &layer->query_norm, to_norm_or_none, &layer->key_norm,
+          to_norm_or_none, &layer->attention_end, to_norm_or_none, &layer->output_end, &layer->parallel,
+          &layer->wide_norms, &layer->pairs, &layer->unrotated, &layer->softcap, &layer->added, to_size,
+          &layer->groups, &layer->values_first, to_size, &layer->copies, &layer->norms_rotated,
+          to_matrix_or_none, &layer->cross_query, to_matrix_or_none, &layer->cross_output, to_norm_or_none,
+          &layer->cross_norm, to_experts_or_none, &mixture->experts, to_address, &mixture->router,
+          &mixture->bf16, to_size, &mixture->chosen, &mixture->normalised))
     return 0;
   if (layer->head_size == 0 || (attention != KIND_F32 && !operand_is_bf16((enum kind)attention))) {
     PyErr_Format(PyExc_ValueError, "head_size above 0 and attention in %s must hold, but got %zu and %d",
                  DOT_BF16 ? "0, 1" : "0", layer->head_size, attention);
     return 0;
   }
+  if (!must_hold(!is_mixture(mixture) || (mixture->router != NULL && mixture->chosen > 0 &&
+                                          mixture->chosen <= mixture->experts.count),
+                 "a router that chooses some of the experts"))
+    return 0;
   layer->attention = (enum kind)attention;
   layer->hidden = layer->output.columns;
   layer->joint = layer->key.columns == 0 && layer->value.columns == 0;

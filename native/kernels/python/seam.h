@@ -45,6 +45,7 @@ int to_sequences(PyObject *object, void *out);
 int to_bias_or_none(PyObject *object, void *out);
 int to_rotary_or_none(PyObject *object, void *out);
 int to_relative_or_none(PyObject *object, void *out);
+int to_experts_or_none(PyObject *object, void *out);
 int to_past_or_none(PyObject *object, void *out);
 
 /* 1, or 0 with a ValueError that names the rule. */

@@ -13,6 +13,7 @@ from torch import nn
 
 from hfaccel.engine.kernels import ACTIVATIONS, WIDEST_PANEL
 from hfaccel.engine.layers.call import Call
+from hfaccel.engine.layers.mixtures import mixture_problem
 from hfaccel.engine.layers.parts import (
     Parts,
     head_size,
@@ -37,9 +38,10 @@ class Family(Parts):
     marks: tuple[str, ...] = ()  # attributes of the attention that tell families with equal parts apart
 
     def __post_init__(self) -> None:
-        if not all(self.attention_inputs) or not self.wide_inputs:
+        if not all(self.attention_inputs) or bool(self.experts) == bool(self.wide_inputs):
             raise ValueError(
-                f"a family must name query, key and value or qkv, and up or gate_up, but {self.name} names "
+                "a family must name query, key and value or qkv, and up or gate_up or experts, but "
+                f"{self.name} names "
                 f"{', '.join(filter(None, self.projections))}"
             )
 
@@ -113,7 +115,7 @@ def fusing_problem(family: Family, layer: nn.Module) -> str:
 
 
 def _parts_problem(family: Family, layer: nn.Module) -> str:
-    linears, activation = family.linears(layer), attrgetter(family.activation)(layer)
+    linears = family.linears(layer)
     if not all(map(is_linear, linears)):
         return "a projection is not an nn.Linear"
     others = {id(part) for part in layer.modules() if is_linear(part)} - set(map(id, linears))
@@ -121,9 +123,10 @@ def _parts_problem(family: Family, layer: nn.Module) -> str:
         return "it has other linear layers than those of the family"
     if any(norm_kind(norm) is None for norm in family.norms(layer)):
         return "its norms are not nn.LayerNorm"
-    if type(activation).__name__ not in ACTIVATIONS:
-        return f"the activation {type(activation).__name__} cannot be fused"
-    return ""
+    if family.experts:
+        return mixture_problem(family, layer)
+    activation = type(attrgetter(family.activation)(layer)).__name__
+    return "" if activation in ACTIVATIONS else f"the activation {activation} cannot be fused"
 
 
 def _interface_problem(family: Family, attention: nn.Module) -> str:

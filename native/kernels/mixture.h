@@ -1,0 +1,23 @@
+/* A layer's feed-forward that is a mixture: a router chooses experts for each token. */
+#pragma once
+#include "experts.h"
+
+struct mixture {
+  struct experts experts; /* count is 0 where there is no mixture */
+  const void *router;     /* [experts][hidden] of float32 or bfloat16 */
+  int bf16, normalised;   /* whether the weights of a token's experts, which softmax gives, add up to 1 */
+  size_t chosen;          /* experts of a token */
+};
+
+static inline int is_mixture(const struct mixture *mixture)
+{
+  return mixture->experts.count > 0;
+}
+
+/* Bytes for so many rows. */
+size_t mixture_room(const struct mixture *mixture, size_t rows);
+
+/* What the experts give for rows of floats, in their place. All threads of a group call it, and wait for each
+ * other within, and not at the end. */
+void mixture_run(const struct mixture *mixture, float *rows, size_t count, char *memory,
+                 const struct member *self);
