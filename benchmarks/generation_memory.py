@@ -1,10 +1,9 @@
 """Memory of a decoder of 0.5 billion weights: while it is optimized, while it generates, once it is saved.
 
 Shapes of Qwen2-0.5B, random weights in bfloat16, loaded from a checkpoint as programs do. What counts is what
-the process has above one that has imported torch, transformers and hfaccel, without pages of files: transformers
-maps the checkpoint, hfaccel.load the saved weights, and the system takes such pages back when it needs memory.
-The table of all numbers has these pages, too. Each measurement is a process of its own. It ends with 1 if a bar
-is missed.
+the process has above one that has imported torch, transformers and hfaccel, without pages of files:
+transformers maps the checkpoint and hfaccel.load the saved weights, and the system takes such pages back when
+it needs memory. Each measurement is a process of its own. It ends with 1 if a bar is missed.
 """
 
 from __future__ import annotations
