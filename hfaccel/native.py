@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib import import_module
-from typing import Any, NewType, Protocol
+from typing import Any, NamedTuple, NewType, Protocol
 
 
 class Region(Protocol):
@@ -67,6 +67,56 @@ NativeExperts = NewType("NativeExperts", object)
 Span = tuple[int, int]  # an address, and how many rows or numbers lie there
 
 
+class Attention(NamedTuple):
+    """Of a layer; native/kernels/layer.h says what each is."""
+
+    query: NativeMatrix
+    key: NativeMatrix | None
+    value: NativeMatrix | None
+    output: NativeMatrix
+    head_size: int
+    kind: int
+    scale: float
+    softcap: float = 0.0
+    groups: int = 1
+    values_first: bool = False
+    copies: int = 1
+    pairs: bool = False
+    unrotated: bool = False
+    wide_norms: bool = False
+    norms_rotated: bool = False
+
+
+class FeedForward(NamedTuple):
+    gate: NativeMatrix | None
+    up: NativeMatrix | None
+    down: NativeMatrix | None
+    activation: int
+
+
+class Norms(NamedTuple):
+    attention: NativeNorm | None
+    output: NativeNorm | None
+    query: NativeNorm | None = None
+    key: NativeNorm | None = None
+    attention_end: NativeNorm | None = None
+    output_end: NativeNorm | None = None
+
+
+class Residual(NamedTuple):
+    norm_first: bool
+    parallel: bool = False
+    added: float = 1.0
+
+
+class Crossing(NamedTuple):
+    """Attention over an encoder's keys and values."""
+
+    query: NativeMatrix | None
+    output: NativeMatrix | None
+    norm: NativeNorm | None
+
+
 class Kernels(Protocol):
     """What hfaccel._kernels_SET offers, for each instruction set.
 
@@ -83,27 +133,11 @@ class Kernels(Protocol):
     def Norm(self, weight: int, bias: int, epsilon: float, kind: int, /) -> NativeNorm: ...
     def Layer(
         self,
-        # query, key, value, output
-        attention: tuple[NativeMatrix, NativeMatrix | None, NativeMatrix | None, NativeMatrix],
-        # gate, up, down; none of a mixture
-        feed_forward: tuple[NativeMatrix | None, NativeMatrix | None, NativeMatrix | None],
-        norms: tuple[NativeNorm | None, NativeNorm | None],  # of attention, of the output
-        head_size: int,
-        norm_first: bool,
-        activation: int,
-        attention_kind: int,
-        scale: float,
-        more_norms: tuple[NativeNorm | None, ...] = ...,  # of queries, of keys, after attention, at the end
-        parallel: bool = ...,
-        wide_norms: bool = ...,
-        pairs: bool = ...,
-        unrotated: bool = ...,
-        softcap: float = ...,
-        added: float = ...,
-        layout: tuple[int, bool, int] = ...,  # groups, values_first, copies
-        norms_rotated: bool = ...,
-        # query, output and norm of the attention over an encoder
-        cross: tuple[NativeMatrix | None, NativeMatrix | None, NativeNorm | None] = ...,
+        attention: Attention,
+        feed_forward: FeedForward,
+        norms: Norms,
+        residual: Residual,
+        crossing: Crossing = ...,
         # experts, their router's weight, whether in bfloat16, how many of a token, whether they add up to 1
         mixture: tuple[NativeExperts, int, bool, int, bool] = ...,
         /,

@@ -11,6 +11,7 @@ import torch
 from hfaccel.engine.kernels import Kind, kernels, kernels_problem
 from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.memory import Arena
+from hfaccel.native import Attention, FeedForward, Norms, Residual
 
 if kernels_problem():
     pytest.skip(kernels_problem(), allow_module_level=True)
@@ -38,8 +39,28 @@ X, OUT = torch.randn(ROWS, WIDTH), torch.empty(ROWS, WIDTH)
 FIRST, LENGTH = torch.tensor([0, 4], dtype=torch.int32), torch.tensor([4, 2], dtype=torch.int32)
 MATRIX = (int(Kind.FLOAT32), WIDTH, WIDTH, KEPT[0].memory.data_ptr(), 0)
 PARTS = [weight.matrix() for weight in KEPT]
-LAYER = dict(attention=tuple(PARTS[:4]), feed_forward=tuple(PARTS[4:]), norms=(NORM, NORM))
-LAYER |= dict(head_size=WIDTH // HEADS, norm_first=False, activation=1, attention_kind=0, scale=0.25)
+LAYER = dict(zip(("query", "key", "value", "output", "gate", "up", "down"), PARTS, strict=True))
+LAYER |= dict(attention_norm=NORM, output_norm=NORM, norm_first=False, added=1.0, activation=1)
+LAYER |= dict(head_size=WIDTH // HEADS, attention_kind=0, scale=0.25, crossing=(None,) * 3)
+
+
+def parts_of_layer(**changes):
+    assert set(changes) <= set(LAYER)
+    given = {**LAYER, **changes}
+    attention = ("query", "key", "value", "output", "head_size", "attention_kind", "scale")
+    return (
+        Attention(*(given[name] for name in attention)),
+        FeedForward(*(given[name] for name in ("gate", "up", "down", "activation"))),
+        Norms(given["attention_norm"], given["output_norm"]),
+        Residual(given["norm_first"], False, given["added"]),
+        given["crossing"],
+    )
+
+
+def layer(**changes):
+    return _kernels.Layer(*parts_of_layer(**changes))
+
+
 SEQUENCES = dict(rows=ROWS, count=2, first=FIRST.data_ptr(), length=LENGTH.data_ptr(), skipped=0, seen=0)
 SEQUENCES |= dict(window=-1, padding_sees_all=False)
 BIAS = dict(numbers=X.data_ptr(), head=0, query=0)
@@ -55,7 +76,7 @@ BUCKET, INDEX = torch.randn(HEADS, WIDTH // HEADS, 32), torch.zeros(9, dtype=tor
 RELATIVE = dict(keys=BUCKET.data_ptr(), queries=BUCKET.data_ptr(), buckets=1)
 RELATIVE |= dict(index=INDEX.data_ptr(), reach=4)
 RUN = dict(
-    layers=(_kernels.Layer(*LAYER.values()),),
+    layers=(layer(),),
     threads=2,
     input=X.data_ptr(),
     output=OUT.data_ptr(),
@@ -78,17 +99,6 @@ def embedding(**changes):
 
 def embed(**changes):
     return _kernels.embed(*{**EMBED, **changes}.values())
-
-
-def layer(**changes):
-    return _kernels.Layer(*{**LAYER, **changes}.values())
-
-
-def layer_with(**changes):
-    """With other matrices, by name."""
-    names = ["query", "key", "value", "output", "gate", "up", "down"]
-    parts = [*{**dict(zip(names, PARTS, strict=True)), **changes}.values()]
-    return layer(attention=tuple(parts[:4]), feed_forward=tuple(parts[4:]))
 
 
 def sequences(**changes):
@@ -128,7 +138,7 @@ def linear(**changes):
 def test_a_layer_and_a_linear_layer_run(kind):
     kept = weights(kind)
     names = ["query", "key", "value", "output", "gate", "up", "down"]
-    made = layer_with(**{name: weight.matrix() for name, weight in zip(names, kept, strict=True)})
+    made = layer(**{name: weight.matrix() for name, weight in zip(names, kept, strict=True)})
     OUT.fill_(float("nan"))
     run(layers=(made,))
     assert OUT.isfinite().all()
@@ -139,13 +149,13 @@ def test_a_layer_and_a_linear_layer_run(kind):
 
 NARROW_WEIGHTS = [packed(32, 32) for _ in range(7)]
 NARROW_PARTS = [weight.matrix() for weight in NARROW_WEIGHTS]
-NARROW = layer(attention=tuple(NARROW_PARTS[:4]), feed_forward=tuple(NARROW_PARTS[4:]))
+NARROW = layer(**dict(zip([*LAYER][:7], NARROW_PARTS, strict=True)))
 ADDRESS = MATRIX[3]
 REFUSED = (TypeError, ValueError, OverflowError)
 
 
 def test_parts_of_a_layer_may_be_missing():
-    layer_with(gate=None)
+    layer(gate=None)
     run(bias=bias(), rotary=rotary(), relative=relative())
 
 
@@ -179,7 +189,7 @@ def test_what_is_no_matrix_is_refused(matrix):
 
 @pytest.mark.parametrize("matrix", [None, MATRIX, [*MATRIX], NORM, 1])
 def test_a_matrix_is_a_matrix(matrix):
-    for call, name in ((linear, "matrix"), (layer_with, "query"), (layer_with, "down")):
+    for call, name in ((linear, "matrix"), (layer, "query"), (layer, "output")):
         with pytest.raises(TypeError, match=r"_kernels.Matrix must be given, but got"):
             call(**{name: matrix})
 
@@ -198,10 +208,11 @@ def test_what_is_no_norm_is_refused(norm):
         *({"head_size": value} for value in (0, -1, 1 << 62, 1 << 70, "1", None, 16.0)),
         *({"activation": value} for value in (-1, 9, 99, "gelu")),
         *({"attention_kind": value} for value in (-1, 2, 3)),
-        *({"norms": value} for value in (None, (), (NORM,), (NORM, PARTS[0]), (NORM,) * 3)),
-        *({"attention": value} for value in (None, (), LAYER["attention"][1:], (None,) * 4)),
-        *({"feed_forward": value} for value in (None, (), LAYER["feed_forward"][1:], (None,) * 3)),
+        *({name: NORM} for name in ("query", "up", "down")),
+        *({name: PARTS[0]} for name in ("attention_norm", "output_norm")),
+        *({"crossing": value} for value in (None, (), (None,) * 2, (NORM,) * 3)),
         {"scale": "1"},
+        {"output": None},
         {"head_size": 15},
         {"head_size": 128},
     ],
@@ -209,6 +220,15 @@ def test_what_is_no_norm_is_refused(norm):
 def test_a_layer_with_bad_arguments_is_refused(changes):
     with pytest.raises(REFUSED):
         layer(**changes)
+
+
+@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("part", [None, (), 1, "shorter"])
+def test_a_layer_of_incomplete_parts_is_refused(number, part):
+    parts = [*parts_of_layer()]
+    parts[number] = parts[number][1:] if part == "shorter" else part
+    with pytest.raises(REFUSED):
+        _kernels.Layer(*parts)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +246,7 @@ def test_a_layer_with_bad_arguments_is_refused(changes):
 )
 def test_a_layer_of_parts_that_do_not_fit_is_refused(changes):
     with pytest.raises((TypeError, ValueError)):
-        layer_with(**changes)
+        layer(**changes)
 
 
 def int32(*numbers):
@@ -301,11 +321,10 @@ ENCODED = torch.randn(2, 2, HEADS, 3, WIDTH // HEADS)  # three tokens of each of
 
 def crossing_layer(**changes):
     """One that attends to an encoder, too."""
-    names = ["query", "output", "norm"]
+    names = ["cross_query", "cross_output", "cross_norm"]
     parts = {**dict(zip(names, (PARTS[0], PARTS[3], NORM), strict=True)), **changes}
-    more = ((None,) * 4, False, False, False, False, 0.0, changes.pop("added", 1.0))
     own = {name: value for name, value in changes.items() if name in LAYER}
-    return _kernels.Layer(*{**LAYER, **own}.values(), *more, tuple(parts[name] for name in names))
+    return layer(**own, crossing=tuple(parts[name] for name in names))
 
 
 def encoded(**changes):
@@ -354,7 +373,7 @@ def test_an_encoder_that_does_not_fit_is_refused(changes):
         cross(**changes)
 
 
-@pytest.mark.parametrize("changes", [{"query": PARTS[4]}, {"output": PARTS[6]}, {"added": 0.5}])
+@pytest.mark.parametrize("changes", [{"cross_query": PARTS[4]}, {"cross_output": PARTS[6]}, {"added": 0.5}])
 def test_weights_that_do_not_fit_an_encoder_are_refused(changes):
     with pytest.raises(REFUSED):
         crossing_layer(**changes)
@@ -538,6 +557,32 @@ def test_nothing_to_do():
     run(sequences=sequences(count=0, rows=0), input=0, output=0)
 
 
+EXPERT, SHARE = torch.zeros(ROWS, dtype=torch.int64), torch.ones(ROWS)  # of each row
+TOKENS_OF_EXPERTS = (X.data_ptr(), OUT.data_ptr(), ROWS, False)
+CHOSEN = (EXPERT.data_ptr(), SHARE.data_ptr(), 1, False)
+
+
+def experts(count=1, parts=(None, PARTS[5], PARTS[6])):
+    return _kernels.Experts(count, parts, (0, 0), 1, (0.0, 0.0, 0.0), ((0, False), (0, False)), False)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"count": 0}, {"count": -1}, {"parts": (None, PARTS[5], PARTS[5])}, {"parts": PARTS[4:6]}]
+)
+def test_experts_that_do_not_fit_are_refused(changes):
+    with pytest.raises(REFUSED):
+        experts(**changes)
+
+
+def test_an_expert_that_there_is_not():
+    OUT.fill_(7)
+    beyond = torch.full((ROWS,), 1)
+    assert not _kernels.experts(1, experts(), TOKENS_OF_EXPERTS, (beyond.data_ptr(), *CHOSEN[1:]))
+    assert (OUT == 7).all()
+    assert _kernels.experts(1, experts(), TOKENS_OF_EXPERTS, CHOSEN)
+    assert not (OUT == 7).any()
+
+
 # Leaks
 
 LEAK_TESTS = {
@@ -557,12 +602,15 @@ LEAK_TESTS = {
     "layers that are refused": lambda: refused(run, layers=(1,)),
     "linear": lambda: linear(threads=1),
     "embed": lambda: embed(threads=1),
+    "Experts": experts,
+    "experts": lambda: _kernels.experts(1, experts(), TOKENS_OF_EXPERTS, CHOSEN),
+    "experts that are refused": lambda: refused(experts, count=0),
     "ids that are refused": lambda: refused(embed, ids=(1,)),
     "count": lambda: _kernels.count(IDS.data_ptr(), IDS.numel(), 1 << 40),
     "use_threads": lambda: refused(_kernels.use_threads, -1),  # a real one is in use
     "use_cache": lambda: refused(_kernels.use_cache, -1),
     "a matrix that is refused": lambda: refused(_kernels.Matrix, -1, *MATRIX[1:]),
-    "a layer that is refused": lambda: refused(layer_with, key=None),
+    "a layer that is refused": lambda: refused(layer, key=None),
     "an embedding that is refused": lambda: refused(embedding, tables=(EMBEDDING["tables"][0], (1,))),
     "sequences that are refused": lambda: refused(sequences, rows=1),
     "no memory": lambda: refused(linear, matrix=WIDE_MATRIX, rows=1 << 44),

@@ -14,29 +14,17 @@ from hfaccel.engine.calls.fallback import UNPACKED
 from hfaccel.engine.calls.guards import GLOBAL_HOOKS, has_foreign
 from hfaccel.engine.calls.settings import Setting, setting_problem
 from hfaccel.engine.calls.snapshot import Held, Place, Snapshot, Table, place
-from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, kernels, multiplies
+from hfaccel.engine.kernels import Kind
 from hfaccel.engine.layers.distances import BiasRow, Buckets
-from hfaccel.engine.layers.mixtures import mixture_memories, mixture_vectors, native_mixture
+from hfaccel.engine.layers.mixtures import mixture_memories, mixture_vectors
+from hfaccel.engine.layers.native_parts import NativeParts
 from hfaccel.engine.layers.parts import (
     Parts,
-    added_factor,
-    copies,
-    head_size,
-    is_rotated,
-    key_heads,
-    layout,
-    norms_are_wide,
-    query_heads,
-    scale,
-    softcap,
-    split_gate_up,
     window,
 )
 from hfaccel.engine.layers.seen import Seen
-from hfaccel.engine.norms import EPSILONS, epsilon, native_norm, norm_kind
-from hfaccel.engine.weights.autocast import rounded
+from hfaccel.engine.norms import EPSILONS, epsilon, norm_kind
 from hfaccel.engine.weights.packed import PackedWeight
-from hfaccel.native import NativeMatrix, NativeNorm
 from hfaccel.upstream.of_transformers import CHOICE
 
 CACHE = "_hfaccel_kv_cache"  # attribute of a fused layer: "int8" where keys and values are kept so
@@ -88,55 +76,20 @@ class NativeLayer:
         self.snapshot: Snapshot | None = None  # of the last time that nothing kept the kernels from running
         self.buckets: Buckets | None = None  # of the last call, where distances have scores
         self.bias_row: BiasRow | None = None  # the same, where a decoder's distances have biases
-        self.kept: dict[int, torch.Tensor] = {}
-        self.kept_weights: dict[int, PackedWeight] = {}  # by the id of what it was rounded from
-        self.attention_kind = Kind.FLOAT32
         self.native: object | None = None
+        self.attention_kind = Kind.FLOAT32
         self.refusal = UNPACKED
         if all(memory is not None for memory in self.memories):
             try:
-                self.native = self._native(layer, parts)
-            except ValueError as error:  # a part was replaced by a packed one of another kind or size
+                self._take(NativeParts(layer, parts, rounds))
+            except ValueError as error:
                 self.refusal = f"its parts do not fit each other ({error})"
 
-    def _native(self, layer: nn.Module, parts: Parts) -> object:
-        self.attention_kind = attention_kind(self._packed(self.linears[0]).kind)
-        self.query_heads = query_heads(parts, layer)
-        self.cached_heads = key_heads(parts, layer) * copies(parts, layer)
-
-        def norm(path: str) -> NativeNorm | None:
-            return native_norm(attrgetter(path)(layer), self._float32) if path else None
-
-        more = (parts.query_norm, parts.key_norm, parts.attention_end, parts.output_end)
-        return kernels().Layer(
-            (*self._attention_inputs(layer), self._part(layer, parts.attention_output)),
-            self._feed_forward(layer),
-            (norm(parts.attention_norm), norm(parts.output_norm)),
-            head_size(self.attention) or 1,
-            parts.norm_first,
-            self._activation(layer),
-            self.attention_kind,
-            1.0 if parts.unscaled else scale(self.attention),
-            tuple(map(norm, more)),
-            parts.parallel,
-            norms_are_wide(parts, layer),
-            parts.pairs,
-            parts.unrotated or not is_rotated(self.attention),
-            softcap(self.attention),
-            added_factor(layer),
-            layout(parts, layer),
-            parts.norms_rotated,
-            self._cross(layer),
-            *((native_mixture(parts, layer),) if parts.experts else ()),
-        )
-
-    def _cross(self, layer: nn.Module) -> tuple[NativeMatrix | None, NativeMatrix | None, NativeNorm | None]:
-        """What attention over an encoder's states needs besides their keys and values."""
-        parts = self.parts
-        if not parts.cross_attention:
-            return None, None, None
-        norm = native_norm(attrgetter(parts.cross_norm)(layer), self._float32)
-        return self._part(layer, parts.cross_query), self._part(layer, parts.cross_output), norm
+    def _take(self, made: NativeParts) -> None:
+        """Keep all but the layer, which keeps this."""
+        self.native, self.attention_kind = made.native, made.attention_kind
+        self.query_heads, self.cached_heads = made.query_heads, made.cached_heads
+        self.of_native = made.kept, made.kept_weights  # where it reads
 
     @property
     def cache_type(self) -> torch.dtype:
@@ -146,56 +99,6 @@ class NativeLayer:
     @property
     def attention_type(self) -> torch.dtype:
         return torch.bfloat16 if self.attention_kind is Kind.BFLOAT16 else torch.float32
-
-    def _packed(self, linear: nn.Linear) -> PackedWeight:
-        weight = linear.weight
-        assert isinstance(weight, PackedWeight)
-        return self.kept_weights.setdefault(id(weight), rounded(weight)) if self.rounds else weight
-
-    def _matrix(self, linear: nn.Linear, rows: slice | None = None) -> NativeMatrix:
-        return self._packed(linear).matrix(self._float32(linear.bias), rows)
-
-    def _part(self, layer: nn.Module, path: str) -> NativeMatrix:
-        return self._matrix(attrgetter(path)(layer))
-
-    def _attention_inputs(
-        self, layer: nn.Module
-    ) -> tuple[NativeMatrix, NativeMatrix | None, NativeMatrix | None]:
-        """Of query, key and value; of query alone where that multiplies for all three."""
-        parts = self.parts
-        if parts.qkv:
-            return self._part(layer, parts.qkv), None, None
-        return self._part(layer, parts.query), self._part(layer, parts.key), self._part(layer, parts.value)
-
-    def _feed_forward(
-        self, layer: nn.Module
-    ) -> tuple[NativeMatrix | None, NativeMatrix | None, NativeMatrix | None]:
-        """Of gate, up and down; none of a mixture."""
-        if self.parts.experts:
-            return None, None, None
-        return (*self._wide_inputs(layer), self._part(layer, self.parts.down))
-
-    def _wide_inputs(self, layer: nn.Module) -> tuple[NativeMatrix | None, NativeMatrix]:
-        """Of gate and up."""
-        parts = self.parts
-        if parts.gate_up:
-            gate, up = (self._matrix(*piece) for piece in split_gate_up(parts, layer))
-            return gate, up
-        return self._part(layer, parts.gate) if parts.gate else None, self._part(layer, parts.up)
-
-    def _activation(self, layer: nn.Module) -> Activation:
-        if self.parts.experts:
-            return Activation.NONE
-        activation = ACTIVATIONS[type(attrgetter(self.parts.activation)(layer)).__name__]
-        is_rough = activation is Activation.GELU and self._packed(self.linears[-1]).kind is Kind.INT8
-        return Activation.GELU_ROUGH if is_rough else activation
-
-    def _float32(self, vector: torch.Tensor | None, plus: float = 0.0) -> torch.Tensor | None:
-        """The vector itself, or a copy in float32, plus a number: `problem` notices when it changes."""
-        if vector is None:
-            return None
-        own = vector.detach().float()
-        return self.kept.setdefault(id(vector), own + plus if plus else own)
 
     def is_as_before(self, layer: nn.Module) -> bool:
         """Whether all is as it was when `problem` last found none: quickly, for nearly every call asks it."""
@@ -298,13 +201,6 @@ def _is_replaced(module: nn.Module) -> bool:
 
 def _has_changed(vector: torch.Tensor, before: Place) -> bool:
     return vector.data_ptr() != before[0] or (before[1] >= 0 and vector._version != before[1])
-
-
-def attention_kind(kind: Kind) -> Kind:
-    """In which numbers attention multiplies where the linear layers multiply in `kind`."""
-    if kind is Kind.FLOAT32 or not multiplies(Kind.BFLOAT16):
-        return Kind.FLOAT32
-    return Kind.BFLOAT16
 
 
 def _links(module: nn.Module) -> Iterator[tuple[Table, str, nn.Module]]:

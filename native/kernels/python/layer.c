@@ -41,36 +41,30 @@ static int fits(const struct layer *layer)
          layer->head_size % kind_numbers(layer->attention) == 0;
 }
 
-/* Layer((query, key, value, output), (gate or None, up, down), (attention_norm, output_norm), head_size,
- *       norm_first, activation, attention_kind, scale[, (query_norm, key_norm, attention_end, output_end),
- *       parallel, wide_norms, pairs, unrotated, softcap, added, (groups, values_first, copies),
- *       norms_rotated, (cross_query, cross_output, cross_norm), (experts, router, bf16, chosen,
- * normalised)]); None for any of the norms, for key and value where query multiplies for all three, for the
- * cross ones, and for gate, up and down of a mixture */
+/* Layer(attention, feed_forward, norms, residual[, crossing, mixture]), tuples as hfaccel/native.py names
+ * their items; None for any of the norms, for key and value where query multiplies for all three, for gate,
+ * up and down of a mixture, and for an encoder that there is not */
 int read_layer(PyObject *args, void *content)
 {
   struct layer *layer = content;
   struct mixture *mixture = &layer->mixture;
   const struct norm none = {.kind = NORM_NONE};
   int attention;
-  layer->attention_norm = layer->output_norm = none;
+  layer->attention_norm = layer->output_norm = layer->cross_norm = none;
   layer->query_norm = layer->key_norm = layer->attention_end = layer->output_end = none;
-  layer->cross_norm = none;
-  layer->added = 1;
-  layer->groups = layer->copies = 1;
   if (!PyArg_ParseTuple(
-          args, "(O&O&O&O&)(O&O&O&)(O&O&)O&pO&if|(O&O&O&O&)ppppff(O&pO&)p(O&O&O&)(O&O&pO&p)", to_matrix,
+          args, "(O&O&O&O&O&iffO&pO&pppp)(O&O&O&O&)(O&O&O&O&O&O&)(ppf)|(O&O&O&)(O&O&pO&p)", to_matrix,
           &layer->query, to_matrix_or_none, &layer->key, to_matrix_or_none, &layer->value, to_matrix,
-          &layer->output, to_matrix_or_none, &layer->gate, to_matrix_or_none, &layer->up, to_matrix_or_none,
-          &layer->down, to_norm_or_none, &layer->attention_norm, to_norm_or_none, &layer->output_norm,
-          to_size, &layer->head_size, &layer->norm_first, to_activation, &layer->activation, &attention,
-          &layer->scale, to_norm_or_none, &layer->query_norm, to_norm_or_none, &layer->key_norm,
-          to_norm_or_none, &layer->attention_end, to_norm_or_none, &layer->output_end, &layer->parallel,
-          &layer->wide_norms, &layer->pairs, &layer->unrotated, &layer->softcap, &layer->added, to_size,
-          &layer->groups, &layer->values_first, to_size, &layer->copies, &layer->norms_rotated,
-          to_matrix_or_none, &layer->cross_query, to_matrix_or_none, &layer->cross_output, to_norm_or_none,
-          &layer->cross_norm, to_experts_or_none, &mixture->experts, to_address, &mixture->router,
-          &mixture->bf16, to_size, &mixture->chosen, &mixture->normalised))
+          &layer->output, to_size, &layer->head_size, &attention, &layer->scale, &layer->softcap, to_size,
+          &layer->groups, &layer->values_first, to_size, &layer->copies, &layer->pairs, &layer->unrotated,
+          &layer->wide_norms, &layer->norms_rotated, to_matrix_or_none, &layer->gate, to_matrix_or_none,
+          &layer->up, to_matrix_or_none, &layer->down, to_activation, &layer->activation, to_norm_or_none,
+          &layer->attention_norm, to_norm_or_none, &layer->output_norm, to_norm_or_none, &layer->query_norm,
+          to_norm_or_none, &layer->key_norm, to_norm_or_none, &layer->attention_end, to_norm_or_none,
+          &layer->output_end, &layer->norm_first, &layer->parallel, &layer->added, to_matrix_or_none,
+          &layer->cross_query, to_matrix_or_none, &layer->cross_output, to_norm_or_none, &layer->cross_norm,
+          to_experts_or_none, &mixture->experts, to_address, &mixture->router, &mixture->bf16, to_size,
+          &mixture->chosen, &mixture->normalised))
     return 0;
   if (layer->head_size == 0 || (attention != KIND_F32 && !operand_is_bf16((enum kind)attention))) {
     PyErr_Format(PyExc_ValueError, "head_size above 0 and attention in %s must hold, but got %zu and %d",
