@@ -1,105 +1,13 @@
 #include <string.h>
 
 #include "attention.h"
+#include "block.h"
 #include "scratch.h"
-#include "work.h"
-
-enum {
-  FEW_ROWS = 70 /* for each crew: one block, even if that leaves the cache, for each weight is read
-                 * once then */
-};
-
-/* A crew's memory for one block of rows. */
-struct block {
-  float *x;               /* [rows][hidden]: the residual stream */
-  float *added;           /* [rows][hidden]: what is normed before it is added to x, where there is such */
-  uint32_t *narrow;       /* [rows][room]: the operand of query, key and value, of output and of up in turn */
-  uint32_t *wide;         /* [rows][operand_stride of intermediate]: float32 */
-  uint32_t *down;         /* [rows][room]: the same as down's operand, where that is not float32 as it is */
-  float *scales, *shifts; /* [rows]: int8 only */
-  float *row;             /* [threads of the crew][hidden, or what has a norm of its own if that is larger] */
-};
-
-/* Layout of memory */
 
 /* Words of a row of attention's results. */
 size_t layer_context_words(const struct layer *layer)
 {
   return operand_stride(kind_words(layer->attention, layer->heads * layer->head_size));
-}
-
-static size_t row_bytes(const struct layer *layer)
-{
-  const size_t wide = layer->up.columns, gate = layer->gate.columns ? sizeof(float) : 0;
-  if (is_split(&layer->down, SIZE_MAX))
-    return wide * (gate + SPLIT * sizeof(uint16_t));
-  if (operand_is_f32(layer->down.kind))
-    return wide * sizeof(float);
-  if (operand_is_bf16(layer->down.kind))
-    return wide * (gate + sizeof(uint16_t));
-  return wide * (sizeof(float) + operand_bytes(KIND_I8));
-}
-
-static size_t most_rows(const struct layer *layer)
-{
-  const size_t tile = is_split(&layer->up, SIZE_MAX) ? AMX_ROWS : tile_rows(layer->up.kind);
-  const size_t rows = block_bytes / larger(1, row_bytes(layer)) / tile * tile;
-  return smaller(larger(rows, larger(2 * tile, crew_rows(&layer->up))), 8 * tile);
-}
-
-/* Whether something is done to what is added to the residual stream. */
-static int has_end(const struct layer *layer, const struct norm *norm)
-{
-  return norm->kind != NORM_NONE || layer->added != 1;
-}
-
-static struct block divide(const struct layer *layer, char *base, size_t *used)
-{
-  const size_t rows = larger(most_rows(layer), FEW_ROWS);
-  size_t narrow =
-      larger(larger(operand_room(&layer->query), operand_room(&layer->output)), operand_room(&layer->up));
-  if (layer_crosses(layer))
-    narrow = larger(larger(operand_room(&layer->cross_query), operand_room(&layer->cross_output)), narrow);
-  const size_t wide = operand_stride(layer->up.columns);
-  struct block block;
-  const size_t row = (layer->wide_norms ? layer->heads : 1) * layer->head_size;
-  const int ends = has_end(layer, &layer->attention_end) || has_end(layer, &layer->output_end);
-  block.x = carve(base, used, rows * layer->hidden, sizeof(float));
-  block.added = carve(base, used, ends ? rows * layer->hidden : 0, sizeof(float));
-  block.narrow = carve(base, used, rows * narrow, sizeof(uint32_t));
-  block.wide = carve(base, used, rows * wide, sizeof(uint32_t));
-  block.down = carve(base, used, rows * operand_room(&layer->down), sizeof(uint32_t));
-  block.scales = carve(base, used, rows, sizeof(float));
-  block.shifts = carve(base, used, rows, sizeof(float));
-  block.row = carve(base, used, larger(layer->hidden, row), sizeof(float));
-  return block;
-}
-
-/* A thread's place in a chunk. */
-struct place {
-  struct crew crew;
-  struct block block;
-  float *row; /* of block.row: this thread's own */
-};
-
-static struct place place_of(const struct work *work, const struct member *member)
-{
-  const struct memory *memory = work->memory;
-  struct place place = {
-      .crew = team_crew(member, work->chunk->rows, crew_rows(&work->layer->up), memory->barriers)};
-  const unsigned captain =
-      place.crew.number * place.crew.self.size; /* whose scratch the crew's block is in */
-  size_t used = 0;
-  place.block = divide(work->layer, (char *)(memory->scratch + captain * memory->thread_words), &used);
-  used = 0;
-  place.row = divide(work->layer, (char *)(memory->scratch + member->rank * memory->thread_words), &used).row;
-  return place;
-}
-
-static struct blocks blocks_of(const struct work *work, const struct place *place, atomic_size_t *next)
-{
-  const int few = work->chunk->rows <= FEW_ROWS * place->crew.count;
-  return crew_blocks(&place->crew, work->chunk->rows, few ? FEW_ROWS : most_rows(work->layer), next);
 }
 
 /* The floats of a chunk's row. */
@@ -127,133 +35,6 @@ static void multiply(const struct member *self, size_t count, const struct matri
 }
 
 /* Phase 1: queries, keys and values of all rows */
-
-/* The first `size` numbers of a head, of which each is rotated with its neighbour. */
-static void rotate_pairs(float *row, const float *cosines, const float *sines, size_t size)
-{
-  for (size_t i = 0; i < size; i += 2) {
-    const float low = row[i], high = row[i + 1];
-    row[i] = low * cosines[i] - high * sines[i];
-    row[i + 1] = high * cosines[i + 1] + low * sines[i + 1];
-  }
-}
-
-/* The same with the one half of them away. */
-static void rotate_half(float *row, const float *cosines, const float *sines, size_t size)
-{
-  for (size_t i = 0; i < size / 2; i += LANES) {
-    const vec_mask some = lanes((long)(size / 2 - i));
-    const size_t j = i + size / 2;
-    const vec low = vec_load_some(row + i, some), high = vec_load_some(row + j, some);
-    const vec new_low = vec_sub(vec_mul(low, vec_load_some(cosines + i, some)),
-                                vec_mul(high, vec_load_some(sines + i, some)));
-    const vec new_high = vec_add(vec_mul(high, vec_load_some(cosines + j, some)),
-                                 vec_mul(low, vec_load_some(sines + j, some)));
-    vec_store_some(row + i, some, new_low);
-    vec_store_some(row + j, some, new_high);
-  }
-}
-
-/* Norm of all heads that lie one after another in a row. */
-static void norm_heads(const struct layer *layer, char *heads, size_t count, const struct norm *norm,
-                       float *buffer)
-{
-  const int bf16 = layer->attention == KIND_BF16;
-  copy_numbers(heads, bf16, buffer, 0, count * layer->head_size);
-  norm_row(norm, buffer, count * layer->head_size, buffer);
-  copy_numbers(buffer, 0, heads, bf16, count * layer->head_size);
-}
-
-/* Queries, or keys: where each head is in a row, their number, and their norm. */
-struct heads {
-  size_t (*at)(const struct layer *layer, size_t head);
-  size_t count;
-  const struct norm *norm;
-};
-
-/* Norm and rotary positions of a row's queries or keys. */
-static void place_heads(const struct work *work, char *row, const struct heads *heads, const float *cosines,
-                        const float *sines, float *buffer)
-{
-  const struct layer *layer = work->layer;
-  const int bf16 = layer->attention == KIND_BF16, has_norm = heads->norm->kind != NORM_NONE;
-  const int of_each = has_norm && !layer->wide_norms;
-  const size_t size = layer->head_size;
-  if (has_norm && layer->wide_norms)
-    norm_heads(layer, row + heads->at(layer, 0) * number_bytes(bf16), heads->count, heads->norm, buffer);
-  for (size_t head = 0; head < heads->count; head++) {
-    char *numbers = row + heads->at(layer, head) * number_bytes(bf16);
-    copy_numbers(numbers, bf16, buffer, 0, size);
-    if (of_each && !layer->norms_rotated)
-      norm_row(heads->norm, buffer, size, buffer);
-    if (cosines != NULL && layer->pairs)
-      rotate_pairs(buffer, cosines, sines, work->rotary->size);
-    else if (cosines != NULL)
-      rotate_half(buffer, cosines, sines, work->rotary->size);
-    if (of_each && layer->norms_rotated)
-      norm_row(heads->norm, buffer, size, buffer);
-    copy_numbers(buffer, 0, numbers, bf16, size);
-  }
-}
-
-/* A key or value into the cache. */
-static void remember_head(const struct work *work, const char *from, char *to, float *buffer)
-{
-  const int bf16 = work->layer->attention == KIND_BF16;
-  const size_t size = work->layer->head_size;
-  if (work->call->past.number != NUMBER_I8) {
-    copy_numbers(from, bf16, to, work->call->past.number, size);
-    return;
-  }
-  copy_numbers(from, bf16, buffer, 0, size);
-  copy_as_bytes(buffer, to, size);
-}
-
-/* Where the cache has a row's first key or value: in numbers. */
-static size_t place_in_cache(const struct past *past, size_t padded)
-{
-  const size_t batch = past->places == NULL ? padded / past->columns : (size_t)past->places[padded][0];
-  const size_t token =
-      past->places == NULL ? past->length + padded % past->columns : (size_t)past->places[padded][1];
-  return batch * past->batch + token * past->token;
-}
-
-/* Keys and values of one row, into the cache. */
-static void remember(const struct work *work, size_t row, const char *qkv, float *buffer)
-{
-  const struct layer *layer = work->layer;
-  const struct past *past = &work->call->past;
-  const int bf16 = layer->attention == KIND_BF16;
-  const size_t bytes = number_bytes(bf16), to_bytes = number_bytes(past->number);
-  const size_t first = place_in_cache(past, (size_t)work->chunk->index[row]);
-  for (size_t copy = 0; copy < layer->key_heads * layer->copies; copy++) {
-    const size_t head = copy / layer->copies, place = (first + copy * past->head) * to_bytes;
-    remember_head(work, qkv + layer_key_at(layer, head) * bytes, (char *)work->cache->keys + place, buffer);
-    remember_head(work, qkv + layer_value_at(layer, head) * bytes, (char *)work->cache->values + place,
-                  buffer);
-  }
-}
-
-/* What is done to queries, keys and values of one row before attention. */
-static void finish_row(const struct work *work, size_t row, float *buffer)
-{
-  const struct layer *layer = work->layer;
-  const struct rotary *rotary = work->rotary;
-  const struct heads queries = {layer_query_at, layer->heads, &layer->query_norm};
-  const struct heads keys = {layer_key_at, layer->key_heads, &layer->key_norm};
-  char *qkv = work->memory->qkv + row * layer_qkv_bytes(layer);
-  const float *cosines = layer->unrotated ? NULL : rotary->cosines, *sines = rotary->sines;
-  if (cosines != NULL) {
-    const size_t angle = (size_t)work->chunk->index[row] % rotary->angles * rotary->size;
-    cosines += angle, sines += angle;
-  }
-  if (cosines != NULL || layer->query_norm.kind != NORM_NONE || layer->key_norm.kind != NORM_NONE) {
-    place_heads(work, qkv, &queries, cosines, sines, buffer);
-    place_heads(work, qkv, &keys, cosines, sines, buffer);
-  }
-  if (work->cache != NULL)
-    remember(work, row, qkv, buffer);
-}
 
 static void project(const struct work *work, const struct place *place)
 {
@@ -284,7 +65,7 @@ static void project(const struct work *work, const struct place *place)
     multiply(&place->crew.self, count, matrices, &operand, last - first, results);
     team_wait(&place->crew.self);
     for (size_t row = begin; row < end; row++)
-      finish_row(work, first + row, place->row);
+      heads_finish(work, first + row, place->row);
   }
 }
 
@@ -536,55 +317,10 @@ static void feed_forward(const struct work *work, const struct place *place)
 
 /* The whole */
 
-size_t layer_qkv_numbers(const struct layer *layer)
-{
-  return (layer->heads + 2 * layer->key_heads) * layer->head_size;
-}
-
-/* Heads of queries in a group, and of keys. */
-static size_t group_queries(const struct layer *layer)
-{
-  return layer->heads / layer->groups;
-}
-
-static size_t group_keys(const struct layer *layer)
-{
-  return layer->key_heads / layer->groups;
-}
-
-/* The first number of a head of which a group has `of_group`, behind `before` heads of other kinds. */
-static size_t place_in_group(const struct layer *layer, size_t head, size_t of_group, size_t before)
-{
-  const size_t width = group_queries(layer) + 2 * group_keys(layer);
-  return (head / of_group * width + before + head % of_group) * layer->head_size;
-}
-
-size_t layer_query_at(const struct layer *layer, size_t head)
-{
-  return place_in_group(layer, head, group_queries(layer), 0);
-}
-
-size_t layer_key_at(const struct layer *layer, size_t head)
-{
-  const size_t keys = group_keys(layer);
-  return place_in_group(layer, head, keys, group_queries(layer) + (layer->values_first ? keys : 0));
-}
-
-size_t layer_value_at(const struct layer *layer, size_t head)
-{
-  const size_t keys = group_keys(layer);
-  return place_in_group(layer, head, keys, group_queries(layer) + (layer->values_first ? 0 : keys));
-}
-
-size_t layer_qkv_bytes(const struct layer *layer)
-{
-  return layer_qkv_numbers(layer) * number_bytes(layer->attention == KIND_BF16);
-}
-
 size_t layer_scratch(const struct layer *layer, size_t longest, const struct call *call)
 {
   size_t block = 0;
-  divide(layer, NULL, &block);
+  block_divide(layer, NULL, &block);
   return larger(block / sizeof(uint32_t), attend_scratch(layer, longest, call));
 }
 

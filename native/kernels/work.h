@@ -76,6 +76,10 @@ size_t layer_query_at(const struct layer *layer, size_t head);
 size_t layer_key_at(const struct layer *layer, size_t head);
 size_t layer_value_at(const struct layer *layer, size_t head);
 
+/* What is done to queries, keys and values of one row before attention: norms, rotary positions, and they are
+ * put into the cache. `buffer`: of all heads that have a norm together, or of one. */
+void heads_finish(const struct work *work, size_t row, float *buffer);
+
 /* Words of scratch that a thread needs, for sequences of at most `longest` rows. */
 size_t layer_scratch(const struct layer *layer, size_t longest, const struct call *call);
 
