@@ -19,12 +19,12 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from hfaccel.apply.children import share_cores
 from hfaccel.engine.kernels import Kind, kernels_problem, panel
 from hfaccel.engine.replacements import Arguments, Keywords
 from hfaccel.engine.weights.exchange import exchange
 from hfaccel.engine.weights.layout import Layout, group_scales, laid_out_anew, read, read_rows, write
 from hfaccel.engine.weights.reads import ReadsDense
+from hfaccel.engine.weights.sent import packed_anew, reduce_packed
 from hfaccel.memory import Arena
 from hfaccel.native import NativeMatrix
 from hfaccel.upstream.of_torch import make_wrapper, schema_of, tree_map
@@ -253,7 +253,7 @@ class PackedWeight(ReadsDense, nn.Parameter):
 
     def __reduce_ex__(self, protocol: object) -> tuple[object, ...]:
         # Another CPU may lack the kernels: pickles carry the dense values.
-        return _packed_anew, (self.unpack(), self.kind, self.requires_grad, self._factors(), type(self))
+        return packed_anew, (self.unpack(), self.kind, self.requires_grad, self._factors(), type(self))
 
     def _factors(self) -> torch.Tensor | None:
         """Without them the values would be rounded once more, in other steps."""
@@ -287,37 +287,6 @@ def _written(func: Callable[..., object], args: Arguments) -> Iterator[PackedWei
             for item in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(item, PackedWeight):
                     yield item
-
-
-def _packed_anew(
-    dense: torch.Tensor,
-    kind: Kind,
-    requires_grad: bool,
-    factors: torch.Tensor | None,
-    cls: type[PackedWeight] = PackedWeight,
-) -> nn.Parameter:
-    """For unpickling: packed again where this machine can, otherwise an ordinary parameter."""
-    parameter = nn.Parameter(dense, requires_grad)
-    if kernels_problem():
-        return parameter
-    return cls.pack(parameter, None, kind, factors)
-
-
-def reduce_packed(weight: PackedWeight) -> tuple[Callable[..., nn.Parameter], Arguments]:
-    """For multiprocessing's pickler, which moves what is sent into shared memory, as of any tensor."""
-    attached = {name: value for name, value in vars(weight).items() if name not in weight.made_anew}
-    shape = tuple(weight.shape)
-    memory, panel_size = weight.share_memory_().memory, weight.packing.panel
-    packed = memory, weight.kind, shape, weight.dtype, panel_size, weight.requires_grad
-    return _attached, (type(weight), packed, attached)
-
-
-def _attached(cls: type[PackedWeight], packed: Arguments, attached: Keywords) -> nn.Parameter:
-    """In the process that gets the weight."""
-    share_cores()
-    weight = cls.attach(*packed)
-    vars(weight).update(attached)
-    return weight
 
 
 for _class in (PackedWeight, TransposedWeight):

@@ -15,7 +15,8 @@ import torch
 
 from hfaccel.engine.kernels import Kind
 from hfaccel.engine.weights.layout import Layout, group_scales, laid_out_anew, read, write
-from hfaccel.engine.weights.packed import PackedWeight, TransposedWeight, reduce_packed
+from hfaccel.engine.weights.packed import PackedWeight, TransposedWeight
+from hfaccel.engine.weights.sent import reduce_packed
 from hfaccel.memory import padded
 from hfaccel.native import NativeMatrix
 
