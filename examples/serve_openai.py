@@ -150,9 +150,14 @@ class Answer:
         return {**self.head, "object": self.kind[0], "choices": [choice], "usage": usage(made)}
 
     def piece(self, text: str | None, reason: str | None = None) -> dict[str, Any]:
-        delta = {} if text is None else {"role": "assistant", "content": text}
+        delta = {} if text is None else {"content": text}
         content = {"delta": delta} if self.is_chat else {"text": text or ""}
         choice = {"index": 0, **content, "finish_reason": reason, "logprobs": None}
+        return {**self.head, "object": self.kind[1], "choices": [choice]}
+
+    def first(self) -> dict[str, Any]:
+        """Of a chat: who speaks."""
+        choice = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
         return {**self.head, "object": self.kind[1], "choices": [choice]}
 
     def counted(self, made: Generated) -> dict[str, Any]:
@@ -178,6 +183,8 @@ def problem(
 async def events(stream: Stream, answer: Answer, counts: bool) -> AsyncIterator[str]:
     """Server-sent events. An error after the first of them can only be told as another one."""
     try:
+        if answer.is_chat:
+            yield event(answer.first())
         async with contextlib.aclosing(stream.async_texts()) as pieces:
             async for piece in pieces:
                 yield event(answer.piece(piece))
@@ -256,7 +263,8 @@ async def invalid(request: Request, error: RequestValidationError) -> Response:
 
 
 async def failed(request: Request, error: Exception) -> Response:
-    return JSONResponse(problem(str(error), "server_error"), 500)
+    """The log has the error."""
+    return JSONResponse(problem("the server could not answer this request", "server_error"), 500)
 
 
 HANDLERS: dict[Any, Any] = {

@@ -1,11 +1,11 @@
-"""What a generation config asks for, of which the scheduler does a part."""
+"""What a generation config asks for, of which the scheduler supports a part."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 # fmt: off
-# Fields that the scheduler does.
+# Fields that the scheduler supports.
 DONE = frozenset((
     "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "min_new_tokens",
     "max_new_tokens", "eos_token_id",
@@ -31,7 +31,7 @@ NOTHING: Mapping[str, object] = {
 
 
 def unknown(config: Mapping[str, object]) -> list[str]:
-    """Fields that ask for what the scheduler does not do."""
+    """Fields that ask for what the scheduler does not support."""
     return [name for name, value in config.items() if not (_is_known(name) or _asks_nothing(name, value))]
 
 

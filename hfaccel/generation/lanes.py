@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # stays far below, tokens that see others than their own are far above.
 TOLERANCE = 0.05
 TRIAL = tuple(range(3, 15))  # tokens
+VARYING = frozenset(("longrope", "dynamic"))  # kinds of rotary positions that depend on the length
 
 
 class Feed(NamedTuple):
@@ -148,14 +149,36 @@ def _joined(parts: Sequence[Computed]) -> Computed:
 
 def make_lanes(model: PreTrainedModel, count: int, tokens: int) -> Lanes:
     """Slots where a trial with them agrees with the model's own results."""
-    reason = slots_problem(model)
+    reason = slots_problem(model, tokens)
     return OwnLanes(model, count, reason) if reason else SlotLanes(model, count, tokens)
 
 
-def slots_problem(model: PreTrainedModel) -> str:
-    """Why the model cannot compute with slots; "" where it can."""
+def length_problem(model: PreTrainedModel, tokens: int) -> str:
+    """Why texts of so many tokens cannot be computed in one call; "" where they can. Rotary positions of some
+    kinds are those of the longest text of the call."""
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        varying = VARYING.intersection(kinds.values() if isinstance(kinds, Mapping) else (kinds,))
+        if varying and tokens > _unchanged_up_to(module):
+            return f"rotary positions depend on the longest text of a call (rope_type={min(varying)!r})"
+    return ""
+
+
+def _unchanged_up_to(module: Any) -> int:
+    """How many tokens change no rotary position."""
+    said = [getattr(module, "original_max_seq_len", 0)]
+    given = getattr(module.config, "rope_parameters", None) or {}
+    for each in (given, *(value for value in given.values() if isinstance(value, Mapping))):
+        said.append(each.get("original_max_position_embeddings") or said[0])
+    return int(min(said))
+
+
+def slots_problem(model: PreTrainedModel, tokens: int = 0) -> str:
+    """Why the model cannot compute with slots of so many tokens; "" where it can."""
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return "the model's forward takes no position_ids"
+    if problem := length_problem(model, tokens):
+        return problem
     lanes = SlotLanes(model, 2, len(TRIAL))
     try:
         got = _trial(lanes)

@@ -10,7 +10,7 @@ import torch
 
 from hfaccel.engine.layers.slots import SlotsRefused
 from hfaccel.errors import ModelError
-from hfaccel.generation.choosing import choose_all
+from hfaccel.generation.choosing import Choice, choose_all
 from hfaccel.generation.lanes import Feed, Lanes, OwnLanes
 from hfaccel.generation.prefixes import Reuse, choose, waits
 from hfaccel.generation.request import CANCELLED, Request
@@ -136,8 +136,16 @@ class Scheduler:
                 self._fail(request, choice)
                 continue
             self.made += 1
-            if reason := request.take(choice):
-                self._end(request, reason)
+            self._give(request, choice)
+
+    def _give(self, request: Request, choice: Choice) -> None:
+        try:
+            reason = request.take(choice)
+        except BaseException as error:  # noqa: BLE001 - of its tokenizer: raised where the request was made
+            self._fail(request, error)
+            return
+        if reason:
+            self._end(request, reason)
 
     # Who ends
 

@@ -35,8 +35,8 @@ class Settings:
             value = whole_number(getattr(self, name))
             if value is None or value < 0:
                 raise UsageError(f"`{name} >= 0` must hold, but got {getattr(self, name)!r}")
-        if self.seed is not None and whole_number(self.seed) is None:
-            raise UsageError(f"`seed` must be an integer or None, but got {self.seed!r}")
+        if self.seed is not None and not _is_seed(self.seed):
+            raise UsageError(f"`seed` must be an integer of 64 bits or None, but got {self.seed!r}")
         if not all(isinstance(each, str) and each for each in self.stop):
             raise UsageError(f"`stop` must be texts that are not empty, but got {self.stop!r}")
 
@@ -50,6 +50,11 @@ BOUNDS = (
 )
 WHOLE = ("min_new_tokens", "top_k")
 NAMES = (frozenset(field.name for field in fields(Settings)) | {"eos_token_id"}) - {"eos"}
+
+
+def _is_seed(value: object) -> bool:
+    number = whole_number(value)
+    return number is not None and -(1 << 63) <= number < 1 << 64
 
 
 def _check_number(name: str, value: object, least: float | None, most: float) -> None:
@@ -71,7 +76,8 @@ def make_settings(defaults: Mapping[str, object], asked: Mapping[str, object], m
     wanted = check_count("max_new_tokens", given.pop("max_new_tokens", most))
     stop, eos = given.pop("stop", ()), given.pop("eos_token_id", ())
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
-    return Settings(max_new_tokens=min(wanted, most), stop=stop, eos=ends(eos), **given)
+    whole = {name: whole_number(given[name]) for name in WHOLE if whole_number(given.get(name)) is not None}
+    return Settings(max_new_tokens=min(wanted, most), stop=stop, eos=ends(eos), **{**given, **whole})
 
 
 def ends(eos: object) -> frozenset[int]:

@@ -14,12 +14,13 @@ import torch
 
 from hfaccel.generation.choosing import Choice
 from hfaccel.generation.config import unknown
-from hfaccel.generation.lanes import SlotLanes, slots_problem
+from hfaccel.generation.lanes import SlotLanes, length_problem
 from hfaccel.generation.request import Request
 from hfaccel.generation.scheduler import Scheduler
 from hfaccel.generation.settings import Settings, ends
 from hfaccel.pipelines.call import Call
 from hfaccel.pipelines.parts import Failed, interrupts
+from hfaccel.upstream.of_transformers import stock_generate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,6 +70,8 @@ def read_settings(asked: Asked, model: PreTrainedModel) -> Settings | str:
     if new < 1:
         return "the prompt is as long as max_length"
     eos = config.get("eos_token_id")
+    if problem := length_problem(model, length + new):
+        return problem
     kept = {name: config[name] for name in KEPT if config.get(name) is not None}
     return Settings(max_new_tokens=new, eos=frozenset() if eos is None else ends(eos), **kept)
 
@@ -174,8 +177,10 @@ class Continuing(Iterator[object]):
         return pipe.postprocess(pipe.forward(made, **call.forward), **call.postprocess)
 
 
-def model_problem(pipe: Any) -> str:
-    """Why this pipeline's model cannot continue prompts together; "" where it can."""
-    if pipe.model.training:
+def state_problem(model: Any) -> str:
+    """Why `generate` itself has to run as the model is now; "" where it need not."""
+    if model.training:
         return "the model is in training mode"
-    return slots_problem(pipe.model)
+    if "generate" in vars(model) or type(model).generate is not stock_generate():
+        return "generate() is not transformers' own"
+    return ""

@@ -53,15 +53,16 @@ class TextGeneration(Scheduled):
     hfaccel_continues = True
 
     def hfaccel_own_loop(self, inputs: object, call: Call) -> Callable[[], object] | str:
-        from hfaccel.pipelines.continuing import Continuing, model_problem
+        from hfaccel.generation.lanes import slots_problem
+        from hfaccel.pipelines.continuing import Continuing, state_problem
 
         if not isinstance(inputs, list) or len(inputs) < 2:
             return "one prompt, or a stream of them"
         kept = self.__dict__.get(FOUND)
         if kept is None or kept[0] is not self.model:
-            kept = self.__dict__[FOUND] = self.model, model_problem(self)
+            kept = self.__dict__[FOUND] = self.model, slots_problem(self.model)
         begin = partial(Continuing, call, inputs)
-        return kept[1] or begin().reason() or begin
+        return state_problem(self.model) or kept[1] or begin().reason() or begin
 
 
 FOUND = f"{PREFIX}found"  # attribute of a pipeline: its model, and why that cannot continue prompts together

@@ -225,7 +225,7 @@ def build(manifest: Document, region: torch.Tensor) -> transformers.PreTrainedMo
     for entry in manifest["tensors"]:
         try:
             tensor = _tensor_over(region, entry, panel)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, KeyError) as error:
             raise Unusable(f"{entry['names'][0]} does not fit ({error})") from None
         for name in entry["names"]:
             _set(model, name, tensor)

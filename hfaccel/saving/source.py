@@ -76,7 +76,8 @@ def _stock(source: Document) -> PreTrainedModel:
 def _optimized(stock: PreTrainedModel, source: Document) -> PreTrainedModel:
     wanted = named(source["precision"])
     arguments = wanted.arguments() if wanted else {}
-    return optimize(stock, inplace=True, unpad=source["unpad"], kv_cache=source["kv_cache"], **arguments)
+    kept = {"kv_cache": source.get("kv_cache", "auto")}  # older folders have none
+    return optimize(stock, inplace=True, unpad=source["unpad"], **kept, **arguments)
 
 
 def contents(model: nn.Module) -> str:

@@ -122,14 +122,19 @@ class Generator:
             if refusal is not None:
                 self._refused += 1
                 raise refusal
+            if not self._working:
+                self._begin_work()
             self._accepted += 1
             self._arrived.append(request)
             self._pending.add(request)
-            if not self._working:
-                self._working = True
-                self._last_end = time.monotonic()
-                self._worker.submit(self._work)
         return stream
+
+    def _begin_work(self) -> None:
+        try:
+            self._worker.submit(self._work)
+        except RuntimeError as error:
+            raise Closed(f"no thread can be started for this Generator ({error})") from None
+        self._working, self._last_end = True, time.monotonic()
 
     def close(self, cancel: bool = False) -> None:
         """Refuse new requests, finish those that were accepted, end the thread. `cancel`: requests that are
@@ -203,7 +208,7 @@ class Generator:
         while self._take_arrived():
             try:
                 self._scheduler.step()
-            except Exception as error:  # noqa: BLE001 - raised where the requests were made
+            except BaseException as error:  # noqa: BLE001 - raised where the requests were made
                 self._scheduler.fail_all(error)
             if time.monotonic() > until:
                 try:

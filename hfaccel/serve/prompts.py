@@ -34,9 +34,12 @@ class Shared:
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         with self._lock:
-            made = self._tokenizer.apply_chat_template(
-                [*messages], add_generation_prompt=True, return_dict=True, tokenize=True
-            )
+            try:
+                made = self._tokenizer.apply_chat_template(
+                    [*messages], add_generation_prompt=True, return_dict=True, tokenize=True
+                )
+            except Exception as error:  # a template is a program of its own
+                raise UsageError(f"a chat must suit the tokenizer's template: {error}") from error
         ids: list[int] = made["input_ids"]
         return ids
 

@@ -139,6 +139,12 @@ def static_classes() -> tuple[type[Any], type[Any]]:
     return import_module(CACHE_MODULE).StaticCache, STATIC.value()
 
 
+def stock_generate() -> Callable[..., Any]:
+    """transformers' own method, which a model's class inherits."""
+    generate: Callable[..., Any] = import_module("transformers.generation").GenerationMixin.generate
+    return generate
+
+
 # Models from configs and checkpoints
 
 FROM_CONFIG = of_models(

@@ -295,12 +295,10 @@ static void compute(struct job *job, const struct member *self)
     add_up(job, token);
 }
 
-/* Tokens that are computed together. */
+/* Tokens that are computed together: no more of few rows than of many, so that memory for many suits few. */
 static size_t together(struct job *job)
 {
-  const size_t most = larger(1, experts_bytes / divide(job, 1, NULL));
-  const size_t parts = (job->call.rows + most - 1) / most;
-  return parts == 0 ? 0 : (job->call.rows + parts - 1) / parts;
+  return smaller(larger(1, experts_bytes / divide(job, 1, NULL)), job->call.rows);
 }
 
 enum { HEAD = (sizeof(struct job) + 63) / 64 * 64 };

@@ -54,7 +54,8 @@ static float score(const struct mixture *mixture, const float *row, size_t exper
   return vec_sum(sum);
 }
 
-/* The experts with the highest scores, and their shares of softmax. The scores of those are lost. */
+/* The experts with the highest scores, and their shares of softmax. The scores of those are lost. Where one is
+ * NaN, so are all shares. */
 static void choose(const struct mixture *mixture, float *scores, int64_t *index, float *weights)
 {
   const size_t count = mixture->experts.count;
@@ -66,7 +67,7 @@ static void choose(const struct mixture *mixture, float *scores, int64_t *index,
   for (size_t c = 0; c < mixture->chosen; c++) {
     size_t best = 0;
     for (size_t e = 1; e < count; e++)
-      if (!(scores[e] <= scores[best])) /* NaN is chosen: it must be seen */
+      if (scores[e] > scores[best])
         best = e;
     index[c] = (int64_t)best;
     weights[c] = scores[best];
@@ -74,7 +75,7 @@ static void choose(const struct mixture *mixture, float *scores, int64_t *index,
     scores[best] = -1;
   }
   for (size_t c = 0; c < mixture->chosen; c++)
-    weights[c] /= mixture->normalised ? of_chosen : whole;
+    weights[c] /= mixture->normalised && whole == whole ? of_chosen : whole;
 }
 
 void mixture_run(const struct mixture *mixture, float *rows, size_t count, char *memory,

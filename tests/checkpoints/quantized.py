@@ -91,7 +91,13 @@ class Awq(Dequantizing):
 def compressed(linear, bits=4, group=64, symmetric=True, inputs=None, **changed):
     numbers, scales, zeros = rounded(linear.weight.detach(), bits, group, symmetric)
     strategy = "channel" if group <= 0 else "group"
-    weights = dict(type="int", num_bits=bits, strategy=strategy, group_size=None if group <= 0 else group)
+    weights = dict(
+        symmetric=False,
+        type="int",
+        num_bits=bits,
+        strategy=strategy,
+        group_size=None if group <= 0 else group,
+    )
     scheme = dict(weights=SimpleNamespace(**weights), input_activations=inputs, output_activations=None)
     module = nn.Linear(linear.in_features, linear.out_features, bias=False)
     exact = Dequantizing(linear, bits, group, numbers, scales, zeros)

@@ -7,7 +7,14 @@ import pickle
 
 import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    StaticCache,
+)
 
 import hfaccel
 from hfaccel.engine.kernels import kernels_problem
@@ -150,6 +157,22 @@ def test_the_model_own_layers_go_on_with_floats(both):
     handle.remove()
     both.step(IDS[:, 11:12])
     assert in_bytes(both.caches[1])
+
+
+@pytest.mark.parametrize("kind", [DynamicCache, StaticCache])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_model_own_layers_find_numbers_of_their_type(kind, dtype):
+    """In whatever numbers the kernels keep them."""
+    settings = {"quantization": "int8-weight-only", **({"kv_cache": "int8"} if kind is DynamicCache else {})}
+    fast = hfaccel.optimize(llama().to(dtype), backend="torch", **settings)
+    cache = kind(config=fast.config, **({"max_cache_len": 20} if kind is StaticCache else {}))
+    with torch.inference_mode():
+        fast(IDS[:, :9], past_key_values=cache)
+        handle = fast.model.layers[1].self_attn.register_forward_hook(lambda *args: None)
+        fast(IDS[:, 9:11], past_key_values=cache)
+        handle.remove()
+        fast(IDS[:, 11:12], past_key_values=cache)
+    assert {layer.keys.dtype for layer in cache.layers} == {dtype}
 
 
 def test_beams():

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    DynamicCache,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 import hfaccel
 from hfaccel.engine.kernels import kernels_problem
 from hfaccel.engine.layers import rooms
+from hfaccel.engine.layers.roomed import place_of
 
 if kernels_problem():
     pytest.skip(kernels_problem(), allow_module_level=True)
@@ -31,6 +42,13 @@ def llama():
 def mistral():
     torch.manual_seed(0)
     return MistralForCausalLM(MistralConfig(num_key_value_heads=2, sliding_window=6, **SIZES)).eval()
+
+
+def gemma():
+    """Layers with windows and without, which run in one call."""
+    torch.manual_seed(0)
+    config = Gemma2Config(num_key_value_heads=2, head_dim=16, sliding_window=30, **SIZES)
+    return Gemma2ForCausalLM(config).eval()
 
 
 class Both:
@@ -168,3 +186,24 @@ def test_a_layer_that_a_program_changed_alone():
         cache.layers[1].keys = cache.layers[1].keys * 0.5
     both.step(IDS[:, 5:6])
     both.step(IDS[:, 6:7])
+
+
+@pytest.mark.parametrize("model", [llama, mistral, gemma])
+def test_nothing_keeps_the_memory_of_a_cache_that_is_gone(model):
+    both = Both(model())
+    gc.collect()
+    gc.disable()
+    try:
+        both.step(IDS[:, :9])
+        both.step(IDS[:, 9:10])
+        memory = weakref.ref(place_of(both.caches[1].layers[0]).memory)
+        both.caches.clear()
+        assert memory() is None
+    finally:
+        gc.enable()
+
+
+def test_a_pickle_has_what_the_cache_shows(both):
+    both.step(IDS[:, :9])
+    stock, fast = (len(pickle.dumps(cache)) for cache in both.caches)
+    assert fast < 1.5 * stock

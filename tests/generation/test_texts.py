@@ -53,8 +53,9 @@ def test_spaces_between_words():
 
 @given(TEXTS, st.lists(st.text(st.sampled_from("ab"), min_size=1, max_size=4), max_size=3))
 def test_up_to_the_first_stop_string(text, stop):
-    places = [place for place in (text.find(each) for each in stop) if place >= 0]
-    wanted = text[: min(places)] if places else text
+    """The one that is complete first, as characters come one by one."""
+    places = [(text.find(each) + len(each), text.find(each)) for each in stop if each in text]
+    wanted = text[: min(places)[1]] if places else text
     made = Text(Bytes(), stop)
     given = [made.feed(token) for token in text.encode()]
     assert "".join(given) + made.end() == wanted

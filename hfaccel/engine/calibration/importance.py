@@ -21,14 +21,14 @@ def measure_importance(
     sums: dict[torch.Tensor, torch.Tensor] = {}
     mask: torch.Tensor | None = None
 
-    def see(module: nn.Linear, given: tuple[torch.Tensor, ...]) -> None:
-        rows, weight = given[0].detach(), module.weight
+    def see(module: nn.Linear, given: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
+        rows, weight = (given[0] if given else named["input"]).detach(), module.weight
         if mask is not None and mask.shape == rows.shape[:-1]:
             rows = rows[mask.bool()]
         squares = rows.reshape(-1, rows.shape[-1]).float().square().sum(0)
         sums[weight] = squares + sums.get(weight, 0)
 
-    handles = [module.register_forward_pre_hook(see) for module in linears]
+    handles = [module.register_forward_pre_hook(see, with_kwargs=True) for module in linears]
     try:
         with torch.no_grad():
             for one in samples:

@@ -42,8 +42,8 @@ def read_followed(
     `unpad`: padding is not computed; otherwise it is, and sees nothing. `places`: keys of the mask, where
     these are more, of a cache with room for others; 0: as many as tokens."""
     if mask is None:
-        if places and columns == 1:
-            return "there is no mask for a cache with room for other tokens"
+        if places and (columns == 1 or past + columns > places):
+            return "there is no mask for a cache with room for other tokens, or with too little"
         if past and columns > 1:
             return "there is no mask for several tokens after others"
         return _all_seen(batch, columns)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from functools import cache
 from typing import Any
+from weakref import ref
 
 import torch
 
+from hfaccel.engine.layers.roomed import empty
 from hfaccel.replacement import PREFIX
 from hfaccel.upstream.of_transformers import cache_classes
 
@@ -22,13 +24,13 @@ class Alike:
 
     def __init__(self, numbers: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         self.numbers = numbers
-        self.tensors = keys, values
-        self.versions = [tensor._version for tensor in self.tensors]
+        self.tensors = ref(keys), ref(values)  # they may go before the layer does
+        self.versions = [keys._version, values._version]
 
     def keeps(self, layer: Any, order: torch.Tensor) -> bool:
         """Whether the layer shows the same in this order."""
-        shows = layer.keys is self.tensors[0] and layer.values is self.tensors[1]
-        same = shows and [tensor._version for tensor in self.tensors] == self.versions
+        shows = layer.keys is self.tensors[0]() and layer.values is self.tensors[1]()
+        same = shows and [layer.keys._version, layer.values._version] == self.versions
         return same and self.numbers.index_select(0, order).equal(self.numbers)
 
 
@@ -52,14 +54,13 @@ def _class() -> type[Any]:
 
         def __reduce__(self) -> tuple[object, ...]:
             """A copy is an ordinary layer."""
-            return _empty, (), {name: value for name, value in self.__dict__.items() if name != ALIKE}
+            own = {name: value for name, value in self.__dict__.items() if not name.startswith(PREFIX)}
+            if self.is_initialized:  # not the memory of all layers
+                own |= {"keys": self.keys.clone(), "values": self.values.clone()}
+            return empty, (False,), own
 
     Repeating.__name__ = Repeating.__qualname__ = stock.__name__
     return Repeating
-
-
-def _empty() -> Any:
-    return object.__new__(cache_classes()[1])
 
 
 def repeat(layer: Any, numbers: torch.Tensor) -> None:

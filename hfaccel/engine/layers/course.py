@@ -73,7 +73,10 @@ class Course:
             return None
         runs = zip(self.firsts, self.runs, strict=True)
         call.turns = [calls[first] for first, run in runs for _ in run.layers]
-        return call.run(hidden, natives)
+        try:
+            return call.run(hidden, natives)
+        finally:
+            call.turns = ()  # it is one of them, and would keep the cache
 
     def _in_turn(self, hidden: torch.Tensor, given: Sequence[Given]) -> object:
         result: Any = hidden

@@ -70,7 +70,7 @@ class CrossCall(DecoderCall):
             return ""
         if name == self.cache_name and type(value) is PAIRS.value():
             self.pair, self.cache = value, value.self_attention_cache
-            own = cache_problem(self.cache, self.index, self.layer.cache_type)
+            own = cache_problem(self.cache, self.index, self.numbers)
             return own or pair_problem(value, self.index)
         return super().take_argument(hidden, name, value)
 

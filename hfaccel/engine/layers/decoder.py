@@ -15,6 +15,7 @@ from hfaccel.engine.layers.caches import cache_problem, make_rooms, places_in, t
 from hfaccel.engine.layers.call import HIDDEN, Call, Mask, Sample, attentions_problem
 from hfaccel.engine.layers.native_layer import NativeLayer
 from hfaccel.engine.layers.parts import Parts, copies, head_size, key_heads, layer_index, window
+from hfaccel.engine.layers.roomed import Numbers
 from hfaccel.engine.layers.rooms import Rooms, new_cache
 from hfaccel.engine.layers.slots import Keys, Slots
 from hfaccel.engine.layers.static_rooms import StaticRooms
@@ -52,7 +53,7 @@ class DecoderCall(Call):
     """Of a layer that takes hidden states, a causal mask, perhaps a cache and rotary positions, and gives
     hidden states."""
 
-    __slots__ = ("cache", "followed", "past", "places", "slots", "turns")
+    __slots__ = ("cache", "followed", "given", "past", "places", "slots", "turns")
     unpads: ClassVar[bool] = False  # unless asked for: losses are computed from rows of padding too
     follows: ClassVar[bool] = True
     cache_name: ClassVar[str] = CACHE  # of the argument
@@ -64,12 +65,19 @@ class DecoderCall(Call):
         super().__init__(layer)
         self.cache: Any = None
         self.slots: Slots | None = None  # in the place of a cache
+        self.given = torch.float32  # the type of the hidden states
         self.past = 0  # tokens in the cache
         self.places = 0  # of the cache that a mask has; 0: as many as there are tokens
         self.followed: Followed
         self.turns: Sequence[DecoderCall] = ()  # of each layer, the call that has its rotary positions
 
+    @property
+    def numbers(self) -> Numbers:
+        """Of keys and values in a cache."""
+        return Numbers(self.layer.cache_type, self.given)
+
     def read(self, hidden: torch.Tensor, args: Arguments, kwargs: Keywords, unpad: bool) -> str:
+        self.given = hidden.dtype
         if len(args) > len(self.ordered):
             return "arguments were passed by position"
         return super().read(hidden, (), {**dict(zip(self.ordered, args, strict=False)), **kwargs}, unpad)
@@ -82,7 +90,7 @@ class DecoderCall(Call):
             return ""
         if name == self.cache_name:
             self.cache = value
-            return cache_problem(value, layer_index(self.layer.attention), self.layer.cache_type)
+            return cache_problem(value, layer_index(self.layer.attention), self.numbers)
         if name in HANDED_ON:
             return ""
         return super().take_argument(hidden, name, value)
@@ -148,7 +156,7 @@ class DecoderCall(Call):
         if self.cache is None:
             return ""
         indices = [layer_index(layer.attention) for layer in layers]
-        return together_problem(self.cache, indices, self.layer.cache_type)
+        return together_problem(self.cache, indices, self.numbers)
 
     def _past(self, rooms: Rooms | StaticRooms, columns: int) -> NativePast:
         seen = self.followed.seen
@@ -157,10 +165,10 @@ class DecoderCall(Call):
 
     def _rooms(self, layers: Sequence[NativeLayer], shape: Sequence[int]) -> Rooms | StaticRooms:
         """For the tokens of this call."""
-        heads, size, dtype = _keys_of(layers[0])
+        heads, size, _ = _keys_of(layers[0])
         cache = new_cache() if self.cache is None else self.cache
         indices = [layer_index(layer.attention) for layer in layers]
-        return make_rooms(cache, indices, (shape[0], heads, shape[1], size), dtype)
+        return make_rooms(cache, indices, (shape[0], heads, shape[1], size), self.numbers)
 
     # For the trial of such a layer
 

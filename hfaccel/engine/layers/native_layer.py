@@ -20,6 +20,7 @@ from hfaccel.engine.layers.mixtures import mixture_memories, mixture_vectors
 from hfaccel.engine.layers.native_parts import NativeParts
 from hfaccel.engine.layers.parts import (
     Parts,
+    head_size,
     window,
 )
 from hfaccel.engine.layers.seen import Seen
@@ -89,6 +90,8 @@ class NativeLayer:
         """Keep all but the layer, which keeps this."""
         self.native, self.attention_kind = made.native, made.attention_kind
         self.query_heads, self.cached_heads = made.query_heads, made.cached_heads
+        # Layers that run together are alike in what their caches have.
+        self.of_cache = self.cached_heads, head_size(self.attention), self.cache_type
         self.of_native = made.kept, made.kept_weights  # where it reads
 
     @property

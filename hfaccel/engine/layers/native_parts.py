@@ -36,7 +36,7 @@ class NativeParts:
 
     def __init__(self, layer: nn.Module, parts: Parts, rounds: bool) -> None:
         self.layer, self.parts, self.rounds = layer, parts, rounds
-        self.kept: dict[int, torch.Tensor] = {}
+        self.kept: dict[tuple[int, float], torch.Tensor] = {}  # by the id of a vector, and what was added
         self.kept_weights: dict[int, PackedWeight] = {}  # by the id of what it was rounded from
         self.attention = attrgetter(parts.attention)(layer)
         self.attention_kind = attention_kind(self._packed(parts.linears(layer)[0]).kind)
@@ -124,14 +124,20 @@ class NativeParts:
     def _packed(self, linear: nn.Module) -> PackedWeight:
         weight = linear.weight
         assert isinstance(weight, PackedWeight)
-        return self.kept_weights.setdefault(id(weight), rounded(weight)) if self.rounds else weight
+        if not self.rounds:
+            return weight
+        if id(weight) not in self.kept_weights:
+            self.kept_weights[id(weight)] = rounded(weight)
+        return self.kept_weights[id(weight)]
 
     def _float32(self, vector: torch.Tensor | None, plus: float = 0.0) -> torch.Tensor | None:
         """The vector itself, or a copy in float32, plus a number: `NativeLayer` notices when it changes."""
         if vector is None:
             return None
-        own = vector.detach().float()
-        return self.kept.setdefault(id(vector), own + plus if plus else own)
+        if (id(vector), plus) not in self.kept:
+            own = vector.detach().float()
+            self.kept[id(vector), plus] = own + plus if plus else own
+        return self.kept[id(vector), plus]
 
 
 def attention_kind(kind: Kind) -> Kind:

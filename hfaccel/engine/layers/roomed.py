@@ -8,7 +8,7 @@ the layer an ordinary one again. Nobody writes to what a program was shown.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,19 +19,26 @@ from hfaccel.upstream.of_transformers import cache_classes
 PLACE = PREFIX + "place"  # attribute of a cache's layer: where in which memory it is
 
 
+class Numbers(NamedTuple):
+    """How keys and values are stored, and as what programs are shown them: as stock would have them."""
+
+    stored: torch.dtype
+    shown: torch.dtype
+
+
 class Memory:
     """(layers, 2, batch, heads, tokens, head size): keys and values. In bytes, a factor is behind the numbers
-    of a head. `dtype`: what programs are shown."""
+    of a head."""
 
-    def __init__(self, tensor: torch.Tensor, dtype: torch.dtype) -> None:
-        self.tensor, self.dtype = tensor, dtype
+    def __init__(self, tensor: torch.Tensor, numbers: Numbers) -> None:
+        self.tensor, self.numbers = tensor, numbers
         self.address = tensor.data_ptr()
         self.bytes = [stride * tensor.element_size() for stride in tensor.stride()]
         self.writes = 0  # of the kernels
         self.reordered: tuple[object, Memory] | None = None  # by which order, and what that gave
 
     def in_order(self, order: torch.Tensor, end: int) -> Memory:
-        """The texts in this order, in a memory of its own: made once for all layers, which end alike."""
+        """The texts in this order, in a memory of its own: made once for all layers that end alike."""
         sources = order.tolist()
         if sources == list(range(self.tensor.shape[2])):
             return self
@@ -46,7 +53,7 @@ class Memory:
             tensor = torch.empty((*old.shape[:2], len(sources), *old.shape[3:]), dtype=old.dtype)
             for row, source in enumerate(sources):
                 tensor[:, :, row, :, :end] = old[:, :, source, :, :end]
-        return Memory(tensor, self.dtype)
+        return Memory(tensor, self.numbers)
 
 
 class Place:
@@ -65,8 +72,8 @@ class Place:
     def show(self, half: int) -> torch.Tensor:
         """Keys (0) or values (1), for a program."""
         self.is_shown = True
-        rows, dtype = self.rows()[half], self.memory.dtype
-        return widened(rows, dtype) if rows.dtype is torch.int8 else rows
+        rows, shown = self.rows()[half], self.memory.numbers.shown
+        return widened(rows, shown) if rows.dtype is torch.int8 else rows.to(shown)
 
 
 def place_of(layer: Any) -> Place | None:
@@ -117,7 +124,8 @@ def _classes() -> tuple[type[Any], type[Any]]:
     return _roomed(plain), _roomed(sliding)
 
 
-def _empty(is_sliding: bool) -> Any:
+def empty(is_sliding: bool) -> Any:
+    """A layer of transformers without its attributes."""
     return object.__new__(cache_classes()[1 + is_sliding])
 
 
@@ -156,8 +164,9 @@ def _roomed(stock: Any) -> type[Any]:
 
         def __reduce__(self) -> tuple[object, ...]:
             """A copy is an ordinary layer, until the kernels use it."""
-            own = {name: value for name, value in self.__dict__.items() if name != PLACE}
-            return _empty, (self.is_sliding,), {**own, "keys": self.keys, "values": self.values}
+            own = {name: value for name, value in self.__dict__.items() if not name.startswith(PREFIX)}
+            keys, values = self.keys.clone(), self.values.clone()  # not the memory of all layers
+            return empty, (self.is_sliding,), {**own, "keys": keys, "values": values}
 
     Roomed.__name__ = Roomed.__qualname__ = stock.__name__
     return Roomed

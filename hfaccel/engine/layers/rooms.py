@@ -14,7 +14,7 @@ import torch
 
 from hfaccel.engine.kernels import NUMBERS
 from hfaccel.engine.layers.cache_in_bytes import narrowed, row_size, widened
-from hfaccel.engine.layers.roomed import Memory, Place, enter, held, place_of, stock_class, tokens_of
+from hfaccel.engine.layers.roomed import Memory, Numbers, Place, enter, held, place_of, stock_class, tokens_of
 from hfaccel.upstream.of_transformers import cache_classes
 
 LEAST = 64  # tokens
@@ -121,24 +121,24 @@ def together_problem(cache: Any, indices: Sequence[int]) -> str:
 
 
 def make_rooms(
-    cache: Any, indices: Sequence[int], shape: tuple[int, int, int, int], dtype: torch.dtype
+    cache: Any, indices: Sequence[int], shape: tuple[int, int, int, int], numbers: Numbers
 ) -> Rooms:
     """As hfaccel.engine.layers.caches.make_rooms."""
     layers = [layer_of(cache, index) for index in indices]
     first = place_of(layers[0])
-    if first is not None and _has_room(first, shape, dtype) and _follow(layers):
+    if first is not None and _has_room(first, shape, numbers) and _follow(layers):
         return Rooms(layers, first.memory, first.number, first.begin, first.end, shape[2])
     past = tokens_in(cache, indices[0])
-    memory = _grown(layers, past, shape, dtype)
+    memory = _grown(layers, past, shape, numbers)
     return Rooms(layers, memory, 0, 0, past, shape[2])
 
 
-def _has_room(place: Place, shape: tuple[int, int, int, int], dtype: torch.dtype) -> bool:
+def _has_room(place: Place, shape: tuple[int, int, int, int], numbers: Numbers) -> bool:
     batch, heads, columns, size = shape
     memory = place.memory.tensor
     _, _, *of_layer, tokens, row = memory.shape
-    fits = (*of_layer, row) == (batch, heads, row_size(size, dtype))
-    return memory.dtype is dtype and fits and place.end + columns <= tokens
+    fits = (*of_layer, row) == (batch, heads, row_size(size, numbers.stored))
+    return place.memory.numbers == numbers and fits and place.end + columns <= tokens
 
 
 def _follow(layers: Sequence[Any]) -> bool:
@@ -151,23 +151,26 @@ def _follow(layers: Sequence[Any]) -> bool:
         place = place_of(layer)
         if place is None or place.memory is not memory or place.number != number:
             return False
+        if layer.is_sliding and layer.record_past:
+            return False
         if place.begin != begin or place.end != end:
             return False
     return True
 
 
-def _grown(layers: Sequence[Any], past: int, shape: Sequence[int], dtype: torch.dtype) -> Memory:
+def _grown(layers: Sequence[Any], past: int, shape: Sequence[int], numbers: Numbers) -> Memory:
     batch, heads, columns, size = shape
     tokens = -(-max(past + columns + LEAST, 2 * past) // LEAST) * LEAST
     with torch.inference_mode(False):
-        tensor = torch.empty((len(layers), 2, batch, heads, tokens, row_size(size, dtype)), dtype=dtype)
-        like = torch.empty((batch, heads, 0, size), dtype=torch.float32 if dtype is torch.int8 else dtype)
+        row = row_size(size, numbers.stored)
+        tensor = torch.empty((len(layers), 2, batch, heads, tokens, row), dtype=numbers.stored)
+        like = torch.empty((batch, heads, 0, size), dtype=numbers.shown)
     with torch.no_grad():
         for new, layer in zip(tensor, layers, strict=True):
             if not layer.is_initialized:
                 layer.lazy_initialization(like, like)
             _copy(layer, new, (batch, heads, past, size))
-    return Memory(tensor, like.dtype)
+    return Memory(tensor, numbers)
 
 
 def _copy(layer: Any, new: torch.Tensor, shape: tuple[int, int, int, int]) -> None:

@@ -7,6 +7,8 @@ the kernels can do that: a layer that runs its own forward raises SlotsRefused.
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
@@ -17,6 +19,8 @@ from hfaccel.engine.kernels import NUMBERS, kernels
 from hfaccel.engine.layers.cache_in_bytes import row_size
 from hfaccel.errors import HfaccelError
 from hfaccel.native import NativePast
+
+MAP_NORESERVE = 0x4000  # of Linux; Python 3.11 has no name for it
 
 
 class SlotsRefused(HfaccelError):
@@ -44,6 +48,17 @@ class Place(NamedTuple):
 
     memory: torch.Tensor  # (layers, 2, slots, heads, tokens, head size), of these layers and perhaps of more
     addresses: tuple[int, ...]  # of each layer's keys and values
+
+
+def _reserved(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Room of which the system gives pages as they are written, and for which it need not have them all."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+    try:
+        room = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=flags)
+    except (OSError, ValueError, OverflowError) as error:
+        raise SlotsRefused(f"there is no room for slots of the shape {tuple(shape)} ({error})") from None
+    with torch.inference_mode(False):
+        return torch.frombuffer(room, dtype=torch.uint8).view(dtype).view(*shape)
 
 
 class Slots:
@@ -124,8 +139,7 @@ class Slots:
             if not set(known).isdisjoint(layers):
                 raise SlotsRefused(f"layers {known} ran together before, but now {layers} do")
         shape = len(layers), 2, self.count, keys.heads, self.tokens, row_size(keys.size, keys.dtype)
-        with torch.inference_mode(False):
-            memory = torch.empty(shape, dtype=keys.dtype)
+        memory = _reserved(shape, keys.dtype)
         self._memories.append(memory)
         return self._keep(layers, memory, range(len(layers)))
 

@@ -200,7 +200,7 @@ def _run_alike(one: FusedLayer, other: FusedLayer, apart: bool) -> bool:
 
 
 def _alike(one: NativeLayer, other: NativeLayer, apart: bool) -> bool:
-    return (apart or one.window == other.window) and one.keeps_bytes == other.keeps_bytes
+    return (apart or one.window == other.window) and one.of_cache == other.of_cache
 
 
 def _collects(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> bool:

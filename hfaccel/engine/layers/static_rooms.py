@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from hfaccel.engine.kernels import NUMBERS
+from hfaccel.engine.layers.roomed import Numbers
 from hfaccel.upstream.of_transformers import static_classes
 
 
@@ -44,17 +45,18 @@ class StaticRooms:
             layer.cumulative_length.add_(self.columns)
 
 
-def problem(cache: Any, index: int, dtype: torch.dtype) -> str:
+def problem(cache: Any, index: int, numbers: Numbers) -> str:
     """As hfaccel.engine.layers.caches.cache_problem."""
     layer = cache.layers[index]
     if cache.offloading:
         return "the cache is offloaded"
     if type(layer) is not static_classes()[1]:
         return f"the cache's layer is a {type(layer).__name__}"
-    if dtype is torch.int8:
+    if numbers.stored is torch.int8:
         return "a static cache is not kept in 8 bits"
-    if layer.is_initialized and layer.keys.dtype not in (dtype, torch.bfloat16):
-        return f"the cache is in {layer.keys.dtype}"
+    dtype = layer.keys.dtype if layer.is_initialized else numbers.shown
+    if dtype not in (numbers.stored, torch.bfloat16):
+        return f"the cache is in {dtype}"
     if layer.is_initialized and not _is_plain(layer.keys, layer.values):
         return "the cache's tensors are not as transformers makes them"
     return ""
@@ -78,12 +80,12 @@ def _kind(layer: Any) -> tuple[object, ...]:
 
 
 def make_rooms(
-    cache: Any, indices: Sequence[int], shape: tuple[int, int, int, int], dtype: torch.dtype
+    cache: Any, indices: Sequence[int], shape: tuple[int, int, int, int], numbers: Numbers
 ) -> StaticRooms:
-    """As hfaccel.engine.layers.caches.make_rooms. Layers that have no memory get theirs, in this type."""
+    """As hfaccel.engine.layers.caches.make_rooms. Layers without memory get theirs, as stock makes it."""
     batch, heads, columns, size = shape
     layers = [cache.layers[index] for index in indices]
-    like = torch.empty((batch, heads, 0, size), dtype=dtype)
+    like = torch.empty((batch, heads, 0, size), dtype=numbers.shown)
     for layer in layers:
         if not layer.is_initialized:
             layer.lazy_initialization(like, like)
@@ -92,9 +94,9 @@ def make_rooms(
     return StaticRooms(layers, tokens_in(cache, indices[0]), columns)
 
 
-def together_problem(cache: Any, indices: Sequence[int], dtype: torch.dtype) -> str:
+def together_problem(cache: Any, indices: Sequence[int], numbers: Numbers) -> str:
     """As hfaccel.engine.layers.caches.together_problem."""
     alike = {_kind(cache.layers[index]) for index in indices}
     if len(alike) > 1:
         return "the layers of the cache differ"
-    return next(filter(None, (problem(cache, index, dtype) for index in indices)), "")
+    return next(filter(None, (problem(cache, index, numbers) for index in indices)), "")

@@ -29,7 +29,7 @@ def read(module: Any) -> Integers | Rows:
     rows, columns = (int(size) for size in module.weight_shape)
     numbers = unpacked(module.weight_packed.detach(), weights.num_bits)[:, :columns]
     zeros = torch.tensor(float(1 << weights.num_bits - 1))
-    if tensors.get("weight_zero_point") is not None:
+    if not weights.symmetric and tensors.get("weight_zero_point") is not None:
         zeros = unpacked(module.weight_zero_point.detach().t(), weights.num_bits)[:, :rows].t().float()
     return integers(numbers, scales.detach(), zeros, bits=weights.num_bits, group=group)
 

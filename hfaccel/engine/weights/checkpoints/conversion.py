@@ -13,6 +13,7 @@ from torch import nn
 from hfaccel.engine.calls.guards import COMPUTED
 from hfaccel.engine.kernels import kernels_problem
 from hfaccel.engine.weights.checkpoints import Format, Unreadable, format_of, is_expanded_later
+from hfaccel.engine.weights.checkpoints.integers import Integers, Rows
 from hfaccel.engine.weights.linear import PackedModule
 from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.engine.weights.repacking import ARENA, arena_for_one
@@ -84,23 +85,28 @@ def checkpoint_problem(model: nn.Module) -> str:
 
 
 def _unreadable(module: nn.Module, each: Format) -> str:
+    numbers = _read(module, each)
+    return numbers if isinstance(numbers, str) else ""
+
+
+def _read(module: nn.Module, each: Format) -> Integers | Rows | str:
+    """What the module's format reads; or why that cannot be read."""
     try:
         with torch.no_grad():
-            each.read(module)
+            return each.read(module)
     except Unreadable as error:
         return str(error)
-    return ""
+    except (AttributeError, TypeError) as error:  # of another version of the quantizer's package
+        return f"this version of {each.name} is not known ({error})"
 
 
 def _made(module: Any, each: Format, dtype: torch.dtype, huge_pages: bool) -> tuple[nn.Linear | None, str]:
     """The layer that takes the module's place; or None and why there is none."""
     if problem := _module_problem(module):
         return None, problem
-    try:
-        with torch.no_grad():
-            numbers = each.read(module)
-    except Unreadable as error:
-        return None, str(error)
+    numbers = _read(module, each)
+    if isinstance(numbers, str):
+        return None, numbers
     rows, columns = numbers.numbers.shape
     with torch.inference_mode(False):
         layout = PackedWeight.layout_of(numbers.kind, (rows, columns))
