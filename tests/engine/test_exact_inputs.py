@@ -17,6 +17,7 @@ from hfaccel.engine.weights.layout import EXACT
 from hfaccel.engine.weights.linear import linear
 from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.memory import Arena
+from hfaccel.native import Attention, FeedForward, Norms, Residual
 
 if kernels_problem():
     pytest.skip(kernels_problem(), allow_module_level=True)
@@ -99,7 +100,8 @@ def test_matrices_that_share_their_inputs_round_them():
     norm = kernels().Norm(0, 0, 1e-5, 0)
     for position in range(7):
         parts = [matrix if number == position else plain for number in range(7)]
-        arguments = (tuple(parts[:4]), tuple(parts[4:]), (norm, norm), 16, False, 1, 0, 0.25)
+        attention, wide = Attention(*parts[:4], 16, 0, 0.25), FeedForward(*parts[4:], 1)
+        arguments = attention, wide, Norms(norm, norm), Residual(False)
         if position in (3, 6):  # output and down
             kernels().Layer(*arguments)
         else:
