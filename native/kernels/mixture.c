@@ -54,8 +54,8 @@ static float score(const struct mixture *mixture, const float *row, size_t exper
   return vec_sum(sum);
 }
 
-/* The experts with the highest scores, and their shares of softmax. The scores of those are lost. Where one is
- * NaN, so are all shares. */
+/* The experts with the highest scores, and their shares of softmax. The scores of those are lost. Where one
+ * is NaN, so are all shares. */
 static void choose(const struct mixture *mixture, float *scores, int64_t *index, float *weights)
 {
   const size_t count = mixture->experts.count;
