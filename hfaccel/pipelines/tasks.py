@@ -58,11 +58,13 @@ class TextGeneration(Scheduled):
 
         if not isinstance(inputs, list) or len(inputs) < 2:
             return "one prompt, or a stream of them"
+        if problem := state_problem(self.model):
+            return problem  # before the trial below, whose verdict is kept
         kept = self.__dict__.get(FOUND)
         if kept is None or kept[0] is not self.model:
             kept = self.__dict__[FOUND] = self.model, slots_problem(self.model)
         begin = partial(Continuing, call, inputs)
-        return state_problem(self.model) or kept[1] or begin().reason() or begin
+        return kept[1] or begin().reason() or begin
 
 
 FOUND = f"{PREFIX}found"  # attribute of a pipeline: its model, and why that cannot continue prompts together
