@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import torch
 
-from hfaccel.engine.calls.ragged import HIDDEN, Sequences, whole
+from hfaccel.engine.calls.ragged import Sequences, ends_of, visible_of, whole
 
 COMPARED = 1 << 18  # numbers of a mask at once
 
@@ -60,11 +60,9 @@ def _visible(mask: torch.Tensor, batch: int, columns: int, total: int, places: i
     shape = tuple(mask.shape)
     if len(shape) != 4 or shape[0] not in (1, batch) or shape[1:] != (1, columns, places):
         return f"the attention mask has the shape {shape}"
-    visible = mask[:, 0]
-    if mask.dtype is not torch.bool:
-        visible = visible == 0
-        if not bool((visible | (mask[:, 0] <= HIDDEN)).all()):
-            return "the attention mask adds to the scores"
+    visible = visible_of(mask[:, 0])
+    if visible is None:
+        return "the attention mask adds to the scores"
     if total > places or bool(visible[..., total:].any()):
         return "the attention mask shows places of the cache that no token fills, or there are too few"
     return visible[..., :total]
@@ -82,17 +80,15 @@ def read_spans(mask: torch.Tensor, batch: int, columns: int, length: int) -> tor
         or shape[1:] not in {(1, columns, length), (1, 1, length)}
     ):
         return f"the encoder's attention mask has the shape {shape}"
-    visible = mask[:, 0]
-    if mask.dtype is not torch.bool:
-        visible = visible == 0
-        if not bool((visible | (mask[:, 0] <= HIDDEN)).all()):
-            return "the encoder's attention mask adds to the scores"
+    visible = visible_of(mask[:, 0])
+    if visible is None:
+        return "the encoder's attention mask adds to the scores"
     if bool(visible.all()):
         return None
     first = visible[:, 0]
     if not bool(first.any(1).all()):
         return "a text of the encoder is all padding"
-    begins, ends = first.int().argmax(1), length - first.flip(1).int().argmax(1)
+    begins, ends = ends_of(first)
     if not bool((visible == first[:, None]).all()) or not torch.equal(ends - begins, first.sum(1)):
         return "the encoder's attention mask hides more than padding around the texts"
     with torch.inference_mode(False):
@@ -138,8 +134,8 @@ def _is_causal(
 def _read(
     visible: torch.Tensor, batch: int, columns: int, past: int, window: int, unpad: bool
 ) -> Followed | str:
-    by_some = visible.any(1).int()  # (batch or 1, past + columns)
-    begins, ends = by_some.argmax(1), past + columns - by_some.flip(1).argmax(1)
+    by_some = visible.any(1)  # (batch or 1, past + columns)
+    begins, ends = ends_of(by_some)
     if not _is_causal(visible, begins, ends, past, window):
         return "the attention mask hides more than what comes after a token and padding around the texts"
     hidden = (begins.expand(batch) - past).clamp(min=0)

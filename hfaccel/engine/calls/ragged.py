@@ -89,11 +89,9 @@ def _read(
         return f"the attention mask has the shape {shape}"
     if shape[2] not in (1, length):
         return f"the attention mask has the shape {shape}"
-    visible = mask
-    if mask.dtype is not torch.bool:
-        visible = mask == 0
-        if not bool((visible | (mask <= HIDDEN)).all()):
-            return "the attention mask adds to the scores"
+    visible = visible_of(mask)
+    if visible is None:
+        return "the attention mask adds to the scores"
     real = visible[:, 0, 0] if shape[2] == 1 else visible[:, 0].diagonal(dim1=1, dim2=2)
     window = window if shape[2] > 1 else -1
     if shape[2] > 1 and not _is_seen(visible[:, 0], real, window):
@@ -101,6 +99,21 @@ def _read(
             return "the attention mask hides more than padding"
         return _causal(_runs(real.expand(batch, length), window, unpad))
     return _runs(real.expand(batch, length), window, unpad)
+
+
+def visible_of(mask: torch.Tensor) -> torch.Tensor | None:
+    """Where `mask` shows a token: True, or 0 of a mask that is added to the scores; None where that mask does
+    more than hide."""
+    if mask.dtype is torch.bool:
+        return mask
+    visible = mask == 0
+    return visible if bool((visible | (mask <= HIDDEN)).all()) else None
+
+
+def ends_of(real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each row of (rows, tokens): the first token that is True, and the first behind the last one."""
+    numbers = real.int()
+    return numbers.argmax(1), real.shape[1] - numbers.flip(1).argmax(1)
 
 
 def _causal(found: Sequences | str) -> Sequences | str:
@@ -142,15 +155,14 @@ def _expected(real: torch.Tensor, window: int) -> torch.Tensor:
 
 def _runs(real: torch.Tensor, window: int, unpad: bool) -> Sequences | str:
     batch, length = real.shape
-    counts, begins = real.sum(1, dtype=torch.int32), real.int().argmax(1).int()
-    ends = length - real.flip(1).int().argmax(1)
+    counts, (begins, ends) = real.sum(1, dtype=torch.int32), ends_of(real)
     if int(counts.min()) == 0:
         return "a sequence is all padding"
     if not torch.equal(ends - begins, counts.long()):
         return "the attention mask has holes"
     rows = whole(batch, length)
     with torch.inference_mode(False):
-        begins, counts = begins.clone(), counts.clone()
+        begins, counts = begins.int(), counts.clone()
         if unpad:
             return Sequences(rows.rows, batch, rows.first + begins, counts, window=window)
         return Sequences(rows.rows, batch, rows.first, rows.length, begins, counts, window)

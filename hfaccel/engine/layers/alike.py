@@ -12,7 +12,7 @@ from weakref import ref
 
 import torch
 
-from hfaccel.engine.layers.roomed import empty
+from hfaccel.engine.layers.roomed import as_ordinary
 from hfaccel.replacement import PREFIX
 from hfaccel.upstream.of_transformers import cache_classes
 
@@ -53,11 +53,7 @@ def _class() -> type[Any]:
                 super().reorder_cache(beam_idx)
 
         def __reduce__(self) -> tuple[object, ...]:
-            """A copy is an ordinary layer."""
-            own = {name: value for name, value in self.__dict__.items() if not name.startswith(PREFIX)}
-            if self.is_initialized:  # not the memory of all layers
-                own |= {"keys": self.keys.clone(), "values": self.values.clone()}
-            return empty, (False,), own
+            return as_ordinary(self)
 
     Repeating.__name__ = Repeating.__qualname__ = stock.__name__
     return Repeating

@@ -124,8 +124,16 @@ def _classes() -> tuple[type[Any], type[Any]]:
     return _roomed(plain), _roomed(sliding)
 
 
-def empty(is_sliding: bool) -> Any:
-    """A layer of transformers without its attributes."""
+def as_ordinary(layer: Any) -> tuple[object, ...]:
+    """For copying and pickling: an ordinary layer, with tensors of its own in the place of views of the
+    memory of all layers."""
+    own = {name: value for name, value in layer.__dict__.items() if not name.startswith(PREFIX)}
+    halves = {"keys": layer.keys, "values": layer.values}
+    own |= {name: None if half is None else half.clone() for name, half in halves.items()}
+    return _empty, (layer.is_sliding,), own
+
+
+def _empty(is_sliding: bool) -> Any:
     return object.__new__(cache_classes()[1 + is_sliding])
 
 
@@ -163,10 +171,7 @@ def _roomed(stock: Any) -> type[Any]:
                 place.end = max(place.begin, place.end + tokens_to_remove)
 
         def __reduce__(self) -> tuple[object, ...]:
-            """A copy is an ordinary layer, until the kernels use it."""
-            own = {name: value for name, value in self.__dict__.items() if not name.startswith(PREFIX)}
-            keys, values = self.keys.clone(), self.values.clone()  # not the memory of all layers
-            return empty, (self.is_sliding,), {**own, "keys": keys, "values": values}
+            return as_ordinary(self)
 
     Roomed.__name__ = Roomed.__qualname__ = stock.__name__
     return Roomed
