@@ -30,6 +30,12 @@ class Overloaded(HfaccelError):
         self.retry_after = retry_after
 
 
+def overloaded(most: int, seconds: float) -> Overloaded:
+    """For a request beyond the `most` that may wait, of which a place is free in about so many seconds."""
+    rule = f"at most {most} requests may wait, and that many do"
+    return Overloaded(f"{rule}; retry in {seconds:.1f} s, or raise max_queue", seconds)
+
+
 class Closed(HfaccelError):
     """The batcher takes no more requests: `close()` was called."""
 
@@ -189,11 +195,7 @@ class Batcher(Generic[In, Out]):
         if len(self._queue) < self._max_queue:
             return None
         seconds = drained_in(len(self._queue) + self._running, self._pace)
-        return Overloaded(
-            f"at most {self._max_queue} requests may wait, and that many do; retry in {seconds:.1f} s, "
-            "or raise max_queue",
-            seconds,
-        )
+        return overloaded(self._max_queue, seconds)
 
     def _enqueue(self, request: Request, size: int) -> None:
         with self._changed:

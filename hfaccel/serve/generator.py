@@ -22,7 +22,7 @@ from hfaccel.errors import HfaccelError, ModelError, UsageError, check_count
 from hfaccel.generation.config import unknown
 from hfaccel.generation.settings import check_prompt, make_settings
 from hfaccel.generation.texts import Text
-from hfaccel.serve.batcher import Closed, Overloaded
+from hfaccel.serve.batcher import Closed, overloaded
 from hfaccel.serve.forming import drained_in, pace
 from hfaccel.serve.prompts import Prompt, Shared, read_prompt
 from hfaccel.serve.stream import Stream
@@ -194,11 +194,7 @@ class Generator:
         if len(self._pending) < self._slots + self._max_queue:
             return None
         seconds = drained_in(len(self._pending) - self._slots, self._pace)
-        return Overloaded(
-            f"at most {self._max_queue} requests may wait, and that many do; retry in {seconds:.1f} s, "
-            "or raise max_queue",
-            seconds,
-        )
+        return overloaded(self._max_queue, seconds)
 
     # In the worker thread
 
