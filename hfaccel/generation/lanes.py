@@ -4,6 +4,7 @@ after another, where a model's layers do not run in the kernels."""
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -153,15 +154,28 @@ def make_lanes(model: PreTrainedModel, count: int, tokens: int) -> Lanes:
     return OwnLanes(model, count, reason) if reason else SlotLanes(model, count, tokens)
 
 
-def length_problem(model: PreTrainedModel, tokens: int) -> str:
-    """Why texts of so many tokens cannot be computed in one call; "" where they can. Rotary positions of some
-    kinds are those of the longest text of the call."""
+class Reach(NamedTuple):
+    """Up to how many tokens a text's rotary positions are its own: those of some kinds are, beyond that, the
+    positions of the longest text of a call."""
+
+    tokens: float = math.inf
+    kind: str = ""
+
+    def problem(self, tokens: int) -> str:
+        """Why texts of so many tokens cannot be computed in one call; "" where they can."""
+        if tokens <= self.tokens:
+            return ""
+        return f"rotary positions depend on the longest text of a call (rope_type={self.kind!r})"
+
+
+def reach_of(model: PreTrainedModel) -> Reach:
+    found = [Reach()]
     for module in model.modules():
         kinds = getattr(module, "rope_type", None)
         varying = VARYING.intersection(kinds.values() if isinstance(kinds, Mapping) else (kinds,))
-        if varying and tokens > _unchanged_up_to(module):
-            return f"rotary positions depend on the longest text of a call (rope_type={min(varying)!r})"
-    return ""
+        if varying:
+            found.append(Reach(_unchanged_up_to(module), min(varying)))
+    return min(found)
 
 
 def _unchanged_up_to(module: Any) -> int:
@@ -177,7 +191,7 @@ def slots_problem(model: PreTrainedModel, tokens: int = 0) -> str:
     """Why the model cannot compute with slots of so many tokens; "" where it can."""
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return "the model's forward takes no position_ids"
-    if problem := length_problem(model, tokens):
+    if problem := reach_of(model).problem(tokens):
         return problem
     lanes = SlotLanes(model, 2, len(TRIAL))
     try:

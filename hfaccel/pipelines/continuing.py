@@ -14,7 +14,7 @@ import torch
 
 from hfaccel.generation.choosing import Choice
 from hfaccel.generation.config import unknown
-from hfaccel.generation.lanes import SlotLanes, length_problem
+from hfaccel.generation.lanes import Reach, SlotLanes, reach_of
 from hfaccel.generation.request import Request
 from hfaccel.generation.scheduler import Scheduler
 from hfaccel.generation.settings import Settings, ends
@@ -54,7 +54,7 @@ class Recorder:
         return getattr(self.model, name)
 
 
-def read_settings(asked: Asked, model: PreTrainedModel) -> Settings | str:
+def read_settings(asked: Asked, model: PreTrainedModel, reach: Reach) -> Settings | str:
     """The settings of this request, or why `generate` itself has to run."""
     if asked.ids is None:
         return "the prompt is empty"
@@ -70,7 +70,7 @@ def read_settings(asked: Asked, model: PreTrainedModel) -> Settings | str:
     if new < 1:
         return "the prompt is as long as max_length"
     eos = config.get("eos_token_id")
-    if problem := length_problem(model, length + new):
+    if problem := reach.problem(length + new):
         return problem
     kept = {name: config[name] for name in KEPT if config.get(name) is not None}
     return Settings(max_new_tokens=new, eos=frozenset() if eos is None else ends(eos), **kept)
@@ -113,6 +113,7 @@ class Continuing(Iterator[object]):
     def __init__(self, call: Call, inputs: Sequence[object]) -> None:
         self._call, self._inputs = call, inputs
         self._recorder = Recorder(call.pipe.model)
+        self._reach = reach_of(call.pipe.model)
         self._shadow = copy.copy(call.pipe)
         self._shadow.model = self._recorder
         self._prompts: list[Prompt] = []
@@ -159,7 +160,7 @@ class Continuing(Iterator[object]):
             prompt.output = self._shadow.forward(made, **self._call.forward)
             asked = self._recorder.asked
             assert asked is not None
-            settings = read_settings(asked, self._call.pipe.model)
+            settings = read_settings(asked, self._call.pipe.model, self._reach)
         except BaseException as error:  # raised when it is this input's turn
             if interrupts(error):
                 raise
