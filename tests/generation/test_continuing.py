@@ -149,3 +149,18 @@ def test_the_public_function():
     with torch.inference_mode():
         same(fast(TEXTS, **GREEDY), pipe(stock("GPT-2"))(TEXTS, **GREEDY))
     assert any("share calls of the model" in each.reason for each in hfaccel.report(fast).outcomes)
+
+
+def test_the_mode_of_the_model_is_asked_at_each_call(both):
+    """Not once: a model may be trained between two calls."""
+    expected, fast, steps = both
+    fast.model.train()
+    fast(TEXTS, **GREEDY)
+    assert not steps
+    fast.model.eval()
+    same(fast(TEXTS, **GREEDY), expected(TEXTS, **GREEDY))
+    assert steps
+    steps.clear()
+    fast.model.train()
+    fast(TEXTS, **GREEDY)
+    assert not steps
