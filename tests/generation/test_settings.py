@@ -39,7 +39,7 @@ def test_new_tokens_fill_the_room_and_no_more():
         ({"top_k": -1}, "`top_k >= 0` must hold, but got -1"),
         ({"min_new_tokens": True}, "`min_new_tokens >= 0` must hold, but got True"),
         ({"repetition_penalty": 0}, "repetition_penalty <= 100` must hold, but got 0"),
-        ({"seed": "x"}, "`seed` must be an integer or None, but got 'x'"),
+        ({"seed": "x"}, "`seed` must be an integer of 64 bits or None, but got 'x'"),
         ({"stop": [""]}, "`stop` must be texts that are not empty"),
         ({"stop": [3]}, "`stop` must be texts that are not empty"),
         ({"eos_token_id": ["a"]}, "`eos_token_id` must be a token or several"),
