@@ -123,7 +123,7 @@ def _optimize_model(
     result = (
         model
         if inplace
-        else _copy_tree(model, share_linears=not (options.rounds or engine.is_expanded_later(model)))
+        else _copy_tree(model, share_linears=not (options.rounds or engine.keeps_linears(model)))
     )
     outcomes = backend.transform(result, options)
     if strict and not any(outcome.applied for outcome in outcomes):
