@@ -101,17 +101,19 @@ def test_the_numbers_of_the_file(load, type):
         assert [len(group.unique()) for group in weight.unpack().unflatten(1, (-1, 32))[0]] == levels
 
 
-def test_the_numbers_of_a_weight_without_minima(load):
-    model, written = load("llama", "Q8_0")
+@pytest.mark.parametrize(("type", "most"), [("Q4_0", 8), ("Q8_0", 127)])
+def test_weights_without_minima_stay_exact_multiples_of_their_scales(load, type, most):
+    model, written = load("llama", type)
     for name, module in linears(hfaccel.optimize(model)).items():
-        packed = module.weight.unpack()
-        assert whole(packed).equal(whole(written[name])) and whole(packed).abs().max() == 127
+        packed, numbers = numbers_of(module.weight.unpack(), most), numbers_of(written[name], most)
+        assert packed.round().equal(numbers.round())
+        torch.testing.assert_close(packed, numbers, rtol=0, atol=1e-4)
 
 
-def whole(values):
-    """The numbers of Q8_0, whose largest is 127."""
+def numbers_of(values, most):
+    """`most`: the largest of each group."""
     groups = values.unflatten(1, (-1, 32))
-    return (groups * 127 / groups.abs().amax(-1, keepdim=True)).round()
+    return groups * most / groups.abs().amax(-1, keepdim=True)
 
 
 def test_no_floats_stay(load):

@@ -145,7 +145,7 @@ def _fitted(numbers: torch.Tensor, form: Form, rounding: float) -> torch.Tensor 
         near = rest.is_counted(count, rounding).nonzero().squeeze(1)
         if not len(near):
             continue
-        whole = rest.some(near).counted(count)
+        whole = _smallest(rest.some(near).counted(count))
         scale, kept = (_symmetric if form.symmetric else _from_lowest)(numbers[left[near]], whole, form)
         near = near[kept]
         scales[left[near]] = scale[kept]
@@ -153,6 +153,15 @@ def _fitted(numbers: torch.Tensor, form: Form, rounding: float) -> torch.Tensor 
         if not len(left):
             return scales
     return None
+
+
+def _smallest(whole: torch.Tensor) -> torch.Tensor:
+    """The numbers of each group divided by what divides them all: steps are then those of the checkpoint, and
+    not parts of them, which bfloat16 would round."""
+    divisor = whole.int().abs()
+    while divisor.shape[1] > 1:
+        divisor = torch.gcd(*divisor.chunk(2, 1))
+    return whole / divisor.clamp_(min=1)
 
 
 def _symmetric(values: torch.Tensor, whole: torch.Tensor, form: Form) -> tuple[torch.Tensor, torch.Tensor]:
