@@ -27,11 +27,16 @@ def again(values, grid):
     return values_of(round_groups(values, grid.kind, grid.table), grid.kind, COLUMNS, values.dtype)
 
 
+E2M1 = torch.tensor([-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6])
 GRIDS = {
     "4 bits, no minimum": (scales() * random(-8, 8), Kind.INT4_GROUPS_OF_32),
     "4 bits, a negative scale": (-scales() * random(-8, 8), Kind.INT4_GROUPS_OF_32),
     "4 bits, a minimum": (scales() * random(0, 16) - 3 * 2**-4, Kind.INT4_GROUPS_OF_32),
     "three values": (scales(-9) * random(-1, 2), Kind.INT4_GROUPS_OF_32),
+    "floats of 4 bits": (
+        scales().log2().round().exp2() * E2M1[random(0, 15).long()],
+        Kind.E2M1_GROUPS_OF_32,
+    ),
     "8 bits": (scales(-12) * random(-127, 128), Kind.INT8_GROUPS_OF_32),
     "8 bits, -128": (scales() * random(-128, 128), Kind.INT8_GROUPS_OF_32),
     "zeros": (torch.zeros(ROWS, COLUMNS), Kind.INT4_GROUPS_OF_32),

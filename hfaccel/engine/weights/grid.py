@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hfaccel.engine.kernels import SMALL_GROUP, Kind
+from hfaccel.engine.kernels import LEVELS, SMALL_GROUP, Kind
 
 CHUNK = 1 << 18  # values that are looked at a time: intermediate results stay in the cache
 SAMPLED = 16  # rows, of which one group each is looked at first
@@ -27,20 +27,26 @@ TINY = 1e-30  # the step of a group of zeros
 @dataclass(frozen=True)
 class Form:
     """Grids of one form. `counts`: of steps, from zero to the largest value of a symmetric grid, from the
-    lowest to the highest of any other, in the order in which they are tried."""
+    lowest to the highest of any other, in the order in which they are tried. `levels`: the numbers that there
+    are, if not all that have so many bits."""
 
-    bits: int
+    kind: Kind
     symmetric: bool
     counts: tuple[int, ...]
+    levels: tuple[int, ...] = ()
 
     @property
-    def kind(self) -> Kind:
-        return Kind.INT4_GROUPS_OF_32 if self.bits == 4 else Kind.INT8_GROUPS_OF_32
+    def bits(self) -> int:
+        return self.kind.bits
+
+    @property
+    def most(self) -> int:
+        return self.levels[-1] if self.levels else (1 << self.bits) - 1
 
     @property
     def middle(self) -> int:
         """The number that stands for zero in a symmetric grid."""
-        return 1 << self.bits - 1
+        return (self.most + 1) // 2
 
     def rounding(self, dtype: torch.dtype) -> float:
         """How far values may be from their grid. With 8 bits the rounding to bfloat16 is as large as a step:
@@ -49,10 +55,11 @@ class Form:
 
 
 FORMS = (
-    Form(4, True, (*range(8, 0, -1),)),  # Q4_0
-    Form(4, False, (*range(15, 0, -1),)),  # Q4_1, Q4_K
-    Form(8, True, (127, 16, 12, 113, *range(128, 0, -1))),  # Q8_0, Q5_0, MXFP4, IQ4_NL
-    Form(8, False, (*range(31, 0, -1),)),  # Q5_1, Q5_K
+    Form(Kind.INT4_GROUPS_OF_32, True, (*range(8, 0, -1),)),  # Q4_0
+    Form(Kind.INT4_GROUPS_OF_32, False, (*range(15, 0, -1),)),  # Q4_1, Q4_K
+    Form(Kind.E2M1_GROUPS_OF_32, True, (12, 8, 6, 4, 3, 2, 1), LEVELS),  # MXFP4
+    Form(Kind.INT8_GROUPS_OF_32, True, (127, 16, 113, *range(128, 0, -1))),  # Q8_0, Q5_0, IQ4_NL
+    Form(Kind.INT8_GROUPS_OF_32, False, (*range(31, 0, -1),)),  # Q5_1, Q5_K
 )
 
 
@@ -192,7 +199,9 @@ def _checked(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Beside a minimum that is hundreds of steps away from zero, numbers make up for the rounding of the
     minimum."""
-    numbers = ((values - minimum) / step).round_().clamp_(0, (1 << form.bits) - 1)
+    numbers = ((values - minimum) / step).round_().clamp_(0, form.most)
     away = torch.addcmul(minimum, numbers, step).sub_(values).abs_().amax(-1)
     kept = (numbers == whole).all(-1) | (away <= values.abs().amax(-1) * ROUNDED)
+    if form.levels:
+        kept &= torch.isin(numbers, torch.tensor(form.levels)).all(-1)
     return torch.cat([step, minimum], -1), kept

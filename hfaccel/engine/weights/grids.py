@@ -30,10 +30,10 @@ class Grids:
         """The report's line about a weight that is packed in this kind."""
         packed = f"packed in {kind.label}"
         if weight in self.numbers:
-            return f"{packed}, with the checkpoint's own whole numbers"
+            return f"{packed}, with the checkpoint's own numbers"
         if self.numbers and kind.is_grouped:
             return (
-                f"{packed}, rounded: 32 of its values are no whole numbers of {kind.bits} bits with a scale"
+                f"{packed}, rounded: its values are no numbers of {kind.bits} bits with a scale for 32 inputs"
             )
         return packed
 
@@ -78,5 +78,9 @@ def _matrices(weight: torch.Tensor, cls: type[PackedWeight]) -> Iterator[torch.T
 
 
 def _widest(kinds: Iterable[Kind]) -> Kind:
-    """That of groups of 32 with enough bits for all of these."""
-    return Kind.INT4_GROUPS_OF_32 if all(kind.bits == 4 for kind in kinds) else Kind.INT8_GROUPS_OF_32
+    """That of groups of 32 which has the numbers of all of these."""
+    kinds = set(kinds)
+    if kinds == {Kind.E2M1_GROUPS_OF_32}:
+        return Kind.E2M1_GROUPS_OF_32
+    four = all(kind in (Kind.INT4_WEIGHT_ONLY, Kind.INT4_GROUPS_OF_32) for kind in kinds)
+    return Kind.INT4_GROUPS_OF_32 if four else Kind.INT8_GROUPS_OF_32

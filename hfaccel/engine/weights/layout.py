@@ -116,7 +116,7 @@ def _table_of_grid(kind: Kind, dense: torch.Tensor) -> torch.Tensor | None:
     """Kinds in groups of 32 are those of weights that lie on a grid, and of weights that must be of one kind
     with them."""
     grid = find_grid(dense, kind.bits) if kind.group == SMALL_GROUP else None
-    return None if grid is None else grid.table
+    return None if grid is None or kind not in (grid.kind, Kind.INT8_GROUPS_OF_32) else grid.table
 
 
 def write_words(layout: Layout, words: torch.Tensor, memory: torch.Tensor) -> None:
