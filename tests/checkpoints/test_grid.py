@@ -37,6 +37,7 @@ GRIDS = {
         scales().log2().round().exp2() * E2M1[random(0, 15).long()],
         Kind.E2M1_GROUPS_OF_32,
     ),
+    "25 numbers, not all of them floats of 4 bits": (scales() * random(-12, 13), Kind.INT8_GROUPS_OF_32),
     "8 bits": (scales(-12) * random(-127, 128), Kind.INT8_GROUPS_OF_32),
     "8 bits, -128": (scales() * random(-128, 128), Kind.INT8_GROUPS_OF_32),
     "groups of 16": (
