@@ -23,6 +23,7 @@ from hfaccel.engine.layers.encoded import (
 )
 from hfaccel.engine.layers.native_layer import NativeLayer
 from hfaccel.engine.layers.parts import Parts, head_size, inputs_of
+from hfaccel.engine.layers.rooms import new_cache
 from hfaccel.engine.replacements import Keywords
 from hfaccel.upstream.of_transformers import PAIRS
 
@@ -134,7 +135,7 @@ class CrossCall(DecoderCall):
     @staticmethod
     def sample(layer: nn.Module, parts: Parts, padding: torch.Tensor, generator: torch.Generator) -> Sample:
         masks, arguments = DecoderCall.sample(layer, parts, padding, generator)
-        size = inputs_of(layer.get_submodule(parts.cross_key))
+        size = inputs_of(layer.get_submodule(parts.of_encoder[0]))
         arguments[STATES] = torch.randn(len(padding), FilledPair.TOKENS, size, generator=generator)
         return masks, arguments
 
@@ -163,8 +164,12 @@ class CrossCall(DecoderCall):
         return found, last.keys.float(), last.values.float()
 
     @staticmethod
+    def empty_cache() -> Any:
+        return PAIRS.value()(new_cache(), new_cache())
+
+    @staticmethod
     def of_model(layer: nn.Module, parts: Parts, hidden: torch.Tensor) -> Keywords:
-        size = inputs_of(layer.get_submodule(parts.cross_key))
+        size = inputs_of(layer.get_submodule(parts.of_encoder[0]))
         generator = torch.Generator().manual_seed(1)
         states = torch.randn(len(hidden), FilledPair.TOKENS, size, generator=generator)
         return {STATES: states.to(hidden.dtype)}

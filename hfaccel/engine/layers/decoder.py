@@ -214,6 +214,11 @@ class DecoderCall(Call):
         return torch.zeros_like(padding)
 
     @staticmethod
+    def empty_cache() -> Any:
+        """For the trial of all layers."""
+        return new_cache()
+
+    @staticmethod
     def of_model(layer: nn.Module, parts: Parts, hidden: torch.Tensor) -> Keywords:
         """What the model is given besides hidden states in the trial of all its layers."""
         return {}

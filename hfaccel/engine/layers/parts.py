@@ -44,6 +44,7 @@ class Parts:
     cross_query: str = ""
     cross_key: str = ""
     cross_value: str = ""
+    cross_key_value: str = ""  # instead of the two: keys first
     cross_output: str = ""
     cross_norm: str = ""  # its place is that of the other norms
     norm_first: bool = False
@@ -71,7 +72,12 @@ class Parts:
 
     @property
     def cross_projections(self) -> tuple[str, ...]:
-        return tuple(filter(None, (self.cross_query, self.cross_key, self.cross_value, self.cross_output)))
+        return tuple(filter(None, (self.cross_query, *self.of_encoder, self.cross_output)))
+
+    @property
+    def of_encoder(self) -> tuple[str, ...]:
+        """Paths of the linear layers that multiply an encoder's states: of keys and values, or of both."""
+        return tuple(filter(None, (self.cross_key_value or self.cross_key, self.cross_value)))
 
     @property
     def attention_inputs(self) -> tuple[str, ...]:
