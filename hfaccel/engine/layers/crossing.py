@@ -10,8 +10,8 @@ from torch import nn
 
 from hfaccel.engine.calls.followed import read_spans
 from hfaccel.engine.layers.caches import cache_problem
-from hfaccel.engine.layers.call import MASK, Mask, Sample
-from hfaccel.engine.layers.decoder import DecoderCall, Filled
+from hfaccel.engine.layers.call import HIDDEN, MASK, Mask, Sample
+from hfaccel.engine.layers.decoder import DecoderCall, EagerDecoderCall, Filled, additive
 from hfaccel.engine.layers.encoded import (
     Encoded,
     from_cache,
@@ -173,3 +173,24 @@ class CrossCall(DecoderCall):
         generator = torch.Generator().manual_seed(1)
         states = torch.randn(len(hidden), FilledPair.TOKENS, size, generator=generator)
         return {STATES: states.to(hidden.dtype)}
+
+
+class EagerCrossCall(EagerDecoderCall, CrossCall):
+    """Of a layer with eager attention, to which masks are passed that are added to the scores."""
+
+    __slots__ = ()
+    needs_ids: ClassVar[bool] = True  # TrOCR and Speech2Text count positions from them
+
+    @staticmethod
+    def sample(layer: nn.Module, parts: Parts, padding: torch.Tensor, generator: torch.Generator) -> Sample:
+        masks, arguments = CrossCall.sample(layer, parts, padding, generator)
+        return additive(masks), arguments
+
+    @classmethod
+    def variants(cls, layer: nn.Module, parts: Parts, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:
+        for mask, more in super().variants(layer, parts, masks):
+            assert mask is not None
+            if STATES_MASK in more:
+                shown = torch.where(more[STATES_MASK], 0.0, HIDDEN).expand(-1, -1, mask.shape[2], -1)
+                more = {**more, STATES_MASK: shown}
+            yield mask, more

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hfaccel.engine.layers.call import Mask
-from hfaccel.engine.layers.decoder import CACHE
+from hfaccel.engine.layers.decoder import CACHE, DecoderCall
 
 Trial = Callable[[nn.Module, torch.Tensor, Mask], object]  # gives what the module makes of hidden states
 
@@ -39,10 +39,18 @@ def _decode(layer: Any, module: nn.Module, hidden: torch.Tensor, mask: Mask) -> 
     forward = type(module).forward
     family = layer.hfaccel_family
     given = {"use_cache": True, **family.call.of_model(layer, family, hidden)}
-    first: Any = forward(module, inputs_embeds=hidden[:, :-1], **given)
+    name, rows = _tokens(family.call, hidden)
+    first: Any = forward(module, **{name: rows[:, :-1]}, **given)
     past = first.past_key_values
-    second: Any = forward(module, inputs_embeds=hidden[:, -1:], past_key_values=past, **given)
+    second: Any = forward(module, **{name: rows[:, -1:]}, past_key_values=past, **given)
     return first.last_hidden_state, second.last_hidden_state
+
+
+def _tokens(call: type[DecoderCall], hidden: torch.Tensor) -> tuple[str, torch.Tensor]:
+    """The name of a model's argument, and its value."""
+    if call.needs_ids:
+        return "input_ids", torch.arange(hidden.shape[1]).expand(len(hidden), -1)
+    return "inputs_embeds", hidden
 
 
 def _decode_rows(layer: Any, module: nn.Module, hidden: torch.Tensor, mask: Mask) -> object:

@@ -1,24 +1,19 @@
-"""TrOCR's decoder: BART's, with attention of its own."""
+"""TrOCR's decoder: BART's, with attention of its own, as the decoders of LED and MVP have it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import ClassVar
 
 import torch
-from torch import nn
 
-from hfaccel.engine.layers.call import HIDDEN, Mask, Sample
-from hfaccel.engine.layers.crossing import STATES_MASK, CrossCall
-from hfaccel.engine.layers.decoder import EagerDecoderCall, additive
+from hfaccel.engine.layers.crossing import EagerCrossCall
 from hfaccel.engine.layers.families.bart import DECODER
-from hfaccel.engine.layers.parts import Parts
-from hfaccel.engine.replacements import Keywords
+from hfaccel.engine.layers.families.base import Family
 
 
-class OwnCross(EagerDecoderCall, CrossCall):
-    """TrOCR: masks are added to scores, and a layer returns a tuple."""
+class OwnCross(EagerCrossCall):
+    """TrOCR: attention is the module's own code, and a layer returns a tuple."""
 
     __slots__ = ()
     configured: ClassVar[bool] = False
@@ -27,21 +22,5 @@ class OwnCross(EagerDecoderCall, CrossCall):
     def give(self, result: torch.Tensor) -> object:
         return (result,)
 
-    @staticmethod
-    def sample(layer: nn.Module, parts: Parts, padding: torch.Tensor, generator: torch.Generator) -> Sample:
-        masks, arguments = CrossCall.sample(layer, parts, padding, generator)
-        return additive(masks), arguments
 
-    @classmethod
-    def variants(cls, layer: nn.Module, parts: Parts, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:
-        for mask, more in super().variants(layer, parts, masks):
-            assert mask is not None
-            shown = more.get(STATES_MASK)
-            if shown is None:
-                yield mask, more
-            else:
-                added = torch.where(shown, 0.0, HIDDEN).expand(-1, -1, mask.shape[2], -1)
-                yield mask, {**more, STATES_MASK: added}
-
-
-FAMILIES = (replace(DECODER, name="TrOCR decoder", norm_first=False, call=OwnCross),)
+FAMILIES: tuple[Family, ...] = (replace(DECODER, name="TrOCR decoder", norm_first=False, call=OwnCross),)
