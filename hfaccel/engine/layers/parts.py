@@ -18,8 +18,9 @@ from hfaccel.engine.weights.linear import is_linear
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """Paths of a layer's parts, starting at the layer. One projection may do the work of several: `qkv`,
-    `gate_up` (gate first). Norms come after the residual additions; with `norm_first`, `attention_norm` comes
-    before attention and `output_norm` before the feed-forward. An empty path: there is no such norm."""
+    `gate_up` (gate first, unless `up_first`). Norms come after the residual additions; with `norm_first`,
+    `attention_norm` comes before attention and `output_norm` before the feed-forward. An empty path: there is
+    no such norm."""
 
     attention: str
     attention_output: str
@@ -50,6 +51,7 @@ class Parts:
     norm_first: bool = False
     by_head: bool = False  # qkv gives key, value and their queries, queries first, then those of the next key
     groups: int = 1  # qkv gives queries, keys and values of the first part of the heads, then of the next
+    up_first: bool = False
     values_first: bool = False  # of these, values come before keys
     unscaled: bool = False  # scores are the products of queries and keys
     norms_rotated: bool = False  # query_norm and key_norm come after rotary positions
@@ -231,4 +233,5 @@ def layout(parts: Parts, layer: nn.Module) -> tuple[int, bool, int]:
 def split_gate_up(parts: Parts, layer: nn.Module) -> list[tuple[nn.Linear, slice]]:
     joint: nn.Linear = attrgetter(parts.gate_up)(layer)
     half = outputs_of(joint) // 2
-    return split(joint, half, half)
+    pieces = split(joint, half, half)
+    return pieces[::-1] if parts.up_first else pieces
