@@ -1,5 +1,5 @@
-"""Decoders of EncoderDecoderModel and its kin for images, and the same decoders alone: their layers run in
-the kernels and give the tokens of their own code."""
+"""Decoders of EncoderDecoderModel and its kin for images, the same decoders alone, and models with such
+decoders behind images and sounds: their layers run in the kernels and give the tokens of their own code."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ SHOWN[1, 5:] = 0
 IMAGES = dict(pixel_values=torch.randn(3, 3, 32, 32, generator=NOISE))
 PADDED = dict(input_ids=TEXTS * SHOWN, attention_mask=SHOWN)
 BEFORE = {name: value.flip(1) for name, value in PADDED.items()}  # padding before the texts
+SOUNDS = dict(input_values=torch.randn(3, 6000, generator=NOISE))
+PATCHES = torch.randn(3, 9, 2 + 48, generator=NOISE)
+PATCHES[..., 0], PATCHES[..., 1] = torch.arange(9) // 3 + 1, torch.arange(9) % 3 + 1  # rows and columns
+PATCHED = dict(flattened_patches=PATCHES, attention_mask=torch.ones(3, 9))
+PATCHED["attention_mask"][1, 6:] = 0
 PROMPTED = IMAGES | dict(input_ids=TEXTS[:, :3])
 
 
@@ -65,6 +70,24 @@ def blip(name: str) -> nn.Module:
     shared = dict(projection_dim=64, image_text_hidden_size=64)
     config = transformers.BlipConfig(text_config=BLIP_TEXT, vision_config=IMAGE, **shared)
     return getattr(transformers, name)(config)
+
+
+def moonshine() -> nn.Module:
+    wide = {name: value for name, value in BERT.items() if not name.startswith("num")}
+    layers = dict(encoder_num_hidden_layers=2, decoder_num_hidden_layers=2, pad_head_dim_to_multiple_of=8)
+    heads = dict(encoder_num_attention_heads=8, decoder_num_attention_heads=8, decoder_start_token_id=1)
+    config = transformers.MoonshineConfig(**wide | dict(hidden_size=96) | layers | heads)
+    return transformers.MoonshineForConditionalGeneration(config)
+
+
+def pix2struct() -> nn.Module:
+    shared = dict(hidden_size=64, d_ff=128, d_kv=16)
+    text = IDS | shared | dict(num_layers=2, num_heads=4, decoder_start_token_id=1, is_decoder=True)
+    image = shared | dict(patch_embed_hidden_size=48, num_hidden_layers=2, num_attention_heads=4, seq_len=9)
+    config = transformers.Pix2StructConfig(text_config=text, vision_config=image)
+    model = transformers.Pix2StructForConditionalGeneration(config)
+    model.generation_config.update(decoder_start_token_id=1, pad_token_id=0, use_cache=True)
+    return model
 
 
 # name -> how it is made, what it is given, and the family of the decoder's layers
@@ -90,6 +113,8 @@ MODELS: dict[str, Made] = {
         lambda: texts(transformers.BertConfig(**BERT, **CROSSING)), PADDED, "BERT decoder with an encoder"
     ),
     "BLIP": (lambda: blip("BlipForConditionalGeneration"), PROMPTED, "BLIP decoder"),
+    "Moonshine": (moonshine, SOUNDS, "Moonshine decoder"),
+    "Pix2Struct": (pix2struct, PATCHED, "Pix2Struct decoder"),
     "BERT": (
         lambda: transformers.BertLMHeadModel(transformers.BertConfig(**BERT, **DECODER)), BEFORE,
         "BERT decoder",
@@ -163,7 +188,7 @@ def test_tokens_are_those_of_stock(name):
     assert not hfaccel.report(fast).stock_calls
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if " and " in name or name in ("BLIP", "BERT")])
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("RoBERTa", "TrOCR")])
 def test_all_layers_run_in_one_call(name, monkeypatch):
     fast, calls = optimized(name), []
     run = Call.run
@@ -194,7 +219,7 @@ def test_blip_reads_texts_from_both_sides_with_its_own_layers():
 
 
 def test_attentions_are_those_of_stock():
-    for name in ("ViT and TrOCR", "BLIP", "BERT and BERT"):
+    for name in ("ViT and TrOCR", "BLIP", "Pix2Struct", "BERT and BERT"):
         given = dict(max_new_tokens=2, output_attentions=True, return_dict_in_generate=True)
         models = copy.deepcopy(stock(name)), hfaccel.optimize(copy.deepcopy(stock(name)), backend="torch")
         for model in models:

@@ -43,7 +43,7 @@ def _decode(layer: Any, module: nn.Module, hidden: torch.Tensor, mask: Mask) -> 
     first: Any = forward(module, **{name: rows[:, :-1]}, **given)
     past = first.past_key_values
     second: Any = forward(module, **{name: rows[:, -1:]}, past_key_values=past, **given)
-    return first.last_hidden_state, second.last_hidden_state
+    return first[0], second[0]
 
 
 def _tokens(call: type[DecoderCall], hidden: torch.Tensor) -> tuple[str, torch.Tensor]:
