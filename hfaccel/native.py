@@ -85,6 +85,7 @@ class Attention(NamedTuple):
     unrotated: bool = False
     wide_norms: bool = False
     norms_rotated: bool = False
+    sinks: int = 0
 
 
 class FeedForward(NamedTuple):

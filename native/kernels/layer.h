@@ -28,6 +28,7 @@ struct layer {
   enum kind attention;        /* KIND_F32 or KIND_BF16 */
   float scale;                /* of the scores before softmax */
   float softcap;              /* above 0: scaled scores become softcap tanh(score / softcap) (Gemma 2) */
+  const float *sinks;         /* [heads]: a score of no key in each softmax, or NULL (GPT-OSS) */
   float added;                /* the factor of what is added to the residual stream: 1, except in Granite */
   int joint;                  /* query multiplies for all three; key and value have no columns (GPT-NeoX) */
   size_t groups;    /* of a joint row: [group][its queries, its keys, its values]; 1 where not joint */

@@ -12,7 +12,7 @@ static int fits_encoder(const struct layer *layer)
   const size_t width = layer->heads * layer->head_size;
   return layer->cross_query.columns == 0 ||
          (layer->key_heads == layer->heads && !layer->parallel && layer->groups == 1 && layer->added == 1 &&
-          layer->attention_end.kind == NORM_NONE && is_shaped(&layer->cross_query, width, layer->hidden) &&
+          layer->attention_end.kind == NORM_NONE && layer->sinks == NULL && is_shaped(&layer->cross_query, width, layer->hidden) &&
           is_shaped(&layer->cross_output, layer->hidden, width) && layer->cross_query.exact == NULL);
 }
 
@@ -53,11 +53,11 @@ int read_layer(PyObject *args, void *content)
   layer->attention_norm = layer->output_norm = layer->cross_norm = none;
   layer->query_norm = layer->key_norm = layer->attention_end = layer->output_end = none;
   if (!PyArg_ParseTuple(
-          args, "(O&O&O&O&O&iffO&pO&pppp)(O&O&O&O&)(O&O&O&O&O&O&)(ppf)|(O&O&O&)(O&O&pO&p)", to_matrix,
+          args, "(O&O&O&O&O&iffO&pO&ppppO&)(O&O&O&O&)(O&O&O&O&O&O&)(ppf)|(O&O&O&)(O&O&pO&p)", to_matrix,
           &layer->query, to_matrix_or_none, &layer->key, to_matrix_or_none, &layer->value, to_matrix,
           &layer->output, to_size, &layer->head_size, &attention, &layer->scale, &layer->softcap, to_size,
           &layer->groups, &layer->values_first, to_size, &layer->copies, &layer->pairs, &layer->unrotated,
-          &layer->wide_norms, &layer->norms_rotated, to_matrix_or_none, &layer->gate, to_matrix_or_none,
+          &layer->wide_norms, &layer->norms_rotated, to_address, &layer->sinks, to_matrix_or_none, &layer->gate, to_matrix_or_none,
           &layer->up, to_matrix_or_none, &layer->down, to_activation, &layer->activation, to_norm_or_none,
           &layer->attention_norm, to_norm_or_none, &layer->output_norm, to_norm_or_none, &layer->query_norm,
           to_norm_or_none, &layer->key_norm, to_norm_or_none, &layer->attention_end, to_norm_or_none,
