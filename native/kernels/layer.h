@@ -17,7 +17,7 @@ struct layer {
   size_t hidden, heads, head_size; /* numbers of a row, of a head */
   size_t key_heads;                /* of keys and values, each of which serves as many of the heads */
   struct matrix query, key, value, output, gate, up, down; /* gate.columns is 0 where there is none */
-  struct mixture mixture; /* in the place of gate, up and down, which have no columns */
+  struct mixture mixture; /* in the place of gate, up and down, or beside these: an expert of all tokens */
   struct norm attention_norm, output_norm;
   struct norm query_norm, key_norm;      /* over each head, before rotary positions; NORM_NONE: none */
   int wide_norms;                        /* these two are over all heads of a row at once (OLMo 2) */
