@@ -36,7 +36,8 @@ size_t attention_scratch(enum kind kind, size_t length, size_t size);
 size_t widened_scratch(enum kind kind, size_t length, size_t size);
 
 /* Rows [first, last) of softmax(capped((query key^T + relative) scale) + bias) value, in the type of the
- * inputs; a sink is one more score of the softmax, whose share is lost. `out` is where row `first` goes; out_stride in numbers. */
+ * inputs; a sink is one more score of the softmax, whose share is lost. `out` is where row `first` goes;
+ * out_stride in numbers. */
 void attention_head(const struct head *head, size_t first, size_t last, void *out, size_t out_stride,
                     uint32_t *scratch);
 

@@ -253,8 +253,8 @@ static void share(const struct work *work, const struct place *place, size_t fir
 {
   const struct layer *layer = work->layer;
   const struct matrix *down = &layer->down;
-  const struct operand narrow = norm_and_convert(work, place, first, rows, &layer->attention_norm,
-                                                 &layer->output_norm, &layer->up);
+  const struct operand narrow =
+      norm_and_convert(work, place, first, rows, &layer->attention_norm, &layer->output_norm, &layer->up);
   const struct operand operand = widen(layer, place, &narrow, rows);
   const struct result result = {.rows = place->block.added, .stride = layer->hidden};
   multiply(&place->crew.self, 1, &down, &operand, rows, &result);

@@ -122,7 +122,11 @@ MODELS: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     ),
     "Granite": ("GraniteConfig", GROUPED | GRANITE, {"Llama"}),
     "GPT-OSS": ("GptOssConfig", HEADS_OF_32 | WINDOW | EXPERTS, {"GPT-OSS"}),
-    "Granite with sinks": ("GraniteSWAConfig", GROUPED | WINDOW | GRANITE, {"Granite with sinks"}),
+    "Granite with sinks": (
+        "GraniteSWAConfig",
+        GROUPED | GRANITE | {"sliding_window": 6},
+        {"Granite with sinks"},
+    ),
     "SmolLM3": ("SmolLM3Config", GROUPED | {"num_hidden_layers": 5}, {"Llama"}),
 }
 

@@ -26,6 +26,7 @@ QWEN = dict(num_experts=5, moe_intermediate_size=72)
 ERNIE = dict(moe_num_experts=5, moe_k=2, moe_intermediate_size=72)
 GROUPS = dict(n_routed_experts=6, n_group=3, topk_group=2, moe_intermediate_size=72)
 GROUPS |= dict(first_k_dense_replace=1, routed_scaling_factor=1.5)
+EXAONE = dict(num_experts=6, sliding_window=4, num_hidden_layers=4)  # the fourth without positions
 LATENT = dict(q_lora_rank=32, kv_lora_rank=32, qk_rope_head_dim=16, qk_nope_head_dim=16, v_head_dim=16)
 LATENT |= dict(num_key_value_heads=4)
 MODELS = {
@@ -41,7 +42,7 @@ MODELS = {
     "Ernie, none shared": (transformers.Ernie4_5_MoeConfig, dict(**ERNIE, moe_num_shared_experts=0)),
     "GLM-4-MoE": (transformers.Glm4MoeConfig, dict(**GROUPS, norm_topk_prob=True)),
     "dots": (transformers.Dots1Config, dict(**GROUPS, n_shared_experts=2, norm_topk_prob=False)),
-    "EXAONE-MoE": (transformers.ExaoneMoeConfig, dict(**GROUPS, num_experts=6, sliding_window=4)),
+    "EXAONE-MoE": (transformers.ExaoneMoeConfig, dict(**GROUPS, **EXAONE)),
 }
 LEFT = {
     "DeepSeek-V3": (transformers.DeepseekV3Config, dict(**GROUPS, **LATENT)),

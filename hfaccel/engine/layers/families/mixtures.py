@@ -25,6 +25,7 @@ SHARED = replace(
     activation="mlp.shared_experts.act_fn",
     down="mlp.shared_experts.down_proj",
 )
+DOTS = replace(SHARED, name="dots", query_norm="self_attn.q_norm", key_norm="self_attn.k_norm")
 QWEN2_MOE = replace(
     MIXTRAL,
     name="Qwen2-MoE",
@@ -38,7 +39,8 @@ QWEN2_MOE = replace(
 # A layer with more parts has those of one with fewer: what has most is tried first.
 FAMILIES = (
     QWEN2_MOE,
-    replace(SHARED, name="dots", query_norm="self_attn.q_norm", key_norm="self_attn.k_norm"),
+    DOTS,
+    replace(DOTS, name="EXAONE-MoE without positions", unrotated=True),
     SHARED,
     replace(SHARED, name="ERNIE 4.5-MoE", pairs=True, call=ERNIE.call),
     replace(MIXTRAL, name="Qwen3-MoE", query_norm="self_attn.q_norm", key_norm="self_attn.k_norm"),
