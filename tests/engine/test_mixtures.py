@@ -42,12 +42,15 @@ MODELS = {
     "Ernie, none shared": (transformers.Ernie4_5_MoeConfig, dict(**ERNIE, moe_num_shared_experts=0)),
     "GLM-4-MoE": (transformers.Glm4MoeConfig, dict(**GROUPS, norm_topk_prob=True)),
     "dots": (transformers.Dots1Config, dict(**GROUPS, n_shared_experts=2, norm_topk_prob=False)),
+    "MiniMax-M2": (transformers.MiniMaxM2Config, dict(num_local_experts=5)),
+    "HunYuan 3": (transformers.HYV3Config, dict(num_local_experts=5, moe_intermediate_size=72)),
+    "Granite-MoE": (
+        transformers.GraniteMoeConfig,
+        dict(num_local_experts=5, residual_multiplier=0.4, attention_multiplier=0.2),
+    ),
     "EXAONE-MoE": (transformers.ExaoneMoeConfig, dict(**GROUPS, **EXAONE)),
 }
-LEFT = {
-    "DeepSeek-V3": (transformers.DeepseekV3Config, dict(**GROUPS, **LATENT)),
-    "MiniMax-M2": (transformers.MiniMaxM2Config, dict(num_local_experts=5)),
-}
+LEFT = {"DeepSeek-V3": (transformers.DeepseekV3Config, dict(**GROUPS, **LATENT))}
 
 
 def model(name="Qwen3-MoE", **more):
@@ -203,6 +206,7 @@ VECTORS = {
     "biases of experts": ("GPT-OSS", lambda layer: layer.mlp.experts.gate_up_proj_bias),
     "correction": ("GLM-4-MoE", lambda layer: layer.mlp.gate.e_score_correction_bias),
     "correction within": ("Ernie", lambda layer: layer.mlp.gate.moe_statics.e_score_correction_bias),
+    "correction beside": ("MiniMax-M2", lambda layer: layer.mlp.e_score_correction_bias),
     "gate": ("Qwen2-MoE", lambda layer: layer.mlp.shared_expert_gate.weight),
     "expert of all": ("Qwen2-MoE", lambda layer: layer.mlp.shared_expert.up_proj.weight),
 }

@@ -28,39 +28,52 @@ MODELS = {
     "Ernie4_5_Moe": (dict(moe_norm_min=0.25), Choice(2, least=0.25)),
     "Glm4Moe": (dict(**GROUPS, norm_topk_prob=True), OF_GROUPS),
     "Dots1": (dict(**GROUPS, norm_topk_prob=False), Choice(2, True, False, 4, 2, 2, scale=2.5)),
+    "MiniMaxM2": ({}, Choice(2, True)),
+    "HYV3": (dict(router_scaling_factor=2.0), Choice(2, True, scale=2.0)),
     "DeepseekV3": (dict(**GROUPS, **LATENT), OF_GROUPS),
     "DeepseekV2": (dict(**GROUPS, **LATENT, **LIMITED), Choice(3, False, False, 4, 2, 1, scale=2.5)),
     "DeepseekV2Greedy": (dict(**GROUPS, **LATENT, topk_method="greedy"), Choice(2, False, False, scale=2.5)),
 }
 
 
-def router_of(name):
+def module_of(name):
+    """The module of router and experts."""
     settings, _ = MODELS[name]
     config = getattr(transformers, f"{name.removesuffix('Greedy')}Config")(**{**SIZES, **settings})
     model = transformers.AutoModel.from_config(config).eval()
-    return next(each for each in model.modules() if type(each).__name__.endswith("Router"))
+    return next(each for each in model.modules() if hasattr(each, "experts"))
+
+
+def router_in(block):
+    return next(each for each in block.children() if type(each).__name__.endswith("Router"))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_known_ways(name):
-    assert choice_of(router_of(name)) == MODELS[name][1]
+    block = module_of(name)
+    assert choice_of(router_in(block), block) == MODELS[name][1]
 
 
 def test_the_router_own_numbers_hide_nothing():
     """Those of a new model are all 0."""
-    router = router_of("DeepseekV3")
-    table, name = correction_of(router)
+    block = module_of("DeepseekV3")
+    router = router_in(block)
+    table, name = correction_of(router, block)
     assert name == CORRECTION
     for numbers in (router.weight.data, table[name]):
         numbers.zero_()
-    assert choice_of(router) == OF_GROUPS
+    assert choice_of(router, block) == OF_GROUPS
     assert not router.weight.any() and not table[name].any()
 
 
 def test_attributes_that_change_make_another_choice():
-    router = router_of("DeepseekV3")
+    block = module_of("DeepseekV3")
+    router = router_in(block)
     router.norm_topk_prob, router.top_k, router.topk_group = False, 3, 1
-    assert choice_of(router) == Choice(3, True, False, 4, 1, 2, scale=2.5)
+    assert choice_of(router, block) == Choice(3, True, False, 4, 1, 2, scale=2.5)
+
+
+BESIDE = nn.Module()
 
 
 class Router(nn.Module):
@@ -75,9 +88,9 @@ class Router(nn.Module):
 
 
 def test_other_ways():
-    assert choice_of(Router(torch.sigmoid)) == Choice(2, True, False)
-    assert choice_of(Router(torch.tanh)) is None
-    assert choice_of(Router(lambda products: products.softmax(0))) is None
+    assert choice_of(Router(torch.sigmoid), BESIDE) == Choice(2, True, False)
+    assert choice_of(Router(torch.tanh), BESIDE) is None
+    assert choice_of(Router(lambda products: products.softmax(0)), BESIDE) is None
 
 
 def test_a_router_that_takes_more_is_none_that_is_known():
@@ -85,4 +98,4 @@ def test_a_router_that_takes_more_is_none_that_is_known():
         def forward(self, rows, correction):
             return super().forward(rows + correction)
 
-    assert choice_of(Other(torch.sigmoid)) is None
+    assert choice_of(Other(torch.sigmoid), BESIDE) is None

@@ -37,7 +37,7 @@ def mixture_problem(parts: Parts, layer: nn.Module) -> str:
     known |= {id(linear.weight) for linear in parts.linears(layer)}
     if any(id(each) not in known for each in (*layer.parameters(), *layer.buffers())):
         return "its feed-forward has other numbers than those of its router and its experts"
-    if choice_of(router) is None:
+    if choice_of(router, _around(parts, layer)) is None:
         return f"{type(router).__name__} chooses experts in another way than is known"
     return ""
 
@@ -77,13 +77,13 @@ def native_mixture(parts: Parts, layer: nn.Module, as_float32: AsFloat32) -> Mix
         )
     if form_of(experts) != experts.hfaccel_key[0]:
         raise ValueError("the form of the experts has changed")
-    router = _native_router(_router(parts, layer), as_float32)
+    router = _native_router(_router(parts, layer), _around(parts, layer), as_float32)
     return Mixture(native_experts(experts), router, _shared_gate(parts, layer, as_float32))
 
 
-def _native_router(router: Any, as_float32: AsFloat32) -> Router:
+def _native_router(router: Any, around: nn.Module, as_float32: AsFloat32) -> Router:
     weight: torch.Tensor = router.weight
-    choice, correction = choice_of(router), correction_of(router)
+    choice, correction = choice_of(router, around), correction_of(router, around)
     if choice is None or weight.dtype not in COMPUTED or not weight.is_contiguous():
         raise ValueError("the router's weight, or how the router chooses, has changed")
     vectors = router._parameters.get("bias"), None if correction is None else correction[0][correction[1]]
@@ -134,7 +134,7 @@ def mixture_vectors(parts: Parts, layer: nn.Module) -> Iterator[tuple[Table, str
     """Where the numbers of the mixture are kept that the kernels read as they lie."""
     if not parts.experts:
         return
-    yield from router_vectors(_router(parts, layer))
+    yield from router_vectors(_router(parts, layer), _around(parts, layer))
     if parts.shared_gate:
         yield attrgetter(parts.shared_gate)(layer)._parameters, "weight"
     experts = attrgetter(parts.experts)(layer)
@@ -154,3 +154,8 @@ def _address(vector: torch.Tensor | None) -> int:
 
 def _router(parts: Parts, layer: nn.Module) -> Any:
     return attrgetter(parts.router)(layer)
+
+
+def _around(parts: Parts, layer: nn.Module) -> nn.Module:
+    """The module of router and experts."""
+    return layer.get_submodule(parts.router.rpartition(".")[0])

@@ -16,6 +16,7 @@ from hfaccel.engine.calls.kinds import kind_of
 from hfaccel.engine.calls.snapshot import Table
 
 CORRECTION = "e_score_correction_bias"  # what is added to scores for the choice alone
+FACTORS = ("routed_scaling_factor", "router_scaling_factor")  # names of the factor of all scores
 ROWS = 256  # of random numbers
 SPREAD = 0.1  # of biases and corrections: larger ones would hide what rows decide
 TOLERANCE = 1e-4
@@ -54,40 +55,46 @@ class Choice:
         return open_ranks
 
 
-def router_vectors(router: nn.Module) -> Iterator[tuple[Table, str]]:
-    """Where the router's numbers are kept: its weight, its bias and its correction, each if there is one."""
+def router_vectors(router: nn.Module, around: nn.Module) -> Iterator[tuple[Table, str]]:
+    """Where the router's numbers are kept: its weight, its bias and its correction, each if there is one.
+    `around`: the module of router and experts."""
     yield from ((router._parameters, name) for name in ("weight", "bias") if name in router._parameters)
-    found = correction_of(router)
+    found = correction_of(router, around)
     if found is not None:
         yield found
 
 
-def correction_of(router: nn.Module) -> tuple[Table, str] | None:
-    """Where the correction of scores is kept; None where there is none."""
-    tables = (table for part in router.modules() for table in (part._parameters, part._buffers))
+def correction_of(router: nn.Module, around: nn.Module) -> tuple[Table, str] | None:
+    """Where the correction of scores is kept: in the router or beside it. None where there is none."""
+    parts = (*router.modules(), around)
+    tables = (table for part in parts for table in (part._parameters, part._buffers))
     return next(((table, CORRECTION) for table in tables if table.get(CORRECTION) is not None), None)
 
 
 _known: dict[Hashable, Choice | None] = {}
 
 
-def choice_of(router: nn.Module) -> Choice | None:
+def choice_of(router: nn.Module, around: nn.Module) -> Choice | None:
     """How the router chooses; None for a way that the kernels do not know. Routers of one kind are called
     once."""
-    kind = kind_of(router)
+    passed = CORRECTION in around._buffers or CORRECTION in around._parameters
+    kind = kind_of(router), passed
     if kind not in _known:
-        _known[kind] = _recognised(router)
+        _known[kind] = _recognised(router, passed)
     return _known[kind]
 
 
-def _recognised(router: nn.Module) -> Choice | None:
+def _recognised(router: nn.Module, passed: bool) -> Choice | None:
+    """`passed`: the correction is an argument of its forward."""
     twin: Any = _twin(router)
-    rows = torch.randn(ROWS, twin.weight.shape[1], generator=torch.Generator().manual_seed(2))
-    found = correction_of(twin)
-    correction = None if found is None else found[0][found[1]].flatten()
+    generator = torch.Generator().manual_seed(2)
+    rows = torch.randn(ROWS, twin.weight.shape[1], generator=generator)
+    given = [torch.randn(len(twin.weight), generator=generator) * SPREAD] if passed else []
+    found = correction_of(twin, twin)
+    correction = given[0] if given else None if found is None else found[0][found[1]].flatten()
     with torch.no_grad(), torch.inference_mode(False):
         try:
-            _, weights, index = type(twin).forward(twin, rows)
+            _, weights, index = type(twin).forward(twin, rows, *given)
         except Exception:  # noqa: BLE001 - whatever a forward raises, it is not one that is known
             return None
         products = nn.functional.linear(rows, twin.weight, twin._parameters.get("bias"))
@@ -102,7 +109,7 @@ def _recognised(router: nn.Module) -> Choice | None:
 def _choices(router: Any) -> Iterator[Choice]:
     """What may be meant by the router's attributes."""
     least = float(getattr(router, "norm_min", 0.0))
-    scale = float(getattr(router, "routed_scaling_factor", 1.0))
+    scale = next((float(getattr(router, name)) for name in FACTORS if hasattr(router, name)), 1.0)
     for sigmoid, normalised in product((False, True), (True, False)):
         plain = Choice(router.top_k, sigmoid, normalised, least=least, scale=scale)
         yield plain

@@ -45,5 +45,8 @@ FAMILIES = (
     replace(SHARED, name="ERNIE 4.5-MoE", pairs=True, call=ERNIE.call),
     replace(MIXTRAL, name="Qwen3-MoE", query_norm="self_attn.q_norm", key_norm="self_attn.k_norm"),
     MIXTRAL,
+    replace(
+        MIXTRAL, name="Granite-MoE", experts="block_sparse_moe.experts", router="block_sparse_moe.router"
+    ),
     replace(MIXTRAL, name="ERNIE 4.5-MoE without a shared expert", pairs=True, call=ERNIE.call),
 )
