@@ -29,6 +29,7 @@ GROUPS |= dict(first_k_dense_replace=1, routed_scaling_factor=1.5)
 EXAONE = dict(num_experts=6, sliding_window=4, num_hidden_layers=4)  # the fourth without positions
 LATENT = dict(q_lora_rank=32, kv_lora_rank=32, qk_rope_head_dim=16, qk_nope_head_dim=16, v_head_dim=16)
 LATENT |= dict(num_key_value_heads=4)
+GRANITE = dict(num_local_experts=5, residual_multiplier=0.4, attention_multiplier=0.2)
 MODELS = {
     "Qwen3-MoE": (transformers.Qwen3MoeConfig, dict(**QWEN, norm_topk_prob=True)),
     "Qwen3-MoE, whole softmax": (transformers.Qwen3MoeConfig, dict(**QWEN, norm_topk_prob=False)),
@@ -44,9 +45,15 @@ MODELS = {
     "dots": (transformers.Dots1Config, dict(**GROUPS, n_shared_experts=2, norm_topk_prob=False)),
     "MiniMax-M2": (transformers.MiniMaxM2Config, dict(num_local_experts=5)),
     "HunYuan 3": (transformers.HYV3Config, dict(num_local_experts=5, moe_intermediate_size=72)),
-    "Granite-MoE": (
-        transformers.GraniteMoeConfig,
-        dict(num_local_experts=5, residual_multiplier=0.4, attention_multiplier=0.2),
+    "Granite-MoE": (transformers.GraniteMoeConfig, GRANITE),
+    "Granite-MoE, one shared": (
+        transformers.GraniteMoeSharedConfig,
+        dict(**GRANITE, shared_intermediate_size=64),
+    ),
+    "Granite-MoE, sinks": (transformers.GraniteMoeSWAConfig, dict(**GRANITE, sliding_window=4)),
+    "Granite-MoE, one shared, sinks": (
+        transformers.GraniteMoeSWAConfig,
+        dict(**GRANITE, sliding_window=4, shared_intermediate_size=64),
     ),
     "EXAONE-MoE": (transformers.ExaoneMoeConfig, dict(**GROUPS, **EXAONE)),
 }

@@ -35,6 +35,16 @@ QWEN2_MOE = replace(
     down="mlp.shared_expert.down_proj",
     shared_gate="mlp.shared_expert_gate",
 )
+GRANITE = replace(
+    MIXTRAL, name="Granite-MoE", experts="block_sparse_moe.experts", router="block_sparse_moe.router"
+)
+GRANITE_SHARED = replace(
+    GRANITE,
+    name="Granite-MoE with a shared expert",
+    gate_up="shared_mlp.input_linear",
+    activation="shared_mlp.activation",
+    down="shared_mlp.output_linear",
+)
 
 # A layer with more parts has those of one with fewer: what has most is tried first.
 FAMILIES = (
@@ -45,8 +55,7 @@ FAMILIES = (
     replace(SHARED, name="ERNIE 4.5-MoE", pairs=True, call=ERNIE.call),
     replace(MIXTRAL, name="Qwen3-MoE", query_norm="self_attn.q_norm", key_norm="self_attn.k_norm"),
     MIXTRAL,
-    replace(
-        MIXTRAL, name="Granite-MoE", experts="block_sparse_moe.experts", router="block_sparse_moe.router"
-    ),
+    GRANITE_SHARED,
+    GRANITE,
     replace(MIXTRAL, name="ERNIE 4.5-MoE without a shared expert", pairs=True, call=ERNIE.call),
 )

@@ -1,5 +1,5 @@
 """Decoders whose attention has sinks: in each head's softmax one more score, which no token has. GPT-OSS, and
-Granite with sliding windows."""
+Granite with sliding windows, with and without a mixture."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 from hfaccel.engine.layers.call import Sample
 from hfaccel.engine.layers.decoder import EagerDecoderCall
 from hfaccel.engine.layers.families.llama import LLAMA
+from hfaccel.engine.layers.families.mixtures import GRANITE, GRANITE_SHARED
 from hfaccel.engine.layers.parts import SINKS, Parts
 from hfaccel.engine.replacements import Keywords
 
@@ -55,4 +56,6 @@ FAMILIES = (
         call=HalfCall,
     ),
     replace(LLAMA, name="Granite with sinks", marks=(SINKS,), call=SinkCall),
+    replace(GRANITE_SHARED, name="Granite-MoE with a shared expert and sinks", marks=(SINKS,), call=SinkCall),
+    replace(GRANITE, name="Granite-MoE with sinks", marks=(SINKS,), call=SinkCall),
 )
