@@ -13,6 +13,7 @@ import torch
 
 from hfaccel.engine.calls.regimes import kernels_needed
 from hfaccel.engine.layers.slots import Piece, Slots, SlotsRefused
+from hfaccel.engine.models.token_path import VARYING
 from hfaccel.upstream.of_transformers import cache_classes
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 # stays far below, tokens that see others than their own are far above.
 TOLERANCE = 0.05
 TRIAL = tuple(range(3, 15))  # tokens
-VARYING = frozenset(("longrope", "dynamic"))  # kinds of rotary positions that depend on the length
 
 
 class Feed(NamedTuple):
