@@ -258,9 +258,9 @@ void reference_linear(const struct weight *weight, const double *x, double *out)
 
 void reference_attention(const double *q, const double *keys, const double *values, size_t stride,
                          size_t length, size_t size, double scale, double softcap, const char *visible,
-                         const double *bias, double *out)
+                         const double *bias, const float *sink, double *out)
 {
-  double sum = 0, highest = -INFINITY, *scores = malloc((length + 1) * sizeof *scores);
+  double sum = 0, highest = sink ? *sink : -INFINITY, *scores = malloc((length + 1) * sizeof *scores);
   CHECK(scores != NULL);
   memset(out, 0, size * sizeof *out);
   for (size_t k = 0; k < length; k++) {
@@ -275,6 +275,7 @@ void reference_attention(const double *q, const double *keys, const double *valu
   }
   for (size_t k = 0; k < length; k++)
     sum += scores[k] = visible[k] ? exp(scores[k] - highest) : 0;
+  sum += sink ? exp(*sink - highest) : 0;
   for (size_t k = 0; sum > 0 && k < length; k++)
     for (size_t i = 0; i < size; i++)
       out[i] += scores[k] / sum * values[k * stride + i];

@@ -48,10 +48,10 @@ void reference_norm(const struct norm *norm, const double *x, size_t columns, do
 void reference_linear(const struct weight *weight, const double *x, double *out);
 
 /* One query: q [size]; keys and values [length][stride]. `visible` and `bias` are of the keys; bias may be
- * NULL, and softcap 0. */
+ * NULL, and softcap 0. `sink`: a score of no key, or NULL. */
 void reference_attention(const double *q, const double *keys, const double *values, size_t stride,
                          size_t length, size_t size, double scale, double softcap, const char *visible,
-                         const double *bias, double *out);
+                         const double *bias, const float *sink, double *out);
 
 /* `values` as numbers of a kind, and back in `values` as they then are. */
 void *numbers_of(enum kind kind, size_t count, double *values);
