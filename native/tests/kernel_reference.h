@@ -2,6 +2,7 @@
 #pragma once
 #include "check.h"
 #include "kernel_tests.h"
+#include "kernels/gemm_grouped.h"
 #include "kernels/layer.h"
 
 /* `count` things in memory behind which nothing can be read or written: sanitizers see neither masked loads
@@ -23,6 +24,9 @@ struct weight {
   double *numbers; /* [columns][in_features] */
   size_t in_features;
 };
+
+/* What a place in a word of a weight in groups holds, as a number. */
+uint32_t number_held(enum kind kind, uint32_t held);
 
 struct weight make_weight(enum kind kind, size_t columns, size_t in_features, int with_bias);
 

@@ -186,7 +186,7 @@ static void check_row(const struct form *form, const struct made_experts *made, 
                       size_t row)
 {
   static const double bounds[KINDS] = {5e-6, 6e-3, 4e-2, 4e-2,
-                                       4e-2, 4e-2, 4e-2}; /* what rounding activations costs */
+                                       4e-2, 4e-2, 4e-2, 4e-2}; /* what rounding activations costs */
   const struct experts_call *call = &tokens->call;
   double wanted[form->hidden], of_one[form->hidden], size = 0.05;
   memset(wanted, 0, sizeof wanted);
