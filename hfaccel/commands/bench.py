@@ -6,7 +6,10 @@ import argparse
 import importlib
 
 # A kind is a row here and a module hfaccel.commands.bench_KIND with a function `run`.
-KINDS = {"memory": "where allocators place buffers, what that costs, and what huge pages change"}
+KINDS = {
+    "memory": "where allocators place buffers, what that costs, and what huge pages change",
+    "report": "a page of HTML of a result, with pictures and every number",
+}
 
 
 def run(arguments: list[str]) -> int:
