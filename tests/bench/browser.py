@@ -1,4 +1,4 @@
-"""A real browser for tests: headless Chromium, told what to do through its DevTools protocol over two pipes."""
+"""A real browser for tests: headless Chromium, driven by its DevTools protocol over two pipes."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ class Browser:
             raise RuntimeError(json.dumps(answer["exceptionDetails"])[:1000])
         return answer["result"].get("value")
 
-    def look(self, width: int, height: int = 800, scheme: str = "light", media: str = "screen") -> None:
-        """The width of the window, the colour scheme, and screen or print."""
+    def look(self, width: int, height: int = 800, scheme: str = "light", media: str = "") -> None:
+        """The width of the window, the colour scheme, and "screen" or "print" where one is forced."""
         phone = width < 600
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone}
         self("Emulation.setDeviceMetricsOverride", **size)

@@ -249,7 +249,10 @@ def result(**changes):
             "precisions": ["fp32", "bf16", "int8"],
         },
         "baseline": BASELINE,
-        "limits": {"gemm_gflops": {"fp32": 781.5, "bf16": 1722.0, "int8": 3400.0}, "bandwidth_gb_s": 164.2},
+        "limits": {
+            "gemm_gflops": {"fp32": 781.5, "bf16": 1722.0, "int8": 3400.0},
+            "bandwidth_gb_s": 164.2,
+        },
         "cells": cells,
         "tuning": tuning(),
     }

@@ -136,10 +136,8 @@ def _trials(tuning: Tuning) -> Iterator[Markup]:
 
 def _numbers(result: Result) -> list[Markup]:
     """Tables that unfold, the first open."""
-    return [
-        _folded(title, inner, place == 0)
-        for place, (title, inner) in enumerate(tables.times_tables(result).items())
-    ]
+    made = tables.times_tables(result).items()
+    return [_folded(title, table, place == 0) for place, (title, table) in enumerate(made)]
 
 
 def _folded(title: str, inner: Content, opened: bool = False, class_: str | None = None) -> Markup:
@@ -147,7 +145,9 @@ def _folded(title: str, inner: Content, opened: bool = False, class_: str | None
 
 
 def _conditions(result: Result) -> Iterator[Content]:
-    yield _folded("Threads, memory, agreement and load of each cell", tables.conditions_table(result))
+    title = "Threads, memory, agreement and load of each cell"
+    yield _folded(title, tables.conditions_table(result), class_="unprinted")
+    yield element("p", "They are not printed: the page itself holds them.", class_="printed")
     samples = tables.samples_table(result)
     if samples is not None:
         yield _folded("All samples", samples, class_="unprinted")

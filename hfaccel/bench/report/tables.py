@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 
 from hfaccel.bench.report.figures.cells import by_work, work_label
 from hfaccel.bench.report.figures.tuning import mark
-from hfaccel.bench.report.html import Content, Markup, element
+from hfaccel.bench.report.html import Content, Markup, element, joined
 from hfaccel.bench.report.reading import Cell, Ratio, Result, Trial, Tuning
 from hfaccel.bench.report.summary import Fastest
 from hfaccel.bench.report.wording import counted, percent, short, text_of, times
+from hfaccel.bench.setting import Setting
 
 UNKNOWN = "\N{EN DASH}"
 NOTHING = element("span", UNKNOWN, aria_label="not known", role="img")
@@ -43,7 +44,7 @@ def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[Content]],
     body = [
         element(
             "tr",
-            element("th", row[0], scope="row"),
+            element("th", row[0], scope="row", class_=kinds[0]),
             [element("td", cell, class_=k) for cell, k in zip(row[1:], kinds[1:], strict=True)],
         )
         for row in rows
@@ -55,9 +56,9 @@ def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[Content]],
 
 def _kind(column: Sequence[Content]) -> str | None:
     """The class of a column: "n" for numbers, "w" for words that need room."""
-    if all((isinstance(cell, Markup) and "<data" in cell) or cell == NOTHING for cell in column):
+    if all("<data" in (text := joined(content)) or text == NOTHING for content in column):
         return "n"
-    return "w" if any(isinstance(cell, str) and len(cell) > 24 for cell in column) else None
+    return "w" if any(isinstance(content, str) and len(content) > 24 for content in column) else None
 
 
 # Times
@@ -68,11 +69,11 @@ def times_tables(result: Result) -> dict[str, Markup]:
     tables = {}
     for label, cells in by_work(result.cells).items():
         title = label[:1].upper() + label[1:]
-        tables[f"{title}: {counted(len(cells), 'setting')}"] = _times_table(title, cells)
+        tables[f"{title}: {counted(len(cells), 'setting')}"] = _times_table(title, cells, result.baseline)
     return tables
 
 
-def _times_table(label: str, cells: Sequence[Cell]) -> Markup:
+def _times_table(label: str, cells: Sequence[Cell], baseline: Setting) -> Markup:
     generated = [head for head, name in GENERATION.items() if _any(cells, name)]
     unit = next((cell.throughput_unit for cell in cells if cell.throughput_unit), "per second")
     heads = ["setting", *(f"{name}, ms" for name in (*TIMES, *generated)), "spread", unit]
@@ -85,7 +86,7 @@ def _times_table(label: str, cells: Sequence[Cell]) -> Markup:
             _share(cell.number("spread")),
             number(cell.number("throughput")),
             *_ratio(cell.ratio),
-            verdict(cell),
+            "baseline" if cell.setting == baseline and cell.status == "measured" else verdict(cell),
         ]
         for cell in cells
     ]
@@ -208,15 +209,19 @@ def limits_table(result: Result) -> Markup | None:
 
 def fastest_table(rows: Sequence[Fastest]) -> Markup:
     """The fastest right setting of each work."""
-    heads = ["work", "fastest setting", "p50, ms", "baseline, ms", "times faster", "interval", "pairs"]
-    shown = [
-        [
-            row.work,
-            row.cell.setting.label() if row.cell else "none faster than the baseline",
-            number(row.cell.number("p50_ms") if row.cell else None),
-            number(row.baseline.number("p50_ms") if row.baseline else None),
-            *_ratio(row.cell.ratio if row.cell else None),
-        ]
-        for row in rows
-    ]
+    heads = ["work", "times faster", "fastest setting", "p50, ms", "baseline, ms", "interval", "pairs"]
+    shown = [_fastest_row(row) for row in rows]
     return table("Fastest right setting of each work", heads, shown, "numbers")
+
+
+def _fastest_row(row: Fastest) -> list[Content]:
+    median, interval, pairs = _ratio(row.cell.ratio if row.cell else None)
+    return [
+        row.work,
+        median,
+        row.cell.setting.label() if row.cell else "none faster than the baseline",
+        number(row.cell.number("p50_ms") if row.cell else None),
+        number(row.baseline.number("p50_ms") if row.baseline else None),
+        interval,
+        pairs,
+    ]

@@ -48,7 +48,10 @@ DARK = {
 }
 SERIES = tuple(name for name in LIGHT if name[0] == "s" and name[1:].isdigit())
 DASHES = ("", "6 3", "2 2.5", "8 3 2 3", "1 3.5")  # one for each precision
-MARKERS = ("circle", "square", "triangle", "diamond", "down", "cross", "star", "hexagon")
+MARKERS = (
+    *("circle", "square", "triangle", "diamond", "down", "cross", "star", "hexagon"),
+    *("left", "right", "flat", "tall"),
+)
 
 
 def variables(colours: dict[str, str]) -> str:

@@ -89,6 +89,10 @@ _SHAPES: dict[str, tuple[Place, ...]] = {
     "cross": _polygon(8, inner=0.35),
     "star": _polygon(10, inner=0.45),
     "hexagon": _polygon(6),
+    "left": _polygon(3, -math.pi / 2),
+    "right": _polygon(3, math.pi / 2),
+    "flat": ((-1.3, -0.45), (1.3, -0.45), (1.3, 0.45), (-1.3, 0.45)),
+    "tall": ((-0.45, -1.3), (0.45, -1.3), (0.45, 1.3), (-0.45, 1.3)),
 }
 
 

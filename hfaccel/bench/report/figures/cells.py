@@ -153,18 +153,24 @@ def tip(cell: Cell) -> str:
 
 def looks(result: Result) -> dict[tuple[str, str], Look]:
     """The look of each side, the same in all figures: a colour for each backend, dashes for each precision,
-    a marker for both."""
+    and a marker, so that no two sides look alike without colour."""
     sides = list(dict.fromkeys(map(side, result.cells)))
     others = list(dict.fromkeys(backend for backend, _ in sides if backend != STOCK))
     colours = {name: SERIES[1 + place % (len(SERIES) - 1)] for place, name in enumerate(others)}
-    return {
-        (backend, precision): Look(
-            colours.get(backend, SERIES[0]),
-            DASHES[PRECISIONS.index(precision)],
-            MARKERS[place % len(MARKERS)],
-        )
-        for place, (backend, precision) in enumerate(sides)
-    }
+    taken: set[tuple[str, str]] = set()
+    found = {}
+    for place, (backend, precision) in enumerate(sides):
+        dash = DASHES[PRECISIONS.index(precision)]
+        marker = _free_marker(place, dash, taken)
+        taken.add((dash, marker))
+        found[backend, precision] = Look(colours.get(backend, SERIES[0]), dash, marker)
+    return found
+
+
+def _free_marker(place: int, dash: str, taken: Collection[tuple[str, str]]) -> str:
+    """The next marker that no side with these dashes has; where all are taken, the one whose turn it is."""
+    turn = [MARKERS[(place + step) % len(MARKERS)] for step in range(len(MARKERS))]
+    return next((marker for marker in turn if (dash, marker) not in taken), turn[0])
 
 
 def notes(drawn: Sequence[Cell], free: Sequence[str], refused: Iterable[Cell] = ()) -> list[str]:
