@@ -29,7 +29,7 @@ def check_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise HfaccelError(
-            f"pictures need matplotlib, but it cannot be imported ({error}); pip install 'hfaccel[report]'"
+            f"pictures need matplotlib, but it cannot be imported ({error}); pip install 'hfaccel[plots]'"
         ) from None
 
 
