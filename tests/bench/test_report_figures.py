@@ -152,6 +152,14 @@ def test_a_failed_allocator_is_a_row_with_its_reason():
     assert [(bar.value, bar.text) for bar in bars][2] == (None, "failed: exit code -9")
 
 
+def test_a_wrong_result_is_no_bar_however_fast():
+    work = {"kind": "generation", "prompt": 8, "new_tokens": 4}
+    wrong = cell(work, FAST, 1.0, 10.0, first_token_ms=0.5) | {"status": "wrong", "reason": "tokens differ"}
+    right = cell(work, BASELINE, 10.0, first_token_ms=5.0)
+    bars = drawn(wrong, right)["generation"].panels[0].bars
+    assert [(bar.value, bar.text) for bar in bars] == [(None, "wrong: tokens differ"), (5.0, "5 ms")]
+
+
 def test_throughput_by_instances(document, figures):
     rows = [row for row in find(document, {"batch": 1, "length": 128}, backend="torch", precision="bf16")]
     best = {}

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+LEAST = 1e-90  # smaller numbers are none
 FEW = 3.0  # a logarithmic scale whose ends differ by less than this has ticks of a linear one
 
 
@@ -34,10 +35,13 @@ def fitting(values: Iterable[float], start: float, end: float, log: bool, from_z
     known = [value for value in values if value > 0 or not log]
     low, high = (min(known), max(known)) if known else (0.1 if log else 0.0, 1.0)
     if log:
+        low, high = (min(max(value, LEAST), 1 / LEAST) for value in (low, high))
         room = max((high / low) ** 0.07, 1.12)
         return Scale(low / room, high * room, start, end, log)
     low = min(low, 0.0) if from_zero else low
-    room = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
+    largest = max(abs(low), abs(high))
+    room = 0.08 * (high - low) if high - low > 1e-9 * largest else 0.1 * largest
+    room = room if room > LEAST else 1.0
     return Scale(low if from_zero else low - room, high + room, start, end)
 
 
