@@ -73,7 +73,7 @@ def test_pictures_show_what_the_page_shows(result, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("{}", "must be a file that `hfaccel bench` wrote"), ("[", "must be a file of JSON"), (None, "no.json")],
+    [("{}", "must be written by hfaccel bench"), ("[", "must be JSON"), (None, "no.json")],
 )
 def test_what_is_no_result_is_one_line(tmp_path, capsys, text, words):
     path = tmp_path / "no.json"

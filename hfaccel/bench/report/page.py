@@ -16,6 +16,7 @@ from hfaccel.bench.report.model import Figure, legend
 from hfaccel.bench.report.reading import Record, Result, Tuning
 from hfaccel.bench.report.theme import DARK, LIGHT, variables
 from hfaccel.bench.report.wording import text_of
+from hfaccel.bench.statistics import LEAST_EFFECT, LEAST_PAIRS
 
 
 def make_page(result: Result) -> str:
@@ -185,7 +186,7 @@ def _repeat(result: Result) -> Iterator[Content]:
 
 METHOD = joined(
     "Each setting runs in a fresh process, the settings of a cell in turn. A ratio is the median of the "
-    "ratios of pairs measured next to each other; it is significant where chance does not explain "
-    "the difference. Results were compared with the baseline's: a setting whose results are off is shown as "
-    "wrong, whatever its speed."
+    f"ratios of pairs measured next to each other; it is significant where at least {LEAST_PAIRS} pairs put "
+    f"its whole interval more than {LEAST_EFFECT:.0%} away from 1. Results were compared with the baseline's: a "
+    "setting whose results are off is shown as wrong, whatever its speed."
 )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
 
+from hfaccel.bench import results
 from hfaccel.bench.setting import Setting
 from hfaccel.errors import UsageError
 
-FORMAT = 1
 STATES = ("measured", "wrong", "failed", "skipped")
 Record = Mapping[str, object]
 
@@ -91,24 +89,12 @@ NUMBERS = (
 
 
 def load(path: Path) -> Result:
-    """Read a file. Raises UsageError for anything but a result of this format."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"a result must be a file of JSON, but {str(path)!r} is not ({error})") from None
-    return read(document)
+    """Read a file. Raises UsageError for anything but a result, and for values that break a rule."""
+    return read(results.read(path))
 
 
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"a number must be finite, but got {text}")
-
-
-def read(document: object) -> Result:
+def read(document: Record) -> Result:
     """The result that a document describes."""
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise UsageError(
-            f"a result must be a file that `hfaccel bench` wrote, of format {FORMAT}; this is another file"
-        )
     limits = _record(document, "limits")
     tuning = _record(document, "tuning")
     return Result(
