@@ -15,6 +15,7 @@ from hfaccel.bench.answers import judge
 from hfaccel.bench.sampling import Task, sample, warm_up
 from hfaccel.bench.setting import Setting
 from hfaccel.bench.work import Generation, Pipeline, Script, Shapes, Texts, describe
+from hfaccel.engine import kernels_problem
 from hfaccel.errors import HfaccelError, UsageError
 
 TINY, DECODER = "random:tiny", "random:tiny-decoder"
@@ -184,3 +185,4 @@ def test_the_limits_are_measured_in_each_precision():
     found = limits.measure(size=256, rows=64, read=1 << 20)()["limits"]
     assert set(found["gemm_gflops"]) == {"fp32", "bf16", "int8"}
     assert found["gemm_gflops"]["fp32"] > 0 and found["bandwidth_gb_s"] > 0
+    assert kernels_problem() or found["gemm_gflops"]["int8"] > 0

@@ -187,6 +187,6 @@ def _repeat(result: Result) -> Iterator[Content]:
 METHOD = joined(
     "Each setting runs in a fresh process, the settings of a cell in turn. A ratio is the median of the "
     f"ratios of pairs measured next to each other; it is significant where at least {LEAST_PAIRS} pairs put "
-    f"its whole interval more than {LEAST_EFFECT:.0%} away from 1. Results were compared with the baseline's: "
-    "a setting whose results are off is shown as wrong, whatever its speed."
+    f"its whole interval more than {LEAST_EFFECT:.0%} away from 1. Results were compared with the "
+    "baseline's: a setting whose results are off is shown as wrong, whatever its speed."
 )
