@@ -14,12 +14,15 @@ from torch import nn
 from hfaccel.engine.calls.snapshot import Table
 from hfaccel.engine.weights.linear import is_linear
 
+SINKS = "sinks"  # parameter of an attention: for each head a score of no token
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """Paths of a layer's parts, starting at the layer. One projection may do the work of several: `qkv`,
-    `gate_up` (gate first). Norms come after the residual additions; with `norm_first`, `attention_norm` comes
-    before attention and `output_norm` before the feed-forward. An empty path: there is no such norm."""
+    `gate_up` (gate first, unless `up_first`). Norms come after the residual additions; with `norm_first`,
+    `attention_norm` comes before attention and `output_norm` before the feed-forward. An empty path: there is
+    no such norm."""
 
     attention: str
     attention_output: str
@@ -34,8 +37,9 @@ class Parts:
     up: str = ""
     gate: str = ""
     gate_up: str = ""
-    experts: str = ""  # a mixture in the place of activation, up and down
-    router: str = ""  # and what chooses them
+    experts: str = ""  # a mixture, beside which activation, up and down are those of an expert of all tokens
+    router: str = ""  # and what chooses the others
+    shared_gate: str = ""  # whose sigmoid is a factor of what the expert of all tokens gives
     query_norm: str = ""  # over each head
     key_norm: str = ""
     attention_end: str = ""  # norms of what attention and feed-forward add to the residual stream
@@ -44,11 +48,13 @@ class Parts:
     cross_query: str = ""
     cross_key: str = ""
     cross_value: str = ""
+    cross_key_value: str = ""  # instead of the two: keys first
     cross_output: str = ""
     cross_norm: str = ""  # its place is that of the other norms
     norm_first: bool = False
     by_head: bool = False  # qkv gives key, value and their queries, queries first, then those of the next key
     groups: int = 1  # qkv gives queries, keys and values of the first part of the heads, then of the next
+    up_first: bool = False
     values_first: bool = False  # of these, values come before keys
     unscaled: bool = False  # scores are the products of queries and keys
     norms_rotated: bool = False  # query_norm and key_norm come after rotary positions
@@ -71,7 +77,12 @@ class Parts:
 
     @property
     def cross_projections(self) -> tuple[str, ...]:
-        return tuple(filter(None, (self.cross_query, self.cross_key, self.cross_value, self.cross_output)))
+        return tuple(filter(None, (self.cross_query, *self.of_encoder, self.cross_output)))
+
+    @property
+    def of_encoder(self) -> tuple[str, ...]:
+        """Paths of the linear layers that multiply an encoder's states: of keys and values, or of both."""
+        return tuple(filter(None, (self.cross_key_value or self.cross_key, self.cross_value)))
 
     @property
     def attention_inputs(self) -> tuple[str, ...]:
@@ -85,7 +96,8 @@ class Parts:
 
     def missing(self, layer: nn.Module) -> Iterator[str]:
         """The paths at which this layer has no part."""
-        modules = (self.attention, self.cross_attention, self.activation, self.experts, self.router)
+        of_mixture = (self.experts, self.router, self.shared_gate)
+        modules = (self.attention, self.cross_attention, self.activation, *of_mixture)
         paths = filter(None, (*self.projections, *self.norm_paths, *modules))
         return (path for path in paths if not _leads_somewhere(layer, path))
 
@@ -101,11 +113,14 @@ class Parts:
         return [attrgetter(path)(layer) for path in self.norm_paths]
 
     def vectors(self, layer: nn.Module) -> Iterator[tuple[Table, str]]:
-        """Where the biases of the linear layers and the weights and biases of the norms are kept: table and
-        name. Some vectors are None."""
+        """Where the biases of the linear layers, the weights and biases of the norms and attention's
+        sinks are kept: table and name. Some vectors are None."""
         for module in (*self.linears(layer), *self.norms(layer)):
             for name in ("bias",) if is_linear(module) else ("weight", "bias"):
                 yield module._parameters, name
+        attention = attrgetter(self.attention)(layer)
+        if SINKS in attention._parameters:
+            yield attention._parameters, SINKS
 
 
 def _leads_somewhere(layer: nn.Module, path: str) -> bool:
@@ -225,4 +240,5 @@ def layout(parts: Parts, layer: nn.Module) -> tuple[int, bool, int]:
 def split_gate_up(parts: Parts, layer: nn.Module) -> list[tuple[nn.Linear, slice]]:
     joint: nn.Linear = attrgetter(parts.gate_up)(layer)
     half = outputs_of(joint) // 2
-    return split(joint, half, half)
+    pieces = split(joint, half, half)
+    return pieces[::-1] if parts.up_first else pieces
