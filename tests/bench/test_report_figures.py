@@ -118,6 +118,17 @@ def test_a_ratio_without_significance_is_hollow_and_said_so():
     assert not any("not significant" in note for note in drawn(two)["speedup"].notes)
 
 
+def test_sides_are_compared_at_the_threads_of_the_baseline():
+    rows = [cell(shape(1), BASELINE, 10.0, threads=2)]
+    rows += [cell(shape(8), BASELINE, 80.0, threads=2)]
+    fair = cell(shape(1), setting("torch", threads=2), 4.0, 10.0, threads=2)
+    rows += [fair]
+    rows += [cell(shape(n), setting("torch", threads=1), 6.0, 10.0, threads=1) for n in (1, 8, 32)]
+    figure = drawn(*rows)["speedup"]
+    assert [tile.value for tile in figure.panels[0].tiles] == [fair["ratio"]["median"]]
+    assert "Threads: 2." in figure.notes
+
+
 def test_the_usual_settings_of_each_side_are_compared_and_named(figures):
     said = figures["latency-by-length"].notes
     assert "torch, onnxruntime and openvino: allocator auto, huge pages auto." in said

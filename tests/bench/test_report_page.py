@@ -92,6 +92,15 @@ def test_without_a_significant_gain_none_is_claimed():
     assert row["fastest setting"][0] == "none faster than the baseline"
 
 
+def test_notes_that_differ_in_a_number_are_one_line():
+    rows = [cell(WORK | {"batch": n}, BASELINE, 10.0) for n in (1, 2, 3)]
+    for row, busy in zip(rows, ("0.7", "1.2", "10"), strict=True):
+        row["conditions"]["notes"] = [f"other programs used {busy} CPUs", "calls still became faster"]
+    page = Page(make_page(read(result(cells=rows, tuning=None))))
+    assert "other programs used 0.7 to 10 CPUs (3 cells)" in page.texts
+    assert "calls still became faster (3 cells)" in page.texts
+
+
 # Form
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hfaccel.bench.report.wording import counted
+
 MOST_PANELS = 12  # of a figure; the tables hold what the others would show
 
 
@@ -118,5 +120,6 @@ def make_figure(
     if not panels:
         return None
     left_out = len(panels) - MOST_PANELS
-    more = [f"{left_out} more panels are not drawn: their numbers are in the tables."] if left_out > 0 else []
+    count = counted(left_out, "more panel is", "more panels are")
+    more = [f"{count} not drawn: their numbers are in the tables."] if left_out > 0 else []
     return Figure(name, title, reading, tuple(panels[:MOST_PANELS]), tuple([*notes, *more]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import NamedTuple
 
@@ -9,6 +10,8 @@ from hfaccel.bench.report.figures.cells import by_work, drawable, hollow, side_l
 from hfaccel.bench.report.figures.tuning import direction
 from hfaccel.bench.report.reading import STATES, Cell, Result, Trial, Tuning
 from hfaccel.bench.report.wording import counted, short, times
+
+NUMBER, MARK = re.compile(r"\d+(?:\.\d+)?"), "\0"
 
 
 class Fastest(NamedTuple):
@@ -91,7 +94,7 @@ def _counts(result: Result) -> list[str]:
 def warnings(result: Result) -> list[str]:
     """What the study noticed about the machine, the most frequent first, and what must not be used."""
     notes = Counter(note for cell in result.cells for note in dict.fromkeys(cell.notes))
-    lines = [f"{note} ({counted(count, 'cell')})" for note, count in notes.most_common()]
+    lines = _merged(notes)
     wrong = Counter(side_label(cell) for cell in result.cells if cell.status == "wrong")
     lines += [f"{name} gives wrong results in {counted(count, 'cell')}" for name, count in wrong.items()]
     faint = sum(map(hollow, result.cells))
@@ -100,3 +103,24 @@ def warnings(result: Result) -> list[str]:
             f"{counted(faint, 'ratio')} without significance: drawn hollow or dashed, grey in tables"
         )
     return lines
+
+
+def _merged(notes: Counter[str]) -> list[str]:
+    """Notes that differ in one number only are one line, with the least and the largest."""
+    groups: dict[str, list[str]] = {}
+    for note in notes:
+        groups.setdefault(NUMBER.sub(MARK, note), []).append(note)
+    counts = {pattern: sum(notes[note] for note in group) for pattern, group in groups.items()}
+    ordered = sorted(groups, key=lambda pattern: -counts[pattern])
+    return [
+        f"{line} ({counted(counts[pattern], 'cell')})"
+        for pattern in ordered
+        for line in _one_line(pattern, groups[pattern])
+    ]
+
+
+def _one_line(pattern: str, notes: list[str]) -> list[str]:
+    numbers = sorted((NUMBER.findall(note) for note in notes), key=lambda found: list(map(float, found)))
+    if len(notes) == 1 or len(numbers[0]) != 1:
+        return notes
+    return [pattern.replace(MARK, f"{numbers[0][0]} to {numbers[-1][0]}")]

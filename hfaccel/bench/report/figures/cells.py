@@ -112,12 +112,15 @@ def other_values(cells: Sequence[Cell], free: Sequence[str]) -> list[str]:
     return [f"{listed(list(backends))}: {words}." for words, backends in found.items() if words]
 
 
-def most_threads(cells: Sequence[Cell]) -> list[Cell]:
-    """The cells with the number of threads that most of them have; the largest of these where several are."""
+def of_equal_threads(result: Result, cells: Sequence[Cell]) -> list[Cell]:
+    """The cells with the number of threads that the baseline had; where none has it, with the number that
+    most of them have, the largest of these where several are."""
     counts = Counter(threads(cell) for cell in cells if threads(cell) is not None)
     if not counts:
         return list(cells)
-    chosen = max(counts, key=lambda number: (counts[number], number or 0))
+    usual_of_baseline = {threads(cell) for cell in result.cells if cell.setting == result.baseline}
+    fair = [number for number in counts if number in usual_of_baseline] or [*counts]
+    chosen = max(fair, key=lambda number: (counts[number], number or 0))
     asked = {cell.setting.threads for cell in cells if threads(cell) == chosen}
     return [cell for cell in cells if threads(cell) == chosen or _unknown(cell, asked)]
 

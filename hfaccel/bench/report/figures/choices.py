@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hfaccel.bench.report.figures import cells as of
 from hfaccel.bench.report.model import Bar, Bars, Figure, make_figure
 from hfaccel.bench.report.reading import Cell, Result
-from hfaccel.bench.report.wording import short, times
+from hfaccel.bench.report.wording import counted, short, times
 from hfaccel.bench.setting import Setting
 
 READING = (
@@ -50,10 +50,10 @@ def _values(cell: Cell, axes: tuple[str, ...]) -> tuple[object, ...]:
 
 def _title(cell: Cell, axes: tuple[str, ...]) -> str:
     threads = of.threads(cell)
-    counted = [] if threads is None else [f"{threads:g} threads"]
+    counts = [] if threads is None else [counted(round(threads), "thread")]
     if cell.setting.instances > 1:
-        counted.append(f"{cell.setting.instances} instances")
-    return ", ".join([of.side_label(cell), of.work_label(cell), *counted])
+        counts.append(f"{cell.setting.instances} instances")
+    return ", ".join([of.side_label(cell), of.work_label(cell), *counts])
 
 
 def _bars(cells: Sequence[Cell], axes: tuple[str, ...]) -> tuple[Bar, ...]:

@@ -16,9 +16,9 @@ READING = (
 
 
 def by_length(result: Result) -> Figure | None:
-    """A panel for each batch size, with the number of threads that most cells have."""
+    """A panel for each batch size, with the baseline's number of threads."""
     shaped = [cell for cell in result.cells if of.shape(cell)]
-    chosen = of.most_threads(of.usual(shaped, ("threads",)))
+    chosen = of.of_equal_threads(result, of.usual(shaped, ("threads",)))
     drawn = of.drawable(chosen)
     panels = []
     for batch, group in sorted(of.grouped(drawn, lambda cell: (of.shape(cell) or (0, 0))[0]).items()):

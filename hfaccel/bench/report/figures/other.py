@@ -17,7 +17,7 @@ def generation(result: Result) -> Figure | None:
     cells = of.usual([cell for cell in result.cells if cell.work.get("kind") == "generation"], ("threads",))
     panels = [
         Bars(f"{title}: {label}", "ms", _bars(result, group, number))
-        for label, group in of.by_work(of.most_threads(cells)).items()
+        for label, group in of.by_work(of.of_equal_threads(result, cells)).items()
         for number, title in TIMES.items()
         if of.drawable(group, number)
     ]
@@ -28,7 +28,7 @@ def generation(result: Result) -> Figure | None:
 def programs(result: Result) -> Figure | None:
     """A panel for each work that is neither a shape nor generation."""
     others = [cell for cell in result.cells if cell.work.get("kind") not in ("shapes", "generation")]
-    chosen = of.most_threads(of.usual(others, ("threads", "token_budget")))
+    chosen = of.of_equal_threads(result, of.usual(others, ("threads", "token_budget")))
     panels = [
         Bars(label, "ms", _bars(result, group, "p50_ms"))
         for label, group in of.by_work(chosen).items()

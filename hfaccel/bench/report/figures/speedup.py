@@ -19,7 +19,7 @@ DASHED = "Dashed and without colour: the difference from the baseline is not sig
 
 def speedup(result: Result) -> Figure | None:
     shaped = [cell for cell in result.cells if of.shape(cell) and cell.setting != result.baseline]
-    chosen = of.most_threads(of.usual(shaped, ("threads",)))
+    chosen = of.of_equal_threads(result, of.usual(shaped, ("threads",)))
     panels = [
         _heat(of.side_label(group[0]), group)
         for group in of.grouped(chosen, of.side).values()
