@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hfaccel.errors import HfaccelError
 
@@ -45,38 +45,58 @@ class Side:
     def command(self) -> list[str]:
         return [*self.launcher, "-m", "hfaccel.bench.worker", self.case, json.dumps(dict(self.arguments))]
 
+    def variables(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if name not in self.without}
+        return inherited | dict(self.environment)
+
+
+class Sampled(Protocol):
+    """Whatever a sample can be taken of."""
+
+    def sample(self) -> Sample: ...
+
 
 class Worker:
     """A side's process. `sample()` asks for one sample and waits for the answer."""
 
     def __init__(self, side: Side) -> None:
         self.side = side
-        self.process = subprocess.Popen(
-            side.command(),
+        self.process = self._start()
+        self.answer()  # the process is ready
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.side.command(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={name: value for name, value in os.environ.items() if name not in side.without}
-            | dict(side.environment),
+            env=self.side.variables(),
         )
-        self._answer()  # the process is ready
 
     def sample(self) -> Sample:
+        self.ask()
+        return self.answer()
+
+    def ask(self) -> None:
+        """Ask for a sample; the process computes from now on."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write("sample\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             raise self._ended() from None
-        return self._answer()
 
-    def _answer(self) -> Sample:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
+    def answer(self) -> Sample:
+        """Wait for what was asked for."""
+        line = self._line()
         if not line:
             raise self._ended()
         answer: Sample = json.loads(line)
         return answer
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
 
     def _ended(self) -> HfaccelError:
         return HfaccelError(f"the side {self.side.name} ended with exit code {self.process.wait()}")
@@ -149,7 +169,7 @@ def take_turns(
     return taken
 
 
-def take_turn(workers: Sequence[Worker], number: int) -> list[Sample]:
+def take_turn(workers: Sequence[Sampled], number: int) -> list[Sample]:
     """One sample of each worker, in their order.
 
     Every turn begins with another worker, so that none always runs on the warmer machine."""

@@ -60,8 +60,8 @@ class Setting:
         names = ("allocator", "omp_runtime", "huge_pages")
         return {name: getattr(self, name) for name in names if getattr(self, name) != _STOCK[name]}
 
-    def launcher_options(self, instance: int = 0) -> tuple[str, ...]:
-        """Options of hfaccel-run for one of the instances; () where plain python starts the side."""
+    def launcher_options(self, instance: int | None = 0) -> tuple[str, ...]:
+        """Options of hfaccel-run for one of the instances, or for all with None; () for plain python."""
         if not self.launched:
             return ()
         options = ["--memory-allocator", self.allocator, "--omp-runtime", self.omp_runtime]
@@ -69,7 +69,8 @@ class Setting:
         if self.threads is not None:
             options += ["--threads", str(self.threads)]
         if self.instances > 1:
-            options += ["--ninstances", str(self.instances), "--instance-idx", str(instance)]
+            options += ["--ninstances", str(self.instances)]
+            options += ["--instance-idx", str(instance)] if instance is not None else []
         return tuple(options)
 
     def environment(self) -> dict[str, str]:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 
-# A kind is a row here and a module hfaccel.commands.bench_KIND with a function `run`.
-KINDS = {"memory": "where allocators place buffers, what that costs, and what huge pages change"}
+# A kind is a row here and a module hfaccel.commands.bench_KIND with a function `run`. Everything else is a
+# model or a script, which hfaccel.commands.bench_study measures.
+KINDS = {
+    "memory": "where allocators place buffers, what that costs, and what huge pages change",
+    "compare": "two result files: which cells became faster, which slower",
+}
+STUDY = "study"
 
 
 def run(arguments: list[str]) -> int:
-    kinds = "\n".join(f"  {kind:10} {meaning}" for kind, meaning in KINDS.items())
-    parser = argparse.ArgumentParser(
-        prog="hfaccel bench",
-        description=__doc__,
-        epilog=f"kinds, each with --json and --help:\n{kinds}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("kind", choices=KINDS, help="what to measure")
-    kind = parser.parse_args(arguments[:1]).kind
-    code: int = importlib.import_module(f"hfaccel.commands.bench_{kind}").run(arguments[1:])
+    if arguments and arguments[0] in ("-h", "--help"):
+        from hfaccel.commands.bench_options import print_help
+
+        print_help(KINDS)
+        return 0
+    kind, rest = divided(arguments)
+    code: int = importlib.import_module(f"hfaccel.commands.bench_{kind}").run(rest)
     return code
+
+
+def divided(arguments: list[str]) -> tuple[str, list[str]]:
+    """The kind and its arguments. `--compare` is the kind of that name."""
+    first = arguments[0] if arguments else ""
+    if first == "--compare":
+        return "compare", arguments[1:]
+    return (first, arguments[1:]) if first in KINDS else (STUDY, arguments)

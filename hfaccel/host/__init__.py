@@ -26,7 +26,7 @@ from hfaccel.host.libraries import (
     read_libc,
     read_mapped,
 )
-from hfaccel.host.limits import read_limits
+from hfaccel.host.limits import read_limits, read_throttled_ms
 from hfaccel.host.memory import read_memory, thp_mode, thp_problem
 from hfaccel.host.processor import read_processor
 from hfaccel.host.software import read_software
@@ -59,6 +59,7 @@ __all__ = [
     "preload_problem",
     "read_host",
     "read_memory",
+    "read_throttled_ms",
     "read_tree",
     "thp_mode",
     "thp_problem",

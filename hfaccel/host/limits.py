@@ -191,6 +191,16 @@ def _throttled(tree: Tree) -> int | None:
     return None
 
 
+def read_throttled_ms(tree: Tree) -> float | None:
+    """Milliseconds in which this process's group waited for its quota, so far; None where not counted."""
+    names = {"": ("throttled_usec", 1e-3), "cpu": ("throttled_time", 1e-6)}  # of versions 2 and 1
+    for controller, (name, milliseconds) in names.items():
+        for group in _groups(tree, controller):
+            if (value := tree.number_after(f"{group}/cpu.stat", name)) is not None:
+                return value * milliseconds
+    return None
+
+
 def _steal(tree: Tree) -> float:
     for line in tree.lines("/proc/stat", lambda line: line.startswith("cpu ")):
         times = [int(text) for text in line.split()[1:9] if is_number(text)]

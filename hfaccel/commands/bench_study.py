@@ -1,0 +1,145 @@
+"""hfaccel bench MODEL_OR_SCRIPT: a grid of settings against plain transformers, each in fresh processes.
+
+Sides take turns, results are compared with those of plain transformers, and every finished cell is kept in
+the result file: the same command goes on where it was stopped. docs/bench.md tells how to read the figures.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+
+from hfaccel.bench import grid, limits, results, side, study
+from hfaccel.bench.grid import Axes
+from hfaccel.bench.pairs import Sample, Side
+from hfaccel.bench.results import Document
+from hfaccel.bench.side import Ground
+from hfaccel.bench.study import Study
+from hfaccel.bench.work import Script, Work
+from hfaccel.bench.workers import Limits, WatchedWorker
+from hfaccel.commands import bench_tables
+from hfaccel.commands.bench_options import Options, parse
+from hfaccel.commands.bench_progress import shown
+from hfaccel.errors import HfaccelError, UsageError
+from hfaccel.host import HostFacts, Tree, read_host
+from hfaccel.plan import cpu_budget
+
+INTERRUPTED = 130
+
+
+def run(arguments: list[str]) -> int:
+    options = parse(arguments)
+    facts = read_host()
+    with tempfile.TemporaryDirectory(prefix="hfaccel-bench-") as folder:
+        planned = plan(options, facts, folder, arguments)
+        if options.dry_run:
+            print(bench_tables.cells(planned))
+            return 0
+        return _measure(planned, options)
+
+
+def _measure(planned: Study, options: Options) -> int:
+    code = 0
+    try:
+        with shown(sys.stderr) as progress:
+            _add_limits(planned, options, progress.tell)
+            study.run(planned, progress)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+        print("hfaccel: stopped; the same command goes on from here", file=sys.stderr)
+    print(bench_tables.results(planned.document))
+    print(f"results: {planned.path}")
+    bad = any(cell["status"] in ("failed", "wrong") for cell in planned.document["cells"])
+    return code or int(bad)
+
+
+# The plan
+
+
+def plan(options: Options, facts: HostFacts, folder: str, command: list[str]) -> Study:
+    """All that can be decided before anything is measured. Raises UsageError for what breaks a rule."""
+    without = side.cleared(os.environ)
+    subject = "" if options.script else options.subject
+    ground = Ground(subject, cpu_budget(facts).threads, options.seconds, folder, without)
+    found = describe(ground, _backends_to_ask(options), options.timeout)
+    axes, works = works_of(options, found)
+    axes = replace(axes, backends=axes.backends or _usable(found["backends"]))
+    cells = grid.cells(works, grid.settings(axes))
+    problems = {cell: grid.problem(cell, facts, found["backends"]) for cell in cells}
+    size = grid.group_size(study.free_mib(facts, _available), study.side_mib(found.get("weights_mib")))
+    document = _document(options, axes, facts, command)
+    time = Limits(options.timeout, options.timeout)
+    return Study(ground, cells, problems, size, options.pairs, time, document, options.path)
+
+
+def describe(ground: Ground, backends: tuple[str, ...], timeout: float) -> Sample:
+    """What a process that loads torch knows of the model and the backends."""
+    found = _ask(side.describing(ground, backends), timeout)
+    if found.get("kind") == "other":
+        raise UsageError(
+            f"a model must be given token ids, but {ground.subject!r} is not; "
+            "measure a script that uses the model"
+        )
+    return found
+
+
+def _ask(asked: Side, timeout: float) -> Sample:
+    """The one sample of a process. Raises UsageError with the last line that the process wrote."""
+    worker = None
+    try:
+        worker = WatchedWorker(asked, Limits(timeout, timeout))
+        return worker.sample()
+    except HfaccelError as error:
+        raise UsageError(str(error).partition(": ")[2] or str(error)) from None
+    finally:
+        if worker is not None:
+            worker.kill()
+
+
+def _backends_to_ask(options: Options) -> tuple[str, ...]:
+    usual = ("torch",) if options.quick or options.script else ("torch", "onnxruntime", "openvino")
+    return options.axes.backends or usual
+
+
+def _usable(problems: dict[str, str]) -> tuple[str, ...]:
+    """Of the usual backends, those that can run here."""
+    return tuple(name for name, problem in problems.items() if not problem) or ("torch",)
+
+
+def works_of(options: Options, found: Sample) -> tuple[Axes, list[Work]]:
+    if options.script:
+        return grid.completed(options.axes, "script", options.quick, None), [Script(options.script)]
+    kind = "texts" if options.texts else found["kind"]
+    axes = grid.completed(options.axes, kind, options.quick, found["longest"])
+    if options.texts:
+        axes = replace(axes, precisions=options.axes.precisions or ("fp32", "bf16", "int8"), lengths=())
+        return axes, grid.text_works(options.texts, options.text_count, options.task, axes)
+    return axes, grid.shapes(axes) if kind == "encoder" else grid.generations(axes)
+
+
+def _document(options: Options, axes: Axes, facts: HostFacts, command: list[str]) -> Document:
+    """A new result, or the one that the file has, to be continued."""
+    subject = " ".join(options.script) or options.subject
+    document = results.new(subject, grid.BASELINE, axes.to_dict(), ["hfaccel", "bench", *command])
+    document |= {"host": results.host_of(facts), "versions": study.versions()}
+    if options.path.exists():
+        document = results.continued(results.read(options.path), document, options.path)
+    if not options.dry_run:
+        results.write(document, options.path)  # before hours are spent on what cannot be kept
+    return document
+
+
+def _add_limits(planned: Study, options: Options, tell: Callable[[str], None]) -> None:
+    """The limits of the machine, once for a file. A script has no use for them."""
+    if planned.document["limits"] is not None or options.script or not options.roofline:
+        return
+    tell("measuring the limits of the machine")
+    planned.document["limits"] = _ask(limits.side(planned.ground), options.timeout)["limits"]
+
+
+def _available() -> int | None:
+    kib = Tree().number_after("/proc/meminfo", "MemAvailable:")
+    return None if kib is None else kib * 1024
