@@ -1,6 +1,6 @@
-"""Tuning: which settings are best for one model or script on this machine. `hfaccel tune --help`, docs/tune.md.
+"""Tuning: which settings are best for one model or script on this machine (docs/tune.md).
 
-A script that is tuned tells by `hfaccel.tune.report(value)` how good a run was; otherwise its run time counts.
+A tuned script may say by `hfaccel.tune.report(value)` how good a run was; otherwise its run time counts.
 """
 
 from hfaccel.tune.reporting import report

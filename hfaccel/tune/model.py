@@ -7,7 +7,7 @@ That settings act together is left to the other half of the trials, which Optuna
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,75 +22,70 @@ FAILED = 1.5  # times the worst score: what a failed trial counts as
 
 
 class Tried(NamedTuple):
-    point: Point
+    setting: Setting
     score: float | None  # None: it failed
 
 
 class Model(NamedTuple):
-    space: Space
     columns: tuple[str, ...]  # the axis of each
     weights: Array
 
-    def predict(self, points: Sequence[Point]) -> Array:
+    def predict(self, matrix: Array) -> Array:
         """Logarithms of scores, but for a constant."""
-        found: Array = _matrix(self.space, points) @ self.weights
+        found: Array = matrix @ self.weights
         return found
 
 
-def fit(space: Space, tried: Sequence[Tried]) -> Model:
-    """`tried` must hold at least one score."""
-    worst = max(one.score for one in tried if one.score is not None)
-    scores = np.log([worst * FAILED if one.score is None else one.score for one in tried])
-    matrix = _matrix(space, [one.point for one in tried])
-    penalty = np.eye(matrix.shape[1]) * SHRINKING
-    weights = np.linalg.solve(matrix.T @ matrix + penalty, matrix.T @ (scores - scores.mean()))
-    columns = tuple(name for name, _ in _features(space, tried[0].point))
-    return Model(space, columns, weights)
+class Candidates:
+    """All settings of a space, as the model sees them."""
 
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self.settings = list(space.settings)
+        self.places = {setting: place for place, setting in enumerate(self.settings)}
+        rows = [list(_features(space, point)) for point in space.settings.values()]
+        self.columns = tuple(name for name, _ in rows[0])
+        self.matrix: Array = np.array([[value for _, value in row] for row in rows])
 
-def propose(space: Space, tried: Sequence[Tried], seen: Set[Setting]) -> Point | None:
-    """The point with the least predicted score of those that are not among the seen; None where none is."""
-    unseen = [point for point in space.points() if space.setting(point) not in seen]
-    if not unseen or all(one.score is None for one in tried):
-        return None
-    return unseen[int(fit(space, tried).predict(unseen).argmin())]
+    def fit(self, tried: Sequence[Tried]) -> Model:
+        """`tried` must hold at least one score."""
+        worst = max(one.score for one in tried if one.score is not None)
+        scores = np.log([worst * FAILED if one.score is None else one.score for one in tried])
+        matrix = self.matrix[[self.places[one.setting] for one in tried]]
+        penalty = np.eye(matrix.shape[1]) * SHRINKING
+        weights = np.linalg.solve(matrix.T @ matrix + penalty, matrix.T @ (scores - scores.mean()))
+        return Model(self.columns, weights)
 
+    def propose(self, tried: Sequence[Tried]) -> Setting | None:
+        """The setting with the least predicted score of those not yet tried; None where there is none."""
+        if all(one.score is None for one in tried):
+            return None
+        predicted = self.fit(tried).predict(self.matrix)
+        predicted[[self.places[one.setting] for one in tried]] = np.inf
+        best = int(predicted.argmin())
+        return self.settings[best] if np.isfinite(predicted[best]) else None
 
-def importances(space: Space, tried: Sequence[Tried]) -> dict[str, float]:
-    """Of each axis with several values: its share of the differences between all settings, as modelled."""
-    points = list(space.points())
-    model, matrix = fit(space, tried), _matrix(space, points)
-    spreads = {
-        axis.name: float(_part(model, matrix, axis.name).var()) for axis in space.axes if len(axis.values) > 1
-    }
-    total = sum(spreads.values())
-    return {name: spread / total if total else 0.0 for name, spread in spreads.items()}
+    def importances(self, tried: Sequence[Tried]) -> dict[str, float]:
+        """Of each axis with several values: its share of the differences between settings, as modelled."""
+        model = self.fit(tried)
+        spreads = {axis.name: self._spread(model, axis) for axis in self.space.axes if len(axis.values) > 1}
+        total = sum(spreads.values())
+        return {name: spread / total if total else 0.0 for name, spread in spreads.items()}
 
+    def _spread(self, model: Model, axis: Axis) -> float:
+        mine = [name == axis.name for name in model.columns]
+        return float((self.matrix[:, mine] @ model.weights[mine]).var())
 
-def effects(space: Space, tried: Sequence[Tried]) -> dict[str, Mapping[str, float]]:
-    """Of each value of unordered axes: how many times its scores are those of the axis's best value."""
-    model = fit(space, tried)
-    found: dict[str, Mapping[str, float]] = {}
-    for axis in space.axes:
-        weights = [
-            weight for name, weight in zip(model.columns, model.weights, strict=True) if name == axis.name
-        ]
-        if not axis.ordered and len(weights) > 1:
-            found[axis.name] = {
-                str(value): math.exp(weight - min(weights))
-                for value, weight in zip(axis.values, weights, strict=True)
-            }
-    return found
-
-
-def _part(model: Model, matrix: Array, axis: str) -> Array:
-    mine = np.array([name == axis for name in model.columns])
-    part: Array = matrix[:, mine] @ model.weights[mine]
-    return part
-
-
-def _matrix(space: Space, points: Sequence[Point]) -> Array:
-    return np.array([[value for _, value in _features(space, point)] for point in points])
+    def effects(self, tried: Sequence[Tried]) -> dict[str, Mapping[str, float]]:
+        """Of each value of unordered axes: how many times its scores are those of the axis's best value."""
+        model = self.fit(tried)
+        found: dict[str, Mapping[str, float]] = {}
+        for axis in self.space.axes:
+            if not axis.ordered and len(axis.values) > 1:
+                weights = model.weights[[name == axis.name for name in model.columns]]
+                times = np.exp(weights - weights.min()).tolist()
+                found[axis.name] = dict(zip(map(str, axis.values), times, strict=True))
+        return found
 
 
 def _features(space: Space, point: Point) -> Iterator[tuple[str, float]]:

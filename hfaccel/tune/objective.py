@@ -1,4 +1,4 @@
-"""What is sought: a number for what was measured, of which less is better, and when a trial is hopeless. Pure."""
+"""What is sought: a number for what was measured, of which less is better; hopeless trials. Pure."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Objective:
 
 
 def is_hopeless(scores: Sequence[float], best: float) -> bool:
-    """Whether a trial with these scores of single samples can be given up. `best`: the best trial's so far."""
+    """Whether a trial with these scores of its samples can be given up. `best`: the best trial's."""
     if len(scores) < FEW or not math.isfinite(best) or best <= 0:
         return False
     return min(scores) > best * HOPELESS

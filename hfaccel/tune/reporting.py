@@ -13,10 +13,10 @@ FILE = "HFACCEL_TUNE_REPORT"  # variable: where the values of a trial are collec
 
 
 def report(value: float) -> None:
-    """Tell `hfaccel tune` how good this run was, for example the seconds or the texts a second of its hot loop.
+    """Tell `hfaccel tune` how good this run was: seconds, texts a second, or another number above 0.
 
-    The last value of a process counts; of several instances, each has its own. Without `hfaccel tune` this does
-    nothing. Raises UsageError for a value that is no number above 0.
+    The last value of a process counts; of several instances, each has its own. Without `hfaccel tune` this
+    does nothing. Raises UsageError for a value that is no number above 0.
     """
     number = _checked(value)
     path = os.environ.get(FILE)

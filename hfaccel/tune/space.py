@@ -9,8 +9,9 @@ are.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, TypeAlias
 
 from hfaccel.bench.setting import Setting
@@ -66,7 +67,7 @@ class Space:
     axes: tuple[Axis, ...]
     cores: int
     cores_of_node: int
-    default: Setting  # what hfaccel chooses untuned
+    default_point: Point  # what hfaccel chooses untuned
 
     def setting(self, point: Point) -> Setting:
         backend, _, precision = str(point.get("engine", "eager fp32")).partition(" ")
@@ -83,31 +84,35 @@ class Space:
             token_budget=None if (budget := point.get("token_budget")) is None else _number(budget),
         )
 
-    def points(self) -> Iterator[Point]:
-        """All points, each meaning another setting."""
-        seen: set[Setting] = set()
-        for values in itertools.product(*(axis.values for axis in self.axes)):
-            point = dict(zip((axis.name for axis in self.axes), values, strict=True))
-            if (setting := self.setting(point)) not in seen:
-                seen.add(setting)
-                yield point
+    @cached_property
+    def settings(self) -> dict[Setting, Point]:
+        """All settings, each with the first point that means it."""
+        names = [axis.name for axis in self.axes]
+        points = (
+            dict(zip(names, values, strict=True))
+            for values in itertools.product(*(axis.values for axis in self.axes))
+        )
+        found: dict[Setting, Point] = {}
+        for point in points:
+            found.setdefault(self.setting(point), point)
+        return found
 
     @property
-    def size(self) -> int:
-        return sum(1 for _ in self.points())
+    def default(self) -> Setting:
+        return self.setting(self.default_point)
 
     def point(self, setting: Setting) -> Point:
-        """The first point that means this setting. Raises UsageError for a setting outside of the space."""
-        for point in self.points():
-            if self.setting(point) == setting:
-                return point
-        raise UsageError(
-            f"a setting must be within the space, but got {setting.label()}; leave the options that fix it out"
-        )
+        """Raises UsageError for a setting outside of the space."""
+        if setting not in self.settings:
+            raise UsageError(
+                f"a setting must be within the space, but got {setting.label()}; "
+                "leave out the options that exclude that"
+            )
+        return self.settings[setting]
 
 
 def make_space(facts: HostFacts, asked: Asked) -> Space:
-    """The axes that this host has for what is asked. Raises UsageError for an accuracy or axis that is none."""
+    """The axes that this host has for what is asked. Raises UsageError for what is none."""
     budget = cpu_budget(facts)
     cores, nodes = budget.threads, len(facts.topology.nodes_of(budget.cores)) or 1
     axes = tuple(
@@ -127,23 +132,25 @@ def make_space(facts: HostFacts, asked: Asked) -> Space:
         raise UsageError(
             f"an axis must be one of {', '.join(axis.name for axis in axes)}, but got {', '.join(unknown)}"
         )
-    return Space(axes, cores, max(1, cores // nodes), default_setting(facts, axes))
+    return Space(axes, cores, max(1, cores // nodes), default_point(facts, axes))
 
 
-def default_setting(facts: HostFacts, axes: Iterable[Axis]) -> Setting:
-    """What hfaccel-run and optimize() choose by themselves: the rules, in words of a setting."""
+def default_point(facts: HostFacts, axes: Sequence[Axis]) -> Point:
+    """What hfaccel-run and optimize() choose by themselves: the rules, in words of the axes."""
     plan = make_plan(facts, Goal("launch"))
+    wanted = {
+        "allocator": _kind(plan, "allocator"),
+        "omp_runtime": _kind(plan, "omp_runtime"),
+        "wait_policy": plan["omp_wait_policy"].value,
+        "huge_pages": "off" if plan["huge_pages"].value == "off" else "auto",
+    }
     first = {axis.name: axis.values[0] for axis in axes}
-    backend, _, precision = str(first.get("engine", "eager fp32")).partition(" ")
-    return Setting(
-        backend=backend,
-        precision=precision,
-        threads=plan["threads"].value,
-        allocator=_kind(plan, "allocator"),
-        omp_runtime=_kind(plan, "omp_runtime"),
-        wait_policy=plan["omp_wait_policy"].value,
-        huge_pages="off" if plan["huge_pages"].value == "off" else "auto",
-    )
+    return {axis.name: _of(axis, wanted.get(axis.name, first[axis.name])) for axis in axes}
+
+
+def _of(axis: Axis, value: Value) -> Value:
+    """The value where the axis has that, and else the first, which the user has fixed."""
+    return value if value in axis.values else axis.values[0]
 
 
 def _kind(plan: Plan, knob: str) -> str:
@@ -151,22 +158,17 @@ def _kind(plan: Plan, knob: str) -> str:
     return value.kind if isinstance(value, Library) else value or "default"
 
 
-def first_points(space: Space, throughput: bool) -> list[Point]:
+def first_settings(space: Space, throughput: bool) -> list[Setting]:
     """The default, then what hfaccel's rules and measurements would try first."""
-    default = space.point(space.default)
     axes = {axis.name: axis.values for axis in space.axes}
-    engines = axes.get("engine", ())
-    tries: list[Point] = [{"engine": engines[-1]}] if len(engines) > 1 else []
+    fastest: Point = {"engine": engines[-1]} if (engines := axes.get("engine")) else {}
+    tries: list[Point] = [fastest]
     if throughput:
-        # benchmarks/scaling.py: one core each does most work, a few cores each where weights are large
-        counts = sorted({_number(count) for count in axes["instances"]})
-        tries += [
-            {**(tries[0] if tries else {}), "instances": count}
-            for count in (counts[-1], counts[len(counts) // 2])
-        ]
-    return list(
-        {tuple(point.values()): point for point in [default, *({**default, **one} for one in tries)]}.values()
-    )
+        # benchmarks/scaling.py: instances of one core do most work; of several, where weights are large
+        counts = axes["instances"]
+        tries += [{**fastest, "instances": count} for count in (counts[-1], counts[len(counts) // 2])]
+    points = ({**space.default_point, **one} for one in ({}, *tries))
+    return list(dict.fromkeys(map(space.setting, points)))
 
 
 # The values on each axis

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 NAME = "hfaccel"  # of the study in its file
 IDENTITY = "identity"
+HEADER = b"SQLite format 3\0"
 STARTUP = 5  # trials before Optuna's sampler has a model of its own
 
 
@@ -24,8 +25,8 @@ STARTUP = 5  # trials before Optuna's sampler has a model of its own
 def open_study(path: Path | None, identity: Mapping[str, object], seed: int) -> Iterator[optuna.Study]:
     """The study in this file, a new one where there is none; in memory without a path.
 
-    Raises UsageError for a file that is no study, or one of something else than `identity` tells, HfaccelError
-    where the file cannot be written.
+    Raises UsageError for a file that is no study, or one of something else than `identity` tells,
+    HfaccelError where the file cannot be written.
     """
     check_installed()
     import optuna
@@ -51,6 +52,8 @@ def _load(path: Path | None, seed: int) -> optuna.Study:
 
     if path is not None and not path.resolve().parent.is_dir():
         raise UsageError(f"a storage must be in a folder that exists, but got {str(path)!r}")
+    if path is not None and path.exists():
+        _check_header(path)
     storage = None if path is None else f"sqlite:///{path.resolve()}"
     study = optuna.create_study(storage=storage, study_name=NAME, load_if_exists=True)
     with warnings.catch_warnings():
@@ -59,6 +62,19 @@ def _load(path: Path | None, seed: int) -> optuna.Study:
             seed=seed + len(study.get_trials(deepcopy=False)), multivariate=True, n_startup_trials=STARTUP
         )
     return study
+
+
+def _check_header(path: Path) -> None:
+    """SQLite would write over a short file of something else."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(HEADER))
+    except OSError as error:
+        raise UsageError(f"a storage must be readable, but {str(path)!r} is not ({error.strerror})") from None
+    if start not in (b"", HEADER):
+        raise UsageError(
+            f"a storage must be a file of SQLite, but {str(path)!r} is not; give another --storage"
+        )
 
 
 def _check_identity(study: optuna.Study, identity: Mapping[str, object], path: Path | None) -> None:
@@ -93,7 +109,7 @@ def guarded(path: Path | None) -> Iterator[None]:
             "make room, or give another --storage"
         ) from None
     except RuntimeError as error:
-        if "schema version" not in str(error) and "alembic" not in str(error):
+        if "table schema" not in str(error):
             raise
         raise UsageError(
             f"a storage must be of the installed version of optuna, but {str(path)!r} is not; "
