@@ -7,28 +7,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from hfaccel.bench.pairs import Sample, Side
-from hfaccel.bench.setting import Setting
-from hfaccel.bench.side import Ground, environment
+from hfaccel.bench.pairs import Sample
 from hfaccel.optimization import optimize
 from hfaccel.precision import Precision
 from hfaccel.reporting import report
 
 SIZE, ROWS = 2048, 512  # of a product
 READ = 1 << 30  # bytes
-
-
-def side(ground: Ground) -> Side:
-    """The side whose one sample has the limits."""
-    own = str(Path(__file__))
-    return Side(
-        "limits", f"{own}:measure", environment=environment(ground, Setting()), without=ground.without
-    )
 
 
 def measure(size: int = SIZE, rows: int = ROWS, read: int = READ) -> Callable[[], Sample]:

@@ -11,7 +11,8 @@ from hfaccel.bench.pairs import Side
 from hfaccel.bench.setting import Setting
 from hfaccel.bench.work import Generation, Script, Work, describe
 
-CASES = str(Path(__file__).with_name("cases.py"))
+HERE = Path(__file__)
+CASES, SCRIPTS, LIMITS = (str(HERE.with_name(name)) for name in ("cases.py", "scripts.py", "limits.py"))
 # What a user has set for the own programs would make sides alike, or different in other respects.
 CLEARED = (
     "LD_PRELOAD",
@@ -47,7 +48,7 @@ def cleared(environment: Iterable[str]) -> tuple[str, ...]:
 def sides(ground: Ground, work: Work, setting: Setting, name: str) -> tuple[Side, ...]:
     """One for each instance. A script starts its instances itself."""
     if isinstance(work, Script):
-        return (_side(ground, work, setting, name, (sys.executable,), _output(ground, name, 0)),)
+        return (_script(ground, work, setting, name),)
     return tuple(
         _side(ground, work, setting, name, launcher(setting, instance), _output(ground, name, instance))
         for instance in range(setting.instances)
@@ -92,6 +93,17 @@ def judge(ground: Ground, work: Generation, files: Mapping[str, str]) -> Side:
 def describing(ground: Ground, backends: Iterable[str]) -> Side:
     arguments = {"subject": ground.subject, "backends": list(backends)}
     return Side("describe", f"{CASES}:describe", arguments, without=ground.without)
+
+
+def limits(ground: Ground) -> Side:
+    """The one sample of this side has the limits of the machine."""
+    return Side("limits", f"{LIMITS}:measure", environment=_threads(ground), without=ground.without)
+
+
+def _script(ground: Ground, work: Script, setting: Setting, name: str) -> Side:
+    arguments = {"setting": setting.to_dict(), "work": describe(work), "seconds": ground.seconds}
+    variables = environment(ground, setting)
+    return Side(name, f"{SCRIPTS}:measure", arguments, environment=variables, without=ground.without)
 
 
 def _threads(ground: Ground) -> dict[str, str]:

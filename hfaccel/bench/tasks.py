@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from hfaccel.bench import subjects
 from hfaccel.bench.answers import Array
+from hfaccel.bench.sampling import Figures, Task
 from hfaccel.bench.setting import STOCK, Setting
-from hfaccel.bench.work import Generation, Pipeline, Script, Shapes, Texts, Work
-from hfaccel.bench.workers import last_line
+from hfaccel.bench.work import Generation, Pipeline, Shapes, Texts, Work
 from hfaccel.comparison import represent
-from hfaccel.errors import HfaccelError
 from hfaccel.optimization import optimize
 
 SHOWN_ROWS = 4  # of a batch, whose results are compared number by number
 LONGEST_TEXT = 256  # tokens; longer texts are cut
-Figures = dict[str, float]
-
-
-class Task(NamedTuple):
-    call: Callable[[], Figures]  # does the work once; what it times inside
-    answers: Callable[[], Array]  # what all sides must agree on
-    facts: dict[str, int] = {}  # of the work
-    flops: Callable[[], float] | None = None
-    least_calls: int = 1  # in one sample
-    own_process: bool = True  # the work is done in this process, not in a child
 
 
 def make(subject: str, setting: Setting, work: Work) -> Task:
@@ -212,38 +198,9 @@ def generation(subject: str, setting: Setting, work: Generation) -> Task:
     return Task(call, lambda: cast(Array, generate(Clock()).numpy()))
 
 
-# Scripts
-
-
-def script(subject: str, setting: Setting, work: Script) -> Task:
-    """Whole runs, as children of this process, which loads nothing itself."""
-    command = script_command(setting, work)
-
-    def call() -> Figures:
-        with tempfile.TemporaryFile("w+") as errors:
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors)
-            errors.seek(0)
-            if done.returncode != 0:
-                said = last_line(errors.read())
-                raise HfaccelError(f"the script ended with exit code {done.returncode}: {said}")
-        return {}
-
-    return Task(call, lambda: np.zeros(0, np.float32), own_process=False)
-
-
-def script_command(setting: Setting, work: Script) -> list[str]:
-    """The stock program is started by plain python; hfaccel's is optimized as it loads its models."""
-    if setting.backend == STOCK and not setting.launched:
-        return [sys.executable, *work.command]
-    options = list(setting.launcher_options(None)) or ["--memory-allocator", "default", "--huge-pages", "off"]
-    options += ["--optimize"] * (setting.backend != STOCK)
-    return [sys.executable, "-m", "hfaccel.commands.run", *options, *work.command]
-
-
 TASKS: dict[type[Work], Callable[..., Task]] = {
     Shapes: shapes,
     Texts: texts,
     Pipeline: pipeline,
     Generation: generation,
-    Script: script,
 }

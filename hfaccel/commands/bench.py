@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 
+from hfaccel.errors import UsageError
+
 # A kind is a row here and a module hfaccel.commands.bench_KIND with a function `run`. Everything else is a
 # model or a script, which hfaccel.commands.bench_study measures.
 KINDS = {
@@ -19,6 +21,9 @@ def run(arguments: list[str]) -> int:
 
         print_help(KINDS)
         return 0
+    if not arguments:
+        kinds = ", ".join(KINDS)
+        raise UsageError(f"a model, a script or a kind ({kinds}) must be given; see hfaccel bench --help")
     kind, rest = divided(arguments)
     code: int = importlib.import_module(f"hfaccel.commands.bench_{kind}").run(rest)
     return code

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 
-from hfaccel.bench import grid, limits, results, side, study
+from hfaccel.bench import grid, results, side, study
 from hfaccel.bench.grid import Axes
 from hfaccel.bench.pairs import Sample, Side
 from hfaccel.bench.results import Document
@@ -32,28 +32,26 @@ INTERRUPTED = 130
 
 def run(arguments: list[str]) -> int:
     options = parse(arguments)
-    facts = read_host()
-    with tempfile.TemporaryDirectory(prefix="hfaccel-bench-") as folder:
-        planned = plan(options, facts, folder, arguments)
-        if options.dry_run:
-            print(bench_tables.cells(planned))
-            return 0
-        return _measure(planned, options)
+    try:
+        with tempfile.TemporaryDirectory(prefix="hfaccel-bench-") as folder:
+            return _study(plan(options, read_host(), folder, arguments), options)
+    except KeyboardInterrupt:
+        print(f"hfaccel: stopped; the same command goes on from {options.path}", file=sys.stderr)
+        return INTERRUPTED
 
 
-def _measure(planned: Study, options: Options) -> int:
-    code = 0
+def _study(planned: Study, options: Options) -> int:
+    if options.dry_run:
+        print(bench_tables.cells(planned))
+        return 0
     try:
         with shown(sys.stderr) as progress:
             _add_limits(planned, options, progress.tell)
             study.run(planned, progress)
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-        print("hfaccel: stopped; the same command goes on from here", file=sys.stderr)
-    print(bench_tables.results(planned.document))
-    print(f"results: {planned.path}")
-    bad = any(cell["status"] in ("failed", "wrong") for cell in planned.document["cells"])
-    return code or int(bad)
+    finally:  # after Ctrl-C too: what was measured is there
+        print(bench_tables.results(planned.document))
+        print(f"results: {planned.path}")
+    return int(any(cell["status"] in ("failed", "wrong") for cell in planned.document["cells"]))
 
 
 # The plan
@@ -137,7 +135,7 @@ def _add_limits(planned: Study, options: Options, tell: Callable[[str], None]) -
     if planned.document["limits"] is not None or options.script or not options.roofline:
         return
     tell("measuring the limits of the machine")
-    planned.document["limits"] = _ask(limits.side(planned.ground), options.timeout)["limits"]
+    planned.document["limits"] = _ask(side.limits(planned.ground), options.timeout)["limits"]
 
 
 def _available() -> int | None:

@@ -40,7 +40,8 @@ def results(document: Document) -> str:
 
 def _table(document: Document, label: str) -> str:
     found = [cell for cell in document["cells"] if work_of(cell["work"]).label() == label]
-    return render(f"{document['subject']} {label}", COLUMNS, [_row(cell) for cell in found])
+    title = label if label.startswith(document["subject"]) else f"{document['subject']} {label}"
+    return render(title, COLUMNS, [_row(cell) for cell in found])
 
 
 def _row(cell: Document) -> list[object]:

@@ -176,7 +176,6 @@ def test_help_lists_the_kinds():
     assert done.returncode == 0 and "--picture" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["--json"]])
-def test_a_kind_must_be_given(arguments):
-    done = hfaccel("bench", *arguments)
+def test_something_to_measure_must_be_given():
+    done = hfaccel("bench")
     assert done.returncode == 2 and done.stdout == "" and "memory" in done.stderr
