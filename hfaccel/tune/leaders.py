@@ -1,4 +1,4 @@
-"""The end of a search: the best trials against the default, in turn, so that luck and drift decide nothing."""
+"""The end of a search: the best trials against the default, in turn: neither luck nor drift decides."""
 
 from __future__ import annotations
 

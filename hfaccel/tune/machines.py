@@ -24,6 +24,7 @@ from hfaccel.errors import HfaccelError
 from hfaccel.plan.profile import Profile, write_profile
 from hfaccel.tune.trials import TrialFailed
 
+NO_LIMITS = Limits()
 LAUNCHER = (sys.executable, "-m", "hfaccel.commands.run")
 
 
@@ -54,7 +55,7 @@ class ModelMachine:
     ground: Ground
     work: Work
     default: Setting
-    limits: Limits = Limits()
+    limits: Limits = NO_LIMITS
     unverified: str = ""  # why results could not be compared
     _numbers: Iterator[int] = field(default_factory=itertools.count)
     _verdicts: dict[tuple[str, str], str] = field(
@@ -94,7 +95,7 @@ class ModelMachine:
     # Results: the default's, by which those of other backends and precisions are judged
 
     def _verify(self, setting: Setting, name: str) -> None:
-        """Raise TrialFailed where the results of the setting's engine are wrong. Each engine is asked once."""
+        """Raise TrialFailed where its engine's results are wrong. Each engine is asked once."""
         engine = (setting.backend, setting.precision)
         if engine == (self.default.backend, self.default.precision):
             self._reference = self._reference or name
@@ -112,7 +113,7 @@ class ModelMachine:
                     self._reference = reference
             return self._judge(setting, name).problem
         except TrialFailed as error:
-            self.unverified = f"the default, whose results others must have, failed: {error}"
+            self.unverified = f"results could not be compared with the default's: {error}"
             return ""
 
     def _judge(self, setting: Setting, name: str) -> answers.Verdict:

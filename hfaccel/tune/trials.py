@@ -31,7 +31,8 @@ class Runner(Protocol):
 class Machine(Protocol):
     """Whatever settings are measured on. `open` raises TrialFailed."""
 
-    items: int  # of the unit, in one call
+    @property
+    def items(self) -> int: ...  # of the unit, in one call
 
     def open(self, setting: Setting) -> AbstractContextManager[Runner]: ...
 
