@@ -88,12 +88,16 @@ class Task:
 def run(arguments: list[str]) -> int:
     options = parse(arguments)
     check_installed()
-    with tempfile.TemporaryDirectory(prefix="hfaccel-tune-") as folder:
-        task = prepare(options, folder)
-        if options.dry_run:
-            print(_dry(task))
-            return 0
-        return _tune(task, arguments)
+    try:
+        with tempfile.TemporaryDirectory(prefix="hfaccel-tune-") as folder:
+            task = prepare(options, folder)
+            if options.dry_run:
+                print(_dry(task))
+                return 0
+            return _tune(task, arguments)
+    except KeyboardInterrupt:  # before the first trial, or during the report
+        print("hfaccel: stopped; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
 
 
 def prepare(options: Options, folder: str) -> Task:

@@ -25,6 +25,14 @@ class Standing:
     ratio: Ratio | None = None
     problem: str = ""
 
+    @property
+    def gain(self) -> float:
+        """How many times better it is by the cautious one of two measures: stalls of a busy machine can
+        make single pairs as different as one likes."""
+        if self.ratio is None or self.score is None or self.base_score is None:
+            return 0.0
+        return min(self.ratio.median, self.base_score / self.score)
+
 
 def leaders(found: Sequence[Trial], default: Setting) -> list[Setting]:
     """The best trials, without the default."""
@@ -54,10 +62,10 @@ def winner(standings: Sequence[Standing], objective: Objective) -> Standing | No
     better = [
         one
         for one in standings
-        if one.ratio is not None and one.ratio.significant and one.ratio.median > 1
+        if one.ratio is not None and one.ratio.significant and one.gain > 1
         if one.score is not None and objective.is_kept(one.score)
     ]
-    return max(better, key=lambda one: one.ratio.median if one.ratio else 0.0, default=None)
+    return max(better, key=lambda one: one.gain, default=None)
 
 
 @dataclass

@@ -58,9 +58,9 @@ class Candidates:
 
     def propose(self, tried: Sequence[Tried]) -> Setting | None:
         """The setting with the least predicted score of those not yet tried; None where there is none."""
-        if all(one.score is None for one in tried):
-            return None
-        predicted = self.fit(tried).predict(self.matrix)
+        predicted = np.zeros(len(self.settings))
+        if any(one.score is not None for one in tried):
+            predicted = self.fit(tried).predict(self.matrix)
         predicted[[self.places[one.setting] for one in tried]] = np.inf
         best = int(predicted.argmin())
         return self.settings[best] if np.isfinite(predicted[best]) else None

@@ -96,7 +96,7 @@ def _evidence(
         told |= {
             "tuned": outcome.value(best.score),
             "default": outcome.value(best.base_score),
-            "gain": round(best.ratio.median, 3),
+            "gain": round(best.gain, 3),
             "gain_low": round(best.ratio.low, 3),
             "gain_high": round(best.ratio.high, 3),
             "pairs": best.ratio.pairs,
@@ -197,7 +197,7 @@ def _ends(outcome: Outcome) -> list[str]:
             continue
         verdict = "" if one.ratio.significant else ", which may be noise"
         lines.append(
-            f"{one.setting.label()}: {one.ratio.median:.3f} times as good as the default "
+            f"{one.setting.label()}: {one.gain:.3f} times as good as the default "
             f"({one.ratio.low:.3f} to {one.ratio.high:.3f}, {one.ratio.pairs} pairs){verdict}"
         )
     if not outcome.standings:
