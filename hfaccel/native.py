@@ -186,6 +186,7 @@ class Kernels(Protocol):
         caches: tuple[int, ...] = ...,  # addresses of each layer's keys and values
         encoded: NativePast | None = ...,  # of an encoder's tokens
         of_encoder: tuple[int, ...] = ...,  # addresses of each layer's keys and values of those
+        tail: tuple[NativeNorm, NativeMatrix, int, bool] = ...,  # address of its output, and whether bfloat16
         /,
     ) -> None: ...
     def linear(

@@ -43,13 +43,16 @@ class Axes:
         return {name: list(values) for name, values in vars(self).items() if values}
 
 
+TEXTS = Axes(precisions=("fp32", "bf16", "int8"))
 QUICK = {
+    "texts": TEXTS,
     "encoder": Axes(batch_sizes=(1, 8), lengths=(16, 128), precisions=("fp32", "bf16", "int8")),
     "decoder": Axes(
         batch_sizes=(1,), lengths=(64,), new_tokens=(16,), precisions=("bf16", "int4-weight-only")
     ),
 }
 FULL = {
+    "texts": TEXTS,
     "encoder": Axes(batch_sizes=(1, 8, 32), lengths=(128, 16, 512), precisions=("fp32", "bf16", "int8")),
     "decoder": Axes(
         batch_sizes=(1,),
@@ -67,7 +70,7 @@ def completed(axes: Axes, kind: str, quick: bool, longest: int | None) -> Axes:
     """The axes with values for those that the user left open. `longest`: tokens that the model can read."""
     usual = (QUICK if quick else FULL).get(kind, Axes(precisions=("fp32",)))
     full = _filled(_filled(axes, usual), STARTED_BY_HFACCEL_RUN)
-    if longest is None:
+    if longest is None or not full.lengths:
         return full
     if too_long := [length for length in axes.lengths if length > longest]:
         raise UsageError(f"`length <= {longest}` must hold for this model, but got {too_long[0]}")

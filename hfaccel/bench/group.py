@@ -19,6 +19,7 @@ from hfaccel.bench.side import Ground, judge, output, sides, threads_wanted
 from hfaccel.bench.statistics import Ratio, ratio_of
 from hfaccel.bench.work import Generation, Script
 from hfaccel.bench.workers import Crew, Limits, WatchedWorker
+from hfaccel.errors import HfaccelError
 
 LOOKS = 3  # as many times the pairs, at most, while a ratio is not settled
 
@@ -105,8 +106,13 @@ def _regrets(
 ) -> Mapping[str, answers.Verdict]:
     """Beyond the baseline's own, whose choices differ from the judge's where an end of text is put off."""
     files = {side.name: output(ground, side.name) for side in found}
-    with WatchedWorker(judge(ground, work, files), limits) as worker:
-        regrets = worker.sample()["regrets"]
+    try:
+        with WatchedWorker(judge(ground, work, files), limits) as worker:
+            regrets = worker.sample()["regrets"]
+    except HfaccelError as error:
+        for side in found[1:]:
+            side.crew.failure = f"its tokens could not be judged: {error}"
+        return {}
     own = regrets[found[0].name]
     return {
         side.name: answers.judge_regret(max(0.0, regrets[side.name] - own), side.setting.precision)

@@ -25,9 +25,8 @@ def measure(size: int = SIZE, rows: int = ROWS, read: int = READ) -> Callable[[]
 
 
 def limits(size: int, rows: int, read: int) -> Sample:
-    with torch.inference_mode():
-        rates = {kind: gemm_gflops(kind, size, rows) for kind in ("fp32", "bf16", "int8")}
-        return {"gemm_gflops": rates, "bandwidth_gb_s": round(bandwidth(read), 2)}
+    rates = {kind: gemm_gflops(kind, size, rows) for kind in ("fp32", "bf16", "int8")}
+    return {"gemm_gflops": rates, "bandwidth_gb_s": round(bandwidth(read), 2)}
 
 
 def gemm_gflops(kind: str, size: int, rows: int) -> float | None:
@@ -65,8 +64,9 @@ def bandwidth(size: int) -> float:
 
 def best_seconds(call: Callable[[], object], budget: float = 0.5, least: int = 3) -> float:
     times: list[float] = []
-    while len(times) < least + 1 or sum(times) < budget:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
+    with torch.inference_mode():
+        while len(times) < least + 1 or sum(times) < budget:
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
     return min(times[1:])

@@ -18,6 +18,7 @@ REPEATED: dict[str, tuple[str, ...]] = {
     "allocators": (
         *("random:bert-base", "--batch-sizes", "32", "--lengths", "128", "--backends", "eager"),
         *("--precisions", "fp32,bf16", "--allocators", "default,glibc,mimalloc,jemalloc,tcmalloc"),
+        *("--huge-pages", "off,auto"),
     ),
     "openmp": (
         *("random:bert-base", "--batch-sizes", "1", "--lengths", "16,128", "--precisions", "fp32"),

@@ -33,16 +33,6 @@ class Progress(Protocol):
     def advance(self) -> None: ...
 
 
-class Silent:
-    """Progress that nobody reads."""
-
-    def begin(self, groups: int) -> None: ...
-
-    def tell(self, text: str) -> None: ...
-
-    def advance(self) -> None: ...
-
-
 @dataclass(frozen=True)
 class Study:
     """What is to be measured, and where the results go."""

@@ -28,6 +28,7 @@ from hfaccel.host import HostFacts, Tree, read_host
 from hfaccel.plan import cpu_budget
 
 INTERRUPTED = 130
+OF_A_SCRIPT: Sample = {"backends": {"torch": ""}}  # what else a script uses is its own affair
 
 
 def run(arguments: list[str]) -> int:
@@ -60,11 +61,9 @@ def _study(planned: Study, options: Options) -> int:
 def plan(options: Options, facts: HostFacts, folder: str, command: list[str]) -> Study:
     """All that can be decided before anything is measured. Raises UsageError for what breaks a rule."""
     without = side.cleared(os.environ)
-    subject = "" if options.script else options.subject
-    ground = Ground(subject, cpu_budget(facts).threads, options.seconds, folder, without)
-    found = describe(ground, _backends_to_ask(options), options.timeout)
+    ground = Ground(options.subject, cpu_budget(facts).threads, options.seconds, folder, without)
+    found = OF_A_SCRIPT if options.script else describe(ground, _backends_to_ask(options), options.timeout)
     axes, works = works_of(options, found)
-    axes = replace(axes, backends=axes.backends or _usable(found["backends"]))
     cells = grid.cells(works, grid.settings(axes))
     problems = {cell: grid.problem(cell, facts, found["backends"]) for cell in cells}
     size = grid.group_size(study.free_mib(facts, _available), study.side_mib(found.get("weights_mib")))
@@ -98,7 +97,7 @@ def _ask(asked: Side, timeout: float) -> Sample:
 
 
 def _backends_to_ask(options: Options) -> tuple[str, ...]:
-    usual = ("torch",) if options.quick or options.script else ("torch", "onnxruntime", "openvino")
+    usual = ("torch",) if options.quick else ("torch", "onnxruntime", "openvino")
     return options.axes.backends or usual
 
 
@@ -108,12 +107,13 @@ def _usable(problems: dict[str, str]) -> tuple[str, ...]:
 
 
 def works_of(options: Options, found: Sample) -> tuple[Axes, list[Work]]:
+    """The axes without gaps, and the works that follow from them."""
+    given = replace(options.axes, backends=options.axes.backends or _usable(found["backends"]))
     if options.script:
-        return grid.completed(options.axes, "script", options.quick, None), [Script(options.script)]
+        return grid.completed(given, "script", options.quick, None), [Script(options.script)]
     kind = "texts" if options.texts else found["kind"]
-    axes = grid.completed(options.axes, kind, options.quick, found["longest"])
+    axes = grid.completed(given, kind, options.quick, found["longest"])
     if options.texts:
-        axes = replace(axes, precisions=options.axes.precisions or ("fp32", "bf16", "int8"), lengths=())
         return axes, grid.text_works(options.texts, options.text_count, options.task, axes)
     return axes, grid.shapes(axes) if kind == "encoder" else grid.generations(axes)
 
@@ -135,7 +135,10 @@ def _add_limits(planned: Study, options: Options, tell: Callable[[str], None]) -
     if planned.document["limits"] is not None or options.script or not options.roofline:
         return
     tell("measuring the limits of the machine")
-    planned.document["limits"] = _ask(side.limits(planned.ground), options.timeout)["limits"]
+    try:
+        planned.document["limits"] = _ask(side.limits(planned.ground), options.timeout)["limits"]
+    except UsageError as error:
+        print(f"hfaccel: the limits of this machine stay unknown: {error}", file=sys.stderr)
 
 
 def _available() -> int | None:

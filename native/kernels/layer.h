@@ -92,10 +92,18 @@ struct past {
                                * different lengths; `length` and `columns` are the largest */
 };
 
+/* What follows the last layer: a norm and a linear layer, as before the logits of a language model. */
+struct tail {
+  struct norm norm;
+  struct matrix head;
+  void *output; /* [rows][head.columns]; NULL: nothing follows */
+  int bf16;     /* of the output */
+};
+
 /* The arguments of one call. */
 struct call {
   const float *input; /* rows of layer->hidden */
-  float *output;      /* the same; rows of no sequence become zero */
+  float *output;      /* the same; rows of no sequence become zero. Where something follows: their norm */
   struct sequences sequences;
   struct bias bias;
   struct rotary rotary;
@@ -104,6 +112,7 @@ struct call {
   struct past past;
   struct past encoded; /* an encoder's keys and values, where layers attend to those: `length` tokens of each
                         * text, of which `seen` are seen by all tokens */
+  struct tail tail;
 };
 
 /* `count` layers of one hidden size, at least one, each of which takes what the one before it gives.

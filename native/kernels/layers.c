@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "division.h"
+#include "linear.h"
 #include "scratch.h"
 #include "work.h"
 
@@ -29,6 +30,7 @@ struct stack {
   const struct call *call;
   struct lot *lots;
   size_t lot_count;
+  struct product head; /* of the tail */
 };
 
 static void clear_padding(const struct sequences *sequences, size_t hidden, float *output)
@@ -60,9 +62,23 @@ static struct work turn(const struct stack *stack, const struct lot *lot, size_t
                        .memory = &lot->memory};
 }
 
+/* What follows the layers, when all lots are done. */
+static void finish(struct stack *stack, const struct member *member)
+{
+  const struct call *call = stack->call;
+  const size_t hidden = stack->layers[0]->hidden;
+  size_t first, last;
+  team_wait(member);
+  team_share(member, call->sequences.rows, &first, &last);
+  for (float *row = call->output + first * hidden; first < last; first++, row += hidden)
+    norm_row(&call->tail.norm, row, hidden, row);
+  team_wait(member);
+  product_share(&stack->head, member);
+}
+
 static void run(void *context, const struct member *member)
 {
-  const struct stack *stack = context;
+  struct stack *stack = context;
   if (member->rank == member->size - 1)
     clear_padding(&stack->call->sequences, stack->layers[0]->hidden, stack->call->output);
   const struct group group = group_of(member, stack->lot_count);
@@ -77,6 +93,8 @@ static void run(void *context, const struct member *member)
         layer_turn(&work, &self);
       }
   }
+  if (stack->call->tail.output != NULL)
+    finish(stack, member);
 }
 
 /* Memory */
@@ -250,15 +268,33 @@ static double multiplications(const struct layer *layer)
   return (columns + outputs + mixed) * (double)layer->hidden;
 }
 
+/* Allocates what the tail needs. ENOMEM or 0. */
+static int begin_tail(struct stack *stack, unsigned threads)
+{
+  const struct call *call = stack->call;
+  if (call->tail.output == NULL)
+    return 0;
+  stack->head = (struct product){.matrix = &call->tail.head,
+                                 .activation = ACT_NONE,
+                                 .input = (const char *)call->output,
+                                 .output = call->tail.output,
+                                 .to_bf16 = call->tail.bf16,
+                                 .rows = call->sequences.rows};
+  return product_begin(&stack->head, threads);
+}
+
 static int divided_run(struct stack *stack, const struct division *division, unsigned threads)
 {
   stack->lot_count = division->shares;
   const struct sizes sizes = sizes_of(stack, threads / (unsigned)division->shares);
   char *memory = scratch_allocate(64, lay_out(stack, division, &sizes, NULL));
-  if (memory == NULL)
+  if (memory == NULL || begin_tail(stack, threads) != 0) {
+    free(memory);
     return ENOMEM;
+  }
   lay_out(stack, division, &sizes, memory);
   team_run(threads, run, stack);
+  product_end(&stack->head);
   free(memory);
   return 0;
 }

@@ -7,6 +7,7 @@
 #include "kernel_reference.h"
 #include "kernels/attention.h"
 #include "kernels/division.h"
+#include "kernels/linear.h"
 #include "kernels/scratch.h"
 #include "kernels/team.h"
 
@@ -1075,6 +1076,42 @@ static void test_stacks(void)
       test_stack(count, threads);
 }
 
+/* A norm and a linear layer behind the layers give what they give when called on their own. */
+static void test_tail(enum kind kind, int bf16, unsigned threads)
+{
+  const size_t hidden = 32, columns = 3 * PANEL - 5;
+  const struct test_layer made = make_layer(&plain);
+  const struct layer *layers[2] = {&made.layer, &made.layer};
+  struct call call = make_call(&plain, 7, &no_buckets);
+  const size_t rows = call.sequences.rows, size = bf16 ? sizeof(uint16_t) : sizeof(float);
+  const struct matrix head = make_weight(kind, columns, hidden, 1).matrix;
+  const struct norm norm = make_norm(hidden);
+  char *expected = guarded(rows * columns, size), *got = guarded(rows * columns, size);
+  CHECK(layers_run(layers, 2, &call, threads) == 0);
+  for (size_t row = 0; row < rows; row++)
+    norm_row(&norm, call.output + row * hidden, hidden, call.output + row * hidden);
+  float *full = guarded(rows * columns, sizeof *full);
+  CHECK(linear_run(&head, ACT_NONE, call.output, full, 0, rows, threads) == 0);
+  for (size_t i = 0; i < rows * columns; i++)
+    if (bf16)
+      ((uint16_t *)expected)[i] = bf16_of(full[i]);
+    else
+      ((float *)expected)[i] = full[i];
+  call.tail = (struct tail){norm, head, got, bf16};
+  CHECK(layers_run(layers, 2, &call, threads) == 0);
+  CHECK(memcmp(got, expected, rows * columns * size) == 0);
+  guarded_release();
+}
+
+static void test_tails(void)
+{
+  available = 3;
+  for (enum kind kind = 0; kind < KINDS; kind++)
+    for (unsigned threads = 1; threads <= 3; threads++)
+      for (int bf16 = 0; bf16 < 2; bf16++)
+        test_tail(kind, bf16, threads);
+}
+
 static void *no_memory(size_t alignment, size_t size)
 {
   (void)alignment, (void)size;
@@ -1131,6 +1168,7 @@ void test_layers(void)
   test_wide_attention();
   test_nothing_to_do();
   test_stacks();
+  test_tails();
   test_no_memory();
   test_calls_at_once();
 }

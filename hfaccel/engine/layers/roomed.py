@@ -35,7 +35,18 @@ class Memory:
         self.address = tensor.data_ptr()
         self.bytes = [stride * tensor.element_size() for stride in tensor.stride()]
         self.writes = 0  # of the kernels
+        self._addresses: dict[tuple[int, int, int], tuple[int, ...]] = {}
         self.reordered: tuple[object, Memory] | None = None  # by which order, and what that gave
+
+    def addresses(self, first: int, count: int, begin: int) -> tuple[int, ...]:
+        """Of the keys and values of `count` layers from `first` on: of the token `begin`."""
+        key = first, count, begin
+        if key not in self._addresses:
+            of_layer, of_half, *_, of_token, _ = self.bytes
+            place = self.address + first * of_layer + begin * of_token
+            places = range(place, place + count * of_layer, of_layer)
+            self._addresses = {key: tuple([each for place in places for each in (place, place + of_half)])}
+        return self._addresses[key]
 
     def in_order(self, order: torch.Tensor, end: int) -> Memory:
         """The texts in this order, in a memory of its own: made once for all layers that end alike."""
@@ -56,14 +67,32 @@ class Memory:
         return Memory(tensor, self.numbers)
 
 
+class Extent:
+    """The tokens of a memory from `begin` on, up to `end`. Layers that go on together have one in common,
+    which a call moves on at once."""
+
+    __slots__ = ("begin", "end")
+
+    def __init__(self, begin: int, end: int) -> None:
+        self.begin, self.end = begin, end
+
+
 class Place:
     """A layer's place in a memory, and which tokens are its own."""
 
-    __slots__ = ("begin", "end", "is_shown", "memory", "number")
+    __slots__ = ("extent", "is_shown", "memory", "number")
 
-    def __init__(self, memory: Memory, number: int, begin: int, end: int) -> None:
-        self.memory, self.number, self.begin, self.end = memory, number, begin, end
+    def __init__(self, memory: Memory, number: int, extent: Extent) -> None:
+        self.memory, self.number, self.extent = memory, number, extent
         self.is_shown = False  # a program may hold what lies there
+
+    @property
+    def begin(self) -> int:
+        return self.extent.begin
+
+    @property
+    def end(self) -> int:
+        return self.extent.end
 
     def rows(self) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = self.memory.tensor[self.number, :, :, :, self.begin : self.end].unbind()
@@ -168,7 +197,8 @@ def _roomed(stock: Any) -> type[Any]:
             if self.is_sliding or place.is_shown or tokens_to_remove >= 0:
                 super().crop(tokens_to_remove)
             else:
-                place.end = max(place.begin, place.end + tokens_to_remove)
+                end = max(place.begin, place.end + tokens_to_remove)
+                place.extent = Extent(place.begin, end)
 
         def __reduce__(self) -> tuple[object, ...]:
             return as_ordinary(self)

@@ -14,7 +14,17 @@ import torch
 
 from hfaccel.engine.kernels import NUMBERS
 from hfaccel.engine.layers.cache_in_bytes import narrowed, row_size, widened
-from hfaccel.engine.layers.roomed import Memory, Numbers, Place, enter, held, place_of, stock_class, tokens_of
+from hfaccel.engine.layers.roomed import (
+    Extent,
+    Memory,
+    Numbers,
+    Place,
+    enter,
+    held,
+    place_of,
+    stock_class,
+    tokens_of,
+)
 from hfaccel.upstream.of_transformers import cache_classes
 
 LEAST = 64  # tokens
@@ -46,10 +56,7 @@ class Rooms:
 
     def addresses(self) -> tuple[int, ...]:
         """Of each layer's keys and values: of the first token that is shown."""
-        of_layer, of_half, *_, of_token, _ = self.memory.bytes
-        first = self.memory.address + self.first * of_layer + self.begin * of_token
-        places = range(first, first + len(self.layers) * of_layer, of_layer)
-        return tuple([address for place in places for address in (place, place + of_half)])
+        return self.memory.addresses(self.first, len(self.layers), self.begin)
 
     def clear(self) -> None:
         """What padding leaves unwritten is 0: other code multiplies it with 0."""
@@ -60,16 +67,20 @@ class Rooms:
         """The tokens of the call are in the cache."""
         self.memory.writes += 1
         end = self.end + self.columns
+        extents: dict[int, Extent] = {}
         for number, layer in enumerate(self.layers, self.first):
             window = _window(layer)
             begin = self.begin if window < 0 else max(self.begin, end - window)
-            place = place_of(layer)
-            if place is None or place.memory is not self.memory:
-                enter(layer, Place(self.memory, number, begin, end))
-            else:
-                place.begin, place.end = begin, end
+            self._enter(layer, number, extents.setdefault(begin, Extent(begin, end)))
             if window >= 0:
                 layer.cumulative_length += self.columns
+
+    def _enter(self, layer: Any, number: int, extent: Extent) -> None:
+        place = place_of(layer)
+        if place is None or place.memory is not self.memory:
+            enter(layer, Place(self.memory, number, extent))
+        else:
+            place.extent = extent
 
 
 def _window(layer: Any) -> int:
@@ -146,14 +157,14 @@ def _follow(layers: Sequence[Any]) -> bool:
     first = place_of(layers[0])
     if first is None:
         return False
-    memory, begin, end = first.memory, first.begin, first.end
+    memory, extent = first.memory, first.extent
     for number, layer in enumerate(layers, first.number):
         place = place_of(layer)
         if place is None or place.memory is not memory or place.number != number:
             return False
         if layer.is_sliding and layer.record_past:
             return False
-        if place.begin != begin or place.end != end:
+        if place.extent is not extent and (place.begin, place.end) != (extent.begin, extent.end):
             return False
     return True
 

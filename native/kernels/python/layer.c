@@ -305,19 +305,20 @@ static int take_encoded(PyObject *addresses, const struct layer *const *layers, 
 }
 
 /* run_layers(layers, threads, input, output, sequences, bias, rotary, relative[, past, caches[, encoded,
- * encoded's caches]]) -> None; None for any of the objects after sequences. rotary may be a tuple with one
- * for each layer */
+ * encoded's caches[, tail]]]) -> None; None for any of the objects after sequences. rotary may be a tuple
+ * with one for each layer; tail is (norm, matrix, output, bf16) */
 PyObject *run_layers(PyObject *module, PyObject *args)
 {
   PyObject *tuple;
   unsigned threads;
   PyObject *addresses = NULL, *of_encoder = NULL, *rotary;
   struct call call = {0};
-  if (!PyArg_ParseTuple(args, "O!O&O&O&O&O&OO&|O&O!O&O!", &PyTuple_Type, &tuple, to_threads, &threads,
-                        to_address, &call.input, to_address, &call.output, to_sequences, &call.sequences,
-                        to_bias_or_none, &call.bias, &rotary, to_relative_or_none, &call.relative,
-                        to_past_or_none, &call.past, &PyTuple_Type, &addresses, to_past_or_none,
-                        &call.encoded, &PyTuple_Type, &of_encoder))
+  if (!PyArg_ParseTuple(args, "O!O&O&O&O&O&OO&|O&O!O&O!(O&O&O&p)", &PyTuple_Type, &tuple, to_threads,
+                        &threads, to_address, &call.input, to_address, &call.output, to_sequences,
+                        &call.sequences, to_bias_or_none, &call.bias, &rotary, to_relative_or_none,
+                        &call.relative, to_past_or_none, &call.past, &PyTuple_Type, &addresses,
+                        to_past_or_none, &call.encoded, &PyTuple_Type, &of_encoder, to_norm, &call.tail.norm,
+                        to_matrix, &call.tail.head, to_address, &call.tail.output, &call.tail.bf16))
     return NULL;
   const struct layer *layers[MOST_LAYERS];
   struct cache caches[MOST_LAYERS], encoded[MOST_LAYERS];
@@ -338,7 +339,10 @@ PyObject *run_layers(PyObject *module, PyObject *args)
       return NULL;
     call.past.caches = caches;
   }
-  if (!take_encoded(of_encoder, layers, count, &call, encoded))
+  const struct matrix *head = &call.tail.head;
+  if (!take_encoded(of_encoder, layers, count, &call, encoded) ||
+      !must_hold(head->columns == 0 || (call.tail.output != NULL && head->inputs == layers[0]->hidden),
+                 "a tail with an output, and inputs of the layers' hidden size,"))
     return NULL;
   int error;
   Py_BEGIN_ALLOW_THREADS;
