@@ -78,6 +78,7 @@ class Task:
         return {
             "subject": self.options.subject,
             "work": describe(self.work),
+            "optimize": self.options.optimize,
             "objective": str(self.options.objective),
             "axes": [[axis.name, list(axis.values)] for axis in self.space.axes],
             "host": kind_of(self.facts)._asdict(),
@@ -106,7 +107,9 @@ def prepare(options: Options, folder: str) -> Task:
     throughput = options.objective.kind == "throughput"
     if options.script:
         space = make_space(facts, Asked(throughput, backends=(), work="script", fixed=options.fixed))
-        machine = ScriptMachine(options.script, options.objective, Path(folder), options.timeout, without)
+        machine = ScriptMachine(
+            options.script, options.objective, Path(folder), options.timeout, without, options.optimize
+        )
         return Task(options, facts, Script(options.script), space, machine)
     ground = Ground(options.model, cpu_budget(facts).threads, options.seconds, folder, without)
     found = bench_study.describe(ground, options.backends or BACKENDS, options.timeout)

@@ -25,6 +25,7 @@ class Options:
 
     model: str  # "" for a script
     script: tuple[str, ...]  # the script and its arguments; () for a model
+    optimize: bool  # the models that the script loads
     objective: Objective
     accuracy: str
     backends: tuple[str, ...]  # (): those that are installed
@@ -66,9 +67,12 @@ def parse(arguments: list[str]) -> Options:
     if script:
         _check_script(script, given)
     profile = Path(given.output)
+    for path in filter(None, (given.output, given.save)):
+        _check_folder(path)
     return Options(
         model=given.model or "",
         script=script,
+        optimize=given.optimize,
         objective=_objective(given, bool(script)),
         accuracy=given.accuracy,
         backends=tuple(filter(None, given.backends.split(","))),
@@ -94,8 +98,9 @@ def parse(arguments: list[str]) -> Options:
 
 def _objective(given: argparse.Namespace, is_script: bool) -> Objective:
     kind: Kind = given.objective or ("throughput" if given.limit is not None else "latency")
-    if given.maximize and not is_script:
-        raise UsageError("--maximize is for what a script reports, but a model was given; leave it out")
+    for name in ("maximize", "optimize"):
+        if getattr(given, name) and not is_script:
+            raise UsageError(f"--{name} is for a script, but a model was given; leave it out")
     if is_script and kind == "latency":
         return Objective("report", maximize=given.maximize)
     return Objective(kind, given.percentile, given.limit, given.maximize)
@@ -108,6 +113,12 @@ def _check_script(script: tuple[str, ...], given: argparse.Namespace) -> None:
         raise UsageError(
             "a script chooses its own model, but --backends, --accuracy or --texts was given; leave it out"
         )
+
+
+def _check_folder(path: str) -> None:
+    """Before an hour is spent on what cannot be written."""
+    if not Path(path).resolve().parent.is_dir():
+        raise UsageError(f"a file must be in a folder that exists, but got {path!r}")
 
 
 def _fixed(text: str) -> tuple[str, Value]:
@@ -142,6 +153,7 @@ def _add_goal(group: argparse._ArgumentGroup) -> None:
         "--percentile", type=float, default=50.0, metavar="P", help="of latency, and of the limit (50)"
     )
     group.add_argument("--limit", type=float, metavar="MS", help="throughput while latency is within this")
+    group.add_argument("--optimize", action="store_true", help="the models that the script loads")
     group.add_argument("--maximize", action="store_true", help="what the script reports (default: minimize)")
     group.add_argument(
         "--accuracy", default="exact", metavar="CLASS", help=f"what results may lose: {', '.join(ACCURACIES)}"

@@ -36,6 +36,7 @@ class ScriptMachine:
     folder: Path
     limit: float  # seconds of a run
     without: tuple[str, ...] = ()  # variables that no run inherits
+    optimize: bool = False  # the models that the script loads
     items: int = 1
     reports: bool | None = None  # whether the runs so far have reported; None: there was none
     _numbers: Iterator[int] = field(default_factory=itertools.count)
@@ -75,10 +76,11 @@ class ScriptMachine:
 
     def _run(self, profile: Path, file: Path) -> float:
         environment = {name: value for name, value in os.environ.items() if name not in self.without}
+        optimize = ("--optimize",) if self.optimize else ()
         with tempfile.TemporaryFile() as said:
             start = time.monotonic()
             code = self._wait(
-                [*launcher(profile, None), *self.command], {**environment, FILE: str(file)}, said
+                [*launcher(profile, None), *optimize, *self.command], {**environment, FILE: str(file)}, said
             )
             seconds = time.monotonic() - start
             if code != 0:

@@ -56,6 +56,12 @@ def test_a_script_runs_with_the_knobs_of_its_trial(machine):
     assert sampled(machine(code), Setting(threads=1, wait_policy="passive"))["seconds"] == 4
 
 
+def test_the_models_of_a_script_can_be_optimized(machine):
+    counted = machine("import os, hfaccel; hfaccel.tune.report(int(os.environ['HFACCEL_AUTO']) + 4)")
+    counted.optimize = True
+    assert sampled(counted)["seconds"] == 5
+
+
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two instances need two cores")
 def test_instances_do_runs_together(machine):
     counted = machine("import time; time.sleep(0.4)", Objective("throughput"))
