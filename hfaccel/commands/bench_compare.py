@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from hfaccel.bench.compare import SLOWER, compare, differences, only_in_one
 from hfaccel.bench.results import read
+from hfaccel.bench.verdicts import SLOWER, compare, differences, only_in_one
 from hfaccel.commands import bench_tables
 from hfaccel.errors import UsageError
 

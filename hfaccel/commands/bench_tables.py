@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from hfaccel.bench import grid
-from hfaccel.bench.compare import Row
 from hfaccel.bench.results import Document
 from hfaccel.bench.setting import Setting
 from hfaccel.bench.study import Study
+from hfaccel.bench.verdicts import Row
 from hfaccel.bench.work import work_of
 from hfaccel.commands.bench_progress import readable
 from hfaccel.tables import render

@@ -12,10 +12,10 @@ import pytest
 
 from hfaccel.bench import results
 from hfaccel.bench.cell import cell, failed
-from hfaccel.bench.compare import EQUAL, FASTER, OPEN, SLOWER, compare, differences, only_in_one
 from hfaccel.bench.conditions import Conditions
 from hfaccel.bench.setting import Setting
 from hfaccel.bench.statistics import ratio_of
+from hfaccel.bench.verdicts import EQUAL, FASTER, OPEN, SLOWER, compare, differences, only_in_one
 from hfaccel.bench.work import Shapes, Texts
 from hfaccel.errors import UsageError
 
