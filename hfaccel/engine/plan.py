@@ -20,7 +20,7 @@ PLAN = "_hfaccel_model_plan"  # attribute of a model
 # The order in which replacements are applied; those of other packages come last.
 ORDER = (
     *("linear", "experts", "layer", "padding", "convolution", "region"),
-    *("embeddings", "stack", "shortcut", "outside"),
+    *("embeddings", "stack", "shortcut", "token", "outside"),
 )
 
 

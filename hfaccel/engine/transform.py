@@ -31,6 +31,7 @@ from hfaccel.engine.models.dependence import compute_where_read
 from hfaccel.engine.models.outside import find_outside
 from hfaccel.engine.models.padding import find_padding
 from hfaccel.engine.models.shortcut import shorten
+from hfaccel.engine.models.token import find_tokens
 from hfaccel.engine.plan import PLAN, ModelPlan, Step, apply_steps, keep, plan_of, steps_now
 from hfaccel.engine.weights.checkpoints import is_quantized
 from hfaccel.engine.weights.checkpoints.conversion import Converted, convert
@@ -115,6 +116,8 @@ def transform(
     shortened = {step.path for step in steps}  # a shortcut stands in the place of the step for padding
     superseded = (step for step in draft.steps if step.replacement == "padding" and step.path in shortened)
     draft.notes += [step.outcome() for step in superseded]
+    draft.note(steps, left)
+    steps, left = find_tokens(model)
     draft.note(steps, left)
     draft.add(find_outside(model))
     draft.notes.append(_pages(arena))

@@ -13,6 +13,7 @@ import torch
 
 from hfaccel.engine.calls.regimes import kernels_needed
 from hfaccel.engine.layers.slots import Piece, Slots, SlotsRefused
+from hfaccel.engine.models.token_path import VARYING
 from hfaccel.upstream.of_transformers import cache_classes
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 # stays far below, tokens that see others than their own are far above.
 TOLERANCE = 0.05
 TRIAL = tuple(range(3, 15))  # tokens
-VARYING = frozenset(("longrope", "dynamic"))  # kinds of rotary positions that depend on the length
 
 
 class Feed(NamedTuple):
@@ -110,6 +110,7 @@ class OwnLanes:
 
     def __init__(self, model: PreTrainedModel, count: int, reason: str) -> None:
         self.count, self.reason, self._model = count, reason, model
+        self._placed = takes_positions(model)
         self._caches: dict[int, Any] = {}
 
     def compute(self, feeds: Sequence[Feed]) -> Computed:
@@ -131,12 +132,14 @@ class OwnLanes:
     def _call(self, feed: Feed) -> torch.Tensor:
         if not feed.past:
             self._caches[feed.slot] = cache_classes()[0](config=self._model.config)
-        mask = torch.ones(1, feed.past + len(feed.ids), dtype=torch.long)
+        end = feed.past + len(feed.ids)
+        placed = {"position_ids": torch.arange(feed.past, end)[None]} if self._placed else {}
         logits: torch.Tensor = self._model(
             input_ids=torch.tensor([[*feed.ids]]),
-            attention_mask=mask,
+            attention_mask=torch.ones(1, end, dtype=torch.long),
             past_key_values=self._caches[feed.slot],
             use_cache=True,
+            **placed,
         ).logits
         return logits
 
@@ -187,9 +190,14 @@ def _unchanged_up_to(module: Any) -> int:
     return int(min(said))
 
 
+def takes_positions(model: PreTrainedModel) -> bool:
+    """Such a model gets positions that begin at 0, as from `generate`. RoBERTa would count them otherwise."""
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
 def slots_problem(model: PreTrainedModel, tokens: int = 0) -> str:
     """Why the model cannot compute with slots of so many tokens; "" where it can."""
-    if "position_ids" not in inspect.signature(model.forward).parameters:
+    if not takes_positions(model):
         return "the model's forward takes no position_ids"
     if problem := reach_of(model).problem(tokens):
         return problem
@@ -197,7 +205,8 @@ def slots_problem(model: PreTrainedModel, tokens: int = 0) -> str:
     try:
         got = _trial(lanes)
         with torch.inference_mode():
-            expected = model(input_ids=torch.tensor([TRIAL])).logits[0]
+            positions = torch.arange(len(TRIAL))[None]
+            expected = model(input_ids=torch.tensor([TRIAL]), position_ids=positions).logits[0]
     except Exception as error:  # noqa: BLE001 - whatever a foreign forward raises is the reason
         return str(error) if isinstance(error, SlotsRefused) else f"{type(error).__name__}: {error}"
     if lanes.slots.written != set(range(model.config.get_text_config().num_hidden_layers)):

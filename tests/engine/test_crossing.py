@@ -38,7 +38,18 @@ def stock(name):
     torch.manual_seed(0)
     if name == "T5":
         return transformers.T5ForConditionalGeneration(transformers.T5Config(**SHARED, **T5)).eval()
+    if name == "GPT-2":  # whose keys and values are one projection
+        return encoder_and_gpt2()
     return transformers.BartForConditionalGeneration(transformers.BartConfig(**SHARED, **BART)).eval()
+
+
+def encoder_and_gpt2():
+    text = dict(vocab_size=100, hidden_size=64, num_hidden_layers=2, num_attention_heads=4)
+    encoder = transformers.BertConfig(**text, intermediate_size=128, max_position_embeddings=64)
+    decoder = transformers.GPT2Config(vocab_size=100, n_embd=64, n_layer=3, n_head=4, n_positions=256)
+    config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = 1, 0, 2
+    return transformers.EncoderDecoderModel(config).eval()
 
 
 class Both:
@@ -83,7 +94,7 @@ def assert_same(got, expected, ends=(None,) * 4):
                 torch.testing.assert_close(own[:, :end], wanted[:, :end], rtol=1e-4, atol=1e-4)
 
 
-@pytest.fixture(params=["BART", "T5"])
+@pytest.fixture(params=["BART", "T5", "GPT-2"])
 def both(request):
     return Both(request.param)
 
@@ -181,6 +192,8 @@ def test_a_hook_on_the_encoders_projection_is_called(both):
     path = "decoder.block.0.layer.1.EncDecAttention.k"
     if "Bart" in type(both.models[0]).__name__:
         path = "model.decoder.layers.0.encoder_attn.k_proj"
+    if "EncoderDecoder" in type(both.models[0]).__name__:
+        path = "decoder.transformer.h.0.crossattention.c_attn"
     hooks = [
         model.get_submodule(path).register_forward_hook(lambda *given: calls.append(1) or given[2] * 0.5)
         for model in both.models

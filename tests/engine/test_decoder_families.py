@@ -258,10 +258,3 @@ def test_queries_that_are_clipped_are_left_alone():
     config = transformers.OlmoConfig(**GROUPED, vocab_size=200, clip_qkv=8.0)
     fast = hfaccel.optimize(AutoModelForCausalLM.from_config(config).eval())
     assert not families_in(fast)
-
-
-def test_layers_with_cross_attention_are_left_alone():
-    torch.manual_seed(0)
-    config = transformers.GPT2Config(**GPT, vocab_size=200, add_cross_attention=True, is_decoder=True)
-    fast = hfaccel.optimize(AutoModelForCausalLM.from_config(config).eval())
-    assert not families_in(fast)

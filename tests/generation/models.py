@@ -121,6 +121,7 @@ CAUSAL: dict[str, tuple[str, dict[str, Any]]] = {
     "Persimmon": ("PersimmonForCausalLM", WHOLE),
     "EXAONE 4": ("Exaone4ForCausalLM", {**TEXT, **NARROW}),
     "BioGPT": ("BioGptForCausalLM", WHOLE),
+    "RoBERTa": ("RobertaForCausalLM", {**WHOLE, **UNTIED, "is_decoder": True}),
     "DeepSeek-V3": (
         "DeepseekV3ForCausalLM",
         {**TEXT, **dict(num_key_value_heads=8, n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1)}
@@ -179,7 +180,7 @@ ENCODER_DECODER: dict[str, tuple[str, dict[str, Any]]] = {
 NAMES = [*CAUSAL, *ENCODER_DECODER]
 # Their decoders' layers run in the kernels.
 CROSSING = ["T5", "T5, gated", "T5, tied", "mT5", "UMT5", "BART", "BART, tied", "mBART", "Marian", "Pegasus"]
-CROSSING += ["M2M100", "BlenderbotSmall", "Whisper"]
+CROSSING += ["M2M100", "BlenderbotSmall", "LED", "Whisper", "Speech2Text", "ViT and GPT-2"]
 
 # What rarer arguments and caches are tried on: plain, with a window, both, without rotary positions, with
 # experts and sinks; and with an encoder.

@@ -274,3 +274,13 @@ def test_models_that_generate_and_their_reasons():
     assert "layer 0 runs its own forward" in reasons["Qwen2-MoE"]
     assert "only the kernels" in scheduler(stock("Llama")).lanes.reason
     assert set(reasons) <= set(CAUSAL)
+
+
+@pytest.mark.parametrize("make", [stock, optimized])
+def test_positions_are_those_of_generate(make):
+    """They begin at 0. RoBERTa itself would begin behind the number of the padding token."""
+    made = scheduler(make("RoBERTa"))
+    assert bool(made.lanes.reason) is (make is stock)
+    asked = [ask(made, tokens(size, size))[1] for size in (3, 7)]
+    run(made)
+    assert [told.tokens for told in asked] == [alone("RoBERTa", tokens(size, size)) for size in (3, 7)]

@@ -10,8 +10,8 @@ from torch import nn
 
 from hfaccel.engine.calls.followed import read_spans
 from hfaccel.engine.layers.caches import cache_problem
-from hfaccel.engine.layers.call import MASK, Mask, Sample
-from hfaccel.engine.layers.decoder import DecoderCall, Filled
+from hfaccel.engine.layers.call import HIDDEN, MASK, Mask, Sample
+from hfaccel.engine.layers.decoder import DecoderCall, EagerDecoderCall, Filled, additive
 from hfaccel.engine.layers.encoded import (
     Encoded,
     from_cache,
@@ -23,6 +23,7 @@ from hfaccel.engine.layers.encoded import (
 )
 from hfaccel.engine.layers.native_layer import NativeLayer
 from hfaccel.engine.layers.parts import Parts, head_size, inputs_of
+from hfaccel.engine.layers.rooms import new_cache
 from hfaccel.engine.replacements import Keywords
 from hfaccel.upstream.of_transformers import PAIRS
 
@@ -134,7 +135,7 @@ class CrossCall(DecoderCall):
     @staticmethod
     def sample(layer: nn.Module, parts: Parts, padding: torch.Tensor, generator: torch.Generator) -> Sample:
         masks, arguments = DecoderCall.sample(layer, parts, padding, generator)
-        size = inputs_of(layer.get_submodule(parts.cross_key))
+        size = inputs_of(layer.get_submodule(parts.of_encoder[0]))
         arguments[STATES] = torch.randn(len(padding), FilledPair.TOKENS, size, generator=generator)
         return masks, arguments
 
@@ -163,8 +164,33 @@ class CrossCall(DecoderCall):
         return found, last.keys.float(), last.values.float()
 
     @staticmethod
+    def empty_cache() -> Any:
+        return PAIRS.value()(new_cache(), new_cache())
+
+    @staticmethod
     def of_model(layer: nn.Module, parts: Parts, hidden: torch.Tensor) -> Keywords:
-        size = inputs_of(layer.get_submodule(parts.cross_key))
+        size = inputs_of(layer.get_submodule(parts.of_encoder[0]))
         generator = torch.Generator().manual_seed(1)
         states = torch.randn(len(hidden), FilledPair.TOKENS, size, generator=generator)
         return {STATES: states.to(hidden.dtype)}
+
+
+class EagerCrossCall(EagerDecoderCall, CrossCall):
+    """Of a layer with eager attention, to which masks are passed that are added to the scores."""
+
+    __slots__ = ()
+    needs_ids: ClassVar[bool] = True  # TrOCR and Speech2Text count positions from them
+
+    @staticmethod
+    def sample(layer: nn.Module, parts: Parts, padding: torch.Tensor, generator: torch.Generator) -> Sample:
+        masks, arguments = CrossCall.sample(layer, parts, padding, generator)
+        return additive(masks), arguments
+
+    @classmethod
+    def variants(cls, layer: nn.Module, parts: Parts, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:
+        for mask, more in super().variants(layer, parts, masks):
+            assert mask is not None
+            if STATES_MASK in more:
+                shown = torch.where(more[STATES_MASK], 0.0, HIDDEN).expand(-1, -1, mask.shape[2], -1)
+                more = {**more, STATES_MASK: shown}
+            yield mask, more

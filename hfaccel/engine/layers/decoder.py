@@ -60,6 +60,7 @@ class DecoderCall(Call):
     ordered: ClassVar[tuple[str, ...]] = ()  # names of arguments that are passed by position
     own_window: ClassVar[bool] = False  # the layer hides what is beyond its window, and not the mask
     gives_pair: ClassVar[bool] = False  # the layer returns hidden states and attention weights
+    needs_ids: ClassVar[bool] = False  # the model computes nothing from embeddings alone
 
     def __init__(self, layer: NativeLayer) -> None:
         super().__init__(layer)
@@ -214,6 +215,11 @@ class DecoderCall(Call):
         return torch.zeros_like(padding)
 
     @staticmethod
+    def empty_cache() -> Any:
+        """For the trial of all layers."""
+        return new_cache()
+
+    @staticmethod
     def of_model(layer: nn.Module, parts: Parts, hidden: torch.Tensor) -> Keywords:
         """What the model is given besides hidden states in the trial of all its layers."""
         return {}
@@ -248,7 +254,8 @@ class EagerDecoderCall(DecoderCall):
     def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
         if self.slots is not None:
             return super().see(hidden, mask, unpad)
-        if mask is None or not mask.is_floating_point():
+        sees_all = mask is None and hidden.shape[1] == 1 and self.layer.window < 0
+        if not sees_all and (mask is None or not mask.is_floating_point()):
             return "no attention mask was passed that is added to the scores"
         if problem := super().see(hidden, mask, unpad):
             return problem

@@ -94,10 +94,16 @@ def from_states(
         memory = torch.empty((len(layers), 2, batch, heads, tokens, size), dtype=dtype)
     with torch.no_grad():
         for layer, halves in zip(layers, memory, strict=True):
-            for linear, half in zip(layer.of_encoder, halves, strict=True):
-                made = linear(texts).view(len(texts), tokens, heads, size).transpose(1, 2)
+            for rows, half in zip(_projected(layer, texts), halves, strict=True):
+                made = rows.view(len(texts), tokens, heads, size).transpose(1, 2)
                 half.copy_(made if texts is states else made[alike])
     return Encoded(memory.flatten(0, 1).unbind(), alike)
+
+
+def _projected(layer: NativeLayer, texts: torch.Tensor) -> Sequence[torch.Tensor]:
+    """A layer's keys and values of these states, all heads in a row."""
+    made = [linear(texts) for linear in layer.of_encoder]
+    return [rows.contiguous() for rows in made[0].chunk(2, -1)] if len(made) == 1 else made
 
 
 def keep(encoded: Encoded, pair: Any, indices: Sequence[int]) -> None:

@@ -58,8 +58,7 @@ class NativeLayer:
             hooks for _, _, child in self.links for hooks in (child._forward_hooks, child._forward_pre_hooks)
         ]
         self.linears = parts.linears(layer)
-        of_encoder = (parts.cross_key, parts.cross_value)  # what multiplies an encoder's states
-        self.of_encoder = [attrgetter(path)(layer) for path in of_encoder if path]
+        self.of_encoder = [attrgetter(path)(layer) for path in parts.of_encoder]
         # A part may have been wrapped since (by peft, for one): then it has no packed weight.
         weights = [linear._parameters.get("weight") for linear in self.linears]
         self.memories = [getattr(weight, "memory", None) for weight in weights]

@@ -18,8 +18,9 @@ from hfaccel.engine.weights.linear import is_linear
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """Paths of a layer's parts, starting at the layer. One projection may do the work of several: `qkv`,
-    `gate_up` (gate first). Norms come after the residual additions; with `norm_first`, `attention_norm` comes
-    before attention and `output_norm` before the feed-forward. An empty path: there is no such norm."""
+    `gate_up` (gate first, unless `up_first`). Norms come after the residual additions; with `norm_first`,
+    `attention_norm` comes before attention and `output_norm` before the feed-forward. An empty path: there is
+    no such norm."""
 
     attention: str
     attention_output: str
@@ -44,11 +45,13 @@ class Parts:
     cross_query: str = ""
     cross_key: str = ""
     cross_value: str = ""
+    cross_key_value: str = ""  # instead of the two: keys first
     cross_output: str = ""
     cross_norm: str = ""  # its place is that of the other norms
     norm_first: bool = False
     by_head: bool = False  # qkv gives key, value and their queries, queries first, then those of the next key
     groups: int = 1  # qkv gives queries, keys and values of the first part of the heads, then of the next
+    up_first: bool = False
     values_first: bool = False  # of these, values come before keys
     unscaled: bool = False  # scores are the products of queries and keys
     norms_rotated: bool = False  # query_norm and key_norm come after rotary positions
@@ -71,7 +74,12 @@ class Parts:
 
     @property
     def cross_projections(self) -> tuple[str, ...]:
-        return tuple(filter(None, (self.cross_query, self.cross_key, self.cross_value, self.cross_output)))
+        return tuple(filter(None, (self.cross_query, *self.of_encoder, self.cross_output)))
+
+    @property
+    def of_encoder(self) -> tuple[str, ...]:
+        """Paths of the linear layers that multiply an encoder's states: of keys and values, or of both."""
+        return tuple(filter(None, (self.cross_key_value or self.cross_key, self.cross_value)))
 
     @property
     def attention_inputs(self) -> tuple[str, ...]:
@@ -225,4 +233,5 @@ def layout(parts: Parts, layer: nn.Module) -> tuple[int, bool, int]:
 def split_gate_up(parts: Parts, layer: nn.Module) -> list[tuple[nn.Linear, slice]]:
     joint: nn.Linear = attrgetter(parts.gate_up)(layer)
     half = outputs_of(joint) // 2
-    return split(joint, half, half)
+    pieces = split(joint, half, half)
+    return pieces[::-1] if parts.up_first else pieces

@@ -35,10 +35,17 @@ class Rooms:
     and show the same tokens of it."""
 
     def __init__(
-        self, layers: Sequence[Any], memory: Memory, first: int, begin: int, end: int, columns: int
+        self,
+        layers: Sequence[Any],
+        memory: Memory,
+        first: int,
+        extent: Extent,
+        columns: int,
+        moves: bool = False,
     ) -> None:
-        self.layers, self.memory, self.first = layers, memory, first
-        self.begin, self.end, self.columns = begin, end, columns
+        """`moves`: all layers have this extent, and keep what it shows."""
+        self.layers, self.memory, self.first, self.columns = layers, memory, first, columns
+        self.begin, self.end, self._moved = extent.begin, extent.end, extent if moves else None
 
     @property
     def past(self) -> int:
@@ -67,6 +74,9 @@ class Rooms:
         """The tokens of the call are in the cache."""
         self.memory.writes += 1
         end = self.end + self.columns
+        if self._moved is not None:
+            self._moved.end = end
+            return
         extents: dict[int, Extent] = {}
         for number, layer in enumerate(self.layers, self.first):
             window = _window(layer)
@@ -135,13 +145,24 @@ def make_rooms(
     cache: Any, indices: Sequence[int], shape: tuple[int, int, int, int], numbers: Numbers
 ) -> Rooms:
     """As hfaccel.engine.layers.caches.make_rooms."""
+    following = follow_on(cache, indices, shape, numbers)
+    if following is not None:
+        return following
+    layers = [layer_of(cache, index) for index in indices]
+    past = tokens_in(cache, indices[0])
+    return Rooms(layers, _grown(layers, past, shape, numbers), 0, Extent(0, past), shape[2])
+
+
+def follow_on(
+    cache: Any, indices: Sequence[int], shape: tuple[int, int, int, int], numbers: Numbers
+) -> Rooms | None:
+    """Room behind what these layers show, if they lie together in a memory that has some."""
     layers = [layer_of(cache, index) for index in indices]
     first = place_of(layers[0])
-    if first is not None and _has_room(first, shape, numbers) and _follow(layers):
-        return Rooms(layers, first.memory, first.number, first.begin, first.end, shape[2])
-    past = tokens_in(cache, indices[0])
-    memory = _grown(layers, past, shape, numbers)
-    return Rooms(layers, memory, 0, 0, past, shape[2])
+    if first is None or not _has_room(first, shape, numbers) or not _follow(layers):
+        return None
+    moves = not any(layer.is_sliding for layer in layers)
+    return Rooms(layers, first.memory, first.number, first.extent, shape[2], moves)
 
 
 def _has_room(place: Place, shape: tuple[int, int, int, int], numbers: Numbers) -> bool:
@@ -153,7 +174,8 @@ def _has_room(place: Place, shape: tuple[int, int, int, int], numbers: Numbers) 
 
 
 def _follow(layers: Sequence[Any]) -> bool:
-    """Whether the layers show, one after another, the same tokens of one memory."""
+    """Whether the layers show, one after another, the same tokens of one memory. From then on they have their
+    extent in common."""
     first = place_of(layers[0])
     if first is None:
         return False
@@ -164,8 +186,10 @@ def _follow(layers: Sequence[Any]) -> bool:
             return False
         if layer.is_sliding and layer.record_past:
             return False
-        if place.extent is not extent and (place.begin, place.end) != (extent.begin, extent.end):
-            return False
+        if place.extent is not extent:
+            if (place.begin, place.end) != (extent.begin, extent.end):
+                return False
+            place.extent = extent
     return True
 
 

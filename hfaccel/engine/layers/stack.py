@@ -24,6 +24,7 @@ from hfaccel.engine.layers.course import Course
 from hfaccel.engine.layers.layer import FusedLayer, call_problem
 from hfaccel.engine.layers.native_layer import NativeLayer
 from hfaccel.engine.layers.parts import layer_index, window
+from hfaccel.engine.layers.stack_trial import rows_of, trial_of
 from hfaccel.engine.layers.trial import sample
 from hfaccel.engine.replacements import (
     Arguments,
@@ -257,41 +258,15 @@ def _list_of_layers(module: nn.Module) -> str:
 def _trial(module: nn.Module, name: str) -> str:
     """Run the module's forward both ways on random input; "" where they agree."""
     layers: Any = module.get_submodule(name)
-    dtype = _rows_of(module)
+    dtype = rows_of(module)
     hidden, (mask, *_), _ = sample(layers[0], layers[0].hfaccel_family, dtype=dtype)
-    decodes = is_decoder(module, name)
+    run = trial_of(module, layers[0])
     with torch.inference_mode(), unwatched(layers):
         try:
-            expected, got = (
-                _decode(each, hidden, layers[0]) if decodes else _encode(each, hidden, mask)
-                for each in (module, together(module, name))
-            )
+            expected, got = (run(each, hidden, mask) for each in (module, together(module, name)))
         except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
             return f"{type(error).__name__}: {error}"
     problem = difference(expected, got, TOLERANCE if dtype is torch.float32 else ROUNDED)
     if not problem:
         trust([module])
     return problem
-
-
-def _rows_of(module: nn.Module) -> torch.dtype:
-    """The type of the rows that the module's own forward takes: a LayerNorm takes those of its weight's type
-    alone."""
-    norms = (each.weight for each in module.modules() if isinstance(each, nn.LayerNorm))
-    return next((weight.dtype for weight in norms if weight is not None), torch.float32)
-
-
-def _encode(module: nn.Module, hidden: torch.Tensor, mask: torch.Tensor | None) -> object:
-    given = () if mask is None else (mask,)
-    return module.forward(hidden.clone(), *given)[0]
-
-
-def _decode(module: nn.Module, hidden: torch.Tensor, layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Some tokens, and one more that follows them."""
-    forward = type(module).forward
-    family = layer.hfaccel_family
-    given = {"use_cache": True, **family.call.of_model(layer, family, hidden)}
-    first: Any = forward(module, inputs_embeds=hidden[:, :-1], **given)
-    past = first.past_key_values
-    second: Any = forward(module, inputs_embeds=hidden[:, -1:], past_key_values=past, **given)
-    return first.last_hidden_state, second.last_hidden_state

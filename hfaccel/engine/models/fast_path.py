@@ -19,7 +19,7 @@ from torch import nn
 from hfaccel.engine.kernels import ACTIVATIONS, Activation
 from hfaccel.engine.layers.call import Call
 from hfaccel.engine.layers.embeddings import FusedEmbeddings, Sum, summed
-from hfaccel.engine.layers.stack import FusedStack
+from hfaccel.engine.layers.stack import FusedDecoder, FusedStack
 from hfaccel.engine.replacements import Arguments, Keywords
 from hfaccel.engine.weights.linear import PackedModule
 
@@ -163,10 +163,12 @@ def named_ids(model: Any) -> list[int]:
 
 def _parts(model: nn.Module) -> tuple[FusedEmbeddings, FusedStack] | None:
     """The part that looks up embeddings and the part that runs the layers; None unless there is exactly one
-    of each."""
+    of each, and for a decoder."""
     embeddings = [module for module in model.modules() if isinstance(module, FusedEmbeddings)]
     stacks = [module for module in model.modules() if isinstance(module, FusedStack)]
-    return (embeddings[0], stacks[0]) if len(embeddings) == len(stacks) == 1 else None
+    if len(embeddings) != 1 or len(stacks) != 1 or isinstance(stacks[0], FusedDecoder):
+        return None
+    return embeddings[0], stacks[0]
 
 
 def _call(model: nn.Module, ids: torch.Tensor) -> tuple[Any, dict[nn.Module, _Note]]:

@@ -13,15 +13,13 @@ from typing import Any, TypeGuard
 import torch
 from torch import nn
 
-from hfaccel.engine.calls.code import current
-from hfaccel.engine.calls.guards import GLOBAL_HOOKS, is_watched
+from hfaccel.engine.calls.guards import is_watched
 from hfaccel.engine.calls.ragged import whole
-from hfaccel.engine.calls.settings import own_settings
-from hfaccel.engine.calls.snapshot import Held, Snapshot
 from hfaccel.engine.calls.trials import difference
 from hfaccel.engine.kernels import kernels
 from hfaccel.engine.layers.call import Call
 from hfaccel.engine.layers.stack import natives_of
+from hfaccel.engine.models.around import Around, has_own_ways
 from hfaccel.engine.models.fast_path import (
     FastPath,
     NoFastPath,
@@ -67,7 +65,7 @@ class ShortModel(PaddedModel):
             return outside_of_graphs(self, args, kwargs)
         if not (self._hfaccel_is_changed() or torch.is_grad_enabled() or is_watched()):
             shortcut = self.shortcut()
-            usable = not isinstance(shortcut, str) and shortcut.config is self.__dict__.get("config")
+            usable = not isinstance(shortcut, str) and shortcut.around.config is self.__dict__.get("config")
             result = shortcut(args, kwargs) if usable else None  # type: ignore[operator]
             if result is not None:
                 return result
@@ -106,18 +104,13 @@ class Shortcut:
     """A model's fast path, valid while nothing has changed since it was found."""
 
     def __init__(self, model: nn.Module, fast_path: FastPath) -> None:
-        self.fast_path = fast_path
-        modules = list(_outside(model, fast_path.layers))
-        hooks = [table for each in modules for table in (each._forward_hooks, each._forward_pre_hooks)]
-        self.config = model.config
-        self.code = current(modules)  # the trial of this shortcut will run this code
-        self.unchanged = Snapshot(_held(model, modules), (*hooks, *GLOBAL_HOOKS), (), modules[1:])
+        self.fast_path, self.around = fast_path, Around(model, fast_path.layers)
         self.places: Places | None = None
 
     def __call__(self, args: Arguments, kwargs: Keywords) -> Mapping[str, torch.Tensor] | None:
         """The model's result for these arguments; None if the model's own forward has to compute it."""
         given = _given(self.fast_path, args, kwargs)
-        if given is None or not self.unchanged.holds() or not self.code.holds():
+        if given is None or not self.around.holds():
             return None
         places = self.places
         if places is None or not places.unchanged.holds():
@@ -184,25 +177,6 @@ def _has(numbers: torch.Tensor, value: int) -> bool:
     return kernels().count(numbers.data_ptr(), numbers.numel(), value) > 0
 
 
-def _outside(model: nn.Module, layers: nn.ModuleList) -> Iterator[nn.Module]:
-    """All modules except the layers and their parts; layers check themselves."""
-    yield model
-    for child in model.children():
-        if child is not layers:
-            yield from _outside(child, layers)
-
-
-def _held(model: nn.Module, modules: list[nn.Module]) -> Iterator[Held]:
-    for each in modules:
-        yield from ((each._modules, name, child) for name, child in each._modules.items())
-        if each is not model:
-            yield vars(each), "forward", None
-            yield vars(each), "training", False
-            yield from ((vars(each), name, value) for name, value in own_settings(each))
-    config = vars(model.config)
-    yield from ((config, name, value) for name, value in config.items())
-
-
 def shorten(model: nn.Module) -> tuple[list[Step], list[Outcome]]:
     """Give a shortcut to every model inside `model` that can have one. Returns the steps, and the report's
     lines about the others."""
@@ -226,9 +200,7 @@ def shorten(model: nn.Module) -> tuple[list[Step], list[Outcome]]:
 def _find(model: nn.Module) -> Shortcut | str:
     if any(each.training for each in model.modules()):
         return TRAINS
-    if any(
-        each._forward_hooks or each._forward_pre_hooks or "forward" in vars(each) for each in model.modules()
-    ):
+    if has_own_ways(model):
         return "a part of it has a hook, or a forward other than its class's"
     try:
         shortcut = Shortcut(model, fast_path_of(model))

@@ -1,11 +1,14 @@
-"""BART, Whisper and other models from fairseq: encoders, and decoders with attention over these."""
+"""BART, Whisper and other models from fairseq: encoders, and decoders with attention over these. Attention
+of Speech2Text and of BigBird-Pegasus' decoder is eager.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from hfaccel.engine.layers.crossing import CrossCall
+from hfaccel.engine.layers.crossing import CrossCall, EagerCrossCall
 from hfaccel.engine.layers.families.base import Family
+from hfaccel.engine.layers.families.markuplm import Eager
 
 WHISPER = Family(
     name="Whisper",
@@ -32,9 +35,11 @@ DECODER = replace(
     cross_output="encoder_attn.out_proj",
     cross_norm="encoder_attn_layer_norm",
 )
-FAMILIES = (
+FAMILIES: tuple[Family, ...] = (
     WHISPER,
     replace(WHISPER, name="BART", norm_first=False),
     DECODER,
     replace(DECODER, name="BART decoder", norm_first=False),
+    replace(WHISPER, name="Speech2Text", call=Eager),
+    replace(DECODER, name="Speech2Text decoder", call=EagerCrossCall),
 )

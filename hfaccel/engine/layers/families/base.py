@@ -171,8 +171,8 @@ def _direction_problem(family: Family, layer: nn.Module, attention: nn.Module) -
     """Why the layer's tokens do not see those that the family says."""
     if getattr(attention, "is_causal", family.call.follows) is not family.call.follows:
         return "its attention is not causal" if family.call.follows else "it is a decoder's layer"
-    is_other = getattr(layer, "is_decoder", False) and not family.cross_attention
-    return "it is a decoder's layer" if is_other else ""
+    decodes = any(getattr(each, "is_decoder", False) for each in (layer, attention))
+    return "it is a decoder's layer" if decodes and not family.call.follows else ""
 
 
 def _cross_problem(family: Family, layer: nn.Module, attention: nn.Module) -> str:

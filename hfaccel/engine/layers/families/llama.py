@@ -4,7 +4,7 @@ feed-forward has no gate."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -14,14 +14,18 @@ from hfaccel.engine.layers.families.base import Family
 from hfaccel.engine.layers.mixtures import logits_problem
 
 
+def for_neighbours(embeddings: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The first half of cosines and sines, each number twice."""
+    return (each.chunk(2, -1)[0].repeat_interleave(2, -1) for each in embeddings)
+
+
 class Halves(DecoderCall):
     """GLM: of cosines and sines the first half counts, each number for two neighbours."""
 
     __slots__ = ()
 
     def rotate(self, hidden: torch.Tensor, embeddings: Iterable[torch.Tensor]) -> str:
-        halves = (each.chunk(2, -1)[0].repeat_interleave(2, -1) for each in embeddings)
-        return super().rotate(hidden, halves)
+        return super().rotate(hidden, for_neighbours(embeddings))
 
 
 class MixtureCall(DecoderCall):

@@ -7,12 +7,17 @@ from dataclasses import replace
 from hfaccel.engine.layers.families.base import Family
 from hfaccel.engine.layers.families.bert import BERT
 
-FAMILIES: tuple[Family, ...] = (
-    replace(
-        BERT,
-        name="RoBERTa-PreLayerNorm",
-        attention_norm="attention.LayerNorm",
-        output_norm="intermediate.LayerNorm",
-        norm_first=True,
-    ),
+PRELAYERNORM = replace(
+    BERT,
+    name="RoBERTa-PreLayerNorm",
+    attention_norm="attention.LayerNorm",
+    output_norm="intermediate.LayerNorm",
+    norm_first=True,
 )
+XL = replace(
+    PRELAYERNORM,
+    name="XLM-RoBERTa-XL",
+    attention_norm="attention.self_attn_layer_norm",
+    output_norm="LayerNorm",
+)
+FAMILIES: tuple[Family, ...] = (PRELAYERNORM, XL)

@@ -79,7 +79,7 @@ class FirstBiasOfDecoder(OwnBiasOfDecoder):
         self.bias = self.passed[0].float().contiguous()
         return ""
 
-    def give(self, result: torch.Tensor) -> object:
+    def give(self, result: torch.Tensor) -> tuple[object, ...]:
         assert self.bias is not None
         passed = self.bias[None].to(result.dtype)
         if self.states is None:
@@ -131,9 +131,10 @@ def _decoder(name: str, call: type[CrossCall], gated: bool) -> Family:
     )
 
 
+GATED_DECODER = _decoder("T5 gated decoder", FirstBiasOfDecoder, gated=True)
 FAMILIES = (
     _decoder("T5 decoder", FirstBiasOfDecoder, gated=False),
-    _decoder("T5 gated decoder", FirstBiasOfDecoder, gated=True),
+    GATED_DECODER,
     _decoder("UMT5 decoder", OwnBiasOfDecoder, gated=False),
     _decoder("UMT5 gated decoder", OwnBiasOfDecoder, gated=True),
 )

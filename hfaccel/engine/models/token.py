@@ -1,0 +1,158 @@
+"""A language model that computes one more token of each text without its own forwards.
+
+generate() calls a model once for each token. Of a small model's token, Python takes up to half the time: it
+makes a mask, positions and several objects, and finds its working set evicted by the weights at every step.
+And where threads wait passively, each call of the kernels has to wake them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfaccel.engine.calls.guards import is_watched
+from hfaccel.engine.calls.trials import ROUNDED, TOLERANCE, difference
+from hfaccel.engine.layers.decoder import CACHE
+from hfaccel.engine.layers.rooms import new_cache
+from hfaccel.engine.layers.stack import FusedDecoder
+from hfaccel.engine.models.around import has_own_ways
+from hfaccel.engine.models.fast_path import NoFastPath, ordinary_ids
+from hfaccel.engine.models.next_token import IDS, NextToken, is_one_token
+from hfaccel.engine.models.outside import outside_of_graphs
+from hfaccel.engine.models.token_path import TokenPath, token_path_of
+from hfaccel.engine.plan import Step
+from hfaccel.engine.replacements import Find, ModuleReplacement, Settings, register
+from hfaccel.outcome import Outcome
+from hfaccel.replacement import replace
+
+NEXT = "_hfaccel_token"  # attribute of a model: its NextToken, or why there is none
+NOT_SOUGHT = "it has not been searched for yet"
+TRAINS = "a part of it is in training mode"
+_seeking = threading.Lock()
+
+
+@register
+class TokenModel(ModuleReplacement):
+    """A language model with a way past its own forward, taken by the calls that allow it."""
+
+    hfaccel_name = "token"
+    hfaccel_signatures = ("forward",)
+    hfaccel_own = (NEXT,)
+
+    @classmethod
+    def hfaccel_apply(cls, module: nn.Module, settings: Settings, find: Find) -> None:
+        replace(module, cls)
+
+    def hfaccel_forget_places(self) -> None:
+        self.__dict__.pop(NEXT, None)
+
+    def train(self, mode: bool = True) -> TokenModel:
+        self.hfaccel_forget_places()
+        super().train(mode)
+        return self
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        if torch.compiler.is_dynamo_compiling() and not self.training:
+            return outside_of_graphs(self, args, kwargs)
+        if not args and is_one_token(kwargs) and not self._hfaccel_is_changed():
+            found = self._hfaccel_next_token()
+            result = None if isinstance(found, str) else found(kwargs)
+            if result is not None:
+                return result
+        return super().forward(*args, **kwargs)
+
+    def _hfaccel_is_changed(self) -> bool:
+        return self.training or "forward" in self.__dict__ or torch.is_grad_enabled() or is_watched()
+
+    def _hfaccel_next_token(self) -> NextToken | str:
+        """A copy or a loaded model looks for the path at its second token."""
+        found: NextToken | str | None = self.__dict__.get(NEXT)
+        if found is None:
+            found = self.__dict__[NEXT] = NOT_SOUGHT
+        elif found is NOT_SOUGHT and _seeking.acquire(blocking=False):  # a fork may have copied it locked
+            try:
+                found = _find(self)
+            finally:
+                _seeking.release()
+            if found is not TRAINS:
+                self.__dict__[NEXT] = found
+        return found
+
+
+def find_tokens(model: nn.Module) -> tuple[list[Step], list[Outcome]]:
+    """Give a path for tokens to every model inside `model` that can have one. Returns the steps, and the
+    report's lines about the others."""
+    steps: list[Step] = []
+    left: list[Outcome] = []
+    for path, module in list(model.named_modules()):
+        if not _is_candidate(module):
+            continue
+        found = _find(module)
+        if isinstance(found, str):
+            left.append(Outcome(type(module).__name__, False, f"every token runs its own forward ({found})"))
+        else:
+            TokenModel.hfaccel_apply(module, {}, model.get_submodule)
+            module.__dict__[NEXT] = found
+            reason = "a token that follows others need not run its own forward"
+            steps.append(Step(path, "token", {}, type(module).__name__, reason))
+    return steps, left
+
+
+def _is_candidate(module: Any) -> bool:
+    return (
+        hasattr(module, "save_pretrained")
+        and not isinstance(module, ModuleReplacement)
+        and callable(getattr(module, "get_output_embeddings", None))
+        and module.get_output_embeddings() is not None
+        and any(isinstance(each, FusedDecoder) for each in module.modules())
+    )
+
+
+def _find(model: Any) -> NextToken | str:
+    if any(each.training for each in model.modules()):
+        return TRAINS
+    if has_own_ways(model):
+        return "a part of it has a hook, or a forward other than its class's"
+    try:
+        with torch.inference_mode():
+            return _tried(model, token_path_of(model))
+    except NoFastPath as error:
+        return str(error)
+    except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
+        return f"{type(error).__name__}: {error}"
+
+
+def _tried(model: Any, path: TokenPath) -> NextToken | str:
+    """The path, or how some tokens that it computes differ from the model's own."""
+    made: NextToken | None = None
+    for batch, length in ((1, 3), (2, 5)):
+        ids, caches = ordinary_ids(model, batch, length + 2), (new_cache(), new_cache())
+        for cache in caches:
+            model.forward(input_ids=ids[:, :length], past_key_values=cache, use_cache=True)
+        for token in ids[:, length:].split(1, 1):
+            own, ours = ({IDS: token.contiguous(), CACHE: cache, "use_cache": True} for cache in caches)
+            expected = model.forward(**own)
+            made = made or NextToken(model, path, expected)
+            if problem := _difference(expected, made(ours)):
+                return problem
+    assert made is not None
+    return made
+
+
+def _difference(expected: Any, got: Any) -> str:
+    if got is None:
+        return "an ordinary call cannot use it"
+    if type(got) is not type(expected) or list(got) != list(expected):
+        return f"it returns {', '.join(expected)}"
+    tolerance = TOLERANCE if expected.logits.dtype is torch.float32 else ROUNDED
+    own, ours = ((result.logits, *_numbers(result.past_key_values)) for result in (expected, got))
+    return difference(own, ours, tolerance)
+
+
+def _numbers(cache: Any) -> Iterator[torch.Tensor]:
+    for layer in cache.layers:
+        yield from (layer.keys, layer.values)
