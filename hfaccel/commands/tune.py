@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfaccel.bench import results, side, study
+from hfaccel.bench import conditions, results, side, study
 from hfaccel.bench.pairs import Sample
 from hfaccel.bench.side import Ground
 from hfaccel.bench.work import Generation, Script, Shapes, Texts, Work, describe
@@ -54,7 +54,7 @@ class Task:
     space: Space
     machine: ModelMachine | ScriptMachine
 
-    def outcome(self, found: list[Trial], standings: list[Standing]) -> Outcome:
+    def outcome(self, found: list[Trial], standings: list[Standing], notes: tuple[str, ...] = ()) -> Outcome:
         unverified = getattr(self.machine, "unverified", "")
         return Outcome(
             self.options.subject,
@@ -65,6 +65,7 @@ class Task:
             found,
             standings,
             unverified,
+            notes,
         )
 
     @property
@@ -152,7 +153,7 @@ def _tune(task: Task, arguments: list[str]) -> int:
     options = task.options
     found: list[Trial] = []
     standings: list[Standing] = []
-    code = 0
+    code, before = 0, conditions.look(())
     with open_study(options.storage, task.identity(), options.seed) as study, _progress() as bar:
         search = Search(study, task.space, options.objective, task.machine, options.samples, found=found)
         try:
@@ -163,7 +164,8 @@ def _tune(task: Task, arguments: list[str]) -> int:
         found = search.found
     if code:
         print("hfaccel: stopped; the same command goes on from here", file=sys.stderr)
-    _report(task.outcome(found, standings), task, arguments, finished=not code)
+    notes = conditions.between(before, conditions.look(())).notes  # processes that have ended count as own
+    _report(task.outcome(found, standings, notes), task, arguments, finished=not code)
     return code
 
 

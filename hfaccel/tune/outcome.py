@@ -32,6 +32,7 @@ class Outcome:
     found: Sequence[Trial]
     standings: Sequence[Standing] = ()
     unverified: str = ""
+    notes: Sequence[str] = ()  # what else happened on the machine
 
     @property
     def best(self) -> Standing | None:
@@ -44,7 +45,7 @@ class Outcome:
     def value(self, score: float | None) -> str:
         if score is None:
             return "-"
-        unit = self.unit if self.objective.is_kept(score) else "times beyond the limit"
+        unit = self.unit if self.objective.is_kept(score) else "times the limit"
         shown = self.objective.value(score) if self.objective.is_kept(score) else score / 1e6
         return f"{shown:.4g} {unit}".strip()
 
@@ -103,7 +104,7 @@ def _evidence(
         }
     if outcome.unverified:
         told["unverified"] = outcome.unverified
-    return told
+    return told | ({"notes": list(outcome.notes)} if outcome.notes else {})
 
 
 # As data
@@ -122,6 +123,7 @@ def tuning(outcome: Outcome) -> dict[str, object]:
         "importances": _importances(outcome),
         "leaders": [_standing(outcome, one, numbers) for one in outcome.standings],
         "unverified": outcome.unverified,
+        "notes": list(outcome.notes),
     }
 
 
@@ -191,6 +193,7 @@ def _why(outcome: Outcome) -> list[str]:
 
 def _ends(outcome: Outcome) -> list[str]:
     lines = [f"not verified: {outcome.unverified}"] if outcome.unverified else []
+    lines += [f"meanwhile {note}: figures are less certain" for note in outcome.notes]
     for one in outcome.standings:
         if one.ratio is None:
             lines.append(f"{one.setting.label()}: not compared with the default: {one.problem}")
