@@ -54,7 +54,7 @@ class Search:
         return self.found
 
     def _read(self) -> None:
-        """The trials of the storage; those that were under way when the process was killed are ended."""
+        """The trials of the storage; those that were under way when the search was stopped are ended."""
         import optuna
 
         stored = self.study.get_trials(deepcopy=False)
@@ -115,11 +115,7 @@ class Search:
     def _measure(self, trial: optuna.Trial, setting: Setting) -> None:
         best = min((each.score for each in self.found if each.score is not None), default=math.inf)
         number = len(self.found)
-        try:
-            done = attempt(self.machine, setting, self.objective, self.samples, best, number)
-        except BaseException:
-            self._tell(trial, None)
-            raise
+        done = attempt(self.machine, setting, self.objective, self.samples, best, number)
         trial.set_user_attr(KEPT, {**asdict(done), "setting": setting.to_dict()})
         self._tell(trial, done.score)
         self.found.append(done)
