@@ -13,6 +13,7 @@ TYPE_CHECKING = False  # typing alone would cost half of this package's import
 if TYPE_CHECKING:
     from hfaccel import memory as memory
     from hfaccel import serve as serve
+    from hfaccel import tune as tune
     from hfaccel.comparison import compare as compare
     from hfaccel.configuration import configure as configure
     from hfaccel.errors import HfaccelError as HfaccelError
@@ -42,6 +43,7 @@ _PUBLIC = {
     "restore": ("hfaccel.optimization", "restore"),
     "serve": ("hfaccel.serve", ""),
     "save": ("hfaccel.saving", "save"),
+    "tune": ("hfaccel.tune", ""),
 }
 __all__ = [*sorted(_PUBLIC)]
 

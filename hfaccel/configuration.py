@@ -13,7 +13,10 @@ from hfaccel.apply.program import settings_of_program
 from hfaccel.errors import UsageError
 from hfaccel.host import HostFacts, read_host
 from hfaccel.outcome import Outcome
-from hfaccel.plan import Goal, Plan, Slot, make_plan, rank_slot
+from hfaccel.plan import Goal, Plan, Slot, make_plan, memory, rank_slot
+from hfaccel.plan.make import within
+from hfaccel.plan.placement import INSTANCES
+from hfaccel.plan.profile import Profile, check_host, read_profile
 
 
 class Reach(IntEnum):
@@ -25,6 +28,9 @@ class Reach(IntEnum):
 
 
 REACHES = {False: Reach.ASKED, "auto": Reach.HARMLESS, True: Reach.ALL}  # by the argument of optimize()
+
+
+NO_PROFILE = Profile()
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class Configuration:
     program: Mapping[str, str] = field(default_factory=dict)  # knob -> how the program had set it before
     reach: Reach = Reach.ALL
     hooks: tuple[Outcome, ...] = ()  # on forks and on the starts of child processes
+    profile: Profile = NO_PROFILE  # of this call or the last one that gave one
 
     def to_dict(self) -> dict[str, object]:
         return {
@@ -52,7 +59,7 @@ _current: Configuration | None = None
 _left: Mapping[str, str] = {}  # knob -> how undo() has left it: not the program's doing
 
 
-def configure(**overrides: object) -> Configuration:
+def configure(*, profile: str | os.PathLike[str] | None = None, **overrides: object) -> Configuration:
     """Set the running process up: threads, affinity, memory policy, and glibc's malloc where that serves it.
 
     Without arguments, a second call changes nothing and returns the first's answer. `overrides` are
@@ -61,14 +68,18 @@ def configure(**overrides: object) -> Configuration:
     does what the program has set by itself before, such as torch.set_num_threads. Call it
     before threads are started: memory that they already hold keeps its old arenas.
 
+    `profile`: a file that `hfaccel tune` wrote. Its knobs replace what the rules would choose; what only
+    hfaccel-run can carry out is left to `hfaccel-run --profile`.
+
     Ranks that torchrun or mpirun started on one machine (LOCAL_RANK, LOCAL_WORLD_SIZE) share its cores
     between them. Child processes get the affinity mask that this process had before, unless you ask for
     `affinity` yourself; a forked child starts threads of its own instead of hanging in OpenMP.
     `hfaccel.configuration.undo()` puts back what can be put back.
 
-    Raises UsageError for an unknown knob or value; what the system refuses is an Outcome with its reason.
+    Raises UsageError for an unknown knob or value, and for a profile of another kind of host; what the system
+    refuses is an Outcome with its reason.
     """
-    return _set_up(Reach.ALL, overrides)
+    return _set_up(Reach.ALL, overrides, None if profile is None else read_profile(profile))
 
 
 def configure_for_model(wanted: bool | str = "auto", **overrides: object) -> Configuration:
@@ -116,12 +127,12 @@ def weights_placed() -> Iterator[None]:
         yield
 
 
-def _set_up(reach: Reach, overrides: dict[str, object]) -> Configuration:
+def _set_up(reach: Reach, overrides: dict[str, object], profile: Profile | None = None) -> Configuration:
     global _current
     before = _current
-    if before is not None and not overrides and reach <= before.reach:
+    if before is not None and not overrides and profile is None and reach <= before.reach:
         return before
-    planned = _planned(max(reach, before.reach) if before else reach, overrides)
+    planned = _planned(max(reach, before.reach) if before else reach, overrides, profile)
     installed = _install_hooks(planned, before)
     kept = {outcome.subject: outcome for outcome in planned.outcomes}
     done = kept | (_done(before, planned.plan, overrides) if before else {})
@@ -130,20 +141,45 @@ def _set_up(reach: Reach, overrides: dict[str, object]) -> Configuration:
     return _current
 
 
-def _planned(reach: Reach, overrides: dict[str, object]) -> Configuration:
+def _planned(reach: Reach, overrides: dict[str, object], profile: Profile | None = None) -> Configuration:
     """What is to be done now; `outcomes` are those of knobs that are left as they are."""
     facts, before = read_host(), _current
     wanted = {**(before.overrides if before else {}), **overrides}
     # A rank keeps its place: later its own mask is smaller than its parent's.
     slot = before.slot if before else rank_slot(facts, os.environ)
     program = _of_program(facts, before)
-    plan = make_plan(facts, Goal("process", wanted, dict(os.environ), slot=slot, program=program))
+    tuned = profile or (before.profile if before else NO_PROFILE)
+    if profile is not None and (before is None or before.profile.host != profile.host):
+        _check_profile(profile, facts, slot)
+    goal = Goal("process", wanted, dict(os.environ), _of_process(tuned, facts), slot, program)
+    plan = make_plan(facts, goal)
     left = [
         Outcome(knob, False, f"left to configure(): {step.why}")
         for knob, step in process.STEPS.items()
         if reach < (Reach.HARMLESS if step.harmless else Reach.ALL) and knob not in wanted
     ]
-    return Configuration(facts, wanted, plan, tuple(left), slot, program, reach)
+    return Configuration(facts, wanted, plan, tuple(left), slot, program, reach, profile=tuned)
+
+
+def _check_profile(profile: Profile, facts: HostFacts, slot: Slot | None) -> None:
+    """Raise UsageError for a profile of another kind of host, or of more processes than run here."""
+    started, wanted = os.environ.get(INSTANCES, "1"), profile.request().instances or 1
+    if started != "1":
+        facts = within(facts, facts.limits.parent_affinity or facts.limits.affinity)
+    elif slot is not None:
+        facts = within(facts, slot.cpus)
+    check_host(profile, facts)
+    if str(wanted) not in ("1", started):
+        raise UsageError(
+            f"a profile of {wanted} instances must be given to hfaccel-run, which starts them, but "
+            f"{profile.path!r} was given to configure() in one process; use hfaccel-run --profile"
+        )
+
+
+def _of_process(profile: Profile, facts: HostFacts) -> dict[str, object]:
+    """The knobs of a profile, without an allocator that serves malloc already."""
+    preloaded = memory.preloaded_allocator(facts)
+    return {name: value for name, value in profile.knobs.items() if name != "allocator" or not preloaded}
 
 
 def _of_program(facts: HostFacts, before: Configuration | None) -> dict[str, str]:

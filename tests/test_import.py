@@ -144,7 +144,7 @@ print(json.dumps({first: kinds(first) for first in hfaccel.__all__}))
 def test_public_names_resolve_whichever_is_used_first():
     # Importing hfaccel.optimize, the module, sets an attribute of that name on the package: it must not
     # take the place of the function.
-    kinds = {"HfaccelError": "type", "memory": "module", "serve": "module"}
+    kinds = {"HfaccelError": "type", "memory": "module", "serve": "module", "tune": "module"}
     expected = {name: kinds.get(name, "function") for name in hfaccel.__all__}
     assert in_fresh_process(RESOLVE) == dict.fromkeys(hfaccel.__all__, expected)
 
@@ -153,7 +153,7 @@ def test_importing_a_module_does_not_hide_the_function_of_its_name():
     code = """
 import importlib, importlib.util, json
 import hfaccel
-functions = [name for name in hfaccel.__all__ if name not in ("memory", "serve")]
+functions = [name for name in hfaccel.__all__ if name not in ("memory", "serve", "tune")]
 for name in functions:
     if importlib.util.find_spec(f"hfaccel.{name}"):
         importlib.import_module(f"hfaccel.{name}")

@@ -14,7 +14,7 @@ import pytest
 import hfaccel
 
 LISTING = Path(__file__).with_name("public.txt")
-MODULES = ("hfaccel.memory", "hfaccel.serve", "hfaccel.backends")
+MODULES = ("hfaccel.memory", "hfaccel.serve", "hfaccel.backends", "hfaccel.tune")
 OF_MEMORY = ("coverage", "empty", "pack_", "release", "share")  # the others are for the house
 
 

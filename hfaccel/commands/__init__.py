@@ -22,6 +22,7 @@ VERBS = {
     "info": "what this machine and container allow, and the plan for them",
     "doctor": "check the environment; exit code 0, 1 (warnings) or 2 (errors)",
     "bench": "measure a model or a script of yours on this machine: hfaccel bench MODEL --quick",
+    "tune": "find the best settings for a model or a script: hfaccel tune MODEL",
     "run": "start a Python program in the best environment (the same as hfaccel-run)",
 }
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from hfaccel.errors import UsageError
 from hfaccel.host import parse_number_list
 from hfaccel.launcher import Settings
-from hfaccel.plan import Request, check_knobs
+from hfaccel.plan import Request
+from hfaccel.plan.profile import Profile, read_profile
 
 USAGE = """hfaccel-run [options] [--] script.py [arguments]
        hfaccel-run [options] -m module [arguments]
@@ -27,7 +27,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Settings, list[
     _check_contradictions(options)
     settings = Settings(
         overrides=_overrides(options),
-        profile={} if options.profile is None else read_profile(options.profile),
+        profile=Profile() if options.profile is None else read_profile(options.profile),
         request=_request(options),
         instance=options.instance_idx,
         python=not options.no_python,
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and start nothing")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.add_argument("--verbose", action="store_true", help="print the plan, then start the program")
-    parser.add_argument("--profile", metavar="FILE", help="knobs and values as JSON, found by tuning")
+    parser.add_argument("--profile", metavar="FILE", help="settings that hfaccel tune found")
     _add_libraries(parser.add_argument_group("libraries"))
     _add_places(parser.add_argument_group("threads and places"))
     _add_instances(parser.add_argument_group("several instances"))
@@ -176,7 +176,7 @@ def _check_contradictions(options: argparse.Namespace) -> None:
         ),
         (options.no_bind and options.cores_list, "binding or none", "--no-bind and --cores-list"),
         (
-            options.instance_idx is not None and not _asks_for_instances(options),
+            options.instance_idx is not None and not (options.profile or _asks_for_instances(options)),
             "--instance-idx with a number of instances",
             "--instance-idx alone; add --ninstances",
         ),
@@ -226,21 +226,3 @@ def _list(option: str, text: str | None) -> tuple[int, ...] | None:
         return parse_number_list(text)
     except ValueError as error:
         raise UsageError(f"{option}: {error}") from None
-
-
-def read_profile(path: str) -> dict[str, object]:
-    """Knobs and values from a JSON file: `{"threads": 4, "allocator": "jemalloc"}`."""
-    import json
-
-    try:
-        profile = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(
-            f"a profile must be a readable file, but {path!r} is not ({error.strerror})"
-        ) from None
-    except ValueError as error:
-        raise UsageError(f"a profile must be JSON, but {path!r} is not: {error}") from None
-    if not isinstance(profile, dict):
-        raise UsageError(f"a profile must map knobs to values, but {path!r} holds {type(profile).__name__}")
-    check_knobs(profile, f"a setting of the profile {path!r}")
-    return profile

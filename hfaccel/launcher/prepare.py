@@ -15,9 +15,11 @@ from hfaccel.apply.preload import preload_trial
 from hfaccel.errors import ScriptError, UsageError
 from hfaccel.host import HostFacts, Library, read_host
 from hfaccel.plan import Choice, Goal, Plan, Request, Slot, advice, make_plan, place, rank_slot
+from hfaccel.plan.make import within
+from hfaccel.plan.placement import INSTANCE, INSTANCES
+from hfaccel.plan.profile import Profile, check_host
 
 STARTED = "HFACCEL_RUN"  # PID of the process that hfaccel-run became
-INSTANCE, INSTANCES = "HFACCEL_INSTANCE", "HFACCEL_INSTANCES"
 AUTO = "HFACCEL_AUTO"
 
 
@@ -25,7 +27,7 @@ class Settings(NamedTuple):
     """What the user asks of hfaccel-run."""
 
     overrides: Mapping[str, object] = MappingProxyType({})  # knob -> value
-    profile: Mapping[str, object] = MappingProxyType({})  # knob -> value
+    profile: Profile = Profile()
     request: Request = Request()
     instance: int | None = None  # start only this instance
     python: bool = True  # False: the program is an executable
@@ -75,8 +77,23 @@ def prepare(program: Sequence[str], settings: Settings, environment: Mapping[str
     check_start(environment, settings)
     command = python_command(program) if settings.python else executable_command(program)
     facts = read_host()
+    settings = _with_profile(facts, settings, environment)
     slots = _slots(facts, settings, environment)
     return tuple(_launch(command, facts, settings, environment, slot) for slot in slots)
+
+
+def _with_profile(facts: HostFacts, settings: Settings, environment: Mapping[str, str]) -> Settings:
+    """The settings with the instances of the profile, unless the user asks for some places."""
+    rank, profile = rank_slot(facts, environment), settings.profile
+    check_host(profile, facts if rank is None else within(facts, rank.cpus))
+    request = profile.request() if settings.request == Request() else settings.request
+    if rank is not None and profile.instances and request.instances != 1:
+        raise UsageError(
+            "a profile with instances must be used by one process on this machine, but "
+            f"{profile.path!r} has {request.instances} and this is rank {rank.instance} of {rank.instances}; "
+            "start the program without torchrun or mpirun"
+        )
+    return settings._replace(request=request)
 
 
 def _slots(facts: HostFacts, settings: Settings, environment: Mapping[str, str]) -> tuple[Slot | None, ...]:
@@ -103,7 +120,7 @@ def _launch(
     environment: Mapping[str, str],
     slot: Slot | None,
 ) -> Launch:
-    goal = Goal("launch", settings.overrides, environment, settings.profile, slot)
+    goal = Goal("launch", settings.overrides, environment, settings.profile.knobs, slot)
     plan, notes = plan_with_working_preload(facts, goal)
     variables = launch_environment(plan, environment)
     if slot is not None:

@@ -19,17 +19,17 @@ def make_plan(facts: HostFacts, goal: Goal) -> Plan:
     check_knobs(goal.overrides, "a setting")
     check_knobs(goal.profile, "a setting of a profile")
     if goal.slot is not None:
-        facts = _within(facts, goal.slot.cpus)
+        facts = within(facts, goal.slot.cpus)
     choices = {knob.name: _choose(knob, facts, goal) for knob in KNOBS}
     affinity = choices["affinity"]
     asked = goal.overrides.get("affinity", "auto") not in ("auto", None) or affinity.source == "profile"
     if asked and affinity.value is not None:
         # The other rules see the mask that was asked for, so that threads do not exceed its cores.
-        within = _within(facts, affinity.value)
+        place = within(facts, affinity.value)
         if goal.slot is not None:
-            threads = min(goal.slot.threads, cpu_budget(within).threads)
+            threads = min(goal.slot.threads, cpu_budget(place).threads)
             goal = goal._replace(slot=goal.slot._replace(cpus=affinity.value, threads=threads))
-        rest = {knob.name: _choose(knob, within, goal) for knob in KNOBS if knob.name != "affinity"}
+        rest = {knob.name: _choose(knob, place, goal) for knob in KNOBS if knob.name != "affinity"}
         choices.update(rest)
     return Plan(tuple(choices.values()))
 
@@ -41,7 +41,8 @@ def check_knobs(settings: Mapping[str, object], what: str) -> None:
         raise UsageError(f"{what} must be one of {known}, but got {', '.join(unknown)}")
 
 
-def _within(facts: HostFacts, cpus: tuple[int, ...]) -> HostFacts:
+def within(facts: HostFacts, cpus: tuple[int, ...]) -> HostFacts:
+    """The facts for a process that is bound to these CPUs."""
     return facts._replace(limits=facts.limits._replace(affinity=cpus))
 
 
@@ -58,11 +59,13 @@ def _choose(knob: Knob, facts: HostFacts, goal: Goal) -> Choice:
         value = goal.environment.get(variable)
         if value:
             return Choice(knob.name, None, _kept(knob, variable, value, facts, goal), "environment")
-    if goal.profile.get(knob.name, "auto") not in ("auto", None):
-        return Choice(knob.name, knob.parse(goal.profile[knob.name], facts), "tuned", "profile")
+    tuned = goal.profile.get(knob.name, "auto")
+    value = None if tuned in ("auto", None) else knob.parse(tuned, facts)
     if goal.scope not in knob.scopes:
         where = "hfaccel-run" if knob.scopes == ("launch",) else "configure()"
         return Choice(knob.name, None, f"{where} sets it: it takes effect only there", "rule")
+    if tuned not in ("auto", None):
+        return Choice(knob.name, value, "tuned", "profile")
     value, reason = knob.rule(facts, goal)
     return Choice(knob.name, value, reason, "rule")
 

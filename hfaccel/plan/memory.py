@@ -23,7 +23,7 @@ def allocator(facts: HostFacts, goal: Goal) -> Decision:
         if facts.libc == "glibc":
             return "glibc", "no other allocator was found; glibc's thresholds keep freed activations"
         return None, f"no allocator was found, and the libc ({facts.libc}) has no such settings"
-    preloaded = _preloaded_allocator(facts)
+    preloaded = preloaded_allocator(facts)
     if preloaded:
         return None, f"{preloaded} serves malloc already"
     if facts.libc == "glibc":
@@ -31,7 +31,7 @@ def allocator(facts: HostFacts, goal: Goal) -> Decision:
     return None, f"a running process cannot change its allocator, and the libc is {facts.libc}"
 
 
-def _preloaded_allocator(facts: HostFacts) -> str:
+def preloaded_allocator(facts: HostFacts) -> str:
     for path in facts.mapped:
         name = path.rpartition("/")[2]
         if name.startswith(("libmimalloc", "libjemalloc", "libtcmalloc")):

@@ -10,6 +10,10 @@ from hfaccel.host import HostFacts, format_number_list, is_number
 from hfaccel.plan.budget import Cores, quota_threads, usable_cores
 
 Mode = Literal["latency", "throughput"]
+INSTANCE, INSTANCES = (
+    "HFACCEL_INSTANCE",
+    "HFACCEL_INSTANCES",
+)  # variables: the number of this one, and of all
 LATENCY_CORES = 4  # of an instance in latency mode, as in run_cpu and ipexrun
 # The number of this process on this machine, and how many there are: by torchrun, Open MPI and Intel MPI.
 RANKS = (

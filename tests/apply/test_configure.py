@@ -18,6 +18,7 @@ from hfaccel.errors import UsageError
 from hfaccel.host import read_host
 from hfaccel.plan import KNOBS, cpu_budget
 from hfaccel.plan.memory import usable_memory
+from hfaccel.plan.profile import Profile, kind_of, write_profile
 
 XEON = read_host(Path(__file__).parent.parent / "hosts/xeon-2-sockets.txt")  # CPUs 0-15, siblings 8 apart
 APPLIED = {"affinity", "memory_policy", "allocator", "threads", "interop_threads"}
@@ -145,6 +146,59 @@ def test_memory_that_is_retained_otherwise_is_applied(configure, monkeypatch):
     assert len(Counting.reserved) == 1
     configure(retained_memory="64M")
     assert len(Counting.reserved) == 2
+
+
+@pytest.fixture
+def profile(tmp_path):
+    def write(facts=XEON, **tables):
+        path = tmp_path / "profile.toml"
+        path.write_text(write_profile(Profile(host=kind_of(facts)._asdict(), **tables)))
+        return path
+
+    return write
+
+
+def test_a_profile_replaces_the_rules(configure, profile):
+    done = configure(profile=profile(knobs={"threads": 3, "omp_wait_policy": "active"}))
+    assert torch.get_num_threads() == 3
+    assert done.plan["threads"].source == "profile"
+    assert done.plan["omp_wait_policy"].reason == "hfaccel-run sets it: it takes effect only there"
+
+
+def test_a_profile_stays_and_an_argument_wins_over_it(configure, profile):
+    path = profile(knobs={"threads": 3, "affinity": "0-3"})
+    configure(profile=path)
+    assert configure(threads=2).plan["affinity"].value == (0, 1, 2, 3)
+    assert torch.get_num_threads() == 2
+    assert configure(profile=path).plan["threads"].source == "user"  # the mask has 4 cores by now
+
+
+def test_what_is_harmless_follows_the_profile(configure, profile):
+    configure(profile=profile(knobs={"threads": 3}))
+    assert configuration.configure_for_model().plan["threads"].value == 3
+
+
+def test_a_profile_of_another_host_changes_nothing(configure, machine, profile):
+    other = read_host(Path(__file__).parent.parent / "hosts/graviton3.txt")
+    with pytest.raises(UsageError, match="its architecture is aarch64, here x86_64"):
+        configure(profile=profile(other, knobs={"threads": 3}))
+    assert configuration._current is None
+
+
+def test_a_profile_of_several_processes_is_for_the_launcher(configure, profile, machine, monkeypatch):
+    path = profile(instances={"count": 2, "cores": 4}, knobs={"threads": 4})
+    with pytest.raises(UsageError, match="use hfaccel-run --profile"):
+        configure(profile=path)
+    monkeypatch.setenv("HFACCEL_INSTANCES", "2")  # its half of the CPUs
+    limits = replace(XEON.limits, affinity=(0, 1, 2, 3), parent_affinity=XEON.limits.affinity)
+    machine["facts"] = replace(XEON, limits=limits)
+    assert configure(profile=path).plan["threads"].value == 4
+
+
+@pytest.mark.parametrize("value", [3, b"profile.toml", ["profile.toml"]])
+def test_a_profile_is_a_path(configure, value):
+    with pytest.raises(UsageError, match="a profile must be a path"):
+        configure(profile=value)
 
 
 @pytest.mark.parametrize("settings", [{"thread": 1}, {"threads": 0}, {"allocator": "nonsense"}])

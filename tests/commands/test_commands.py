@@ -91,7 +91,9 @@ def test_every_verb_refuses_an_unknown_option(verb):
 
 def test_every_file_of_the_package_is_a_verb():
     files = {path.stem for path in Path(commands.__file__).parent.glob("*.py")}
-    parts = {"run_options"} | {file for file in files if file.startswith("bench_")}  # of run and bench
+    parts = {"run_options", "tune_options"} | {
+        file for file in files if file.startswith("bench_")
+    }  # of run, tune and bench
     assert files - {"__init__"} - parts == set(VERBS)
 
 

@@ -187,8 +187,16 @@ def test_the_environment_comes_before_the_profile_and_the_rule(knob, variable, f
 def test_the_profile_comes_before_the_rule(knob, facts, scope):
     asked, value = ASKED[knob]
     plan = make_plan(facts, Goal(scope, profile={knob: asked}))
-    assert plan[knob] == Choice(knob, value, "tuned", "profile")
-    assert [choice.knob for choice in plan.choices if choice.source != "rule"] == [knob]
+    tuned = [choice for choice in plan.choices if choice.source != "rule"]
+    takes_effect = scope in next(each.scopes for each in KNOBS if each.name == knob)
+    assert tuned == ([Choice(knob, value, "tuned", "profile")] if takes_effect else [])
+    assert takes_effect or plan[knob].value is None
+
+
+@pytest.mark.parametrize(("knob", "scope"), [("omp_runtime", "process"), ("interop_threads", "launch")])
+def test_a_profile_is_checked_where_it_takes_no_effect(knob, scope):
+    with pytest.raises(UsageError):
+        make_plan(FOUR, Goal(scope, profile={knob: "nonsense"}))
 
 
 @given(hosts(), scopes, st.sampled_from([None, "auto"]), st.sampled_from([{}, {"OMP_NUM_THREADS": "2"}]))
