@@ -69,8 +69,11 @@ def test_no_bit_is_lost(folder, dtype):
         assert packed.kind is Kind.E2M1_GROUPS_OF_32 and packed.unpack().equal(stock)
         assert packed.memory.numel() < stock.numel() * 3 // 4  # 5 bits, and what fills pages
     assert fast.lm_head.weight.kind is (Kind.BFLOAT16 if dtype is torch.bfloat16 else Kind.FLOAT32)
-    got, wanted = fast(ids()).logits.float(), model(ids()).logits.float()
-    assert (got - wanted).norm() < 0.04 * wanted.norm()
+    exact = load(
+        folder, dtype=torch.float32
+    )  # in bfloat16, transformers' router chooses other experts for a token
+    got, wanted = fast(ids()).logits.float(), exact(ids()).logits
+    assert (got - wanted).norm() < 0.03 * wanted.norm()
 
 
 @pytest.mark.parametrize("quantization", ["int8-weight-only", "int4-weight-only"])
