@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("subject", nargs="?", metavar="MODEL_OR_SCRIPT", help=argparse.SUPPRESS)
-    parser.add_argument("--quick", action="store_true", help="a small grid: MiniLM in 15 minutes on 2 cores")
+    parser.add_argument("--quick", action="store_true", help="a small grid, meant for minutes")
     parser.add_argument("--json", metavar="OUT", help="the result file; one that is there is continued")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the cells and an estimate, measure nothing"
