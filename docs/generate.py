@@ -85,8 +85,8 @@ def _row(name: str, family: Family) -> str:
 
 
 def _projections(family: Family) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    wide = (family.router, family.experts) if family.experts else (*family.wide_inputs, family.down)
-    return family.attention_inputs, wide
+    wide = (family.router, family.experts, *family.wide_inputs, family.down)
+    return family.attention_inputs, tuple(filter(None, wide))
 
 
 # In docs/troubleshooting.md all from this heading on is generated.

@@ -85,6 +85,7 @@ class Attention(NamedTuple):
     unrotated: bool = False
     wide_norms: bool = False
     norms_rotated: bool = False
+    sinks: int = 0
 
 
 class FeedForward(NamedTuple):
@@ -117,6 +118,29 @@ class Crossing(NamedTuple):
     norm: NativeNorm | None
 
 
+class Router(NamedTuple):
+    """Which experts of a mixture a token goes through; native/kernels/router.h says what each is."""
+
+    weight: int
+    bf16: bool
+    bias: int
+    correction: int
+    sigmoid: bool
+    chosen: int
+    groups: int
+    chosen_groups: int
+    counted: int
+    normalised: bool
+    least: float
+    scale: float
+
+
+class Mixture(NamedTuple):
+    experts: NativeExperts
+    router: Router
+    shared_gate: int = 0
+
+
 class Kernels(Protocol):
     """What hfaccel._kernels_SET offers, for each instruction set.
 
@@ -138,8 +162,7 @@ class Kernels(Protocol):
         norms: Norms,
         residual: Residual,
         crossing: Crossing = ...,
-        # experts, their router's weight, whether in bfloat16, how many of a token, whether they add up to 1
-        mixture: tuple[NativeExperts, int, bool, int, bool] = ...,
+        mixture: Mixture = ...,
         /,
     ) -> object: ...
     def Sequences(

@@ -63,7 +63,7 @@ def optimize(
     data, stay in bfloat16. "int8-weight-only" and "int4-weight-only" round the weights of linear layers in
     groups of 64 inputs, to 8.5 and 4.5 bits per weight, and activations to 8 bits with a scale for each
     group: for generated text, which is limited by the bytes of the weights. No layer stays in more bits; a
-    `sample` tells "int4-weight-only" which inputs of a weight count. Linear layers that a checkpoint has
+    `sample` tells "int4-weight-only" which inputs of a weight count. Weights that a checkpoint has
     quantized keep its numbers (docs/generation.md). `unpad`: "auto" leaves padding out of the computation
     where nobody can mistake it for results: in texts whose mask hides nothing but the padding token, behind
     the text; not where answers to questions are sought, at every position, or results depend on padding. True
@@ -123,7 +123,7 @@ def _optimize_model(
     result = (
         model
         if inplace
-        else _copy_tree(model, share_linears=not (options.rounds or engine.is_expanded_later(model)))
+        else _copy_tree(model, share_linears=not (options.rounds or engine.keeps_linears(model)))
     )
     outcomes = backend.transform(result, options)
     if strict and not any(outcome.applied for outcome in outcomes):

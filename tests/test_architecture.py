@@ -45,6 +45,7 @@ FLOOR = {unit: number for number, floor in enumerate(FLOORS) for unit in floor}
 INSIDE = {
     "engine": (
         ("transform",),
+        ("kinds",),
         ("counting",),
         ("calibration", "models"),
         ("layers", "convolutions"),

@@ -128,7 +128,7 @@ def cells(works: Sequence[Work], chosen: Sequence[Setting]) -> list[Cell]:
 
 def problem(cell: Cell, facts: HostFacts, backends: Mapping[str, str]) -> str:
     """Why a cell cannot be measured here, as far as can be told without a process; "" if it can."""
-    checks = (_of_script(cell), _of_stock(cell.setting), _of_libraries(cell.setting, facts))
+    checks = (_of_script(cell), _of_budget(cell), _of_stock(cell.setting), _of_libraries(cell.setting, facts))
     reasons = (*checks, _of_cores(cell.setting, facts), backends.get(cell.setting.backend, ""))
     return next(filter(None, reasons), "")
 
@@ -137,8 +137,14 @@ def _of_script(cell: Cell) -> str:
     setting = cell.setting
     if not isinstance(cell.work, Script):
         return ""
-    if setting.backend not in (STOCK, "torch") or setting.precision != "fp32" or setting.token_budget:
-        return "a script chooses backend, precision and batches itself"
+    if setting.backend not in (STOCK, "torch") or setting.precision != "fp32":
+        return "a script chooses backend and precision itself"
+    return ""
+
+
+def _of_budget(cell: Cell) -> str:
+    if cell.setting.token_budget is not None and type(cell.work) is not Texts:
+        return "only texts that are measured without a pipeline are divided by a budget of tokens"
     return ""
 
 

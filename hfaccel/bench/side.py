@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hfaccel.bench.memory import ways
 from hfaccel.bench.pairs import Side
 from hfaccel.bench.setting import Setting
 from hfaccel.bench.work import Generation, Script, Work, describe
@@ -14,19 +15,7 @@ from hfaccel.bench.work import Generation, Script, Work, describe
 HERE = Path(__file__)
 CASES, SCRIPTS, LIMITS = (str(HERE.with_name(name)) for name in ("cases.py", "scripts.py", "limits.py"))
 # What a user has set for the own programs would make sides alike, or different in other respects.
-CLEARED = (
-    "LD_PRELOAD",
-    "GLIBC_TUNABLES",
-    "MALLOC_",
-    "MIMALLOC_",
-    "TCMALLOC_",
-    "THP_MEM_ALLOC_ENABLE",
-    "OMP_",
-    "MKL_NUM_THREADS",
-    "GOMP_",
-    "KMP_",
-    "HFACCEL_",
-)
+CLEARED = (*ways.CLEARED, "MKL_NUM_THREADS")
 KEPT = ("HFACCEL_CACHE", "HFACCEL_MAX_ISA")  # where exports lie, and a limit that is meant for all sides
 
 

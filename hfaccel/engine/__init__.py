@@ -7,8 +7,8 @@ from hfaccel.engine.experts.selection import holders
 from hfaccel.engine.kernels import Kind, kernels_problem, multiplies, panel, set_in_use
 from hfaccel.engine.plan import ModelPlan, Step, plan_of, plan_problem
 from hfaccel.engine.transform import apply_plan, inspect, restore, transform
-from hfaccel.engine.weights.checkpoints import is_expanded_later, is_quantized
-from hfaccel.engine.weights.checkpoints.conversion import checkpoint_problem
+from hfaccel.engine.weights.checkpoints import is_quantized
+from hfaccel.engine.weights.checkpoints.conversion import checkpoint_problem, keeps_linears
 from hfaccel.engine.weights.linear import is_linear
 from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.engine.weights.stacked import FORMS
@@ -23,9 +23,9 @@ __all__ = [
     "checkpoint_problem",
     "holders",
     "inspect",
-    "is_expanded_later",
     "is_linear",
     "is_quantized",
+    "keeps_linears",
     "kernels_problem",
     "multiplies",
     "padded_calls",

@@ -23,6 +23,7 @@ class Kind(IntEnum):
     INT4_WEIGHT_ONLY = 4
     INT8_GROUPS_OF_32 = 5  # the same in smaller groups, for checkpoints that have such
     INT4_GROUPS_OF_32 = 6
+    E2M1_GROUPS_OF_32 = 7  # floats of 4 bits, of which LEVELS are the numbers
 
     @property
     def numbers(self) -> int:
@@ -32,7 +33,7 @@ class Kind(IntEnum):
     @property
     def bits(self) -> int:
         """Of a number, in kinds in groups."""
-        return 4 if self in (Kind.INT4_WEIGHT_ONLY, Kind.INT4_GROUPS_OF_32) else 8
+        return 4 if self in (Kind.INT4_WEIGHT_ONLY, Kind.INT4_GROUPS_OF_32, Kind.E2M1_GROUPS_OF_32) else 8
 
     @property
     def group(self) -> int:
@@ -55,6 +56,8 @@ class Kind(IntEnum):
 
 
 GROUP, SMALL_GROUP = 64, 32  # inputs of a group
+# The floats of E2M1 from -6 to 6, doubled, and plus 12; as in native/kernels/gemm_grouped.h
+LEVELS = (0, 4, 6, 8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20, 24)
 # What a cache holds, as enum number in native/kernels/vector.h
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 

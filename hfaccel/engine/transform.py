@@ -7,18 +7,17 @@ plan. A loaded model gets the same steps, and nothing is tried.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import nn
 
-from hfaccel.engine.calibration.experts import is_too_lossy
+from hfaccel.engine import kinds
 from hfaccel.engine.calibration.importance import measure_importance
 from hfaccel.engine.calibration.judging import judge_layers, judge_linears
-from hfaccel.engine.calibration.quantization import Verdict, reasons, try_int8
+from hfaccel.engine.calibration.quantization import Verdict, try_int8
 from hfaccel.engine.calibration.smoothing import smooth_layers
 from hfaccel.engine.convolutions.selection import find_convolutions
 from hfaccel.engine.counting import watch
@@ -36,8 +35,6 @@ from hfaccel.engine.plan import PLAN, ModelPlan, Step, apply_steps, keep, plan_o
 from hfaccel.engine.weights.checkpoints import is_quantized
 from hfaccel.engine.weights.checkpoints.conversion import Converted, convert
 from hfaccel.engine.weights.linear import PackedModule, unpack_all
-from hfaccel.engine.weights.packed import PackedWeight
-from hfaccel.engine.weights.repacking import kind_of
 from hfaccel.engine.weights.selection import (
     arena_for,
     find_linears,
@@ -49,6 +46,7 @@ from hfaccel.errors import ModelError
 from hfaccel.memory import Arena, pack_
 from hfaccel.outcome import Outcome
 from hfaccel.replacement import Replacement, undo
+from hfaccel.upstream.of_quantizers import forget_quantizer
 
 WEIGHTS = ("linear", "experts")  # replacements whose parameters are packed
 ASKED_FOR = "padding is left out of every call, as asked for by unpad=True"
@@ -99,7 +97,9 @@ def transform(
     draft.notes += quantized.outcomes
     layers, left = find_layers(model, unpad, kv_cache)
     fused = [layer for layer, _ in layers_of(model, layers)]
-    convolutions = find_convolutions(model, fused, lambda weight: _kind_of(weight, _of_convolutions(kind)))
+    convolutions = find_convolutions(
+        model, fused, lambda weight: kinds.kind_or_own(weight, kinds.of_convolutions(kind))
+    )
     draft.notes += left
     arena = _pack(draft, layers, kind, huge_pages, samples, quantized)
     draft.add(find_tied_embeddings(model))
@@ -180,12 +180,15 @@ def _pack(
         verdict = try_int8(model, found, dense, smooth_layers(model, found), samples)
     rounded_by_use = wanted is Kind.INT4_WEIGHT_ONLY and bool(samples)
     importance = measure_importance(model, linears, samples) if rounded_by_use else None
-    steps = _of_weights(linears, wanted, verdict, quantized.weights)
-    steps, slower = judge_linears(model, steps, [layer for layer, _ in found])
     experts, others = find_experts(model)
-    of_experts = _of_experts(model, experts, wanted)
-    # The given model keeps its own weights where values change, or where its quantizer changes weights later.
+    grids = kinds.find(model, linears, experts, found, wanted, quantized)
+    steps = kinds.steps_of_linears(linears, wanted, verdict, quantized.weights, grids)
+    steps, slower = judge_linears(model, steps, [layer for layer, _ in found])
+    of_experts = kinds.steps_of_experts(model, experts, wanted, grids)
+    # The given model keeps its own weights where values change, or where its quantizer has a say in them.
     rounds = wanted not in (None, Kind.FLOAT32) or not quantized.shares
+    if quantized.expanded and grids.numbers:
+        forget_quantizer(model)
     arena = arena_for(model, steps, rounds, huge_pages, experts_bytes(model, of_experts, rounds))
     problems = pack_weights(model, steps, arena, own=rounds, tried=verdict.packed, importance=importance)
     unpacked = pack_experts(model, of_experts, arena, own=rounds)
@@ -194,46 +197,6 @@ def _pack(
     draft.notes += [Outcome(SUBJECT, False, f"not packed: {why}") for why in unpacked.values()]
     draft.note(step for step in [*steps, *of_experts] if step.path not in {**problems, **unpacked})
     return arena
-
-
-def _kind_of(weight: torch.Tensor, wanted: Kind | None) -> Kind:
-    return kind_of(weight.dtype) if wanted is None else wanted
-
-
-def _of_convolutions(wanted: Kind | None) -> Kind | None:
-    """Groups are for linear layers with few rows; a convolution has as many as there are pixels."""
-    return None if wanted is not None and wanted.is_grouped else wanted
-
-
-def _of_weights(
-    linears: Mapping[nn.Linear, str], wanted: Kind | None, verdict: Verdict, quantized: Set[torch.Tensor]
-) -> list[Step]:
-    said = reasons(verdict, {path: linear.weight for linear, path in linears.items()})
-    steps = []
-    for linear, path in linears.items():
-        weight = linear.weight
-        if isinstance(weight, PackedWeight) and (wanted is None or weight in quantized):
-            kind = weight.kind
-        else:
-            kind = verdict.kind(weight) if wanted is Kind.INT8 else _kind_of(weight, wanted)
-        reason = said.get(weight, f"packed in {kind.label}")
-        error = verdict.errors.get(weight) if kind is Kind.INT8 else None
-        steps.append(Step(path, "linear", {"kind": kind.label}, "linear layer", reason, error=error))
-    return steps
-
-
-def _of_experts(model: nn.Module, found: Mapping[str, str], wanted: Kind | None) -> list[Step]:
-    steps = []
-    for path, formula in found.items():
-        module = model.get_submodule(path)
-        weight = module._parameters["down_proj"]
-        assert weight is not None
-        kind = _kind_of(weight, wanted)
-        lossy = kind is Kind.INT8 and is_too_lossy(module)
-        kind = Kind.BFLOAT16 if lossy else kind
-        reason = f"packed in {kind.label}{', because int8 would lose too much' if lossy else ''}"
-        steps.append(Step(path, "experts", {"kind": kind.label, "formula": formula}, SUBJECT, reason))
-    return steps
 
 
 def _fuse(draft: Draft, steps: list[Step], unpad: bool | str) -> None:
@@ -263,15 +226,12 @@ def _is_packed(model: nn.Module, step: Step) -> bool:
 
 
 def _of_one_kind(model: nn.Module, steps: list[Step]) -> tuple[list[Step], list[Outcome]]:
-    """The kernels round the inputs of query, key and value once, and those of gate and up: a checkpoint may
-    have quantized such parts in different kinds. Those layers are left alone."""
+    """A checkpoint may have quantized parts with equal inputs in different kinds. Those layers are left
+    alone."""
     kept, left = [], []
     for step, (layer, family) in zip(steps, layers_of(model, steps), strict=True):
-        kinds = [
-            {attrgetter(path)(layer).weight.kind for path in paths}
-            for paths in (family.attention_inputs, family.wide_inputs)
-        ]
-        if all(len(some) == 1 for some in kinds if some):
+        sets = kinds.weights_with_equal_inputs(layer, family)
+        if all(len({weight.kind for weight in some}) == 1 for some in sets):  # type: ignore[attr-defined]
             kept.append(step)
         else:
             left.append(

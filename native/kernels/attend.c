@@ -88,6 +88,7 @@ static struct head head_of_rows(const struct work *work, const struct unit *unit
       .bias = bias_of(call, unit, number),
       .bias_head = call->bias.head,
       .bias_stride = call->bias.query,
+      .sinks = layer->sinks == NULL ? NULL : layer->sinks + number,
       .window = call->sequences.window,
       .relative = relative_of_head(&call->relative, number, kind_words(layer->attention, layer->head_size))};
 }
@@ -129,7 +130,7 @@ static struct head head_of_encoder(const struct work *work, const struct unit *u
   head.length = end - begin;
   head.skipped = 0;
   head.window = SIZE_MAX;
-  head.bias = NULL;
+  head.bias = head.sinks = NULL;
   return head;
 }
 

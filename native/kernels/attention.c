@@ -1,5 +1,7 @@
 #include "attention.h"
 
+#include <math.h>
+
 #include "rows.h"
 
 static size_t up_to(size_t number, size_t multiple)
@@ -173,7 +175,8 @@ INLINE float soften(const int bf16, const struct head *head, size_t query, float
   const struct span span = span_of(head, query);
   const float log2e = 1.44269504f;
   float scale;
-  const float highest = scale_and_bias(head, query, span, scores, &scale);
+  const float sink = head->sinks == NULL ? -__builtin_inff() : *head->sinks;
+  const float highest = fmaxf(scale_and_bias(head, query, span, scores, &scale), sink);
   const vec factor = vec_of(bf16 ? scale * log2e : scale);
   const vec below = vec_of(bf16 ? -highest * log2e : -highest);
   vec sum = vec_zero();
@@ -187,7 +190,7 @@ INLINE float soften(const int bf16, const struct head *head, size_t query, float
     sum = vec_add(sum, weight);
     store_floats(scores, key, lanes(LANES), bf16, weight);
   }
-  const float total = vec_sum(sum);
+  const float total = vec_sum(sum) + (head->sinks == NULL ? 0 : expf(sink - highest));
   return total == 0 ? 0 : 1.f / total; /* a query that sees nothing */
 }
 

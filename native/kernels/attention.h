@@ -23,6 +23,7 @@ struct head {
   const float *bias;        /* added to the scaled scores, [query][token], or NULL */
   size_t bias_stride;       /* numbers from query to query */
   size_t bias_head;         /* and to the next head */
+  const float *sinks;       /* of this head and those behind it: a score of no key, or NULL */
   size_t window;            /* a query sees tokens at most this far away; SIZE_MAX: all */
   int causal;               /* a query sees no token after its own */
   size_t past;              /* tokens before the first query */
@@ -35,7 +36,8 @@ size_t attention_scratch(enum kind kind, size_t length, size_t size);
 size_t widened_scratch(enum kind kind, size_t length, size_t size);
 
 /* Rows [first, last) of softmax(capped((query key^T + relative) scale) + bias) value, in the type of the
- * inputs. `out` is where row `first` goes; out_stride in numbers. */
+ * inputs; a sink is one more score of the softmax, whose share is lost. `out` is where row `first` goes;
+ * out_stride in numbers. */
 void attention_head(const struct head *head, size_t first, size_t last, void *out, size_t out_stride,
                     uint32_t *scratch);
 

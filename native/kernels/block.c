@@ -36,7 +36,8 @@ struct block block_divide(const struct layer *layer, char *base, size_t *used)
   const size_t wide = operand_stride(layer->up.columns);
   struct block block;
   const size_t row = (layer->wide_norms ? layer->heads : 1) * layer->head_size;
-  const int ends = has_end(layer, &layer->attention_end) || has_end(layer, &layer->output_end);
+  const int ends = has_end(layer, &layer->attention_end) || has_end(layer, &layer->output_end) ||
+                   is_mixture(&layer->mixture);
   block.x = carve(base, used, rows * layer->hidden, sizeof(float));
   block.added = carve(base, used, ends ? rows * layer->hidden : 0, sizeof(float));
   block.narrow = carve(base, used, rows * narrow, sizeof(uint32_t));

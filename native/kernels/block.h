@@ -5,7 +5,7 @@
 /* A crew's memory for one block of rows. */
 struct block {
   float *x;               /* [rows][hidden]: the residual stream */
-  float *added;           /* [rows][hidden]: what is normed before it is added to x, where there is such */
+  float *added;           /* [rows][hidden]: what is changed before it is added to x, where there is such */
   uint32_t *narrow;       /* [rows][room]: the operand of query, key and value, of output and of up in turn */
   uint32_t *wide;         /* [rows][operand_stride of intermediate]: float32 */
   uint32_t *down;         /* [rows][room]: the same as down's operand, where that is not float32 as it is */

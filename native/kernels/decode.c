@@ -209,9 +209,11 @@ void decode_merge(const struct head *head, size_t queries, const struct part *pa
   const size_t stride = decode_stride(head->size);
   const int bf16 = head->kind == KIND_BF16;
   for (size_t q = 0; q < queries; q++) {
-    float highest = parts[0].highest[q], sum = 0;
-    for (size_t p = 1; p < count; p++)
+    const float sink = head->sinks == NULL ? 0 : head->sinks[q];
+    float highest = head->sinks == NULL ? parts[0].highest[q] : sink;
+    for (size_t p = 0; p < count; p++)
       highest = parts[p].highest[q] > highest ? parts[p].highest[q] : highest;
+    float sum = head->sinks == NULL ? 0 : exponential(sink - highest);
     float *values = parts[0].values + q * stride;
     for (size_t p = 0; p < count; p++) {
       const float factor = exponential(parts[p].highest[q] - highest);

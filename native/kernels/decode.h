@@ -21,7 +21,8 @@ size_t decode_stride(size_t head_size);
 size_t decode_scratch(size_t queries, size_t head_size);
 
 /* The part of keys [first, last) of those that a head sees. `head->query`: `queries` rows next to each other,
- * of heads that share keys and values; head->bias: of the first of these. */
+ * of heads that share keys and values; head->bias and
+ * head->sinks: of the first of these. */
 void decode_keys(const struct head *head, size_t queries, size_t first, size_t last, const struct part *part,
                  float *scratch);
 

@@ -21,7 +21,8 @@
  * column has a scale and a minimum for every GROUP or SMALL_GROUP inputs, w = scale q + minimum, both
  * bfloat16, in one word behind the group's words. Activations are signed bytes with one scale for each row
  * and group, so that a large number costs its own group precision and no other. The sums of a group are whole
- * numbers below 2^24, the same in every set to the bit. */
+ * numbers below 2^24, the same in every set to the bit. KIND_E2M1 holds places in a table of 16 numbers
+ * instead: floats of 4 bits (MXFP4), doubled and without sign (gemm_grouped.h). */
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -35,7 +36,7 @@ enum { EXACT = 4 };                  /* inputs that are not rounded, where there
 enum { SPLIT = 3, SPLIT_ROWS = 64 }; /* parts of a float32 in bfloat16; from how many rows on that pays */
 enum { UNPACKED_ROWS = 32 };         /* from how many rows on a weight in groups is unpacked for AMX */
 
-enum kind { KIND_F32, KIND_BF16, KIND_I8, KIND_G8, KIND_G4, KIND_G8_SMALL, KIND_G4_SMALL, KINDS };
+enum kind { KIND_F32, KIND_BF16, KIND_I8, KIND_G8, KIND_G4, KIND_G8_SMALL, KIND_G4_SMALL, KIND_E2M1, KINDS };
 
 enum { GROUP = 64, SMALL_GROUP = 32 }; /* inputs */
 
@@ -47,7 +48,7 @@ static inline int is_grouped(enum kind kind)
 /* Whether a byte of the weight holds two numbers. */
 static inline int is_halved(enum kind kind)
 {
-  return kind == KIND_G4 || kind == KIND_G4_SMALL;
+  return kind == KIND_G4 || kind == KIND_G4_SMALL || kind == KIND_E2M1;
 }
 
 /* Inputs of a group. */

@@ -3,8 +3,13 @@
 #include "finish.h"
 #include "tile.h"
 
-/* Words of activations after which sums of pairs are added up: 8 x 2 products below 15 x 128 fit 16 bits. */
-enum { PAIRED = 8 };
+/* Words of activations after which sums of pairs are added up: 8 x 2 products below 15 x 128 fit 16 bits, and
+ * 4 x 2 below 24 x 128. */
+INLINE size_t paired(const enum kind kind)
+{
+  return kind == KIND_E2M1 ? 4 : 8;
+}
+
 enum { AHEAD = 64 }; /* words: how far the weight is asked for from memory */
 enum { LINES = PANEL * sizeof(uint32_t) / 64 };
 
@@ -23,14 +28,14 @@ struct unpacked {
   vec_ints lower[VECTORS], upper[VECTORS];
 };
 
-INLINE struct unpacked unpack(const int whole, const uint32_t *panel)
+INLINE struct unpacked unpack(const enum kind kind, const int whole, const uint32_t *panel)
 {
   struct unpacked word;
 #pragma GCC unroll 4
   for (size_t v = 0; v < VECTORS; v++) {
     const vec_ints bytes = vec_as_ints(vec_load(panel + v * LANES));
-    word.lower[v] = whole ? bytes : nibbles(bytes, 0);
-    word.upper[v] = whole ? bytes : nibbles(bytes, 1);
+    word.lower[v] = whole ? bytes : numbers_in(kind, bytes, 0);
+    word.upper[v] = whole ? bytes : numbers_in(kind, bytes, 1);
   }
   return word;
 }
@@ -47,12 +52,12 @@ INLINE void multiply_group(const enum kind kind, const size_t rows, const uint32
   for (size_t r = 0; r < rows; r++)
     for (size_t v = 0; v < VECTORS; v++)
       sums[r][v] = lower[r][v] = upper[r][v] = vec_as_ints(vec_zero());
-  for (size_t begin = 0; begin < end; begin += PAIRED) {
+  for (size_t begin = 0; begin < end; begin += paired(kind)) {
 #pragma GCC unroll 2
-    for (size_t k = begin; k < begin + PAIRED; k += step, panel += PANEL) {
+    for (size_t k = begin; k < begin + paired(kind); k += step, panel += PANEL) {
       for (size_t line = 0; line < LINES; line++)
         PREFETCH(panel + AHEAD * PANEL + line * 16, NEAR);
-      const struct unpacked word = unpack(whole, panel);
+      const struct unpacked word = unpack(kind, whole, panel);
 #pragma GCC unroll 8
       for (size_t r = 0; r < rows; r++) {
         multiply_unsigned(lower[r], a + r * stride + k, word.lower);
@@ -62,7 +67,7 @@ INLINE void multiply_group(const enum kind kind, const size_t rows, const uint32
           multiply_unsigned(upper[r], a + r * stride + k, word.upper);
       }
     }
-    const int adds = IN_PAIRS || begin + PAIRED == end;
+    const int adds = IN_PAIRS || begin + paired(kind) == end;
 #pragma GCC unroll 8
     for (size_t r = 0; adds && r < rows; r++)
 #pragma GCC unroll 4
@@ -146,9 +151,10 @@ TILE(tile_g8, KIND_G8)
 TILE(tile_g4, KIND_G4)
 TILE(tile_g8_small, KIND_G8_SMALL)
 TILE(tile_g4_small, KIND_G4_SMALL)
+TILE(tile_e2m1, KIND_E2M1)
 
 static void (*const tiles_of[])(size_t, const uint32_t *, size_t, const uint32_t *, size_t, float *,
-                                struct ahead) = {tile_g8, tile_g4, tile_g8_small, tile_g4_small};
+                                struct ahead) = {tile_g8, tile_g4, tile_g8_small, tile_g4_small, tile_e2m1};
 
 void gemm_grouped(const struct matrix *matrix, const struct operand *operand, size_t rows, size_t first,
                   size_t last, const struct result *result)

@@ -21,3 +21,14 @@ INLINE vec_ints nibbles(vec_ints bytes, const int upper)
 {
   return ints_and(upper ? ints_right(bytes, 4) : bytes, ints_of(0x0f0f0f0f));
 }
+
+/* The numbers of KIND_E2M1, in order: 2 x + 12 for x = -6, -4, -3, -2, -1.5, ... 6. Two places hold the last.
+ */
+static const uint8_t of_e2m1[16] = {0, 4, 6, 8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20, 24, 24};
+
+/* Of each byte of a weight with two numbers in a byte: the lower or the upper one. */
+INLINE vec_ints numbers_in(const enum kind kind, vec_ints bytes, const int upper)
+{
+  const vec_ints places = nibbles(bytes, upper);
+  return kind == KIND_E2M1 ? bytes_at(of_e2m1, places) : places;
+}

@@ -1,3 +1,4 @@
+#include <math.h>
 #include <string.h>
 
 #include "attention.h"
@@ -119,6 +120,16 @@ static struct operand operand_of_context(const struct work *work, const struct p
   return operand;
 }
 
+/* to += from factor */
+static void add_row(const struct layer *layer, float factor, const float *from, float *to)
+{
+  for (size_t i = 0; i < layer->hidden; i += LANES) {
+    const vec_mask some = lanes((long)(layer->hidden - i));
+    const vec x = vec_load_some(from + i, some);
+    vec_store_some(to + i, some, vec_fma(x, vec_of(factor), vec_load_some(to + i, some)));
+  }
+}
+
 /* x += the crew's share of rows of what shall be added, after its norm, times its factor. */
 static void add_normed(const struct layer *layer, const struct place *place, const struct norm *norm,
                        const float *added, size_t rows)
@@ -128,11 +139,7 @@ static void add_normed(const struct layer *layer, const struct place *place, con
   for (size_t row = begin; row < end; row++) {
     float *x = place->block.x + row * layer->hidden;
     norm_row(norm, added + row * layer->hidden, layer->hidden, place->row);
-    for (size_t i = 0; i < layer->hidden; i += LANES) {
-      const vec_mask some = lanes((long)(layer->hidden - i));
-      const vec y = vec_load_some(place->row + i, some);
-      vec_store_some(x + i, some, vec_fma(y, vec_of(layer->added), vec_load_some(x + i, some)));
-    }
+    add_row(layer, layer->added, place->row, x);
   }
 }
 
@@ -229,6 +236,36 @@ static void hand_over(const struct work *work, const struct place *place, size_t
   }
 }
 
+/* The factor of what the expert of all tokens gives for a row. */
+static float shared_factor(const struct layer *layer, const float *row)
+{
+  const float *gate = layer->mixture.shared_gate;
+  vec sum = vec_zero();
+  for (size_t i = 0; gate != NULL && i < layer->hidden; i += LANES) {
+    const vec_mask some = lanes((long)(layer->hidden - i));
+    sum = vec_fma(vec_load_some(row + i, some), vec_load_some(gate + i, some), sum);
+  }
+  return layer->added * (gate == NULL ? 1 : 1 / (1 + expf(-vec_sum(sum))));
+}
+
+/* The expert of all tokens, for rows that have been handed over. */
+static void share(const struct work *work, const struct place *place, size_t first, size_t rows)
+{
+  const struct layer *layer = work->layer;
+  const struct matrix *down = &layer->down;
+  const struct operand narrow =
+      norm_and_convert(work, place, first, rows, &layer->attention_norm, &layer->output_norm, &layer->up);
+  const struct operand operand = widen(layer, place, &narrow, rows);
+  const struct result result = {.rows = place->block.added, .stride = layer->hidden};
+  multiply(&place->crew.self, 1, &down, &operand, rows, &result);
+  team_wait(&place->crew.self);
+  size_t begin, end;
+  team_share(&place->crew.self, rows, &begin, &end);
+  for (size_t row = begin; row < end; row++)
+    add_row(layer, shared_factor(layer, work->memory->normed + (first + row) * layer->hidden),
+            place->block.added + row * layer->hidden, row_of(work, &work->output, first + row));
+}
+
 /* A mixture in the place of the feed-forward, for all rows together. */
 static void mix(const struct work *work, const struct place *place, const struct member *member)
 {
@@ -239,21 +276,16 @@ static void mix(const struct work *work, const struct place *place, const struct
   while (crew_next(&blocks, &first, &last)) {
     add_attention(work, place, first, last - first);
     hand_over(work, place, first, last - first);
+    if (layer->up.columns > 0)
+      share(work, place, first, last - first);
     team_wait(&place->crew.self);
   }
   team_wait(member);
   mixture_run(&layer->mixture, work->memory->normed, rows, work->memory->mixture, member);
   team_wait(member);
   team_share(member, rows, &begin, &end);
-  for (size_t row = begin; row < end; row++) {
-    float *out = row_of(work, &work->output, row);
-    const float *added = work->memory->normed + row * hidden;
-    for (size_t i = 0; i < hidden; i += LANES) {
-      const vec_mask some = lanes((long)(hidden - i));
-      const vec x = vec_mul(vec_load_some(added + i, some), vec_of(layer->added));
-      vec_store_some(out + i, some, vec_add(vec_load_some(out + i, some), x));
-    }
-  }
+  for (size_t row = begin; row < end; row++)
+    add_row(layer, layer->added, work->memory->normed + row * hidden, row_of(work, &work->output, row));
 }
 
 /* Between the two attentions of a layer: what the first gives is added, and becomes queries of the second. */

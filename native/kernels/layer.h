@@ -17,7 +17,7 @@ struct layer {
   size_t hidden, heads, head_size; /* numbers of a row, of a head */
   size_t key_heads;                /* of keys and values, each of which serves as many of the heads */
   struct matrix query, key, value, output, gate, up, down; /* gate.columns is 0 where there is none */
-  struct mixture mixture; /* in the place of gate, up and down, which have no columns */
+  struct mixture mixture; /* in the place of gate, up and down, or beside these: an expert of all tokens */
   struct norm attention_norm, output_norm;
   struct norm query_norm, key_norm;      /* over each head, before rotary positions; NORM_NONE: none */
   int wide_norms;                        /* these two are over all heads of a row at once (OLMo 2) */
@@ -28,6 +28,7 @@ struct layer {
   enum kind attention;        /* KIND_F32 or KIND_BF16 */
   float scale;                /* of the scores before softmax */
   float softcap;              /* above 0: scaled scores become softcap tanh(score / softcap) (Gemma 2) */
+  const float *sinks;         /* [heads]: a score of no key in each softmax, or NULL (GPT-OSS) */
   float added;                /* the factor of what is added to the residual stream: 1, except in Granite */
   int joint;                  /* query multiplies for all three; key and value have no columns (GPT-NeoX) */
   size_t groups;    /* of a joint row: [group][its queries, its keys, its values]; 1 where not joint */

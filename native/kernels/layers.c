@@ -264,7 +264,7 @@ static double multiplications(const struct layer *layer)
   const double columns = (double)(layer->query.columns + layer->key.columns + layer->value.columns +
                                   layer->gate.columns + layer->up.columns + layer->cross_query.columns);
   const double outputs = (double)(layer->output.columns + layer->up.columns + layer->cross_output.columns);
-  const double mixed = (double)(layer->mixture.chosen * 3 * layer->mixture.experts.inner);
+  const double mixed = (double)(layer->mixture.router.chosen * 3 * layer->mixture.experts.inner);
   return (columns + outputs + mixed) * (double)layer->hidden;
 }
 

@@ -1,12 +1,14 @@
 /* A layer's feed-forward that is a mixture: a router chooses experts for each token. */
 #pragma once
 #include "experts.h"
+#include "router.h"
 
 struct mixture {
   struct experts experts; /* count is 0 where there is no mixture */
-  const void *router;     /* [experts][hidden] of float32 or bfloat16 */
-  int bf16, normalised;   /* whether the weights of a token's experts, which softmax gives, add up to 1 */
-  size_t chosen;          /* experts of a token */
+  struct router router;
+  /* [hidden]: the sigmoid of its product with a token's row is the factor of what the expert that all tokens
+   * share gives for that; NULL: 1 (layer.c computes it) */
+  const float *shared_gate;
 };
 
 static inline int is_mixture(const struct mixture *mixture)

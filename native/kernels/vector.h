@@ -17,6 +17,7 @@
  *   vec_sum, vec_highest, vec_lowest   of all lanes
  *   ints_...                     the same on integers; ints_steps(step): 0, step, 2 step, ...
  *   ints_as_vec, vec_as_ints     the same bits; ints_to_floats: the same numbers
+ *   bytes_at(table, places)      of 16 bytes those at the places that each byte says
  *   halves_load, halves_store    the lower 16 bits of integers whose upper bits are 0; of the first lanes
  *   vec_gather                   numbers[index] of the lanes that count
  *   bytes_store(words, number, x)   4 vecs of x, rounded to 0 ... 255, as numbers of an int8 operand, from

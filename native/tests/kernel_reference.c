@@ -87,11 +87,25 @@ static double quantize_column(struct weight *weight, size_t column, float *scale
   return scales[column];
 }
 
+uint32_t number_held(enum kind kind, uint32_t held)
+{
+  return kind == KIND_E2M1 ? of_e2m1[held] : held;
+}
+
+/* The place of the nearest number that is not larger. */
+static uint32_t place_of(uint32_t number)
+{
+  uint32_t place = 14;
+  while (of_e2m1[place] > number)
+    place--;
+  return place;
+}
+
 /* A group of a column, rounded: its words, and behind them its scale and minimum. */
 static void quantize_numbers(enum kind kind, double *numbers, size_t count, uint32_t *words)
 {
   const size_t per_word = kind_numbers(kind), order[] = {0, 2, 4, 6, 1, 3, 5, 7}; /* of nibbles in a word */
-  const double most = is_halved(kind) ? 15 : 255;
+  const double most = kind == KIND_E2M1 ? 24 : is_halved(kind) ? 15 : 255;
   double lowest = numbers[0], highest = numbers[0];
   for (size_t k = 0; k < count; k++) {
     lowest = fmin(lowest, numbers[k]);
@@ -101,9 +115,10 @@ static void quantize_numbers(enum kind kind, double *numbers, size_t count, uint
   for (size_t k = 0; k < count; k++) {
     const double number = (numbers[k] - bf16_to(least)) / bf16_to(scale);
     const uint32_t q = (uint32_t)lrint(fmax(0, fmin(most, number)));
+    const uint32_t held = kind == KIND_E2M1 ? place_of(q) : q;
     const size_t place = is_halved(kind) ? order[k % 8] * 4 : k % 4 * 8;
-    words[k / per_word] |= q << place;
-    numbers[k] = (double)bf16_to(scale) * q + bf16_to(least);
+    words[k / per_word] |= held << place;
+    numbers[k] = (double)bf16_to(scale) * number_held(kind, held) + bf16_to(least);
   }
   words[group_size(kind) / per_word] = (uint32_t)least << 16 | scale;
 }
@@ -243,9 +258,9 @@ void reference_linear(const struct weight *weight, const double *x, double *out)
 
 void reference_attention(const double *q, const double *keys, const double *values, size_t stride,
                          size_t length, size_t size, double scale, double softcap, const char *visible,
-                         const double *bias, double *out)
+                         const double *bias, const float *sink, double *out)
 {
-  double sum = 0, highest = -INFINITY, *scores = malloc((length + 1) * sizeof *scores);
+  double sum = 0, highest = sink ? *sink : -INFINITY, *scores = malloc((length + 1) * sizeof *scores);
   CHECK(scores != NULL);
   memset(out, 0, size * sizeof *out);
   for (size_t k = 0; k < length; k++) {
@@ -260,6 +275,7 @@ void reference_attention(const double *q, const double *keys, const double *valu
   }
   for (size_t k = 0; k < length; k++)
     sum += scores[k] = visible[k] ? exp(scores[k] - highest) : 0;
+  sum += sink ? exp(*sink - highest) : 0;
   for (size_t k = 0; sum > 0 && k < length; k++)
     for (size_t i = 0; i < size; i++)
       out[i] += scores[k] / sum * values[k * stride + i];

@@ -2,6 +2,7 @@
 #pragma once
 #include "check.h"
 #include "kernel_tests.h"
+#include "kernels/gemm_grouped.h"
 #include "kernels/layer.h"
 
 /* `count` things in memory behind which nothing can be read or written: sanitizers see neither masked loads
@@ -24,6 +25,9 @@ struct weight {
   size_t in_features;
 };
 
+/* What a place in a word of a weight in groups holds, as a number. */
+uint32_t number_held(enum kind kind, uint32_t held);
+
 struct weight make_weight(enum kind kind, size_t columns, size_t in_features, int with_bias);
 
 /* Number k of a row of an operand, as it is stored: for int8 a whole number. */
@@ -44,10 +48,10 @@ void reference_norm(const struct norm *norm, const double *x, size_t columns, do
 void reference_linear(const struct weight *weight, const double *x, double *out);
 
 /* One query: q [size]; keys and values [length][stride]. `visible` and `bias` are of the keys; bias may be
- * NULL, and softcap 0. */
+ * NULL, and softcap 0. `sink`: a score of no key, or NULL. */
 void reference_attention(const double *q, const double *keys, const double *values, size_t stride,
                          size_t length, size_t size, double scale, double softcap, const char *visible,
-                         const double *bias, double *out);
+                         const double *bias, const float *sink, double *out);
 
 /* `values` as numbers of a kind, and back in `values` as they then are. */
 void *numbers_of(enum kind kind, size_t count, double *values);

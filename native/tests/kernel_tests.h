@@ -8,3 +8,4 @@ void test_attention(void);
 void test_team(void);
 void test_layers(void);
 void test_experts(void);
+void test_mixtures(void);

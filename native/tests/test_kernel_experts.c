@@ -11,7 +11,7 @@
 #include "kernels/scratch.h"
 #include "kernels/team.h"
 
-enum { COUNT = 5, MOST_ROWS = 300 };
+enum { COUNT = 6, MOST_ROWS = 300 };
 
 /* Of all experts, each in pages of its own, and the numbers that they then stand for. */
 struct made_experts {
@@ -186,7 +186,7 @@ static void check_row(const struct form *form, const struct made_experts *made, 
                       size_t row)
 {
   static const double bounds[KINDS] = {5e-6, 6e-3, 4e-2, 4e-2,
-                                       4e-2, 4e-2, 4e-2}; /* what rounding activations costs */
+                                       4e-2, 4e-2, 4e-2, 4e-2}; /* what rounding activations costs */
   const struct experts_call *call = &tokens->call;
   double wanted[form->hidden], of_one[form->hidden], size = 0.05;
   memset(wanted, 0, sizeof wanted);
@@ -227,26 +227,70 @@ static void test_form(const struct form *form, size_t rows, size_t chosen, unsig
 
 static const struct form routed = {KIND_F32, 37, 20, 1, 0, 0, 0};
 
-/* The share of softmax that each expert has for a row, or 0 for those that are not among the `chosen`. */
-static void reference_router(const struct mixture *mixture, const double *router, const double *row,
+/* The sum of the highest `counted` of experts [first, last). */
+static double reference_group(const double *ranks, size_t first, size_t last, size_t counted)
+{
+  double sum = 0;
+  for (size_t e = first; e < last; e++) {
+    size_t higher = 0;
+    for (size_t other = first; other < last; other++)
+      higher += ranks[other] > ranks[e];
+    sum += higher < counted ? ranks[e] : 0;
+  }
+  return sum;
+}
+
+/* Whether an expert's group is among those with the highest scores. */
+static int reference_is_open(const struct router *router, const double *ranks, size_t expert)
+{
+  const size_t size = COUNT / router->groups, own = expert / size;
+  size_t higher = 0;
+  for (size_t g = 0; g < router->groups; g++)
+    higher += reference_group(ranks, g * size, (g + 1) * size, router->counted) >
+              reference_group(ranks, own * size, (own + 1) * size, router->counted);
+  return higher < router->chosen_groups;
+}
+
+/* What each expert's result counts for a row, or 0 for those that are not among the chosen. */
+static void reference_router(const struct router *router, const double *weight, const double *row,
                              double *shares)
 {
-  double scores[COUNT], of_chosen = 0, whole = 0;
+  double scores[COUNT], ranks[COUNT], of_chosen = 0, whole = 0;
   for (size_t e = 0; e < COUNT; e++) {
-    scores[e] = shares[e] = 0;
+    scores[e] = router->bias ? router->bias[e] : 0;
     for (size_t i = 0; i < routed.hidden; i++)
-      scores[e] += router[e * routed.hidden + i] * row[i];
+      scores[e] += weight[e * routed.hidden + i] * row[i];
     whole += exp(scores[e]);
+  }
+  for (size_t e = 0; e < COUNT; e++) {
+    scores[e] = router->sigmoid ? 1 / (1 + exp(-scores[e])) : exp(scores[e]) / whole;
+    ranks[e] = scores[e] + (router->correction ? router->correction[e] : 0);
   }
   for (size_t e = 0; e < COUNT; e++) {
     size_t higher = 0;
     for (size_t other = 0; other < COUNT; other++)
-      higher += scores[other] > scores[e];
-    shares[e] = higher < mixture->chosen ? exp(scores[e]) : 0;
+      higher += reference_is_open(router, ranks, other) && ranks[other] > ranks[e];
+    shares[e] = reference_is_open(router, ranks, e) && higher < router->chosen ? scores[e] : 0;
     of_chosen += shares[e];
   }
   for (size_t e = 0; e < COUNT; e++)
-    shares[e] /= mixture->normalised ? of_chosen : whole;
+    shares[e] *= router->scale / (router->normalised ? fmax(of_chosen, router->least) : 1);
+}
+
+static struct router make_router(size_t chosen, int normalised)
+{
+  struct router router = {.bias = below(2) ? uniform_floats(COUNT, -1, 1) : NULL,
+                          .correction = below(2) ? uniform_floats(COUNT, -1, 1) : NULL,
+                          .sigmoid = (int)below(2),
+                          .chosen = chosen,
+                          .groups = 1 + below(3),
+                          .counted = 1 + below(2),
+                          .normalised = normalised,
+                          .least = below(2) ? .6f : 0,
+                          .scale = below(2) ? 1.7f : 1};
+  const size_t fewest = (chosen * router.groups + COUNT - 1) / COUNT;
+  router.chosen_groups = fewest + below(router.groups - fewest + 1);
+  return router;
 }
 
 struct mixing {
@@ -274,11 +318,9 @@ static void test_mixture(size_t count, size_t chosen, int normalised, unsigned t
     router[i] = uniform(-1, 1);
   for (size_t i = 0; i < count * hidden; i++)
     numbers[i] = uniform(-1, 1);
-  const struct mixture mixture = {.experts = made.experts,
-                                  .router = numbers_of(kind, COUNT * hidden, router),
-                                  .bf16 = kind == KIND_BF16,
-                                  .normalised = normalised,
-                                  .chosen = chosen};
+  struct mixture mixture = {.experts = made.experts, .router = make_router(chosen, normalised)};
+  mixture.router.weight = numbers_of(kind, COUNT * hidden, router);
+  mixture.router.bf16 = kind == KIND_BF16;
   const size_t bytes = experts_bytes;
   experts_bytes = below(2) ? bytes : 1 << 14;
   struct mixing mixing = {&mixture, numbers_of(KIND_F32, count * hidden, numbers), count, NULL};
@@ -291,7 +333,7 @@ static void test_mixture(size_t count, size_t chosen, int normalised, unsigned t
   for (size_t row = 0; row < count; row += 1 + below(count / 8 + 1)) {
     double shares[COUNT], of_one[hidden], wanted[hidden];
     memset(wanted, 0, sizeof wanted);
-    reference_router(&mixture, router, numbers + row * hidden, shares);
+    reference_router(&mixture.router, router, numbers + row * hidden, shares);
     for (size_t e = 0; e < COUNT; e++) {
       reference_expert(&routed, &made, e, numbers + row * hidden, of_one);
       for (size_t i = 0; i < hidden; i++)

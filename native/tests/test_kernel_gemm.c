@@ -405,7 +405,7 @@ static void test_sums_of_groups(enum kind kind, size_t rows, int largest)
         const uint32_t word = start[(k / size * words + k % size / kind_numbers(kind)) * PANEL];
         const uint32_t byte = word >> k % 4 * 8,
                        q = is_halved(kind) ? byte >> k % 8 / 4 * 4 & 15 : byte & 255;
-        expected += q * x[row * INPUTS + k];
+        expected += number_held(kind, q) * x[row * INPUTS + k];
       }
       CHECK(out[row * COLUMNS + column] == (float)expected);
     }

@@ -74,6 +74,7 @@ struct sight {
   int biased;
   int relative; /* 1: keys of distances, 2: queries, 3: both */
   float softcap;
+  int sinks;
 };
 
 static int sees(const struct sight *sight, size_t query, size_t key)
@@ -109,6 +110,7 @@ static void test_head(enum kind kind, size_t size, struct sight sight)
                             .softcap = sight.softcap,
                             .bias = sight.biased ? bias : NULL,
                             .bias_stride = bias_stride,
+                            .sinks = sight.sinks ? uniform_floats(1, -3, 3) : NULL,
                             .window = sight.window,
                             .relative = buckets.relative};
   char *out = guarded((length - 1) * out_stride + size, bytes);
@@ -125,7 +127,7 @@ static void test_head(enum kind kind, size_t size, struct sight sight)
       added[k] = (sight.biased ? bias[q * bias_stride + k] : 0) +
                  .7 * distance_score(&buckets, 0, size, q, k, qkv + q * stride, qkv + size + k * stride);
     reference_attention(qkv + q * stride, qkv + size, qkv + 2 * size, stride, length, size, .7f,
-                        sight.softcap, visible, added, expected);
+                        sight.softcap, visible, added, head.sinks, expected);
     for (size_t i = 0; i < size; i++) {
       const size_t at = q * out_stride + i;
       const double got = kind == KIND_F32 ? ((float *)out)[at] : bf16_to(((uint16_t *)out)[at]);
@@ -174,10 +176,10 @@ void test_attention(void)
   for (enum kind kind = KIND_F32; kind <= KIND_BF16; kind++) {
     for (size_t i = 0; (kind == KIND_F32 || DOT_BF16) && i < sizeof sizes / sizeof *sizes; i++)
       for (size_t length = 1; length < 80; length += 1 + length / 3) {
-        test_head(kind, sizes[i], (struct sight){length, 0, length, SIZE_MAX, 0, 0, 0});
-        test_head(kind, sizes[i], (struct sight){length, 0, length, SIZE_MAX, 0, 3, 0});
+        test_head(kind, sizes[i], (struct sight){length, 0, length, SIZE_MAX, 0, 0, 0, 0});
+        test_head(kind, sizes[i], (struct sight){length, 0, length, SIZE_MAX, 0, 3, 0, 0});
         struct sight sight = {length,        below(length), 0, i % 2 ? below(length + 2) : SIZE_MAX,
-                              (int)below(2), (int)below(4), 0};
+                              (int)below(2), (int)below(4), 0, (int)below(2)};
         sight.seen = below(length - sight.skipped + 1);
         sight.softcap =
             sight.relative == 0 && below(2) ? .4f : 0; /* the reference adds distances afterwards */
@@ -362,7 +364,7 @@ struct variant {
   int gated, norm_first, rotary, biased, partly; /* partly: attention does not see all rows */
   int head_norms, ends, parallel;                /* head_norms: 2: over all heads at once */
   size_t groups, copies; /* of a joint projection, 0 where it is none; of a key head, 0: one */
-  int values_first, pairs, unrotated, norms_rotated, softcap, factor;
+  int values_first, pairs, unrotated, norms_rotated, softcap, factor, sinks;
   int follows;  /* a decoder's, with a past; 2: padding sees everything; 3: each sequence has its own */
   int relative; /* as in struct sight */
   int crosses;  /* attends to an encoder; 2: some of its tokens are hidden */
@@ -431,6 +433,9 @@ static struct test_layer make_layer(const struct variant *variant)
                               .pairs = variant->pairs,
                               .unrotated = variant->unrotated,
                               .norms_rotated = variant->norms_rotated};
+  /* where padding sees everything, it sees no sink: no model has both */
+  if (variant->sinks && variant->follows != 2 && !(variant->partly && variant->relative))
+    made.layer.sinks = uniform_floats(s.heads, -3, 3);
   if (variant->crosses) {
     made.cross_query = make_weight(kind, width, s.hidden, 1);
     made.cross_output = make_weight(kind, s.hidden, width, 1);
@@ -716,7 +721,7 @@ static void reference_cross(const struct test_layer *test, const struct call *ca
             cached(encoded, encoded->caches->values, at + t * encoded->token, i, size);
       }
     reference_attention(query + head * size, key, value, size, end - begin, size, layer->scale,
-                        layer->softcap, visible, bias, context + head * size);
+                        layer->softcap, visible, bias, NULL, context + head * size);
   }
   reference_linear(&test->cross_output, context, y);
   for (size_t i = 0; i < layer->hidden; i++)
@@ -808,6 +813,7 @@ static void reference_sequence(const struct test_layer *test, const struct call 
                               call->sequences.window,
                               call->bias.numbers != NULL,
                               0,
+                              0,
                               0};
   double *qkv = malloc((length * stride + width) * sizeof *qkv), *context = qkv + length * stride;
   double *bias = malloc((total + 1) * sizeof *bias);
@@ -842,7 +848,8 @@ static void reference_sequence(const struct test_layer *test, const struct call 
         for (size_t i = 0; !visible[k] && i < size; i++)
           key[k * keys + of_keys + i] = value[k * keys + of_keys + i] = 0;
       reference_attention(query, key + of_keys, value + of_keys, keys, total, size, all ? 0 : layer->scale,
-                          layer->softcap, visible, bias, context + head * size);
+                          layer->softcap, visible, bias, layer->sinks == NULL ? NULL : layer->sinks + head,
+                          context + head * size);
     }
     const size_t row = (size_t)call->sequences.first[s] + q;
     reference_finish(test, call, row, context, out + row * layer->hidden);
@@ -939,6 +946,7 @@ static void test_variants(void)
                                     .biased = (int)below(2),
                                     .partly = (int)below(2),
                                     .relative = (int)below(6) - 2 > 0 ? (int)below(4) : 0,
+                                    .sinks = (int)below(2),
                                     .window = below(2) ? SIZE_MAX : below(20),
                                     .activation = (enum activation)below(ACT_TANH)};
     available = 1 + (unsigned)below(4);
@@ -976,6 +984,7 @@ static void test_with_past(void)
         .unrotated = below(8) == 0,
         .softcap = (int)below(2),
         .factor = (int)below(2),
+        .sinks = (int)below(2),
         .follows = 1 + (int)below(3),
         .window = below(2) ? SIZE_MAX : below(40),
         .activation = below(8) ? (enum activation)below(ACT_TANH) : ACT_RELU_SQUARED};

@@ -22,6 +22,7 @@ int main(void)
   test_attention();
   test_layers();
   test_experts();
+  test_mixtures();
   printf("kernels for %s: all tests passed\n", TEXT(SET));
   return 0;
 }

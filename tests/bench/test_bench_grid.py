@@ -112,6 +112,9 @@ def test_a_work_begins_with_its_baseline():
         (Script(("a.py",)), Setting("torch", allocator="auto"), ""),
         (Script(("a.py",)), Setting("torch", "bf16"), "a script chooses"),
         (Script(("a.py",)), Setting("onnxruntime"), "a script chooses"),
+        (Texts("docstrings", 8), Setting("torch", token_budget=64), ""),
+        (Pipeline("docstrings", 8), Setting("torch", token_budget=64), "only texts that are measured"),
+        (Shapes(1, 8), Setting("torch", token_budget=64), "only texts that are measured"),
     ],
 )
 def test_what_cannot_be_measured_has_a_reason(work, setting, said):

@@ -204,6 +204,14 @@ def test_a_verdict_compares_the_ratios_of_both_files(first, second, verdict):
     assert row.change == pytest.approx(second / first, rel=0.05) and row.low < row.change < row.high
 
 
+def test_intervals_with_a_ratio_in_common_are_no_difference():
+    cells = [measured(), measured()]
+    for cell_, (median, low, high) in zip(cells, [(2.0, 1.9, 2.6), (2.5, 2.5, 2.7)], strict=True):
+        cell_["ratio"] |= {"median": median, "low": low, "high": high}
+    (row,) = compare(document(cells[0]), document(cells[1]))
+    assert row.verdict == EQUAL and row.change == 1.25 and row.low < 1 < row.high
+
+
 def test_equal_files_have_no_verdict_in_nearly_all_comparisons():
     rows = [
         compare(document(with_ratio(2.0, seed, 0.1)), document(with_ratio(2.0, seed + 1000, 0.1)))[0]

@@ -106,6 +106,18 @@ def test_the_interval_is_around_the_median_and_turns_with_the_sides(pairs):
     assert ratio.significant == turned.significant or ratio.low == 1e-300 or turned.low == 1e-300
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_one_of_seven_pairs_on_the_other_side_forbids_a_claim(sign):
+    """Student's t alone would claim: the others agree too well to be chance."""
+    ratio = ratio_of(np.exp(sign * np.asarray([-0.02, *[0.1] * 6])), np.ones(7))
+    assert ratio.low < 1 < ratio.high and not ratio.significant
+
+
+def test_two_of_twenty_pairs_on_the_other_side_do_not_forbid_a_claim():
+    ratio = ratio_of(np.exp([-0.02, -0.02, *[0.1] * 18]), np.ones(20))
+    assert ratio.significant and ratio.low > 1.05
+
+
 def test_the_interval_of_the_order_statistics_holds_for_the_median():
     """With 9 pairs the second least and the second largest: a t interval of these would be narrower."""
     logs = [0.0, *[0.1] * 7, 5.0]

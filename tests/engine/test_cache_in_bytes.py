@@ -9,6 +9,8 @@ import pytest
 import torch
 from transformers import (
     DynamicCache,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -43,6 +45,15 @@ def mistral():
     return MistralForCausalLM(MistralConfig(num_key_value_heads=2, sliding_window=6, **SIZES)).eval()
 
 
+def gpt_oss():
+    torch.manual_seed(0)
+    more = dict(num_local_experts=4, num_experts_per_tok=2, sliding_window=6, head_dim=20)
+    model = GptOssForCausalLM(GptOssConfig(num_key_value_heads=2, **more, **SIZES)).eval()
+    for layer in model.model.layers:
+        layer.self_attn.sinks.data.normal_()
+    return model
+
+
 class Rounding(DynamicCache):
     def update(self, key_states, value_states, *args, **kwargs):
         rounded = (widened(narrowed(each), each.dtype) for each in (key_states, value_states))
@@ -70,7 +81,7 @@ class Both:
             how(cache)
 
 
-@pytest.fixture(params=[llama, mistral])
+@pytest.fixture(params=[llama, mistral, gpt_oss])
 def both(request):
     return Both(request.param())
 

@@ -48,6 +48,7 @@ NEO |= {"attention_types": [[["global", "local"], 1]], "max_position_embeddings"
 BLOOM = {"hidden_size": 96, "n_layer": 2, "n_head": 6, "initializer_range": 0.3}
 MPT = {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 64, "initializer_range": 0.3}
 FALCON = WIDE | {"num_attention_heads": 4}
+EXPERTS = {"num_local_experts": 5, "num_experts_per_tok": 2}
 GRANITE = {"residual_multiplier": 0.3, "attention_multiplier": 0.2}
 
 # name -> class of the config, its values, and the families of the layers
@@ -120,6 +121,12 @@ MODELS: dict[str, tuple[str, dict[str, Any], set[str]]] = {
         {"Falcon in sequence"},
     ),
     "Granite": ("GraniteConfig", GROUPED | GRANITE, {"Llama"}),
+    "GPT-OSS": ("GptOssConfig", HEADS_OF_32 | WINDOW | EXPERTS, {"GPT-OSS"}),
+    "Granite with sinks": (
+        "GraniteSWAConfig",
+        GROUPED | GRANITE | {"sliding_window": 6},
+        {"Granite with sinks"},
+    ),
     "SmolLM3": ("SmolLM3Config", GROUPED | {"num_hidden_layers": 5}, {"Llama"}),
 }
 
@@ -183,7 +190,7 @@ def layers_in_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("name", ["Gemma 2", "Gemma 3", "EXAONE 4", "Cohere 2", "GPT-Neo"])
+@pytest.mark.parametrize("name", ["Gemma 2", "Gemma 3", "EXAONE 4", "Cohere 2", "GPT-Neo", "GPT-OSS"])
 def test_layers_run_in_one_call_until_a_window_hides_something(name, monkeypatch):
     model = make_decoder(name)
     fast = hfaccel.optimize(model)
@@ -225,6 +232,7 @@ def test_layers_run_together_as_far_as_they_are_given_the_same(monkeypatch):
         "BLOOM",
         "Falcon with two norms",
         "CodeGen",
+        "Granite with sinks",
     ],
 )
 @pytest.mark.parametrize("precision", [{"dtype": torch.bfloat16}, {"quantization": "int8"}], ids=str)

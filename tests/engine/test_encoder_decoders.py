@@ -218,6 +218,22 @@ def test_blip_reads_texts_from_both_sides_with_its_own_layers():
             torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
 
 
+def test_git_runs_behind_its_prompt():
+    """Tokens of an image see each other, which the layers' own forward computes, once for each text."""
+    torch.manual_seed(0)
+    model = varied(transformers.GitForCausalLM(transformers.GitConfig(**BERT, vision_config=IMAGE)))
+    fast = hfaccel.optimize(copy.deepcopy(model), backend="torch")
+    for beams in (1, 3):
+        more = dict(max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, num_beams=beams)
+        expected, got = (each.generate(**PROMPTED, **more) for each in (model, fast))
+        assert got.equal(expected)
+    assert sum(hfaccel.report(fast).stock_calls.values()) == 2 * 2  # layers of two prompts
+    with torch.inference_mode():
+        expected, got = (each(TEXTS, attention_mask=SHOWN).logits for each in (model, fast))
+    real = SHOWN.bool()
+    torch.testing.assert_close(got[real], expected[real], rtol=1e-3, atol=1e-3)
+
+
 def test_attentions_are_those_of_stock():
     for name in ("ViT and TrOCR", "BLIP", "Pix2Struct", "BERT and BERT"):
         given = dict(max_new_tokens=2, output_attentions=True, return_dict_in_generate=True)

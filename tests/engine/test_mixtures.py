@@ -13,7 +13,9 @@ from torch import nn
 import hfaccel
 from hfaccel.engine.experts.experts import PackedExperts
 from hfaccel.engine.kernels import Kind
+from hfaccel.engine.layers.call import Call
 from hfaccel.engine.layers.layer import FusedLayer
+from hfaccel.engine.layers.routers import CORRECTION
 from hfaccel.precision import QUANTIZED
 
 pytestmark = needs_kernels
@@ -21,17 +23,41 @@ pytestmark = needs_kernels
 SIZES = dict(hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
 SIZES |= dict(vocab_size=100, intermediate_size=96, num_experts_per_tok=2, pad_token_id=0)
 QWEN = dict(num_experts=5, moe_intermediate_size=72)
+ERNIE = dict(moe_num_experts=5, moe_k=2, moe_intermediate_size=72)
+GROUPS = dict(n_routed_experts=6, n_group=3, topk_group=2, moe_intermediate_size=72)
+GROUPS |= dict(first_k_dense_replace=1, routed_scaling_factor=1.5)
+EXAONE = dict(num_experts=6, sliding_window=4, num_hidden_layers=4)  # the fourth without positions
+LATENT = dict(q_lora_rank=32, kv_lora_rank=32, qk_rope_head_dim=16, qk_nope_head_dim=16, v_head_dim=16)
+LATENT |= dict(num_key_value_heads=4)
+GRANITE = dict(num_local_experts=5, residual_multiplier=0.4, attention_multiplier=0.2)
 MODELS = {
     "Qwen3-MoE": (transformers.Qwen3MoeConfig, dict(**QWEN, norm_topk_prob=True)),
     "Qwen3-MoE, whole softmax": (transformers.Qwen3MoeConfig, dict(**QWEN, norm_topk_prob=False)),
     "Qwen3-MoE, one dense": (transformers.Qwen3MoeConfig, dict(**QWEN, mlp_only_layers=[1])),
     "Mixtral": (transformers.MixtralConfig, dict(num_local_experts=5, sliding_window=None)),
     "OLMoE": (transformers.OlmoeConfig, dict(num_experts=5)),
+    "GPT-OSS": (transformers.GptOssConfig, dict(num_local_experts=5, sliding_window=4)),
+    "Qwen2-MoE": (transformers.Qwen2MoeConfig, dict(**QWEN, shared_expert_intermediate_size=80)),
+    "Ernie": (transformers.Ernie4_5_MoeConfig, dict(**ERNIE, moe_num_shared_experts=1)),
+    "Ernie, a least sum": (transformers.Ernie4_5_MoeConfig, dict(**ERNIE, moe_norm_min=0.7)),
+    "Ernie, none shared": (transformers.Ernie4_5_MoeConfig, dict(**ERNIE, moe_num_shared_experts=0)),
+    "GLM-4-MoE": (transformers.Glm4MoeConfig, dict(**GROUPS, norm_topk_prob=True)),
+    "dots": (transformers.Dots1Config, dict(**GROUPS, n_shared_experts=2, norm_topk_prob=False)),
+    "MiniMax-M2": (transformers.MiniMaxM2Config, dict(num_local_experts=5)),
+    "HunYuan 3": (transformers.HYV3Config, dict(num_local_experts=5, moe_intermediate_size=72)),
+    "Granite-MoE": (transformers.GraniteMoeConfig, GRANITE),
+    "Granite-MoE, one shared": (
+        transformers.GraniteMoeSharedConfig,
+        dict(**GRANITE, shared_intermediate_size=64),
+    ),
+    "Granite-MoE, sinks": (transformers.GraniteMoeSWAConfig, dict(**GRANITE, sliding_window=4)),
+    "Granite-MoE, one shared, sinks": (
+        transformers.GraniteMoeSWAConfig,
+        dict(**GRANITE, sliding_window=4, shared_intermediate_size=64),
+    ),
+    "EXAONE-MoE": (transformers.ExaoneMoeConfig, dict(**GROUPS, **EXAONE)),
 }
-LEFT = {
-    "Qwen2-MoE": (transformers.Qwen2MoeConfig, dict(**QWEN, shared_expert_intermediate_size=64)),
-    "Ernie": (transformers.Ernie4_5_MoeConfig, dict(moe_num_experts=5, moe_k=2, moe_intermediate_size=72)),
-}
+LEFT = {"DeepSeek-V3": (transformers.DeepseekV3Config, dict(**GROUPS, **LATENT))}
 
 
 def model(name="Qwen3-MoE", **more):
@@ -41,6 +67,9 @@ def model(name="Qwen3-MoE", **more):
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.normal_(1 if parameter.dim() == 1 else 0, 0.2)
+        for name, buffer in made.named_buffers():
+            if name.endswith(CORRECTION):
+                buffer.normal_(0, 0.2)
     return made
 
 
@@ -69,6 +98,14 @@ def test_all_layers_are_one_call(name, shape):
     assert all(isinstance(layer, FusedLayer) for layer in fast.model.layers)
     assert_near(logits(fast, ids(*shape)), logits(stock, ids(*shape)))
     assert not hfaccel.report(fast).stock_calls
+
+
+def test_layers_with_and_without_a_mixture_are_one_call(monkeypatch):
+    fast, _ = pair("Qwen3-MoE, one dense")
+    counts, run = [], Call.run
+    monkeypatch.setattr(Call, "run", lambda self, *args: counts.append(len(args[1])) or run(self, *args))
+    logits(fast)
+    assert counts == [3]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -162,6 +199,40 @@ def _other_experts(layer):
 def _new_experts(layer):
     down = layer.mlp.experts.down_proj
     layer.mlp.experts.down_proj = nn.Parameter(down.detach().clone().contiguous() * 2)
+
+
+def _turned(vector):
+    with torch.no_grad():
+        vector.copy_(-vector.flip(-1))
+
+
+# What the kernels read beside matrices and norms, by the model that has it.
+VECTORS = {
+    "sinks": ("GPT-OSS", lambda layer: layer.self_attn.sinks),
+    "bias": ("GPT-OSS", lambda layer: layer.mlp.router.bias),
+    "biases of experts": ("GPT-OSS", lambda layer: layer.mlp.experts.gate_up_proj_bias),
+    "correction": ("GLM-4-MoE", lambda layer: layer.mlp.gate.e_score_correction_bias),
+    "correction within": ("Ernie", lambda layer: layer.mlp.gate.moe_statics.e_score_correction_bias),
+    "correction beside": ("MiniMax-M2", lambda layer: layer.mlp.e_score_correction_bias),
+    "gate": ("Qwen2-MoE", lambda layer: layer.mlp.shared_expert_gate.weight),
+    "expert of all": ("Qwen2-MoE", lambda layer: layer.mlp.shared_expert.up_proj.weight),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("vector", VECTORS)
+def test_changes_of_vectors_are_seen(vector, dtype):
+    """Those in bfloat16 are read from copies."""
+    name, find = VECTORS[vector]
+    stock = model(name).to(dtype)
+    fast = hfaccel.optimize(copy.deepcopy(stock), inplace=True)
+    before = logits(fast)
+    for each in (fast, stock):
+        _turned(find(each.model.layers[1]))
+    assert not logits(fast).allclose(before, atol=1e-2)
+    lost = (logits(fast) - logits(stock)).float().norm(dim=-1) / logits(stock).float().norm(dim=-1)
+    assert lost.median() < (1e-4 if dtype is torch.float32 else 0.1)
+    assert not hfaccel.report(fast).stock_calls
 
 
 CHANGES = [_gain_expert, _other_activation, _hooked, _hooked_experts, _other_router, _new_router]

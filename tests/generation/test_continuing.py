@@ -127,7 +127,9 @@ def test_progress(both, capsys):
     assert "5/5" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "reason"), [("MPT", "takes no position_ids"), ("Qwen2-MoE", "own forward")])
+@pytest.mark.parametrize(
+    ("name", "reason"), [("MPT", "takes no position_ids"), ("DeepSeek-V3", "own forward")]
+)
 def test_models_that_compute_one_after_another(name, reason):
     fast = wrap(pipe(copy.deepcopy(optimized(name))))
     same(fast(TEXTS, **GREEDY), pipe(stock(name))(TEXTS, **GREEDY))

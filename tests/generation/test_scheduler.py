@@ -34,7 +34,7 @@ TOGETHER = [
     "OPT",
 ]
 # They keep their own forward: alibi, experts, convolutions.
-ALONE = ["BLOOM", "Qwen2-MoE", "LFM2"]
+ALONE = ["BLOOM", "DeepSeek-V3", "LFM2"]
 
 
 class Told:
@@ -176,7 +176,7 @@ def test_a_failing_request_fails_alone():
     assert good.tokens == alone("Llama", tokens(6, 1))
 
 
-@pytest.mark.parametrize("name", ["Llama", "Qwen2-MoE"])
+@pytest.mark.parametrize("name", ["Llama", "DeepSeek-V3"])
 def test_an_error_of_the_model_reaches_the_requests_that_cause_it(name):
     model = copy.deepcopy(optimized(name))
     made = scheduler(model, reuse=False)
@@ -268,10 +268,10 @@ def test_sampling():
 
 def test_models_that_generate_and_their_reasons():
     """Every decoder of the list is served, those without a reason together."""
-    reasons = {name: scheduler(optimized(name)).lanes.reason for name in ("Llama", "MPT", "Qwen2-MoE")}
+    reasons = {name: scheduler(optimized(name)).lanes.reason for name in ("Llama", "MPT", "DeepSeek-V3")}
     assert reasons["Llama"] == ""
     assert reasons["MPT"] == "the model's forward takes no position_ids"
-    assert "layer 0 runs its own forward" in reasons["Qwen2-MoE"]
+    assert "layer 0 runs its own forward" in reasons["DeepSeek-V3"]
     assert "only the kernels" in scheduler(stock("Llama")).lanes.reason
     assert set(reasons) <= set(CAUSAL)
 

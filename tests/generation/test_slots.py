@@ -16,6 +16,7 @@ if kernels_problem():
 pytestmark = pytest.mark.usefixtures("one_thread")
 # Rotary positions, windows in some or all layers, learned positions, eager attention, a joint projection.
 FAMILIES = ["Llama", "Mistral, window", "Gemma2", "Gemma3", "GPT-2", "GPT-J", "GPT-NeoX", "OPT", "Cohere2"]
+FAMILIES += ["GPT-OSS", "Qwen2-MoE"]  # sinks; an expert of all tokens
 COUNT, TOKENS = 3, 40
 
 

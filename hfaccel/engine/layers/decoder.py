@@ -13,6 +13,7 @@ from hfaccel.engine.calls.followed import Followed, read_followed, seen_by
 from hfaccel.engine.kernels import kernels
 from hfaccel.engine.layers.caches import cache_problem, make_rooms, places_in, together_problem, tokens_in
 from hfaccel.engine.layers.call import HIDDEN, Call, Mask, Sample, attentions_problem
+from hfaccel.engine.layers.mixtures import logits_problem
 from hfaccel.engine.layers.native_layer import NativeLayer
 from hfaccel.engine.layers.parts import Parts, copies, head_size, key_heads, layer_index, window
 from hfaccel.engine.layers.roomed import Numbers
@@ -100,7 +101,7 @@ class DecoderCall(Call):
         if self.cache is not None:
             index = layer_index(self.layer.attention)
             self.past, self.places = tokens_in(self.cache, index), places_in(self.cache, index)
-        return super().complete(hidden)
+        return scores_problem((self.layer,)) or super().complete(hidden)
 
     def see(self, hidden: torch.Tensor, mask: Mask, unpad: bool) -> str:
         if self.slots is not None:
@@ -154,6 +155,8 @@ class DecoderCall(Call):
         return ()
 
     def together_problem(self, layers: Sequence[NativeLayer]) -> str:
+        if problem := scores_problem(layers):
+            return problem
         if self.cache is None:
             return ""
         indices = [layer_index(layer.attention) for layer in layers]
@@ -228,6 +231,11 @@ class DecoderCall(Call):
     def handed_on(result: object, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
         """The arguments of the layer after one that was given these, from its result."""
         return args, kwargs
+
+
+def scores_problem(layers: Sequence[NativeLayer]) -> str:
+    """Why layers with mixtures must run their own forward."""
+    return logits_problem() if any(layer.parts.experts for layer in layers) else ""
 
 
 def _keys_of(layer: NativeLayer) -> Keys:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Any
 
@@ -15,11 +15,13 @@ from hfaccel.engine.experts.experts import PackedExperts, is_known, native_exper
 from hfaccel.engine.experts.form import form_of, is_experts
 from hfaccel.engine.experts.selection import pack_copy, tried
 from hfaccel.engine.layers.parts import Parts
-from hfaccel.native import NativeExperts
+from hfaccel.engine.layers.routers import choice_of, correction_of, router_vectors
+from hfaccel.engine.weights.packed import PackedWeight
+from hfaccel.native import Mixture, Router
 from hfaccel.upstream.of_experts import CHOICE
 from hfaccel.upstream.of_transformers import collected
 
-NativeMixture = tuple[NativeExperts, int, bool, int, bool]
+AsFloat32 = Callable[[torch.Tensor | None], torch.Tensor | None]  # the same vector, or a copy that is kept
 LOGITS = "router_logits"  # what transformers collects of a router
 
 
@@ -31,14 +33,18 @@ def mixture_problem(parts: Parts, layer: nn.Module) -> str:
         return "its experts are no module of weights with three dimensions"
     if weight is None or weight.dim() != 2 or not isinstance(chosen, int):
         return "its router is not one weight that chooses the highest scores"
-    inside = [*experts.parameters(), *router.parameters(recurse=False)]
-    own = {
-        id(each) for linear in (*parts.linears(layer), *parts.norms(layer)) for each in linear.parameters()
-    }
-    known = own | {id(each) for each in inside}
-    if len(list(router.parameters())) > 1 or any(id(each) not in known for each in layer.parameters()):
-        return "its feed-forward has other weights than those of its router and its experts"
-    return "its router has numbers besides its weight" if list(layer.buffers()) else ""
+    known = {id(each) for each in (*experts.parameters(), *_vectors_of_layer(parts, layer))}
+    known |= {id(linear.weight) for linear in parts.linears(layer)}
+    if any(id(each) not in known for each in (*layer.parameters(), *layer.buffers())):
+        return "its feed-forward has other numbers than those of its router and its experts"
+    if choice_of(router, _around(parts, layer)) is None:
+        return f"{type(router).__name__} chooses experts in another way than is known"
+    return ""
+
+
+def _vectors_of_layer(parts: Parts, layer: nn.Module) -> Iterator[torch.Tensor | None]:
+    for table, name in (*parts.vectors(layer), *mixture_vectors(parts, layer)):
+        yield table.get(name)
 
 
 def pack_mixture(parts: Parts, layer: nn.Module) -> str:
@@ -62,23 +68,54 @@ def has_packed_mixture(parts: Parts, layer: nn.Module) -> bool:
     )
 
 
-def native_mixture(parts: Parts, layer: nn.Module) -> NativeMixture:
+def native_mixture(parts: Parts, layer: nn.Module, as_float32: AsFloat32) -> Mixture:
     """What the kernels need. Raises ValueError where the parts are not as a trial found them."""
-    experts, router = attrgetter(parts.experts)(layer), _router(parts, layer)
-    weight: torch.Tensor = router.weight
+    experts = attrgetter(parts.experts)(layer)
     if not has_packed_mixture(parts, layer) or not is_known(experts):
         raise ValueError(
             "the weights of its experts are not packed, or computed by a function of the program"
         )
-    if (
-        weight.dtype not in COMPUTED
-        or not weight.is_contiguous()
-        or form_of(experts) != experts.hfaccel_key[0]
-    ):
-        raise ValueError("the router's weight or the form of the experts has changed")
-    normalised = bool(getattr(router, "norm_topk_prob", True))
-    place = weight.data_ptr(), weight.dtype is torch.bfloat16
-    return native_experts(experts), *place, int(router.top_k), normalised
+    if form_of(experts) != experts.hfaccel_key[0]:
+        raise ValueError("the form of the experts has changed")
+    router = _native_router(_router(parts, layer), _around(parts, layer), as_float32)
+    return Mixture(native_experts(experts), router, _shared_gate(parts, layer, as_float32))
+
+
+def _native_router(router: Any, around: nn.Module, as_float32: AsFloat32) -> Router:
+    weight: torch.Tensor = router.weight
+    choice, correction = choice_of(router, around), correction_of(router, around)
+    if choice is None or weight.dtype not in COMPUTED or not weight.is_contiguous():
+        raise ValueError("the router's weight, or how the router chooses, has changed")
+    vectors = router._parameters.get("bias"), None if correction is None else correction[0][correction[1]]
+    if any(each is not None and each.numel() != len(weight) for each in vectors):
+        raise ValueError("the router has no number for each expert")
+    bias, added = (_address(as_float32(each)) for each in vectors)
+    return Router(
+        weight.data_ptr(),
+        weight.dtype is torch.bfloat16,
+        bias,
+        added,
+        choice.sigmoid,
+        choice.chosen,
+        choice.groups,
+        choice.chosen_groups,
+        choice.counted,
+        choice.normalised,
+        choice.least,
+        choice.scale,
+    )
+
+
+def _shared_gate(parts: Parts, layer: nn.Module, as_float32: AsFloat32) -> int:
+    """Where the weight lies by which a token's row decides what the expert of all tokens counts."""
+    if not parts.shared_gate:
+        return 0
+    gate = attrgetter(parts.shared_gate)(layer)
+    if type(gate) is not nn.Linear or gate.bias is not None or gate.out_features != 1:
+        raise ValueError("the gate of the expert of all tokens is not one row of numbers")
+    if isinstance(gate.weight, PackedWeight):
+        raise ValueError("the gate of the expert of all tokens is packed")
+    return _address(as_float32(gate.weight))
 
 
 def mixture_memories(parts: Parts, layer: nn.Module) -> Iterator[tuple[Table, str, Any]]:
@@ -97,7 +134,9 @@ def mixture_vectors(parts: Parts, layer: nn.Module) -> Iterator[tuple[Table, str
     """Where the numbers of the mixture are kept that the kernels read as they lie."""
     if not parts.experts:
         return
-    yield _router(parts, layer)._parameters, "weight"
+    yield from router_vectors(_router(parts, layer), _around(parts, layer))
+    if parts.shared_gate:
+        yield attrgetter(parts.shared_gate)(layer)._parameters, "weight"
     experts = attrgetter(parts.experts)(layer)
     yield from ((experts._parameters, name) for name in form_of(experts).biases)
 
@@ -109,5 +148,14 @@ def logits_problem() -> str:
     return "the router's scores are collected" if wanted else ""
 
 
+def _address(vector: torch.Tensor | None) -> int:
+    return 0 if vector is None else vector.data_ptr()
+
+
 def _router(parts: Parts, layer: nn.Module) -> Any:
     return attrgetter(parts.router)(layer)
+
+
+def _around(parts: Parts, layer: nn.Module) -> nn.Module:
+    """The module of router and experts."""
+    return layer.get_submodule(parts.router.rpartition(".")[0])

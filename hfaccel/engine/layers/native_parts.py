@@ -10,6 +10,7 @@ from torch import nn
 from hfaccel.engine.kernels import ACTIVATIONS, Activation, Kind, kernels, multiplies
 from hfaccel.engine.layers.mixtures import native_mixture
 from hfaccel.engine.layers.parts import (
+    SINKS,
     Parts,
     added_factor,
     copies,
@@ -54,7 +55,7 @@ class NativeParts:
             Norms(*map(self._norm, norms + ends)),
             Residual(parts.norm_first, parts.parallel, added_factor(layer)),
             self._crossing(),
-            *((native_mixture(parts, layer),) if parts.experts else ()),
+            *((native_mixture(parts, layer, self._float32),) if parts.experts else ()),
         )
 
     def _attention(self) -> Attention:
@@ -71,7 +72,16 @@ class NativeParts:
             parts.unrotated or not is_rotated(attention),
             norms_are_wide(parts, layer),
             parts.norms_rotated,
+            self._sinks(),
         )
+
+    def _sinks(self) -> int:
+        sinks = self._float32(self.attention._parameters.get(SINKS))
+        if sinks is None:
+            return 0
+        if sinks.numel() != query_heads(self.parts, self.layer) or not sinks.is_contiguous():
+            raise ValueError(f"sinks of the shape {tuple(sinks.shape)}")
+        return sinks.data_ptr()
 
     def _inputs(self) -> tuple[NativeMatrix, NativeMatrix | None, NativeMatrix | None]:
         """Of query, key and value; of query alone where that multiplies for all three."""
@@ -81,9 +91,9 @@ class NativeParts:
         return self._part(parts.query), self._part(parts.key), self._part(parts.value)
 
     def _feed_forward(self) -> FeedForward:
-        """Nothing of a mixture."""
+        """Nothing of a mixture without an expert of all tokens."""
         parts = self.parts
-        if parts.experts:
+        if not parts.wide_inputs:
             return FeedForward(None, None, None, Activation.NONE)
         return FeedForward(*self._gate_and_up(), self._part(parts.down), self._activation())
 

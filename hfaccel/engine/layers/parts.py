@@ -14,6 +14,8 @@ from torch import nn
 from hfaccel.engine.calls.snapshot import Table
 from hfaccel.engine.weights.linear import is_linear
 
+SINKS = "sinks"  # parameter of an attention: for each head a score of no token
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
@@ -35,8 +37,9 @@ class Parts:
     up: str = ""
     gate: str = ""
     gate_up: str = ""
-    experts: str = ""  # a mixture in the place of activation, up and down
-    router: str = ""  # and what chooses them
+    experts: str = ""  # a mixture, beside which activation, up and down are those of an expert of all tokens
+    router: str = ""  # and what chooses the others
+    shared_gate: str = ""  # whose sigmoid is a factor of what the expert of all tokens gives
     query_norm: str = ""  # over each head
     key_norm: str = ""
     attention_end: str = ""  # norms of what attention and feed-forward add to the residual stream
@@ -93,7 +96,8 @@ class Parts:
 
     def missing(self, layer: nn.Module) -> Iterator[str]:
         """The paths at which this layer has no part."""
-        modules = (self.attention, self.cross_attention, self.activation, self.experts, self.router)
+        of_mixture = (self.experts, self.router, self.shared_gate)
+        modules = (self.attention, self.cross_attention, self.activation, *of_mixture)
         paths = filter(None, (*self.projections, *self.norm_paths, *modules))
         return (path for path in paths if not _leads_somewhere(layer, path))
 
@@ -109,11 +113,14 @@ class Parts:
         return [attrgetter(path)(layer) for path in self.norm_paths]
 
     def vectors(self, layer: nn.Module) -> Iterator[tuple[Table, str]]:
-        """Where the biases of the linear layers and the weights and biases of the norms are kept: table and
-        name. Some vectors are None."""
+        """Where the biases of the linear layers, the weights and biases of the norms and attention's
+        sinks are kept: table and name. Some vectors are None."""
         for module in (*self.linears(layer), *self.norms(layer)):
             for name in ("bias",) if is_linear(module) else ("weight", "bias"):
                 yield module._parameters, name
+        attention = attrgetter(self.attention)(layer)
+        if SINKS in attention._parameters:
+            yield attention._parameters, SINKS
 
 
 def _leads_somewhere(layer: nn.Module, path: str) -> bool:

@@ -182,7 +182,7 @@ def natives_of(layers: Sequence[nn.Module], hidden: torch.Tensor, apart: bool = 
         return []
     casts = torch.is_autocast_enabled("cpu")
     for layer in layers:
-        if not isinstance(layer, FusedLayer) or not _run_alike(layer, first, apart):
+        if not isinstance(layer, FusedLayer) or not _run_alike(layer, first):
             return []
         if layer.training or "forward" in vars(layer) or is_hooked(layer):
             return []
@@ -195,9 +195,12 @@ def natives_of(layers: Sequence[nn.Module], hidden: torch.Tensor, apart: bool = 
     return natives if all(code.holds() for code in {each.code for each in natives}) else []
 
 
-def _run_alike(one: FusedLayer, other: FusedLayer, apart: bool) -> bool:
+def _run_alike(one: FusedLayer, other: FusedLayer) -> bool:
+    """Whether layers read what they are given the same way: a decoder's may have other parts, such as some
+    mixtures."""
     family, wanted = one.hfaccel_family, other.hfaccel_family
-    return family is wanted or (apart and wanted.call.follows and family.call is wanted.call)
+    alike = family.call is wanted.call and family.rotary is wanted.rotary
+    return family is wanted or (alike and wanted.call.follows)
 
 
 def _alike(one: NativeLayer, other: NativeLayer, apart: bool) -> bool:

@@ -14,7 +14,7 @@ from functools import reduce
 import torch
 from torch import nn
 
-from hfaccel.engine.kernels import Kind
+from hfaccel.engine.kernels import LEVELS, Kind
 
 CHUNK = 1 << 18  # numbers that are rounded at a time: intermediate results stay in the cache
 # Parts of a group's range that are tried. With 4 bits it pays to clip the few largest weights, so that all
@@ -91,7 +91,10 @@ class _Scale:
 
     def round(self, numbers: torch.Tensor, kind: Kind) -> torch.Tensor:
         """(rows, groups, inputs): whole numbers from 0 on."""
-        return ((numbers - self.minimum) / self.step).round_().clamp_(0, _most(kind))
+        whole = ((numbers - self.minimum) / self.step).round_().clamp_(0, _most(kind))
+        return (
+            whole if kind is not Kind.E2M1_GROUPS_OF_32 else _HELD[_PLACES[whole.nan_to_num_().long()].long()]
+        )
 
     def error(self, numbers: torch.Tensor, kind: Kind, weights: torch.Tensor | None) -> torch.Tensor:
         """(rows, groups, 1): the sum of squares."""
@@ -149,7 +152,11 @@ def _fitted(
 
 
 def _most(kind: Kind) -> int:
-    return (1 << kind.bits) - 1
+    return LEVELS[-1] if kind is Kind.E2M1_GROUPS_OF_32 else (1 << kind.bits) - 1
+
+
+_HELD = torch.tensor(LEVELS, dtype=torch.float32)
+_PLACES = (torch.arange(LEVELS[-1] + 1)[:, None] - torch.tensor(LEVELS)).abs().argmin(1).to(torch.uint8)
 
 
 def _grouped(values: torch.Tensor, size: int) -> torch.Tensor:
@@ -165,6 +172,8 @@ def _to_words(rounded: torch.Tensor, kind: Kind) -> torch.Tensor:
     """(rows, groups, words) of int32. Of eight inputs in 4 bits each, the first four are the lower halves of
     a word's bytes."""
     numbers = rounded.to(torch.uint8)
+    if kind is Kind.E2M1_GROUPS_OF_32:
+        numbers = _PLACES[numbers.long()]
     if kind.bits == 4:
         halves = numbers.unflatten(-1, (-1, 2, 4))
         numbers = (halves[..., 0, :] | halves[..., 1, :] << 4).flatten(-2)
@@ -172,12 +181,12 @@ def _to_words(rounded: torch.Tensor, kind: Kind) -> torch.Tensor:
 
 
 def _from_words(words: torch.Tensor, kind: Kind) -> torch.Tensor:
-    """(rows, groups, inputs) of uint8."""
+    """(rows, groups, inputs) of whole numbers."""
     numbers = words.contiguous().view(torch.uint8)
     if kind.bits == 4:
         numbers = numbers.unflatten(-1, (-1, 4))
         numbers = torch.stack([numbers & 15, numbers >> 4], -2).flatten(-3)
-    return numbers
+    return _HELD[numbers.long()] if kind is Kind.E2M1_GROUPS_OF_32 else numbers
 
 
 def _chunks(rows: int, numbers: int) -> Iterator[slice]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from hfaccel.engine.kernels import Kind, kernels, panel
+from hfaccel.engine.kernels import SMALL_GROUP, Kind, kernels, panel
+from hfaccel.engine.weights.grid import find_grid
 from hfaccel.engine.weights.groups import round_groups, table_of, values_of
 from hfaccel.native import NativeMatrix
 
@@ -101,13 +102,21 @@ def write(
     importance: torch.Tensor | None = None,
 ) -> None:
     """Pack the (rows, columns) weight into `memory`. `table`: of groups, the scales to round with
-    (group_scales); None: those with the least error. `importance`: of groups, how much the square of the
-    error of each column counts."""
+    (group_scales); None: those of the grid on which the values lie, or those with the least error.
+    `importance`: of groups, how much the square of the error of each column counts."""
     if layout.kind.is_grouped:
+        table = _table_of_grid(layout.kind, dense) if table is None else table
         words = round_groups(dense.detach(), layout.kind, table, importance)
     else:
         words = _words(layout, dense, memory)
     write_words(layout, words, memory)
+
+
+def _table_of_grid(kind: Kind, dense: torch.Tensor) -> torch.Tensor | None:
+    """Kinds in groups of 32 are those of weights that lie on a grid, and of weights that must be of one kind
+    with them."""
+    grid = find_grid(dense, kind.bits) if kind.group == SMALL_GROUP else None
+    return None if grid is None or kind not in (grid.kind, Kind.INT8_GROUPS_OF_32) else grid.table
 
 
 def write_words(layout: Layout, words: torch.Tensor, memory: torch.Tensor) -> None:

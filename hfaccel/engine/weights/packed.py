@@ -114,6 +114,7 @@ class PackedWeight(ReadsDense, nn.Parameter):
         importance: torch.Tensor | None = None,
     ) -> None:
         """Write the values into new memory."""
+        values = values.unpack() if isinstance(values, PackedWeight) else values
         if layout.kind is Kind.INT8:
             layout.factors(memory).copy_(torch.ones(()) if factors is None else factors)
         write(layout, cls.turn(values), memory, factors if layout.kind.is_grouped else None, importance)

@@ -12,7 +12,8 @@ static int fits_encoder(const struct layer *layer)
   const size_t width = layer->heads * layer->head_size;
   return layer->cross_query.columns == 0 ||
          (layer->key_heads == layer->heads && !layer->parallel && layer->groups == 1 && layer->added == 1 &&
-          layer->attention_end.kind == NORM_NONE && is_shaped(&layer->cross_query, width, layer->hidden) &&
+          layer->attention_end.kind == NORM_NONE && layer->sinks == NULL &&
+          is_shaped(&layer->cross_query, width, layer->hidden) &&
           is_shaped(&layer->cross_output, layer->hidden, width) && layer->cross_query.exact == NULL);
 }
 
@@ -29,10 +30,10 @@ static int fits(const struct layer *layer)
          (apart == 0 || (is_shaped(&layer->key, keys, hidden) && is_shaped(&layer->value, keys, hidden))) &&
          is_shaped(&layer->output, hidden, width) &&
          (layer->gate.columns == 0 || is_shaped(&layer->gate, wide, hidden)) &&
-         (is_mixture(&layer->mixture)
-              ? wide == 0 && layer->mixture.experts.hidden == hidden && layer->norm_first &&
-                    !layer->parallel && layer->output_end.kind == NORM_NONE
-              : is_shaped(&layer->up, wide, hidden) && is_shaped(&layer->down, hidden, wide)) &&
+         (is_mixture(&layer->mixture) ? layer->mixture.experts.hidden == hidden && layer->norm_first &&
+                                            !layer->parallel && layer->output_end.kind == NORM_NONE
+                                      : wide > 0) &&
+         (wide == 0 || (is_shaped(&layer->up, wide, hidden) && is_shaped(&layer->down, hidden, wide))) &&
          layer->query.exact == NULL && layer->key.exact == NULL && layer->value.exact == NULL &&
          layer->gate.exact == NULL && layer->up.exact == NULL &&
          (apart == 0 || (layer->query.kind == layer->key.kind && layer->query.kind == layer->value.kind)) &&
@@ -41,38 +42,50 @@ static int fits(const struct layer *layer)
          layer->head_size % kind_numbers(layer->attention) == 0;
 }
 
+/* Whether there are as many experts as the router chooses in the groups that it chooses. */
+static int can_choose(const struct router *router, size_t experts)
+{
+  const size_t groups = router->groups;
+  return router->weight != NULL && groups > 0 && experts % groups == 0 && router->chosen > 0 &&
+         router->chosen_groups <= groups && router->chosen <= router->chosen_groups * (experts / groups) &&
+         router->counted <= experts / groups;
+}
+
 /* Layer(attention, feed_forward, norms, residual[, crossing, mixture]), tuples as hfaccel/native.py names
  * their items; None for any of the norms, for key and value where query multiplies for all three, for gate,
- * up and down of a mixture, and for an encoder that there is not */
+ * up and down of a mixture without an expert of all tokens, and for an encoder that there is not */
 int read_layer(PyObject *args, void *content)
 {
   struct layer *layer = content;
   struct mixture *mixture = &layer->mixture;
+  struct router *router = &mixture->router;
   const struct norm none = {.kind = NORM_NONE};
   int attention;
   layer->attention_norm = layer->output_norm = layer->cross_norm = none;
   layer->query_norm = layer->key_norm = layer->attention_end = layer->output_end = none;
   if (!PyArg_ParseTuple(
-          args, "(O&O&O&O&O&iffO&pO&pppp)(O&O&O&O&)(O&O&O&O&O&O&)(ppf)|(O&O&O&)(O&O&pO&p)", to_matrix,
-          &layer->query, to_matrix_or_none, &layer->key, to_matrix_or_none, &layer->value, to_matrix,
-          &layer->output, to_size, &layer->head_size, &attention, &layer->scale, &layer->softcap, to_size,
-          &layer->groups, &layer->values_first, to_size, &layer->copies, &layer->pairs, &layer->unrotated,
-          &layer->wide_norms, &layer->norms_rotated, to_matrix_or_none, &layer->gate, to_matrix_or_none,
-          &layer->up, to_matrix_or_none, &layer->down, to_activation, &layer->activation, to_norm_or_none,
-          &layer->attention_norm, to_norm_or_none, &layer->output_norm, to_norm_or_none, &layer->query_norm,
-          to_norm_or_none, &layer->key_norm, to_norm_or_none, &layer->attention_end, to_norm_or_none,
-          &layer->output_end, &layer->norm_first, &layer->parallel, &layer->added, to_matrix_or_none,
-          &layer->cross_query, to_matrix_or_none, &layer->cross_output, to_norm_or_none, &layer->cross_norm,
-          to_experts_or_none, &mixture->experts, to_address, &mixture->router, &mixture->bf16, to_size,
-          &mixture->chosen, &mixture->normalised))
+          args, "(O&O&O&O&O&iffO&pO&ppppO&)(O&O&O&O&)(O&O&O&O&O&O&)(ppf)|(O&O&O&)(O&(O&pO&O&pO&O&O&O&pff)O&)",
+          to_matrix, &layer->query, to_matrix_or_none, &layer->key, to_matrix_or_none, &layer->value,
+          to_matrix, &layer->output, to_size, &layer->head_size, &attention, &layer->scale, &layer->softcap,
+          to_size, &layer->groups, &layer->values_first, to_size, &layer->copies, &layer->pairs,
+          &layer->unrotated, &layer->wide_norms, &layer->norms_rotated, to_address, &layer->sinks,
+          to_matrix_or_none, &layer->gate, to_matrix_or_none, &layer->up, to_matrix_or_none, &layer->down,
+          to_activation, &layer->activation, to_norm_or_none, &layer->attention_norm, to_norm_or_none,
+          &layer->output_norm, to_norm_or_none, &layer->query_norm, to_norm_or_none, &layer->key_norm,
+          to_norm_or_none, &layer->attention_end, to_norm_or_none, &layer->output_end, &layer->norm_first,
+          &layer->parallel, &layer->added, to_matrix_or_none, &layer->cross_query, to_matrix_or_none,
+          &layer->cross_output, to_norm_or_none, &layer->cross_norm, to_experts_or_none, &mixture->experts,
+          to_address, &router->weight, &router->bf16, to_address, &router->bias, to_address,
+          &router->correction, &router->sigmoid, to_size, &router->chosen, to_size, &router->groups, to_size,
+          &router->chosen_groups, to_size, &router->counted, &router->normalised, &router->least,
+          &router->scale, to_address, &mixture->shared_gate))
     return 0;
   if (layer->head_size == 0 || (attention != KIND_F32 && !operand_is_bf16((enum kind)attention))) {
     PyErr_Format(PyExc_ValueError, "head_size above 0 and attention in %s must hold, but got %zu and %d",
                  DOT_BF16 ? "0, 1" : "0", layer->head_size, attention);
     return 0;
   }
-  if (!must_hold(!is_mixture(mixture) || (mixture->router != NULL && mixture->chosen > 0 &&
-                                          mixture->chosen <= mixture->experts.count),
+  if (!must_hold(!is_mixture(mixture) || can_choose(router, mixture->experts.count),
                  "a router that chooses some of the experts"))
     return 0;
   layer->attention = (enum kind)attention;

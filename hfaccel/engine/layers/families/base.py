@@ -38,7 +38,7 @@ class Family(Parts):
     marks: tuple[str, ...] = ()  # attributes of the attention that tell families with equal parts apart
 
     def __post_init__(self) -> None:
-        if not all(self.attention_inputs) or bool(self.experts) == bool(self.wide_inputs):
+        if not all(self.attention_inputs) or not (self.experts or self.wide_inputs):
             raise ValueError(
                 "a family must name query, key and value or qkv, and up or gate_up or experts, but "
                 f"{self.name} names "
@@ -118,13 +118,16 @@ def _parts_problem(family: Family, layer: nn.Module) -> str:
     linears = family.linears(layer)
     if not all(map(is_linear, linears)):
         return "a projection is not an nn.Linear"
-    others = {id(part) for part in layer.modules() if is_linear(part)} - set(map(id, linears))
+    known = {*map(id, linears), *(id(attrgetter(path)(layer)) for path in (family.shared_gate,) if path)}
+    others = {id(part) for part in layer.modules() if is_linear(part)} - known
     if family.call.follows and others:
         return "it has other linear layers than those of the family"
     if any(norm_kind(norm) is None for norm in family.norms(layer)):
         return "its norms are not nn.LayerNorm"
-    if family.experts:
-        return mixture_problem(family, layer)
+    if family.experts and (problem := mixture_problem(family, layer)):
+        return problem
+    if not family.wide_inputs:
+        return ""
     activation = type(attrgetter(family.activation)(layer)).__name__
     return "" if activation in ACTIVATIONS else f"the activation {activation} cannot be fused"
 

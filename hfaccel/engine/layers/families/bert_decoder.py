@@ -1,4 +1,4 @@
-"""BERT, RoBERTa and their descendants as decoders, with and without an encoder, and that of BLIP.
+"""BERT, RoBERTa and their descendants as decoders, with and without an encoder, and those of BLIP and GIT.
 
 A config with `is_decoder` makes them decoders, one with `add_cross_attention` gives each layer a second
 attention with the parts of the first.
@@ -13,7 +13,7 @@ import torch
 
 from hfaccel.engine.layers.call import MASK
 from hfaccel.engine.layers.crossing import STATES, STATES_MASK, CrossCall, EagerCrossCall
-from hfaccel.engine.layers.decoder import DecoderCall
+from hfaccel.engine.layers.decoder import CACHE, DecoderCall, EagerDecoderCall
 from hfaccel.engine.layers.families.base import Family
 from hfaccel.engine.layers.families.bert import BERT
 from hfaccel.engine.layers.families.roberta_prelayernorm import PRELAYERNORM, XL
@@ -29,6 +29,15 @@ class EagerStatesFirst(EagerCrossCall):
         if name == STATES_MASK:  # the layer leaves it unused; where it does not, the trial differs
             return ""
         return super().take_argument(hidden, name, value)
+
+
+class EagerCacheNext(EagerDecoderCall):
+    """GIT: attention is the module's own code. Tokens of images see each other: a prompt with an image takes
+    the layer's own forward. Tokens after the prompt run in the kernels."""
+
+    __slots__ = ()
+    ordered: ClassVar[tuple[str, ...]] = (MASK, CACHE)
+    configured: ClassVar[bool] = False
 
 
 class Alone(DecoderCall):
@@ -58,6 +67,7 @@ def _decoders(family: Family) -> tuple[Family, Family]:
 ALONE, CROSSING = _decoders(BERT)
 FAMILIES: tuple[Family, ...] = (
     ALONE,
+    replace(ALONE, name="GIT", call=EagerCacheNext, marks=("image_patch_tokens",)),
     CROSSING,
     replace(CROSSING, name="BLIP decoder", call=EagerStatesFirst),
     *_decoders(PRELAYERNORM),

@@ -11,7 +11,6 @@ import torch
 
 from hfaccel.engine.layers.decoder import DecoderCall, EagerDecoderCall
 from hfaccel.engine.layers.families.base import Family
-from hfaccel.engine.layers.mixtures import logits_problem
 
 
 def for_neighbours(embeddings: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -26,15 +25,6 @@ class Halves(DecoderCall):
 
     def rotate(self, hidden: torch.Tensor, embeddings: Iterable[torch.Tensor]) -> str:
         return super().rotate(hidden, for_neighbours(embeddings))
-
-
-class MixtureCall(DecoderCall):
-    """The feed-forward is a mixture, of whose router transformers may collect the scores."""
-
-    __slots__ = ()
-
-    def complete(self, hidden: torch.Tensor) -> str:
-        return logits_problem() or super().complete(hidden)
 
 
 LLAMA = Family(
@@ -78,18 +68,6 @@ OLMO2 = replace(
     output_norm="",
     output_end="post_feedforward_layernorm",
 )
-MIXTRAL = replace(
-    LLAMA,
-    name="Mixtral",
-    gate="",
-    up="",
-    activation="",
-    down="",
-    experts="mlp.experts",
-    router="mlp.gate",
-    call=MixtureCall,
-)
-QWEN3_MOE = replace(MIXTRAL, name="Qwen3-MoE", query_norm="self_attn.q_norm", key_norm="self_attn.k_norm")
 COHERE = replace(LLAMA, name="Cohere", output_norm="input_layernorm", parallel=True, pairs=True)
 ERNIE = replace(LLAMA, name="ERNIE 4.5", pairs=True, call=Halves)
 GLM = replace(ERNIE, name="GLM", gate="", up="", gate_up="mlp.gate_up_proj", activation="mlp.activation_fn")
@@ -111,8 +89,6 @@ FAMILIES = (
     ),
     replace(LLAMA, name="HyperCLOVA X", attention_end="post_norm1", output_end="post_norm2"),
     LLAMA,
-    QWEN3_MOE,
-    MIXTRAL,
     ERNIE,
     GLM4,
     GLM,

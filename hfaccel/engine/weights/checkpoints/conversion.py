@@ -12,7 +12,14 @@ from torch import nn
 
 from hfaccel.engine.calls.guards import COMPUTED
 from hfaccel.engine.kernels import kernels_problem
-from hfaccel.engine.weights.checkpoints import Format, Unreadable, format_of, is_expanded_later
+from hfaccel.engine.weights.checkpoints import (
+    Format,
+    Unreadable,
+    format_of,
+    is_expanded_later,
+    is_quantized,
+)
+from hfaccel.engine.weights.checkpoints.expanded import was_expanded
 from hfaccel.engine.weights.checkpoints.integers import Integers, Rows
 from hfaccel.engine.weights.linear import PackedModule
 from hfaccel.engine.weights.packed import PackedWeight
@@ -30,6 +37,7 @@ class Converted:
 
     weights: set[torch.Tensor] = field(default_factory=set)  # packed now
     shares: bool = True  # whether models that have other parts in common with this one may see them packed
+    expanded: bool = False  # whether its weights were expanded to floats as it was loaded
     outcomes: list[Outcome] = field(default_factory=list)
 
 
@@ -37,7 +45,8 @@ def convert(model: nn.Module, huge_pages: bool) -> Converted:
     """Replace the quantized linear layers of the model, one after another: besides the model, memory holds
     one of them unpacked. The modules that were there stay as they are, for other models that have them."""
     found = {module: each for module in model.modules() if (each := format_of(module)) is not None}
-    converted = Converted(shares=not is_expanded_later(model))
+    expanded = not found and was_expanded(model)
+    converted = Converted(shares=not keeps_linears(model), expanded=expanded)
     if not found:
         return converted
     dtype = _computed_in(model, found)
@@ -64,6 +73,12 @@ def convert(model: nn.Module, huge_pages: bool) -> Converted:
     if not left:
         forget_quantizer(model)
     return converted
+
+
+def keeps_linears(model: nn.Module) -> bool:
+    """Whether the model must share no linear layer with the result of its optimization: because its quantizer
+    is going to replace weights, or because the result is computed from other numbers."""
+    return is_expanded_later(model) or (not is_quantized(model) and was_expanded(model))
 
 
 def checkpoint_problem(model: nn.Module) -> str:

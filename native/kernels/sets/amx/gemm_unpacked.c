@@ -32,7 +32,7 @@ static void unpack_group(enum kind kind, const uint32_t *panel, uint32_t *out)
     for (size_t k = 0; k < words; k++) {
       const __m512i word = vec_as_ints(vec_load(panel + k * PANEL + column));
       for (size_t part = 0; part < parts; part++)
-        unpack_bytes(is_halved(kind) ? nibbles(word, part == 1) : word, scale, minimum,
+        unpack_bytes(is_halved(kind) ? numbers_in(kind, word, part == 1) : word, scale, minimum,
                      out + 2 * (k * parts + part) * PANEL + column);
     }
   }

@@ -152,6 +152,11 @@ INLINE float vec_lowest(vec x){REDUCE(_mm_min_ps)}
 #define ints_of _mm256_set1_epi32
 #define ints_load_some _mm256_maskload_epi32
 
+INLINE vec_ints bytes_at(const uint8_t table[16], vec_ints places)
+{
+  return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table)), places);
+}
+
 INLINE vec_ints ints_steps(int32_t step)
 {
   return _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), ints_of(step));

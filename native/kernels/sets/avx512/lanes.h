@@ -90,6 +90,11 @@ INLINE vec_mask vec_is_nan(vec x)
 #define ints_right _mm512_srli_epi32
 #define ints_of _mm512_set1_epi32
 
+INLINE vec_ints bytes_at(const uint8_t table[16], vec_ints places)
+{
+  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table)), places);
+}
+
 INLINE vec_ints ints_load_some(const int32_t *from, vec_mask some)
 {
   return _mm512_maskz_loadu_epi32(some, from);

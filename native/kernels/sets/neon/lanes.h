@@ -162,6 +162,11 @@ INLINE vec_mask vec_is_nan(vec x)
 #define ints_right(x, bits) vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(x), bits))
 #define ints_of vdupq_n_s32
 
+INLINE vec_ints bytes_at(const uint8_t table[16], vec_ints places)
+{
+  return vreinterpretq_s32_u8(vqtbl1q_u8(vld1q_u8(table), vreinterpretq_u8_s32(places)));
+}
+
 INLINE vec_ints ints_load_some(const int32_t *from, vec_mask some)
 {
   return vreinterpretq_s32_f32(vec_load_some((const float *)from, some));
