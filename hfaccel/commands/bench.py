@@ -11,6 +11,7 @@ from hfaccel.errors import UsageError
 KINDS = {
     "memory": "where allocators place buffers, what that costs, and what huge pages change",
     "compare": "two result files: which cells became faster, which slower",
+    "report": "a result as a page with pictures and every number",
 }
 STUDY = "study"
 

@@ -24,6 +24,7 @@ class Kind(IntEnum):
     INT8_GROUPS_OF_32 = 5  # the same in smaller groups, for checkpoints that have such
     INT4_GROUPS_OF_32 = 6
     E2M1_GROUPS_OF_32 = 7  # floats of 4 bits, of which LEVELS are the numbers
+    INT8_GROUPS_OF_16 = 8
 
     @property
     def numbers(self) -> int:
@@ -38,6 +39,8 @@ class Kind(IntEnum):
     @property
     def group(self) -> int:
         """Inputs of a group, in kinds in groups."""
+        if self is Kind.INT8_GROUPS_OF_16:
+            return TINY_GROUP
         return GROUP if self <= Kind.INT4_WEIGHT_ONLY else SMALL_GROUP
 
     @property
@@ -55,7 +58,7 @@ class Kind(IntEnum):
         return cls[label.upper().replace("-", "_")]
 
 
-GROUP, SMALL_GROUP = 64, 32  # inputs of a group
+GROUP, SMALL_GROUP, TINY_GROUP = 64, 32, 16  # inputs of a group
 # The floats of E2M1 from -6 to 6, doubled, and plus 12; as in native/kernels/gemm_grouped.h
 LEVELS = (0, 4, 6, 8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20, 24)
 # What a cache holds, as enum number in native/kernels/vector.h

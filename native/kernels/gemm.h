@@ -18,10 +18,10 @@
  * not rounded at all: their factor is 0, and what they add is computed apart, in float32.
  *
  * Groups (gemm_grouped.c): weights in 8 or 4 bits for work that is limited by the bytes of the weights. Each
- * column has a scale and a minimum for every GROUP or SMALL_GROUP inputs, w = scale q + minimum, both
- * bfloat16, in one word behind the group's words. Activations are signed bytes with one scale for each row
- * and group, so that a large number costs its own group precision and no other. The sums of a group are whole
- * numbers below 2^24, the same in every set to the bit. KIND_E2M1 holds places in a table of 16 numbers
+ * column has a scale and a minimum for every GROUP, SMALL_GROUP or TINY_GROUP inputs, w = scale q + minimum,
+ * both bfloat16, in one word behind the group's words. Activations are signed bytes with one scale for each
+ * row and group, so that a large number costs its own group precision and no other. The sums of a group are
+ * whole numbers below 2^24, the same in every set to the bit. KIND_E2M1 holds places in a table of 16 numbers
  * instead: floats of 4 bits (MXFP4), doubled and without sign (gemm_grouped.h). */
 #pragma once
 #include <stddef.h>
@@ -36,9 +36,20 @@ enum { EXACT = 4 };                  /* inputs that are not rounded, where there
 enum { SPLIT = 3, SPLIT_ROWS = 64 }; /* parts of a float32 in bfloat16; from how many rows on that pays */
 enum { UNPACKED_ROWS = 32 };         /* from how many rows on a weight in groups is unpacked for AMX */
 
-enum kind { KIND_F32, KIND_BF16, KIND_I8, KIND_G8, KIND_G4, KIND_G8_SMALL, KIND_G4_SMALL, KIND_E2M1, KINDS };
+enum kind {
+  KIND_F32,
+  KIND_BF16,
+  KIND_I8,
+  KIND_G8,
+  KIND_G4,
+  KIND_G8_SMALL,
+  KIND_G4_SMALL,
+  KIND_E2M1,
+  KIND_G8_TINY,
+  KINDS
+};
 
-enum { GROUP = 64, SMALL_GROUP = 32 }; /* inputs */
+enum { GROUP = 64, SMALL_GROUP = 32, TINY_GROUP = 16 }; /* inputs */
 
 static inline int is_grouped(enum kind kind)
 {
@@ -54,7 +65,7 @@ static inline int is_halved(enum kind kind)
 /* Inputs of a group. */
 static inline size_t group_size(enum kind kind)
 {
-  return kind >= KIND_G8_SMALL ? SMALL_GROUP : GROUP;
+  return kind == KIND_G8_TINY ? TINY_GROUP : kind >= KIND_G8_SMALL ? SMALL_GROUP : GROUP;
 }
 
 /* Words of the activations of a group. */
@@ -183,10 +194,11 @@ static inline int is_split(const struct matrix *matrix, size_t rows)
 /* Whether this many rows are multiplied by AMX with a weight in groups, which is unpacked to bfloat16. */
 static inline int is_unpacked(const struct matrix *matrix, size_t rows)
 {
-  return HAS_AMX && is_grouped(matrix->kind) && rows >= UNPACKED_ROWS;
+  const size_t numbers = group_count(matrix->kind, matrix->inputs) * group_size(matrix->kind);
+  return HAS_AMX && is_grouped(matrix->kind) && rows >= UNPACKED_ROWS && numbers % SMALL_GROUP == 0;
 }
 
-/* Words of a row of bfloat16 for that: whole groups are whole steps of AMX. */
+/* Words of a row of bfloat16 for that: SMALL_GROUP numbers are a step of AMX. */
 static inline size_t unpacked_words(const struct matrix *matrix)
 {
   return kind_words(KIND_BF16, group_count(matrix->kind, matrix->inputs) * group_size(matrix->kind));

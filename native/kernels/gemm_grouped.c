@@ -7,7 +7,7 @@
  * 4 x 2 below 24 x 128. */
 INLINE size_t paired(const enum kind kind)
 {
-  return kind == KIND_E2M1 ? 4 : 8;
+  return kind == KIND_E2M1 || group_words(kind) < 8 ? 4 : 8;
 }
 
 enum { AHEAD = 64 }; /* words: how far the weight is asked for from memory */
@@ -152,9 +152,11 @@ TILE(tile_g4, KIND_G4)
 TILE(tile_g8_small, KIND_G8_SMALL)
 TILE(tile_g4_small, KIND_G4_SMALL)
 TILE(tile_e2m1, KIND_E2M1)
+TILE(tile_g8_tiny, KIND_G8_TINY)
 
 static void (*const tiles_of[])(size_t, const uint32_t *, size_t, const uint32_t *, size_t, float *,
-                                struct ahead) = {tile_g8, tile_g4, tile_g8_small, tile_g4_small, tile_e2m1};
+                                struct ahead) = {tile_g8,       tile_g4,   tile_g8_small,
+                                                 tile_g4_small, tile_e2m1, tile_g8_tiny};
 
 void gemm_grouped(const struct matrix *matrix, const struct operand *operand, size_t rows, size_t first,
                   size_t last, const struct result *result)

@@ -141,8 +141,10 @@ static void quantize_groups(enum kind kind, const void *x, int bf16, size_t colu
   for (size_t g = 0; g < groups; g++)
     if (size == GROUP)
       quantize_group(GROUP, x, bf16, g * size, columns, out + g * size, scales + g, totals + g);
-    else
+    else if (size == SMALL_GROUP)
       quantize_group(SMALL_GROUP, x, bf16, g * size, columns, out + g * size, scales + g, totals + g);
+    else
+      quantize_group(TINY_GROUP, x, bf16, g * size, columns, out + g * size, scales + g, totals + g);
 }
 
 void convert_row(const struct matrix *matrix, const void *x, int bf16, size_t columns, uint32_t *words,

@@ -185,7 +185,7 @@ static struct tokens make_tokens(const struct form *form, size_t rows, size_t ch
 static void check_row(const struct form *form, const struct made_experts *made, const struct tokens *tokens,
                       size_t row)
 {
-  static const double bounds[KINDS] = {5e-6, 6e-3, 4e-2, 4e-2,
+  static const double bounds[KINDS] = {5e-6, 6e-3, 4e-2, 4e-2, 4e-2,
                                        4e-2, 4e-2, 4e-2, 4e-2}; /* what rounding activations costs */
   const struct experts_call *call = &tokens->call;
   double wanted[form->hidden], of_one[form->hidden], size = 0.05;

@@ -20,8 +20,12 @@ from hfaccel.engine.weights.linear import PackedModule
 from hfaccel.engine.weights.packed import PackedWeight
 
 SIZES = dict(hidden_size=256, intermediate_size=512)
-FOUR, EIGHT = Kind.INT4_GROUPS_OF_32, Kind.INT8_GROUPS_OF_32
-KINDS = {"Q4_0": FOUR, "Q4_1": FOUR, "Q4_K": FOUR, "Q5_0": EIGHT, "Q5_1": EIGHT, "Q5_K": EIGHT, "Q8_0": EIGHT}
+FOUR, EIGHT, FINE = Kind.INT4_GROUPS_OF_32, Kind.INT8_GROUPS_OF_32, Kind.INT8_GROUPS_OF_16
+KINDS = {
+    **dict.fromkeys(("Q4_0", "Q4_1", "Q4_K"), FOUR),
+    **dict.fromkeys(("Q5_0", "Q5_1", "Q5_K", "Q8_0"), EIGHT),
+    **dict.fromkeys(("Q2_K", "Q6_K"), FINE),
+}
 
 pytestmark = needs_kernels
 
@@ -67,9 +71,16 @@ def linears(model):
     return {name: each for name, each in model.named_modules() if isinstance(each, PackedModule)}
 
 
+OTHERS = ("layers.0.self_attn.v_proj", "down_proj", "lm_head")
+
+
 def medium(name):
     """As in files of the type Q4_K_M."""
-    return "Q6_K" if name.endswith(("layers.0.self_attn.v_proj", "down_proj", "lm_head")) else "Q4_K"
+    return "Q6_K" if name.endswith(OTHERS) else "Q4_K"
+
+
+def partly(name):
+    return "F16" if name.endswith(OTHERS) else "Q4_K"
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -96,9 +107,8 @@ def test_the_numbers_of_the_file(load, type):
         values, weight = written[name], module.weight
         assert weight.kind is KINDS[type]
         assert relative(weight.unpack(), values) < 2**-7
-        groups = values.unflatten(1, (-1, 32))
-        levels = [len(group.unique()) for group in groups[0]]
-        assert [len(group.unique()) for group in weight.unpack().unflatten(1, (-1, 32))[0]] == levels
+        levels = [len(group.unique()) for group in values[0].split(weight.kind.group)]
+        assert [len(group.unique()) for group in weight.unpack()[0].split(weight.kind.group)] == levels
 
 
 @pytest.mark.parametrize(("type", "most"), [("Q4_0", 8), ("Q8_0", 127)])
@@ -132,13 +142,25 @@ def test_no_floats_stay(load):
         )
 
 
-def test_what_is_on_no_grid_stays_as_it_was_loaded(load):
+def test_types_side_by_side(load):
+    """Parts with equal inputs get the kind that has the numbers of all."""
     model, written = load("llama", medium)
+    fast = hfaccel.optimize(model)
+    for name, module in linears(fast).items():
+        together = "layers.0.self_attn" in name and not name.endswith("o_proj")
+        assert module.weight.kind is (FINE if together or medium(name) == "Q6_K" else FOUR), name
+        assert relative(module.weight.unpack(), written[name]) < 2**-7
+    assert any(line.subject == "Llama layer" for line in hfaccel.report(fast).outcomes)
+    assert relative(fast(ids()).logits, model(ids()).logits) < 0.02
+
+
+def test_what_is_on_no_grid_stays_as_it_was_loaded(load):
+    model, written = load("llama", partly)
     fast = hfaccel.optimize(model)
     kinds = {name: module.weight.kind for name, module in linears(fast).items()}
     for name, kind in kinds.items():
         together = name.startswith("model.layers.0.self_attn") and not name.endswith("o_proj")
-        floats = together or medium(name) == "Q6_K"
+        floats = together or partly(name) == "F16"
         assert kind is (Kind.FLOAT32 if floats else FOUR), name
         if floats:
             assert linears(fast)[name].weight.unpack().equal(written[name])
@@ -146,7 +168,7 @@ def test_what_is_on_no_grid_stays_as_it_was_loaded(load):
 
 
 def test_what_is_on_no_grid_is_rounded_if_that_is_asked_for(load):
-    model, written = load("llama", medium)
+    model, written = load("llama", partly)
     fast = hfaccel.optimize(model, quantization="int8-weight-only")
     kinds = {name: module.weight.kind for name, module in linears(fast).items()}
     wanted = {

@@ -37,8 +37,13 @@ GRIDS = {
         scales().log2().round().exp2() * E2M1[random(0, 15).long()],
         Kind.E2M1_GROUPS_OF_32,
     ),
+    "25 numbers, not all of them floats of 4 bits": (scales() * random(-12, 13), Kind.INT8_GROUPS_OF_32),
     "8 bits": (scales(-12) * random(-127, 128), Kind.INT8_GROUPS_OF_32),
     "8 bits, -128": (scales() * random(-128, 128), Kind.INT8_GROUPS_OF_32),
+    "groups of 16": (
+        scales() * random(-32, 32) * 2.0 ** (torch.arange(COLUMNS) % 32 // 16 * 3),
+        Kind.INT8_GROUPS_OF_16,
+    ),
     "zeros": (torch.zeros(ROWS, COLUMNS), Kind.INT4_GROUPS_OF_32),
     "equal numbers": (torch.full((ROWS, COLUMNS), -0.75), Kind.INT4_GROUPS_OF_32),
 }
@@ -69,8 +74,8 @@ ORDINARY = {
     "normal": torch.randn(ROWS, COLUMNS),
     "uniform": torch.rand(ROWS, COLUMNS),
     "9 bits": scales() * random(-255, 256),
-    "groups of 16": scales() * random(-8, 8) * (torch.arange(COLUMNS) % 32 // 16 * 0.317 + 1),
-    "narrower than a group": random(0, 2, (ROWS, 31)),
+    "groups of 8": scales() * random(-8, 8) * (torch.arange(COLUMNS) % 32 // 8 * 0.317 + 1),
+    "narrower than a group": random(0, 2, (ROWS, 15)),
     "no rows": torch.zeros(0, COLUMNS),
 }
 

@@ -15,7 +15,7 @@ from hfaccel.commands.bench_options import NAMES, NUMBERS, parse
 
 PAGE = (Path(__file__).parents[2] / "docs/bench.md").read_text()
 COMMANDS = re.findall(r"^hfaccel bench (.*)$", PAGE, re.MULTILINE)
-STUDIES = [command for command in COMMANDS if not command.startswith("compare")]
+STUDIES = [command for command in COMMANDS if not command.startswith(("compare", "report"))]
 FOUND = {"seconds": 0.0, "kind": "encoder", "longest": 512, "weights_mib": 90.0}
 
 
@@ -43,7 +43,7 @@ def test_studies_of_the_page_can_be_planned(command, capsys):
 def test_the_page_has_a_command_for_every_way():
     assert len(STUDIES) >= 8 and len(COMMANDS) > len(STUDIES)
     kinds = {bench.divided(shlex.split(command))[0] for command in COMMANDS}
-    assert kinds == {"study", "compare"}
+    assert kinds == {"study", "compare", "report"}
     assert parse(shlex.split(STUDIES[3])).script == ("train.py", "--epochs", "1")
 
 

@@ -228,7 +228,7 @@ def test_a_weight_of_any_form(cls, kind):
     weight = cls.pack(dense, None, kind)
     values = weight.unpack()
     assert weight.shape == dense.shape and values.shape == dense.shape
-    assert relative(values, dense.detach()) <= (0 if kind is Kind.FLOAT32 else 0.09)
+    assert relative(values, dense.detach()) <= (0 if kind is Kind.FLOAT32 else 0.11)
     for way in (copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each)), by_processes):
         again = way(weight)
         assert type(again) is cls and again.unpack().equal(values)

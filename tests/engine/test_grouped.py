@@ -23,8 +23,8 @@ from hfaccel.precision import QUANTIZED, Precision
 
 ASKED = (Kind.INT8_WEIGHT_ONLY, Kind.INT4_WEIGHT_ONLY)  # those that optimize() knows
 E2M1 = Kind.E2M1_GROUPS_OF_32
-GROUPED = (*ASKED, Kind.INT8_GROUPS_OF_32, Kind.INT4_GROUPS_OF_32, E2M1)
-BITS = dict(zip(GROUPED, (8.5, 4.5, 9, 5, 5), strict=True))
+GROUPED = (*ASKED, Kind.INT8_GROUPS_OF_32, Kind.INT4_GROUPS_OF_32, E2M1, Kind.INT8_GROUPS_OF_16)
+BITS = dict(zip(GROUPED, (8.5, 4.5, 9, 5, 5, 10), strict=True))
 # share of uniform weights' spread, and of that of normally distributed ones
 ROUNDED = {kind: 0.004 if kind.bits == 8 else 0.11 if kind is E2M1 else 0.068 for kind in GROUPED}
 NORMAL = {kind: 0.0055 if kind.bits == 8 else 0.12 if kind is E2M1 else 0.086 for kind in GROUPED}
@@ -59,7 +59,7 @@ def test_what_a_weight_takes_up(kind):
 @pytest.mark.parametrize("kind", GROUPED)
 def test_groups_of_one_value(kind):
     """Zeros stay zero, and a constant is as near as bfloat16 comes to it."""
-    values = torch.zeros(64, 3 * kind.group + 5)
+    values = torch.zeros(64, 5 * kind.group + 5)
     values[1], values[2], values[3, 70] = 0.3, -7e4, 1.0
     got = PackedWeight.pack(values, None, kind).unpack()
     torch.testing.assert_close(got[1:], values[1:], rtol=2**-8, atol=2**-8)

@@ -161,7 +161,8 @@ def follow_on(
     first = place_of(layers[0])
     if first is None or not _has_room(first, shape, numbers) or not _follow(layers):
         return None
-    moves = not any(layer.is_sliding for layer in layers)
+    together = len(layers) == len(first.memory.tensor)  # or others would move on that are not computed
+    moves = together and not any(layer.is_sliding for layer in layers)
     return Rooms(layers, first.memory, first.number, first.extent, shape[2], moves)
 
 

@@ -1,9 +1,9 @@
 """Finds the whole numbers behind a weight that a checkpoint has quantized and a loader has expanded to floats
 (GGUF, MXFP4).
 
-The values of each group of 32 inputs are then `step * number + minimum`, up to the rounding of floats. This
-is read off the values, so that neither the file nor its format has to be known, and neither how a loader has
-permuted or stacked rows. A few groups tell an ordinary weight.
+The values of each group of 32 or 16 inputs are then `step * number + minimum`, up to the rounding of floats.
+This is read off the values, so that neither the file nor its format has to be known, and neither how a loader
+has permuted or stacked rows. A few groups tell an ordinary weight.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hfaccel.engine.kernels import LEVELS, SMALL_GROUP, Kind
+from hfaccel.engine.kernels import LEVELS, Kind
 
 CHUNK = 1 << 18  # values that are looked at a time: intermediate results stay in the cache
 SAMPLED = 16  # rows, of which one group each is looked at first
@@ -60,6 +60,8 @@ FORMS = (
     Form(Kind.E2M1_GROUPS_OF_32, True, (12, 8, 6, 4, 3, 2, 1), LEVELS),  # MXFP4
     Form(Kind.INT8_GROUPS_OF_32, True, (127, 16, 113, *range(128, 0, -1))),  # Q8_0, Q5_0, IQ4_NL
     Form(Kind.INT8_GROUPS_OF_32, False, (*range(31, 0, -1),)),  # Q5_1, Q5_K
+    Form(Kind.INT8_GROUPS_OF_16, True, (*range(32, 0, -1),)),  # Q6_K
+    Form(Kind.INT8_GROUPS_OF_16, False, (3, 2, 1)),  # Q2_K
 )
 
 
@@ -84,24 +86,30 @@ def find_grid(values: torch.Tensor, bits: int) -> Grid | None:
 
 def forms_of_some(values: torch.Tensor, bits: int) -> Iterator[Form]:
     """The forms that fit a few groups of the values."""
-    rows, columns = values.shape
-    if columns % SMALL_GROUP or not rows:
-        return
-    taken = torch.linspace(0, rows - 1, min(rows, SAMPLED)).long()
-    groups = torch.arange(len(taken)) % (columns // SMALL_GROUP) * SMALL_GROUP
-    inputs = groups[:, None] + torch.arange(SMALL_GROUP)
-    numbers = values.detach()[taken[:, None], inputs].float()
     for form in FORMS:
+        numbers = _some_groups(values, form.kind.group)
         counts, rounding = torch.tensor(form.counts)[:, None, None], form.rounding(values.dtype)
-        if form.bits <= bits and _Origin.of(numbers, form).is_counted(counts, rounding).any(0).all():
+        if form.bits > bits or not len(numbers):
+            continue
+        if _Origin.of(numbers, form).is_counted(counts, rounding).any(0).all():
             yield form
+
+
+def _some_groups(values: torch.Tensor, size: int) -> torch.Tensor:
+    """(groups, size), of rows far from each other; none where rows are not whole groups."""
+    rows, columns = values.shape
+    if columns % size or not columns:
+        return torch.empty(0, size)
+    taken = torch.linspace(0, rows - 1, min(rows, SAMPLED)).long()
+    inputs = (torch.arange(len(taken)) % (columns // size) * size)[:, None] + torch.arange(size)
+    return values.detach()[taken[:, None], inputs].float()
 
 
 @dataclass(frozen=True)
 class _Origin:
     """Groups of values, counted from zero or from their lowest."""
 
-    values: torch.Tensor  # (groups, SMALL_GROUP), from the origin
+    values: torch.Tensor  # (groups, inputs), from the origin
     width: torch.Tensor  # (groups, 1): the farthest from the origin
     largest: torch.Tensor  # (groups, 1): the farthest from zero
 
@@ -131,11 +139,11 @@ class _Origin:
 
 def _table(values: torch.Tensor, form: Form) -> torch.Tensor | None:
     """The (rows, groups) table of the form; None if it does not fit all groups."""
-    rows, columns = values.shape
-    table = torch.empty((rows, columns // SMALL_GROUP), dtype=torch.int32)
+    (rows, columns), size = values.shape, form.kind.group
+    table = torch.empty((rows, columns // size), dtype=torch.int32)
     some = max(1, CHUNK // columns)
     for start in range(0, rows, some):
-        numbers = values.detach()[start : start + some].float().reshape(-1, SMALL_GROUP)
+        numbers = values.detach()[start : start + some].float().reshape(-1, size)
         scales = _fitted(numbers, form, form.rounding(values.dtype))
         if scales is None:
             return None

@@ -33,7 +33,7 @@ class Grids:
             return f"{packed}, with the checkpoint's own numbers"
         if self.numbers and kind.is_grouped:
             return (
-                f"{packed}, rounded: its values are no numbers of {kind.bits} bits with a scale for 32 inputs"
+                f"{packed}, rounded: its values are no numbers of {kind.bits} bits with a scale for a group"
             )
         return packed
 
@@ -78,8 +78,10 @@ def _matrices(weight: torch.Tensor, cls: type[PackedWeight]) -> Iterator[torch.T
 
 
 def _widest(kinds: Iterable[Kind]) -> Kind:
-    """That of groups of 32 which has the numbers of all of these."""
+    """The smallest that has the numbers of all of these."""
     kinds = set(kinds)
+    if Kind.INT8_GROUPS_OF_16 in kinds:
+        return Kind.INT8_GROUPS_OF_16
     if kinds == {Kind.E2M1_GROUPS_OF_32}:
         return Kind.E2M1_GROUPS_OF_32
     four = all(kind in (Kind.INT4_WEIGHT_ONLY, Kind.INT4_GROUPS_OF_32) for kind in kinds)

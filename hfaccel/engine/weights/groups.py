@@ -1,7 +1,7 @@
 """Weights in groups of 8 or 4 bits: rounding, and the words in which the kernels read them
 (native/kernels/gemm.h).
 
-A row is divided into groups of 64 or 32 inputs (`Kind.group`). Each group has a step and a minimum, and
+A row is divided into groups of 64, 32 or 16 inputs (`Kind.group`). Each group has a step and a minimum, and
 stands for `step * number + minimum`; both are bfloat16 and lie in one word behind the words of its numbers.
 """
 

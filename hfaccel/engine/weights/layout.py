@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from hfaccel.engine.kernels import SMALL_GROUP, Kind, kernels, panel
+from hfaccel.engine.kernels import GROUP, Kind, kernels, panel
 from hfaccel.engine.weights.grid import find_grid
 from hfaccel.engine.weights.groups import round_groups, table_of, values_of
 from hfaccel.native import NativeMatrix
@@ -113,10 +113,12 @@ def write(
 
 
 def _table_of_grid(kind: Kind, dense: torch.Tensor) -> torch.Tensor | None:
-    """Kinds in groups of 32 are those of weights that lie on a grid, and of weights that must be of one kind
-    with them."""
-    grid = find_grid(dense, kind.bits) if kind.group == SMALL_GROUP else None
-    return None if grid is None or kind not in (grid.kind, Kind.INT8_GROUPS_OF_32) else grid.table
+    """Kinds in smaller groups are those of weights that lie on a grid, and of weights that must be of one
+    kind with them: of more bits, perhaps, or of groups that are parts of the grid's."""
+    grid = find_grid(dense, kind.bits) if kind.group < GROUP else None
+    if grid is None or kind.group > grid.kind.group or (kind.bits == 4 and kind is not grid.kind):
+        return None
+    return grid.table.repeat_interleave(grid.kind.group // kind.group, 1)
 
 
 def write_words(layout: Layout, words: torch.Tensor, memory: torch.Tensor) -> None:
