@@ -215,6 +215,13 @@ CHANGES = {
     "another head": lambda model: setattr(
         model, "lm_head", nn.Linear(64, 151, bias=False).requires_grad_(False).eval()
     ),
+    "an ordinary head": lambda model: setattr(
+        model.lm_head, "weight", nn.Parameter(model.lm_head.weight.detach() * 2)
+    ),
+    "other weights": lambda model: model.load_state_dict(
+        {name: value * 1.1 for name, value in model.state_dict().items()}, assign=True
+    ),
+    "doubles": lambda model: model.double(),
     "rotary": lambda model: model.model.rotary_emb.inv_freq.mul_(0.5),
     "scaling": lambda model: setattr(model.model.rotary_emb, "attention_scaling", 2.0),
     "embedding": lambda model: model.model.embed_tokens.weight.data.mul_(1.5),
@@ -234,6 +241,14 @@ def test_changes_are_seen(change):
     if change == "one layer less":
         stock.config.num_hidden_layers = fast.config.num_hidden_layers = 1
     assert_equal(fast, stock)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_that_is_cast_gives_numbers_of_that_type(dtype):
+    _, fast = pair()
+    logits(fast)
+    fast.to(dtype)
+    assert logits(fast).dtype is dtype
 
 
 HOOKED = ["", "model", "model.norm", "model.embed_tokens", "model.layers.1", "model.layers.0.mlp", "lm_head"]

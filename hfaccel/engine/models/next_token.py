@@ -20,7 +20,8 @@ from hfaccel.engine.models.around import Around
 from hfaccel.engine.models.token_path import Positions, TokenPath
 from hfaccel.engine.norms import EPSILONS, native_norm
 from hfaccel.engine.replacements import Keywords
-from hfaccel.engine.weights.linear import float32
+from hfaccel.engine.weights.linear import fits, float32
+from hfaccel.engine.weights.packed import PackedWeight
 from hfaccel.upstream.of_transformers import cache_classes
 
 IDS, MASK, POSITIONS = "input_ids", "attention_mask", "position_ids"
@@ -136,8 +137,8 @@ class NextToken:
         if not past or not asked.is_plain(past):
             return None
         embedded: torch.Tensor = self.path.embedding.forward(asked.ids)
-        layers = self._together(embedded)
-        if layers is None:
+        layers, tail = self._together(embedded), self._present_tail()
+        if layers is None or tail is None or embedded.dtype is not self.dtype:
             return None
         shape = len(embedded), layers.heads, 1, layers.size
         numbers = Numbers(layers.natives[0].cache_type, embedded.dtype)
@@ -148,7 +149,6 @@ class NextToken:
         result = self.result(logits=logits, past_key_values=asked.cache)
         rows = embedded.float().contiguous()
         output = torch.empty_like(rows)
-        tail = self._present_tail()
         kernels().run_layers(
             layers.native,
             torch.get_num_threads(),
@@ -179,9 +179,12 @@ class NextToken:
             self._layers = _Layers(natives, native, indices, first.cached_heads, size)
         return self._layers
 
-    def _present_tail(self) -> _Tail:
+    def _present_tail(self) -> _Tail | None:
+        """None where the head's weight is packed no more, or its bias is of another kind than float."""
         if self._tail is None or not self._tail.holds():
-            self._tail = _Tail(self.path)
+            head = self.path.head
+            packed = isinstance(head.weight, PackedWeight) and fits(head.bias)
+            self._tail = _Tail(self.path) if packed else None
         return self._tail
 
     def _present_positions(self, dtype: torch.dtype) -> Positions:
