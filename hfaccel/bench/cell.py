@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -53,7 +54,7 @@ def cell(
         "peak_memory_mib": _rounded(last["peak_memory_mib"], 1),
         "flops": flops,
         "verified": verdict.to_dict() if verdict else None,
-        "ratio": ratio.to_dict() if ratio else None,
+        "ratio": replace(ratio, disturbed=during.disturbed).to_dict() if ratio else None,
         "warm_up_calls": last["warm_up"]["calls"],
         "conditions": _conditions(during, last),
     }
@@ -87,6 +88,8 @@ def _rounded(value: float | None, digits: int = 4) -> float | None:
 def _conditions(during: Conditions, last: Sample) -> Document:
     described = during.to_dict()
     notes = list(during.notes)
+    if during.disturbed:
+        notes.append("no difference is claimed, because the group was disturbed")
     if not last["warm_up"]["ended"]:
         notes.append("calls still became faster when measuring began")
     return {**described, "notes": notes}

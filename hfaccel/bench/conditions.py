@@ -10,6 +10,7 @@ from typing import NamedTuple
 from hfaccel.host import Tree, is_number, read_throttled_ms
 
 STEAL, LOAD = 0.01, 0.3  # beyond these, a note: share of the CPU time, and CPUs
+MUCH = 0.05  # of steal: no difference is claimed
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -43,8 +44,15 @@ class Conditions(NamedTuple):
             notes.append(f"other programs used {self.load_of_others:.1f} CPUs")
         return tuple(notes)
 
+    @property
+    def disturbed(self) -> bool:
+        """Whether nothing can be claimed: a thread that waits for a CPU holds up its whole team, by any
+        factor."""
+        stolen, others = (self.steal or 0.0) > MUCH, (self.load_of_others or 0.0) > LOAD
+        return stolen or others or bool(self.throttled_ms)
+
     def to_dict(self) -> dict[str, object]:
-        return {**self._asdict(), "notes": list(self.notes)}
+        return {**self._asdict(), "disturbed": self.disturbed, "notes": list(self.notes)}
 
 
 def between(before: Snapshot, after: Snapshot) -> Conditions:

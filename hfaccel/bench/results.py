@@ -89,8 +89,14 @@ def read(path: str | Path) -> Document:
             f"a result must have format {FORMAT}, but {str(path)!r} has {document['format']!r}; use the "
             "version of hfaccel that wrote the file, or name another file to measure anew"
         )
-    for cell in document["cells"]:
-        identity_of(cell)
+    try:
+        for cell in document["cells"]:
+            identity_of(cell)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"a result must be written by hfaccel bench, but {str(path)!r} was changed since "
+            f"({type(error).__name__}: {error}); measure anew, or name another file"
+        ) from None
     return document
 
 

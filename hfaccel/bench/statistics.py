@@ -55,12 +55,13 @@ class Ratio:
     low: float
     high: float
     pairs: int
+    disturbed: bool = False  # by other programs: nothing is claimed
 
     @property
     def significant(self) -> bool:
         """Whether it is claimed that the sides differ."""
         away = self.low > 1 + LEAST_EFFECT or self.high < 1 / (1 + LEAST_EFFECT)
-        return self.pairs >= LEAST_PAIRS and away
+        return self.pairs >= LEAST_PAIRS and away and not self.disturbed
 
     @property
     def settled(self) -> bool:

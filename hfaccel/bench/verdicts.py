@@ -64,17 +64,22 @@ def _is_baseline(cell: Document, document: Document) -> bool:
     return bool(Setting.from_dict(cell["setting"]) == Setting.from_dict(document["baseline"]))
 
 
+def _open_reason(cell: Document) -> str:
+    """Why nothing can be said of the cell."""
+    if cell["status"] != "measured":
+        return str(cell["status"])
+    if not cell["ratio"]:
+        return "no ratio"
+    return "disturbed by other programs" if cell["conditions"].get("disturbed") else ""
+
+
 def _row(one: Document, two: Document) -> Row:
     work, setting = work_of(one["work"]).label(), Setting.from_dict(one["setting"]).label()
     ratios = one["ratio"], two["ratio"]
     medians = [ratio["median"] if ratio else None for ratio in ratios]
     for name, cell in (("first", one), ("second", two)):
-        if cell["status"] != "measured" or not cell["ratio"]:
-            reason = (
-                f"{cell['status']} in the {name}"
-                if cell["status"] != "measured"
-                else f"no ratio in the {name}"
-            )
+        if reason := _open_reason(cell):
+            reason = f"{reason} in the {name}"
             return Row(work, setting, medians[0], medians[1], None, None, None, OPEN, reason)
     a, b = ratios
     low, high = b["low"] / a["high"], b["high"] / a["low"]

@@ -28,7 +28,7 @@ from hfaccel.host import HostFacts, read_host
 from hfaccel.plan import cpu_budget
 from hfaccel.plan.profile import kind_of
 from hfaccel.tables import render
-from hfaccel.tune.leaders import Standing, contest, leaders
+from hfaccel.tune.leaders import Standing, duel, leaders
 from hfaccel.tune.machines import ModelMachine
 from hfaccel.tune.outcome import Outcome, profile, text, tuning
 from hfaccel.tune.scripts import ScriptMachine
@@ -164,7 +164,7 @@ def _tune(task: Task, arguments: list[str]) -> int:
         found = search.found
     if code:
         print("hfaccel: stopped; the same command goes on from here", file=sys.stderr)
-    notes = conditions.between(before, conditions.look(())).notes  # processes that have ended count as own
+    notes = conditions.between(before, conditions.look(())).notes
     _report(task.outcome(found, standings, notes), task, arguments, finished=not code)
     return code
 
@@ -190,12 +190,12 @@ def _search(task: Task, search: Search, bar: Progress) -> None:
 def _contest(task: Task, found: list[Trial], standings: list[Standing], bar: Progress) -> None:
     others = leaders(found, task.space.default)
     line = bar.add_task("leaders against the default", total=len(others))
-
-    def tell(standing: Standing) -> None:
-        standings.append(standing)
+    for other in others:
+        before = conditions.look(())
+        standing = duel(task.machine, task.options.objective, task.space.default, other, task.options.rounds)
+        during = conditions.between(before, conditions.look(()))  # processes that have ended count as own
+        standings.append(standing.claimed_unless(during.disturbed))
         bar.advance(line)
-
-    contest(task.machine, task.options.objective, task.space.default, others, task.options.rounds, tell)
 
 
 @contextlib.contextmanager

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from hfaccel.bench.pairs import Sample, take_turn
 from hfaccel.bench.setting import Setting
@@ -33,28 +33,16 @@ class Standing:
             return 0.0
         return min(self.ratio.median, self.base_score / self.score)
 
+    def claimed_unless(self, disturbed: bool) -> Standing:
+        """The same, whose gain is no claim where other programs disturbed the turns."""
+        return replace(self, ratio=self.ratio and replace(self.ratio, disturbed=disturbed))
+
 
 def leaders(found: Sequence[Trial], default: Setting) -> list[Setting]:
     """The best trials, without the default."""
     complete = [one for one in found if one.state == COMPLETE and one.score is not None]
     ranked = sorted(complete, key=lambda one: (one.score, one.number))
     return [one.setting for one in ranked if one.setting != default][:LEADERS]
-
-
-def contest(
-    machine: Machine,
-    objective: Objective,
-    base: Setting,
-    others: Sequence[Setting],
-    rounds: int,
-    progress: Callable[[Standing], None] = lambda standing: None,
-) -> list[Standing]:
-    """Each of the others against the base. Two sides at a time: memory may hold no more."""
-    standings = []
-    for other in others:
-        standings.append(_duel(machine, objective, base, other, rounds))
-        progress(standings[-1])
-    return standings
 
 
 def winner(standings: Sequence[Standing], objective: Objective) -> Standing | None:
@@ -84,7 +72,8 @@ class _Kept:
             return {}
 
 
-def _duel(machine: Machine, objective: Objective, base: Setting, other: Setting, rounds: int) -> Standing:
+def duel(machine: Machine, objective: Objective, base: Setting, other: Setting, rounds: int) -> Standing:
+    """The other against the base, in turn. Two sides at a time: memory may hold no more."""
     try:
         with machine.open(base) as one, machine.open(other) as two:
             sides = (_Kept(one), _Kept(two))

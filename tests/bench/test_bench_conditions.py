@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hfaccel.bench.conditions import TICK, Conditions, Snapshot, between, look
+from hfaccel.bench.statistics import Ratio
 from hfaccel.host import Tree
 
 counter = st.none() | st.floats(0, 1e6)
@@ -30,6 +32,22 @@ def test_each_disturbance_is_noted():
         "the CPU quota stopped the group for 40 ms",
         "other programs used 1.5 CPUs",
     )
+
+
+@pytest.mark.parametrize(
+    ("found", "disturbed"),
+    [
+        (Conditions(None, None, None), False),
+        (Conditions(0.02, 0.0, 0.2), False),
+        (Conditions(0.06, 0.0, 0.0), True),
+        (Conditions(0.0, 5.0, 0.0), True),
+        (Conditions(0.0, None, 0.4), True),
+    ],
+)
+def test_a_disturbed_group_claims_nothing(found, disturbed):
+    assert found.disturbed is found.to_dict()["disturbed"] is disturbed
+    ratio = Ratio(2.0, 1.9, 2.1, 5, found.disturbed)
+    assert ratio.significant is not disturbed
 
 
 @given(SNAPSHOTS, SNAPSHOTS)

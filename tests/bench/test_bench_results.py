@@ -212,6 +212,22 @@ def test_intervals_with_a_ratio_in_common_are_no_difference():
     assert row.verdict == EQUAL and row.change == 1.25 and row.low < 1 < row.high
 
 
+def test_what_was_disturbed_gets_no_verdict():
+    cells = measured(own=(1.0,) * 5), measured(own=(0.2,) * 5)
+    for disturbed, verdict in ((False, FASTER), (True, OPEN)):
+        cells[1]["conditions"]["disturbed"] = disturbed
+        (row,) = compare(document(cells[0]), document(cells[1]))
+        assert row.verdict == verdict
+
+
+@pytest.mark.parametrize("cells", [[{}], [{"work": {"kind": "shapes"}}], [3], {"a": 1}, 5])
+def test_a_file_that_was_changed_is_refused(cells, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(document() | {"cells": cells}))
+    with pytest.raises(UsageError, match="was changed since"):
+        results.read(path)
+
+
 def test_equal_files_have_no_verdict_in_nearly_all_comparisons():
     rows = [
         compare(document(with_ratio(2.0, seed, 0.1)), document(with_ratio(2.0, seed + 1000, 0.1)))[0]

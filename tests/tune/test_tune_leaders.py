@@ -10,7 +10,7 @@ import pytest
 from simulated import Simulated, host
 
 from hfaccel.bench import pairs
-from hfaccel.tune.leaders import contest, leaders, winner
+from hfaccel.tune.leaders import duel, leaders, winner
 from hfaccel.tune.objective import Objective
 from hfaccel.tune.space import Asked, make_space
 from hfaccel.tune.trials import Trial, TrialFailed
@@ -53,7 +53,7 @@ def no_waiting(monkeypatch):
 
 def decided(cost, objective=OBJECTIVE, **settings):
     machine = Both(cost, **settings)
-    standings = contest(machine, objective, DEFAULT, OTHERS, 7)
+    standings = [duel(machine, objective, DEFAULT, other, 7) for other in OTHERS]
     return winner(standings, objective), standings, machine
 
 
@@ -96,8 +96,15 @@ def test_stalls_of_a_busy_machine_do_not_make_the_gain():
             calls = itertools.cycle([[9.0], [9.0], [1.0] * 9] if setting == DEFAULT else [[0.8]])
             yield type("Runner", (), {"sample": lambda self: {"seconds": 1.0, "calls": next(calls)}})()
 
-    standings = contest(Stalling(lambda one: 1.0), Objective(), DEFAULT, OTHERS[:1], 7)
-    assert standings[0].ratio.median > 10 and standings[0].gain == pytest.approx(1.25)
+    standing = duel(Stalling(lambda one: 1.0), Objective(), DEFAULT, OTHERS[0], 7)
+    assert standing.ratio.median > 10 and standing.gain == pytest.approx(1.25)
+
+
+def test_a_gain_on_a_busy_machine_is_no_claim():
+    best, standings, _ = decided(lambda one: 1.0 if one == DEFAULT else 0.5, noise=0.01)
+    assert best is not None
+    assert winner([one.claimed_unless(True) for one in standings], OBJECTIVE) is None
+    assert winner([one.claimed_unless(False) for one in standings], OBJECTIVE) == best
 
 
 def test_what_breaks_the_limit_does_not_win():
@@ -120,5 +127,5 @@ def test_one_that_dies_in_a_turn_is_out():
         dies_at = 6
 
     machine = Dying(lambda one: 1.0 if one == DEFAULT else 0.5, noise=0.01)
-    standings = contest(machine, OBJECTIVE, DEFAULT, OTHERS, 5)
+    standings = [duel(machine, OBJECTIVE, DEFAULT, other, 5) for other in OTHERS]
     assert standings[0].problem == "killed" and standings[1].gain > 1.9
