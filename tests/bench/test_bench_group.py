@@ -11,6 +11,8 @@ from hfaccel.bench.side import Ground, sides
 from hfaccel.bench.work import Generation, Shapes
 from hfaccel.bench.workers import Limits
 
+pytestmark = pytest.mark.usefixtures("calm")
+
 CASES = """
 import os, sys, time
 import numpy as np

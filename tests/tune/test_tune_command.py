@@ -18,6 +18,8 @@ from hfaccel.commands import main
 from hfaccel.host import read_host
 from hfaccel.plan.profile import check_host, read_profile
 
+pytestmark = pytest.mark.usefixtures("calm")
+
 PROGRAM = str(Path(sys.executable).with_name("hfaccel"))
 FEW = ["--fix", "wait_policy=none", "--fix", "huge_pages=off", "--fix", "share=1"]  # allocators are left
 BY_PROFILE = """
