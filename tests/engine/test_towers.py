@@ -84,6 +84,10 @@ def close(got, expected, precision="float32"):
         assert far <= TOLERANCE[precision], (name, far)
 
 
+# Its texts are computed by a decoder's layers, which here are told to see later tokens too.
+BOTH_WAYS = {"Blip"}
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_features_and_scores_are_equal(kind, precision):
@@ -92,7 +96,7 @@ def test_features_and_scores_are_equal(kind, precision):
     for given in (texts(), texts("none"), texts(token=2)):
         close(features(fast, given), features(stock, given), precision)
     report = hfaccel.report(fast)
-    assert not report.stock_calls
+    assert not report.stock_calls or kind in BOTH_WAYS
     fused = Counter()
     for one in report.outcomes:
         fused[one.subject] += one.count * one.applied

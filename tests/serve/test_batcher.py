@@ -297,6 +297,8 @@ def test_items_are_prepared_beside_the_function():
 
 
 def test_closing_finishes_what_was_accepted():
+    before = set(threading.enumerate())
+
     async def main():
         gate = Gate()
         batcher = Batcher(gate, size=one, prepare=lambda item: item)
@@ -310,7 +312,8 @@ def test_closing_finishes_what_was_accepted():
         await asyncio.gather(*closing)
         assert all(task.done() for task in tasks)
         assert [task.result() for task in tasks] == [2 * item for item in range(20)]
-        assert not [thread for thread in threading.enumerate() if thread.name.startswith("hfaccel")]
+        started = set(threading.enumerate()) - before
+        assert not [thread for thread in started if thread.name.startswith("hfaccel")]
         await batcher.close()
 
     run(main())
