@@ -266,6 +266,18 @@ def test_hooks_see_every_token(path):
     assert len(seen) == 2
 
 
+def test_another_config_is_seen():
+    _, fast = pair()
+    logits(fast)
+    fast.config = copy.deepcopy(fast.config)
+    fast.config.return_dict = False
+    cache = DynamicCache()
+    with torch.inference_mode():
+        fast(IDS[:, :-1], past_key_values=cache, use_cache=True)
+        given = {"input_ids": IDS[:, -1:].contiguous(), "past_key_values": cache, "use_cache": True}
+        assert isinstance(fast(**given), tuple)
+
+
 def test_a_forward_of_the_programs_own_runs():
     _, fast = pair()
     calls = []

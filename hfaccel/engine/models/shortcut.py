@@ -6,7 +6,6 @@ the cache: 0.4 of 0.9 ms for MiniLM and 8 tokens.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
@@ -19,10 +18,9 @@ from hfaccel.engine.calls.trials import difference
 from hfaccel.engine.kernels import kernels
 from hfaccel.engine.layers.call import Call
 from hfaccel.engine.layers.stack import natives_of
-from hfaccel.engine.models.around import Around, has_own_ways
+from hfaccel.engine.models.around import Around, found_way, seek
 from hfaccel.engine.models.fast_path import (
     FastPath,
-    NoFastPath,
     Source,
     fast_path_of,
     is_candidate,
@@ -37,9 +35,7 @@ from hfaccel.engine.replacements import Arguments, Find, Keywords, Settings, reg
 from hfaccel.outcome import Outcome
 from hfaccel.replacement import replace, undo_outermost
 
-NOT_SOUGHT = "it has not been searched for yet"
-TRAINS = "a part of it is in training mode"  # a trial would draw from the program's random numbers
-_seeking = threading.Lock()
+SHORTCUT = "_hfaccel_shortcut"  # attribute of a model: its Shortcut, or why there is none
 TENSORS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -48,7 +44,7 @@ class ShortModel(PaddedModel):
     """A model with a shortcut, taken by the calls that allow it."""
 
     hfaccel_name = "shortcut"
-    hfaccel_own = (*PaddedModel.hfaccel_own, "_hfaccel_shortcut")
+    hfaccel_own = (*PaddedModel.hfaccel_own, SHORTCUT)
 
     @classmethod
     def hfaccel_apply(cls, module: nn.Module, settings: Settings, find: Find) -> None:
@@ -65,8 +61,7 @@ class ShortModel(PaddedModel):
             return outside_of_graphs(self, args, kwargs)
         if not (self._hfaccel_is_changed() or torch.is_grad_enabled() or is_watched()):
             shortcut = self.shortcut()
-            usable = not isinstance(shortcut, str) and shortcut.around.config is self.__dict__.get("config")
-            result = shortcut(args, kwargs) if usable else None  # type: ignore[operator]
+            result = None if shortcut is None else shortcut(args, kwargs)
             if result is not None:
                 return result
         return super().forward(*args, **kwargs)
@@ -77,23 +72,11 @@ class ShortModel(PaddedModel):
         the model alive after its last user."""
         return self.training or "forward" in self.__dict__
 
-    def shortcut(self) -> Shortcut | str:
-        """The shortcut, or why there is none. A copy or a loaded model looks for a shortcut at its second
-        call, so that the first result does not wait for the search."""
-        found: Shortcut | str | None = self.__dict__.get("_hfaccel_shortcut")
-        if found is None:
-            found = self.__dict__["_hfaccel_shortcut"] = NOT_SOUGHT
-        elif found is NOT_SOUGHT and _seeking.acquire(blocking=False):  # a fork may have copied it locked
-            try:
-                found = _find(self)
-            finally:
-                _seeking.release()
-            if found is not TRAINS:
-                self.__dict__["_hfaccel_shortcut"] = found
-        return found
+    def shortcut(self) -> Shortcut | None:
+        return found_way(self, SHORTCUT, _find)
 
     def train(self, mode: bool = True) -> ShortModel:
-        found = self.__dict__.get("_hfaccel_shortcut")
+        found = self.__dict__.get(SHORTCUT)
         if mode and isinstance(found, Shortcut):
             found.places = None  # they keep packed weights alive
         super().train(mode)
@@ -188,7 +171,7 @@ def shorten(model: nn.Module) -> tuple[list[Step], list[Outcome]]:
             if not isinstance(shortcut, str):
                 unpads = isinstance(module, PaddedModel)
                 ShortModel.hfaccel_apply(module, {"unpads": unpads}, model.get_submodule)
-                module.__dict__["_hfaccel_shortcut"] = shortcut
+                module.__dict__[SHORTCUT] = shortcut
                 reason = "calls without padding need not run its own forward"
                 steps.append(Step(path, "shortcut", {"unpads": unpads}, type(module).__name__, reason))
             else:
@@ -198,18 +181,12 @@ def shorten(model: nn.Module) -> tuple[list[Step], list[Outcome]]:
 
 
 def _find(model: nn.Module) -> Shortcut | str:
-    if any(each.training for each in model.modules()):
-        return TRAINS
-    if has_own_ways(model):
-        return "a part of it has a hook, or a forward other than its class's"
-    try:
+    def attempt() -> Shortcut | str:
         shortcut = Shortcut(model, fast_path_of(model))
         problems = (_trial(model, shortcut, arguments) for arguments in _samples(model, shortcut.fast_path))
         return next(filter(None, problems), "") or shortcut
-    except NoFastPath as error:
-        return str(error)
-    except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
-        return f"{type(error).__name__}: {error}"
+
+    return seek(model, attempt)
 
 
 def _samples(model: nn.Module, fast_path: FastPath) -> Iterator[dict[str, torch.Tensor]]:

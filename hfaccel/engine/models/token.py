@@ -7,7 +7,6 @@ And where threads wait passively, each call of the kernels has to wake them.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,8 +18,8 @@ from hfaccel.engine.calls.trials import ROUNDED, TOLERANCE, difference
 from hfaccel.engine.layers.decoder import CACHE
 from hfaccel.engine.layers.rooms import new_cache
 from hfaccel.engine.layers.stack import FusedDecoder
-from hfaccel.engine.models.around import has_own_ways
-from hfaccel.engine.models.fast_path import NoFastPath, ordinary_ids
+from hfaccel.engine.models.around import found_way, seek
+from hfaccel.engine.models.fast_path import ordinary_ids
 from hfaccel.engine.models.next_token import IDS, NextToken, is_one_token
 from hfaccel.engine.models.outside import outside_of_graphs
 from hfaccel.engine.models.token_path import TokenPath, token_path_of
@@ -30,9 +29,6 @@ from hfaccel.outcome import Outcome
 from hfaccel.replacement import replace
 
 NEXT = "_hfaccel_token"  # attribute of a model: its NextToken, or why there is none
-NOT_SOUGHT = "it has not been searched for yet"
-TRAINS = "a part of it is in training mode"
-_seeking = threading.Lock()
 
 
 @register
@@ -59,28 +55,14 @@ class TokenModel(ModuleReplacement):
         if torch.compiler.is_dynamo_compiling() and not self.training:
             return outside_of_graphs(self, args, kwargs)
         if not args and is_one_token(kwargs) and not self._hfaccel_is_changed():
-            found = self._hfaccel_next_token()
-            result = None if isinstance(found, str) else found(kwargs)
+            found = found_way(self, NEXT, _find)
+            result = None if found is None else found(kwargs)
             if result is not None:
                 return result
         return super().forward(*args, **kwargs)
 
     def _hfaccel_is_changed(self) -> bool:
         return self.training or "forward" in self.__dict__ or torch.is_grad_enabled() or is_watched()
-
-    def _hfaccel_next_token(self) -> NextToken | str:
-        """A copy or a loaded model looks for the path at its second token."""
-        found: NextToken | str | None = self.__dict__.get(NEXT)
-        if found is None:
-            found = self.__dict__[NEXT] = NOT_SOUGHT
-        elif found is NOT_SOUGHT and _seeking.acquire(blocking=False):  # a fork may have copied it locked
-            try:
-                found = _find(self)
-            finally:
-                _seeking.release()
-            if found is not TRAINS:
-                self.__dict__[NEXT] = found
-        return found
 
 
 def find_tokens(model: nn.Module) -> tuple[list[Step], list[Outcome]]:
@@ -113,17 +95,11 @@ def _is_candidate(module: Any) -> bool:
 
 
 def _find(model: Any) -> NextToken | str:
-    if any(each.training for each in model.modules()):
-        return TRAINS
-    if has_own_ways(model):
-        return "a part of it has a hook, or a forward other than its class's"
-    try:
+    def attempt() -> NextToken | str:
         with torch.inference_mode():
             return _tried(model, token_path_of(model))
-    except NoFastPath as error:
-        return str(error)
-    except Exception as error:  # noqa: BLE001 (whatever a foreign forward raises is the reason)
-        return f"{type(error).__name__}: {error}"
+
+    return seek(model, attempt)
 
 
 def _tried(model: Any, path: TokenPath) -> NextToken | str:
