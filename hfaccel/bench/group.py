@@ -16,12 +16,10 @@ from hfaccel.bench.pairs import Sample, take_turn
 from hfaccel.bench.results import Document
 from hfaccel.bench.setting import Setting
 from hfaccel.bench.side import Ground, judge, output, sides, threads_wanted
-from hfaccel.bench.statistics import Ratio, ratio_of
+from hfaccel.bench.statistics import LOOKS, Ratio, ratio_of
 from hfaccel.bench.work import Generation, Script
 from hfaccel.bench.workers import Crew, Limits, WatchedWorker
 from hfaccel.errors import HfaccelError
-
-LOOKS = 3  # as many times the pairs, at most, while a ratio is not settled
 
 
 @dataclass

@@ -18,6 +18,7 @@ import numpy as np
 
 LEAST_PAIRS = 5  # with fewer, no ratio is claimed
 LEAST_EFFECT = 0.01  # a ratio nearer to 1 is not claimed: sides differ by as much for reasons of their places
+LOOKS = 3  # as many times the pairs, at most, while a ratio is not settled
 LEVEL = 0.05  # of the order statistics
 # Student's t, two-sided at 99 %, for 1, 2, ... 30 degrees of freedom; the normal's 2.576 is never reached.
 T99 = (

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field, replace
 
 from hfaccel.bench.pairs import Sample, take_turn
 from hfaccel.bench.setting import Setting
-from hfaccel.bench.statistics import Ratio, ratio_of
+from hfaccel.bench.statistics import LOOKS, Ratio, ratio_of
 from hfaccel.tune.objective import Objective
 from hfaccel.tune.trials import COMPLETE, Machine, Runner, Trial, TrialFailed, measured
 
 LEADERS = 3
-LOOKS = 3  # as many times the rounds, at most, while a ratio is not settled
 
 
 @dataclass(frozen=True)
