@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
-from hfaccel.replacement import Replacement
+from hfaccel.replacement import Replacement, replace
 
 Settings = Mapping[str, Any]  # of one replacement; JSON can store them
 Arguments = tuple[Any, ...]  # of a call
@@ -31,7 +31,7 @@ class ModuleReplacement(Replacement, nn.Module):
     @classmethod
     def hfaccel_apply(cls, module: nn.Module, settings: Settings, find: Find) -> None:
         """Replace the module. Raises ValueError if the module does not fit the settings."""
-        raise NotImplementedError
+        replace(module, cls)
 
     def hfaccel_settings(self, paths: Paths) -> Settings:
         """The settings with which `hfaccel_apply` makes an equal module into the same replacement."""

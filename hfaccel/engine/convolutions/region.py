@@ -17,8 +17,7 @@ from torch import nn
 
 from hfaccel.engine.calls.fallback import COUNTED, GRADIENTS, TRAINS, fall_back
 from hfaccel.engine.calls.guards import GLOBAL_HOOKS, stock_reason
-from hfaccel.engine.replacements import Arguments, Find, Keywords, ModuleReplacement, Settings, register
-from hfaccel.replacement import replace
+from hfaccel.engine.replacements import Arguments, Keywords, ModuleReplacement, register
 from hfaccel.upstream.of_torch import tree_leaves, tree_map
 
 _thread = threading.local()
@@ -76,10 +75,6 @@ class Region(ModuleReplacement):
     hfaccel_name = "region"
     hfaccel_signatures = ("forward",)
     hfaccel_own = (COUNTED,)
-
-    @classmethod
-    def hfaccel_apply(cls, module: nn.Module, settings: Settings, find: Find) -> None:
-        replace(module, cls)
 
     def forward(self, *args: object, **kwargs: object) -> object:
         if torch.compiler.is_compiling():

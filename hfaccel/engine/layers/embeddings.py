@@ -21,9 +21,9 @@ from hfaccel.engine.calls.guards import is_watched
 from hfaccel.engine.calls.trials import difference
 from hfaccel.engine.kernels import kernels
 from hfaccel.engine.norms import NormKind, native_norm, norm_kind
-from hfaccel.engine.replacements import Arguments, Find, Keywords, ModuleReplacement, Settings, register
+from hfaccel.engine.replacements import Arguments, Keywords, ModuleReplacement, register
 from hfaccel.native import NativeEmbedding
-from hfaccel.replacement import replace, shadow
+from hfaccel.replacement import shadow
 from hfaccel.upstream import Need, problem
 from hfaccel.upstream.of_torch import tree_map
 
@@ -39,10 +39,6 @@ class FusedEmbeddings(ModuleReplacement):
     hfaccel_name = "embeddings"
     hfaccel_prefix = "Fused"
     hfaccel_own = (COUNTED,)
-
-    @classmethod
-    def hfaccel_apply(cls, module: nn.Module, settings: Settings, find: Find) -> None:
-        replace(module, cls)
 
     def forward(self, *args: object, **kwargs: object) -> object:
         if self.training or torch.is_grad_enabled() or is_watched():

@@ -18,9 +18,8 @@ from hfaccel.engine.layers.layer import FusedLayer
 from hfaccel.engine.layers.stack import FusedStack
 from hfaccel.engine.models.padding import PaddedModel
 from hfaccel.engine.plan import Step
-from hfaccel.engine.replacements import Arguments, Find, Keywords, ModuleReplacement, Settings, register
+from hfaccel.engine.replacements import Arguments, Keywords, ModuleReplacement, register
 from hfaccel.engine.weights.linear import PackedModule
-from hfaccel.replacement import replace
 
 THEMSELVES = (FusedLayer, FusedStack, FusedEmbeddings, PaddedModel)  # they handle torch.compile themselves
 
@@ -31,10 +30,6 @@ class OutsideModel(ModuleReplacement):
 
     hfaccel_name = "outside"
     hfaccel_signatures = ("forward",)
-
-    @classmethod
-    def hfaccel_apply(cls, module: nn.Module, settings: Settings, find: Find) -> None:
-        replace(module, cls)
 
     def forward(self, *args: object, **kwargs: object) -> object:
         if torch.compiler.is_dynamo_compiling() and not self.training:

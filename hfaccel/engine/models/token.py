@@ -24,9 +24,8 @@ from hfaccel.engine.models.next_token import IDS, NextToken, is_one_token
 from hfaccel.engine.models.outside import outside_of_graphs
 from hfaccel.engine.models.token_path import TokenPath, token_path_of
 from hfaccel.engine.plan import Step
-from hfaccel.engine.replacements import Find, ModuleReplacement, Settings, register
+from hfaccel.engine.replacements import ModuleReplacement, register
 from hfaccel.outcome import Outcome
-from hfaccel.replacement import replace
 
 NEXT = "_hfaccel_token"  # attribute of a model: its NextToken, or why there is none
 
@@ -38,10 +37,6 @@ class TokenModel(ModuleReplacement):
     hfaccel_name = "token"
     hfaccel_signatures = ("forward",)
     hfaccel_own = (NEXT,)
-
-    @classmethod
-    def hfaccel_apply(cls, module: nn.Module, settings: Settings, find: Find) -> None:
-        replace(module, cls)
 
     def hfaccel_forget_places(self) -> None:
         self.__dict__.pop(NEXT, None)
