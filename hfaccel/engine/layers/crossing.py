@@ -11,7 +11,7 @@ from torch import nn
 from hfaccel.engine.calls.followed import read_spans
 from hfaccel.engine.layers.caches import cache_problem
 from hfaccel.engine.layers.call import HIDDEN, MASK, Mask, Sample
-from hfaccel.engine.layers.decoder import DecoderCall, EagerDecoderCall, Filled, additive
+from hfaccel.engine.layers.decoder import DecoderCall, EagerDecoderCall, Filled
 from hfaccel.engine.layers.encoded import (
     Encoded,
     from_cache,
@@ -180,11 +180,6 @@ class EagerCrossCall(EagerDecoderCall, CrossCall):
 
     __slots__ = ()
     needs_ids: ClassVar[bool] = True  # TrOCR and Speech2Text count positions from them
-
-    @staticmethod
-    def sample(layer: nn.Module, parts: Parts, padding: torch.Tensor, generator: torch.Generator) -> Sample:
-        masks, arguments = CrossCall.sample(layer, parts, padding, generator)
-        return additive(masks), arguments
 
     @classmethod
     def variants(cls, layer: nn.Module, parts: Parts, masks: list[Mask]) -> Iterator[tuple[Mask, Keywords]]:

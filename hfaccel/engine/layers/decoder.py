@@ -140,13 +140,14 @@ class DecoderCall(Call):
     def compute(self, layers: Sequence[NativeLayer], rows: torch.Tensor, output: torch.Tensor) -> None:
         if self.slots is not None:
             indices = tuple(layer_index(layer.attention) for layer in layers)
-            self.call_kernels(layers, rows, output, *self.slots.room(indices, _keys_of(layers[0])))
+            self.call_kernels(layers, rows, output, *self.slots.room(indices, keys_of(layers[0])))
             return
         rooms = self._rooms(layers, rows.shape)
         if self.followed.hides_rows:
             output.zero_()
             rooms.clear()
-        past = self._past(rooms, rows.shape[1])
+        seen = self.followed.seen
+        past = past_of(rooms, rows.shape[1], 0 if seen is None else seen.data_ptr())
         self.call_kernels(layers, rows, output, past, rooms.addresses(), *self.beside(layers, rows.shape[1]))
         rooms.keep()
 
@@ -162,14 +163,9 @@ class DecoderCall(Call):
         indices = [layer_index(layer.attention) for layer in layers]
         return together_problem(self.cache, indices, self.numbers)
 
-    def _past(self, rooms: Rooms | StaticRooms, columns: int) -> NativePast:
-        seen = self.followed.seen
-        place = 0 if seen is None else seen.data_ptr()
-        return kernels().Past(columns, rooms.past, *rooms.strides, rooms.number, place)
-
     def _rooms(self, layers: Sequence[NativeLayer], shape: Sequence[int]) -> Rooms | StaticRooms:
         """For the tokens of this call."""
-        heads, size, _ = _keys_of(layers[0])
+        heads, size, _ = keys_of(layers[0])
         cache = new_cache() if self.cache is None else self.cache
         indices = [layer_index(layer.attention) for layer in layers]
         return make_rooms(cache, indices, (shape[0], heads, shape[1], size), self.numbers)
@@ -238,7 +234,13 @@ def scores_problem(layers: Sequence[NativeLayer]) -> str:
     return logits_problem() if any(layer.parts.experts for layer in layers) else ""
 
 
-def _keys_of(layer: NativeLayer) -> Keys:
+def past_of(rooms: Rooms | StaticRooms, columns: int, seen: int = 0) -> NativePast:
+    """The kernels' object for tokens that follow those in the rooms. `seen`: address of what is seen of each
+    text; 0: all is."""
+    return kernels().Past(columns, rooms.past, *rooms.strides, rooms.number, seen)
+
+
+def keys_of(layer: NativeLayer) -> Keys:
     size = head_size(layer.attention) or 1
     return Keys(layer.cached_heads, size, layer.cache_type)
 
@@ -269,9 +271,11 @@ class EagerDecoderCall(DecoderCall):
             return problem
         return self.let_padding_see_all(unpad)
 
-    @staticmethod
-    def sample(layer: nn.Module, parts: Parts, padding: torch.Tensor, generator: torch.Generator) -> Sample:
-        masks, arguments = DecoderCall.sample(layer, parts, padding, generator)
+    @classmethod
+    def sample(
+        cls, layer: nn.Module, parts: Parts, padding: torch.Tensor, generator: torch.Generator
+    ) -> Sample:
+        masks, arguments = super().sample(layer, parts, padding, generator)
         return additive(masks), arguments
 
     @classmethod

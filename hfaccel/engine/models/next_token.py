@@ -7,14 +7,16 @@ from typing import Any, NamedTuple
 
 import torch
 
+from hfaccel.engine.calls.integers import are_integers, count
 from hfaccel.engine.calls.ragged import whole
 from hfaccel.engine.calls.snapshot import Held, Snapshot
 from hfaccel.engine.kernels import kernels
-from hfaccel.engine.layers.decoder import CACHE
+from hfaccel.engine.layers.decoder import CACHE, keys_of, past_of
 from hfaccel.engine.layers.native_layer import NativeLayer
-from hfaccel.engine.layers.parts import head_size, layer_index
+from hfaccel.engine.layers.parts import layer_index
 from hfaccel.engine.layers.roomed import Numbers
 from hfaccel.engine.layers.rooms import follow_on, tokens_in
+from hfaccel.engine.layers.slots import Keys
 from hfaccel.engine.layers.stack import Together
 from hfaccel.engine.models.around import Around
 from hfaccel.engine.models.token_path import Positions, TokenPath
@@ -44,11 +46,11 @@ class _Asked(NamedTuple):
     def is_plain(self, past: int) -> bool:
         """Whether each token follows `past` others and sees them all."""
         mask, positions, batch = self.mask, self.positions, len(self.ids)
-        if mask is not None and (mask.shape != (batch, past + 1) or _count(mask, 0)):
+        if mask is not None and (mask.shape != (batch, past + 1) or count(mask, 0)):
             return False
         if positions is None:
             return True
-        return positions.shape in ((batch, 1), (1, 1)) and _count(positions, past) == positions.numel()
+        return positions.shape in ((batch, 1), (1, 1)) and count(positions, past) == positions.numel()
 
 
 def _asked(kwargs: Keywords) -> _Asked | None:
@@ -56,9 +58,9 @@ def _asked(kwargs: Keywords) -> _Asked | None:
     if not all(_is_ordinary(name, value) for name, value in kwargs.items()):
         return None
     asked = _Asked(kwargs[IDS], kwargs.get(CACHE), kwargs.get(MASK), kwargs.get(POSITIONS))
-    if type(asked.cache) is not cache_classes()[0] or asked.cache.offloading or not _are_numbers(asked.ids):
+    if type(asked.cache) is not cache_classes()[0] or asked.cache.offloading or not are_integers(asked.ids):
         return None
-    return asked if all(each is None or _are_numbers(each) for each in asked[2:]) else None
+    return asked if all(each is None or are_integers(each) for each in asked[2:]) else None
 
 
 def _is_ordinary(name: str, value: object) -> bool:
@@ -68,17 +70,6 @@ def _is_ordinary(name: str, value: object) -> bool:
     if name == "logits_to_keep":
         return type(value) is int and value < 2
     return value is (name in FLAGS)
-
-
-def _are_numbers(tensor: Any) -> bool:
-    """Whether the kernels can read these integers."""
-    if type(tensor) is not torch.Tensor or tensor.dtype is not torch.int64:
-        return False
-    return tensor.dim() == 2 and tensor.is_cpu and tensor.is_contiguous() and tensor.numel() > 0
-
-
-def _count(numbers: torch.Tensor, value: int) -> int:
-    return kernels().count(numbers.data_ptr(), numbers.numel(), value)
 
 
 class _Tail:
@@ -112,8 +103,7 @@ class _Layers(NamedTuple):
     natives: Sequence[NativeLayer]
     native: tuple[object, ...]
     indices: list[int]
-    heads: int
-    size: int
+    keys: Keys
 
 
 class NextToken:
@@ -140,8 +130,8 @@ class NextToken:
         layers, tail = self._together(embedded), self._present_tail()
         if layers is None or tail is None or embedded.dtype is not self.dtype:
             return None
-        shape = len(embedded), layers.heads, 1, layers.size
-        numbers = Numbers(layers.natives[0].cache_type, embedded.dtype)
+        heads, size, stored = layers.keys
+        shape, numbers = (len(embedded), heads, 1, size), Numbers(stored, embedded.dtype)
         rooms = follow_on(asked.cache, layers.indices, shape, numbers)
         if rooms is None:
             return None
@@ -158,7 +148,7 @@ class NextToken:
             None,
             self._present_positions(embedded.dtype).at(past),
             None,
-            kernels().Past(1, rooms.past, *rooms.strides, rooms.number, 0),
+            past_of(rooms, 1),
             rooms.addresses(),
             None,
             (),
@@ -172,11 +162,9 @@ class NextToken:
         if not natives:
             return None
         if self._layers is None or self._layers.natives is not natives:
-            first = natives[0]
             indices = [layer_index(each.attention) for each in natives]
-            size = head_size(first.attention) or 1
             native = tuple(each.native for each in natives)
-            self._layers = _Layers(natives, native, indices, first.cached_heads, size)
+            self._layers = _Layers(natives, native, indices, keys_of(natives[0]))
         return self._layers
 
     def _present_tail(self) -> _Tail | None:

@@ -7,15 +7,15 @@ the cache: 0.4 of 0.9 ms for MiniLM and 8 tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import nn
 
 from hfaccel.engine.calls.guards import is_watched
+from hfaccel.engine.calls.integers import are_integers, count
 from hfaccel.engine.calls.ragged import whole
 from hfaccel.engine.calls.trials import difference
-from hfaccel.engine.kernels import kernels
 from hfaccel.engine.layers.call import Call
 from hfaccel.engine.layers.stack import natives_of
 from hfaccel.engine.models.around import Around, found_way, seek
@@ -128,12 +128,12 @@ def _given(
     if len(args) > 1 or not all(_is_default(fast_path, name, value) for name, value in kwargs.items()):
         return None
     ids, mask, types = (kwargs.get(name) for name in TENSORS)
-    if not _are_numbers(ids) or not all(
-        each is None or (_are_numbers(each) and each.shape == ids.shape) for each in (mask, types)
+    if not are_integers(ids) or not all(
+        each is None or (are_integers(each) and each.shape == ids.shape) for each in (mask, types)
     ):
         return None
-    if (mask is not None and _has(mask, 0)) or (
-        fast_path.padding is not None and _has(ids, fast_path.padding)
+    if (mask is not None and count(mask, 0)) or (
+        fast_path.padding is not None and count(ids, fast_path.padding)
     ):
         return None
     return ids, types
@@ -146,18 +146,6 @@ def _is_default(fast_path: FastPath, name: str, value: object) -> bool:
     if name not in fast_path.names and not fast_path.more_names:
         return False  # an error, in the model's words
     return value is None or value is (name == "return_dict")
-
-
-def _are_numbers(tensor: object) -> TypeGuard[torch.Tensor]:
-    """Whether this is a (batch, length) tensor of integers that the kernels can read."""
-    if type(tensor) is not torch.Tensor or tensor.dtype is not torch.int64:
-        return False
-    return tensor.dim() == 2 and tensor.is_cpu and tensor.is_contiguous() and tensor.numel() > 0
-
-
-def _has(numbers: torch.Tensor, value: int) -> bool:
-    """Three times as fast as (numbers == value).any() for few numbers."""
-    return kernels().count(numbers.data_ptr(), numbers.numel(), value) > 0
 
 
 def shorten(model: nn.Module) -> tuple[list[Step], list[Outcome]]:
