@@ -5,20 +5,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-
-import numpy as np
 
 from hfaccel.bench import answers, conditions
 from hfaccel.bench.cell import cell, failed
 from hfaccel.bench.grid import BASELINE, Group
+from hfaccel.bench.judging import verdicts
 from hfaccel.bench.pairs import Sample, take_turn
 from hfaccel.bench.results import Document
 from hfaccel.bench.setting import Setting
-from hfaccel.bench.side import Ground, judge, output, sides, threads_wanted
+from hfaccel.bench.side import Ground, sides, threads_wanted
 from hfaccel.bench.statistics import LOOKS, Ratio, ratio_of
-from hfaccel.bench.work import Generation, Script
-from hfaccel.bench.workers import Crew, Limits, WatchedWorker
+from hfaccel.bench.work import Script
+from hfaccel.bench.workers import Crew, Limits
 from hfaccel.errors import HfaccelError
 
 
@@ -46,8 +44,8 @@ def measure(
         before = conditions.look(_processes(found))
         _take_turns(found, pairs)
         during = conditions.between(before, conditions.look(_processes(found)))
-    verdicts = _verdicts(ground, group, found, limits)
-    return [_cell(ground, group, found[0], side, verdicts.get(side.name), during) for side in found]
+    judged = _verdicts(ground, group, found, limits)
+    return [_cell(ground, group, found[0], side, judged.get(side.name), during) for side in found]
 
 
 def _processes(found: list[Side]) -> list[int]:
@@ -88,34 +86,13 @@ def _verdicts(
     others = [side for side in found[1:] if side.samples]
     if isinstance(group.work, Script) or not found[0].samples or not others:
         return {}
-    if isinstance(group.work, Generation):
-        return _regrets(ground, group.work, [found[0], *others], limits)
-    base = _load(ground, found[0])
-    return {side.name: answers.judge(base, _load(ground, side), side.setting.precision) for side in others}
-
-
-def _load(ground: Ground, side: Side) -> answers.Array:
-    found: answers.Array = np.load(Path(output(ground, side.name)))
-    return found
-
-
-def _regrets(
-    ground: Ground, work: Generation, found: list[Side], limits: Limits
-) -> Mapping[str, answers.Verdict]:
-    """Beyond the baseline's own, whose choices differ from the judge's where an end of text is put off."""
-    files = {side.name: output(ground, side.name) for side in found}
+    precisions = {side.name: side.setting.precision for side in others}
     try:
-        with WatchedWorker(judge(ground, work, files), limits) as worker:
-            regrets = worker.sample()["regrets"]
+        return verdicts(ground, group.work, found[0].name, precisions, limits)
     except HfaccelError as error:
-        for side in found[1:]:
+        for side in others:
             side.crew.failure = f"its tokens could not be judged: {error}"
         return {}
-    own = regrets[found[0].name]
-    return {
-        side.name: answers.judge_regret(max(0.0, regrets[side.name] - own), side.setting.precision)
-        for side in found[1:]
-    }
 
 
 def _cell(

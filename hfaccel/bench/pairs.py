@@ -23,6 +23,7 @@ from hfaccel.errors import HfaccelError
 
 # Seconds. OpenMP threads spin for some milliseconds after their last work; the next side starts after that.
 SETTLE = 0.02
+RUN = (sys.executable, "-m", "hfaccel.commands.run")  # hfaccel-run, of this installation
 Sample = dict[str, Any]  # "seconds", and whatever else the case measures
 
 

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 
-from hfaccel.bench.pairs import Sample
+from hfaccel.bench.pairs import RUN, Sample
 from hfaccel.bench.sampling import Figures, Task, sample, warm_up
 from hfaccel.bench.setting import STOCK, Setting
 from hfaccel.bench.work import Script, work_of
@@ -37,7 +37,7 @@ def command_of(setting: Setting, work: Script) -> list[str]:
         return [sys.executable, *work.command]
     options = list(setting.launcher_options(None)) or ["--memory-allocator", "default", "--huge-pages", "off"]
     options += ["--optimize"] * (setting.backend != STOCK)
-    return [sys.executable, "-m", "hfaccel.commands.run", *options, *work.command]
+    return [*RUN, *options, *work.command]
 
 
 def run(command: list[str]) -> Figures:

@@ -16,6 +16,7 @@ ALLOCATORS = ("default", "auto", "mimalloc", "jemalloc", "tcmalloc", "glibc")
 OMP_RUNTIMES = ("default", "intel")
 WAIT_POLICIES = (None, "active", "passive")
 HUGE_PAGES = ("off", "auto")
+OF_THE_LAUNCHER = ("allocator", "omp_runtime", "huge_pages")  # what only hfaccel-run can change
 STOCK = "eager"  # the backend that leaves the model as it is
 
 
@@ -56,9 +57,8 @@ class Setting:
         return bool(self.instances > 1 or self._of_the_launcher())
 
     def _of_the_launcher(self) -> dict[str, object]:
-        """What only hfaccel-run can change."""
-        names = ("allocator", "omp_runtime", "huge_pages")
-        return {name: getattr(self, name) for name in names if getattr(self, name) != _STOCK[name]}
+        values = {name: getattr(self, name) for name in OF_THE_LAUNCHER}
+        return {name: value for name, value in values.items() if value != _STOCK[name]}
 
     def launcher_options(self, instance: int | None = 0) -> tuple[str, ...]:
         """Options of hfaccel-run for one of the instances, or for all with None; () for plain python."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hfaccel.bench.memory import ways
-from hfaccel.bench.pairs import Side
+from hfaccel.bench.pairs import RUN, Side
 from hfaccel.bench.setting import Setting
 from hfaccel.bench.work import Generation, Script, Work, describe
 
@@ -47,7 +47,7 @@ def sides(ground: Ground, work: Work, setting: Setting, name: str) -> tuple[Side
 def launcher(setting: Setting, instance: int) -> tuple[str, ...]:
     if not setting.launched:
         return (sys.executable,)
-    return (sys.executable, "-m", "hfaccel.commands.run", *setting.launcher_options(instance))
+    return (*RUN, *setting.launcher_options(instance))
 
 
 def environment(ground: Ground, setting: Setting) -> dict[str, str]:

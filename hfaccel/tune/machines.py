@@ -6,46 +6,36 @@ What is measured is what `hfaccel-run --profile` does later, with the same file.
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from hfaccel.bench import answers, side
-from hfaccel.bench.pairs import Sample, Side
-from hfaccel.bench.setting import STOCK, Setting
+from hfaccel.bench.judging import verdicts
+from hfaccel.bench.pairs import RUN, Sample, Side
+from hfaccel.bench.setting import OF_THE_LAUNCHER, STOCK, Setting
 from hfaccel.bench.side import Ground
-from hfaccel.bench.work import Generation, Work
-from hfaccel.bench.workers import Crew, Limits, WatchedWorker
+from hfaccel.bench.work import Work
+from hfaccel.bench.workers import Crew, Limits
 from hfaccel.errors import HfaccelError
 from hfaccel.plan.profile import Profile, write_profile
 from hfaccel.tune.trials import TrialFailed
 
 NO_LIMITS = Limits()
-LAUNCHER = (sys.executable, "-m", "hfaccel.commands.run")
 
 
 def profile_of(setting: Setting) -> Profile:
-    """What hfaccel-run needs to know of a setting."""
-    own = {
-        "threads": setting.threads,
-        "interop_threads": setting.interop_threads,
-        "allocator": setting.allocator,
-        "omp_runtime": setting.omp_runtime,
-        "omp_wait_policy": setting.wait_policy,
-        "huge_pages": setting.huge_pages,
-    }
-    knobs = {name: value for name, value in own.items() if value is not None}
+    """What hfaccel-run needs to know of a setting: of its own knobs also the stock program's values, which
+    the rules would replace."""
+    knobs = setting.knobs() | {name: getattr(setting, name) for name in OF_THE_LAUNCHER}
     instances = {"count": setting.instances, "cores": setting.threads} if setting.instances > 1 else {}
     return Profile(knobs, instances)
 
 
 def launcher(profile: Path, instance: int | None) -> tuple[str, ...]:
     chosen = () if instance is None else ("--instance-idx", str(instance))
-    return (*LAUNCHER, "--profile", str(profile), *chosen)
+    return (*RUN, "--profile", str(profile), *chosen)
 
 
 @dataclass
@@ -117,20 +107,9 @@ class ModelMachine:
             return ""
 
     def _judge(self, setting: Setting, name: str) -> answers.Verdict:
-        files = {which: side.output(self.ground, which) for which in (self._reference, name)}
-        if isinstance(self.work, Generation):
-            regrets = self._regrets(files)
-            regret = max(0.0, regrets[name] - regrets[self._reference])
-            return answers.judge_regret(regret, setting.precision)
-        base, other = (np.load(file) for file in files.values())
-        return answers.judge(base, other, setting.precision)
-
-    def _regrets(self, files: dict[str, str]) -> dict[str, float]:
-        assert isinstance(self.work, Generation)
+        others = {name: setting.precision}
         try:
-            with WatchedWorker(side.judge(self.ground, self.work, files), self.limits) as worker:
-                found: dict[str, float] = worker.sample()["regrets"]
-                return found
+            return verdicts(self.ground, self.work, self._reference, others, self.limits)[name]
         except HfaccelError as error:
             raise TrialFailed(str(error)) from None
 

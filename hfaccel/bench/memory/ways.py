@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from hfaccel import native
 from hfaccel.apply.preload import preload_trial
+from hfaccel.bench.pairs import RUN
 from hfaccel.errors import UsageError
 from hfaccel.host import ALLOCATORS, HostFacts
 
@@ -56,7 +57,7 @@ def find_ways(facts: HostFacts, threads: int, trial: Callable[[str], str] = prel
         Way(
             "hfaccel",
             "hfaccel-run, and an arena on huge pages for the buffers or weights",
-            launcher=(sys.executable, "-m", "hfaccel.commands.run", "--threads", str(threads)),
+            launcher=(*RUN, "--threads", str(threads)),
             arena=True,
         ),
     )
