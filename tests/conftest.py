@@ -50,11 +50,13 @@ def everything_pays():
         yield
 
 
-@pytest.fixture
-def calm(monkeypatch):
+@pytest.fixture(scope="module")
+def calm():
     """Whatever else runs on the machine: studies claim differences."""
-    for name in ("LOAD", "MUCH"):
-        monkeypatch.setattr(conditions, name, float("inf"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("LOAD", "MUCH"):
+            patch.setattr(conditions, name, float("inf"))
+        yield
 
 
 @pytest.fixture(autouse=True)

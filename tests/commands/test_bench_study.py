@@ -44,7 +44,7 @@ def described_here(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
+def encoder(tmp_path_factory, calm):
     """The file of a study of a tiny encoder: stock, the engine, and a setting that cannot be."""
     path = tmp_path_factory.mktemp("encoder") / "result.json"
     arguments = ["random:tiny", "--batch-sizes", "2", "--lengths", "8", "--precisions", "fp32"]
