@@ -1,8 +1,8 @@
 """A language model that computes one more token of each text without its own forwards.
 
-generate() calls a model once for each token. Of a small model's token, Python takes up to half the time: it
-makes a mask, positions and several objects, and finds its working set evicted by the weights at every step.
-And where threads wait passively, each call of the kernels has to wake them.
+generate() calls a model once for each token. Of a small model's token, Python takes a large part: it makes a
+mask, positions and several objects, and finds its working set evicted by the weights at every step. And where
+threads wait passively, each call of the kernels has to wake them.
 """
 
 from __future__ import annotations
