@@ -36,7 +36,7 @@ FLOORS = (
     ("plan",),
     ("host", "cache", "precision"),
     ("upstream",),
-    ("errors", "outcome", "native", "tables", "threads", "portable", "generators", "replacement"),
+    ("errors", "outcome", "native", "tables", "threads", "portable", "generators", "replacement", "writing"),
     ("_arena", "_snapshot"),  # extensions; those of the kernels are loaded by name (native.py)
 )
 FLOOR = {unit: number for number, floor in enumerate(FLOORS) for unit in floor}

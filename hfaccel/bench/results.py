@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,6 +13,7 @@ from hfaccel.bench.work import describe, work_of
 from hfaccel.errors import HfaccelError, UsageError
 from hfaccel.host import HostFacts
 from hfaccel.plan import cpu_budget
+from hfaccel.writing import replace_text
 
 FORMAT = 1
 Document: TypeAlias = dict[str, Any]  # a result file, or a cell of one
@@ -131,32 +129,11 @@ def put(document: Document, cell: Document) -> None:
 
 def write(document: Document, path: str | Path) -> None:
     """Replace the file at once, or leave the former one. Raises WriteError."""
-    path, temporary = Path(path), None
+    text = json.dumps(document, indent=1, allow_nan=False)
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(document, file, indent=1, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(_mode(path))
-        Path(temporary).replace(path)
-        temporary = None
+        replace_text(path, f"{text}\n")
     except OSError as error:
         raise WriteError(
             f"results must be written to a file, but {str(path)!r} cannot be ({error.strerror}); what the "
             "file held before is kept: make room or name another file; the same command goes on from there"
         ) from None
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):  # the disk may be gone altogether; the error above tells
-                Path(temporary).unlink()
-
-
-def _mode(path: Path) -> int:
-    """The rights of the file that is replaced, or those of a new one."""
-    if path.exists():
-        return path.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask

@@ -36,6 +36,7 @@ from hfaccel.tune.search import Search
 from hfaccel.tune.space import Asked, Space, make_space
 from hfaccel.tune.storage import check_installed, open_study
 from hfaccel.tune.trials import Trial
+from hfaccel.writing import replace_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -239,13 +240,9 @@ def _document(outcome: Outcome, task: Task, arguments: list[str]) -> results.Doc
 
 
 def _write(path: Path, content: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(path)
+        replace_text(path, content)
     except OSError as error:
-        with contextlib.suppress(OSError):  # the disk may be gone altogether; the error below tells
-            temporary.unlink()
         raise HfaccelError(
             f"a profile must be written to a file, but {str(path)!r} cannot be ({error.strerror}); "
             "name another --output: the same command goes on from its storage"
